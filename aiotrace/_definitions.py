@@ -1,0 +1,109 @@
+"""Definitions: what must be known to decode a page, in the order in which it was made.
+
+    definitions[0] definitions[1] ... definitions[n-1]          append-only, one table for the process
+                                      ^ a page says how many of them it needs
+
+The law: **a page decodes alone, given the definitions that precede it** (law 8). So a stream sends definitions
+before the page that needs them, and a reconnecting sink sends all of them again. The table is bounded: what no
+longer fits is refused and counted, and never raises into the program.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+SYMBOL_BASE: Final = 0xFFFF_8000_0000_1000
+"""Key of the first interned string. It looks like a kernel address, because trace-cmd looks a `const char *`
+up by address in its printk formats; keys are 16 apart."""
+SYMBOL_STEP: Final = 16
+SYMBOLS_MAX: Final = 65536
+COMMANDS_MAX: Final = 65536
+"""Names of threads and tasks kept, per process."""
+
+
+@dataclass(frozen=True, slots=True)
+class EventDefinition:
+    """An event's format."""
+
+    id: int
+    """common_type of its records: 1 to 65,535."""
+    system: str
+    name: str
+    format: str
+    """The text that /sys/kernel/tracing/events/SYSTEM/NAME/format would hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class SymbolDefinition:
+    """An interned string."""
+
+    key: int
+    """What a `const char *` field holds: u64."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CommandDefinition:
+    """The name of a thread or task, as of now; a later one for the same pid replaces it."""
+
+    pid: int
+    name: str
+
+
+Definition = EventDefinition | SymbolDefinition | CommandDefinition
+
+
+class Definitions(Sequence[Definition]):
+    """The append-only table. Reading needs no lock; `append` and `intern` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._items: list[Definition] = []
+        self._symbols: dict[str, int] = {}
+        self._commands: dict[int, str] = {}
+        self._lock = threading.RLock()
+        self.refused = 0
+        """Symbols and command names that found the table full."""
+        self.unknown_symbol = self.intern("?")
+
+    def append(self, definition: Definition) -> None:
+        self._items.append(definition)
+
+    def intern(self, text: str) -> int:
+        """The key of a string; the key of "?" when the table is full (counted in `refused`)."""
+        key = self._symbols.get(text)
+        if key is not None:
+            return key
+        with self._lock:
+            key = self._symbols.get(text)
+            if key is None:
+                if len(self._symbols) >= SYMBOLS_MAX:
+                    self.refused += 1
+                    return self.unknown_symbol
+                key = SYMBOL_BASE + len(self._symbols) * SYMBOL_STEP
+                self._items.append(SymbolDefinition(key, text))
+                self._symbols[text] = key
+        return key
+
+    def name_command(self, pid: int, name: str) -> None:
+        """Say what a pid is called; without effect if it is called so already."""
+        if self._commands.get(pid) == name:
+            return
+        with self._lock:
+            if pid not in self._commands and len(self._commands) >= COMMANDS_MAX:
+                self.refused += 1
+                return
+            self._commands[pid] = name
+            self._items.append(CommandDefinition(pid, name))
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index):  # type: ignore[no-untyped-def,override]  # int or slice, as of a list
+        return self._items[index]
+
+
+DEFINITIONS: Final = Definitions()
+"""The process's own table."""

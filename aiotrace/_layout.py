@@ -1,0 +1,106 @@
+"""Where everything lies: the numbers of the page, the record, the descriptor and the arena.
+
+Nothing here computes; every other module (and the C twin) takes its numbers from this page. The page
+and the record are the Linux ring buffer's: `/sys/kernel/tracing/events/header_page` and `header_event`
+state the same on any Linux, and include/linux/ring_buffer.h names the kinds.
+
+    arena       descriptors (128 bytes a page) | padding | page 0 | page 1 | ...
+    page        u64 timestamp | u64 commit and flags | records ... | (8 bytes kept free for a lost count)
+    record      u32: type_len (5 bits), time_delta (27 bits) | what type_len says
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Final
+
+BYTE_ORDER: Final = "<" if sys.byteorder == "little" else ">"
+"""Native order, as in the kernel: for `struct`, with its sizes and alignments standardised."""
+
+# --- page ---------------------------------------------------------------------------------------
+
+PAGE_HEADER_SIZE: Final = 16
+"""Bytes before the records: u64 timestamp (ns), u64 commit."""
+COMMIT_MASK: Final = (1 << 20) - 1
+"""The bits of `commit` that hold the length of the records in bytes (RB_PAGE data up to 1 MiB - 1)."""
+COMMIT_MISSED_EVENTS: Final = 1 << 31
+"""In `commit`: events are missing before this page (kernel: RB_MISSED_EVENTS)."""
+COMMIT_MISSED_STORED: Final = 1 << 30
+"""In `commit`: their count stands as a u64 after the records (kernel: RB_MISSED_STORED)."""
+LOST_COUNT_SIZE: Final = 8
+"""Bytes that a writer leaves free at the end of each page, so that a count always fits."""
+
+PAGE_SIZE_MIN: Final = 4096
+PAGE_SIZE_MAX: Final = 1 << 20
+PAGE_SIZE_DEFAULT: Final = 65536
+"""Bytes. A power of two from 4 KiB to 1 MiB; trace-cmd and KernelShark read 64 KiB pages."""
+
+# --- record -------------------------------------------------------------------------------------
+
+TYPE_LEN_BITS: Final = 5
+TYPE_LEN_MASK: Final = 31
+TYPE_DATA_MAX: Final = 28
+"""type_len 1..28: a payload of type_len * 4 bytes follows. 0: a u32 length (payload + 4) comes first."""
+TYPE_PADDING: Final = 29
+TYPE_TIME_EXTEND: Final = 30
+TYPE_TIME_STAMP: Final = 31
+TIME_DELTA_BITS: Final = 27
+TIME_DELTA_MAX: Final = (1 << TIME_DELTA_BITS) - 1
+"""Nanoseconds that a record's own delta can hold (134 ms); longer ones need a time extend before it."""
+TIME_STAMP_BITS: Final = 59
+SHORT_PAYLOAD_MAX: Final = TYPE_DATA_MAX * 4
+RECORD_COMMON_SIZE: Final = 8
+"""Bytes of the fields that each payload begins with: u16 common_type, u8 common_flags,
+u8 common_preempt_count, s32 common_pid."""
+RECORD_DYNAMIC_MAX: Final = 65000
+"""Bytes of all strings and bytes of one record together: `__data_loc` has 16 bits for offset and length."""
+FLAG_CUT: Final = 0x80
+"""In common_flags: a string or bytes field of this record was too long and was cut."""
+
+# --- descriptor ---------------------------------------------------------------------------------
+# Sixteen u64 for each page, at the beginning of the arena. The state word is changed by
+# `_page.transition` alone; the other words belong to whoever the state says owns the page.
+
+DESCRIPTOR_WORDS: Final = 16
+DESCRIPTOR_SIZE: Final = DESCRIPTOR_WORDS * 8
+
+STATE: Final = 0
+"""FREE, FILLING, FULL or IN_FLIGHT."""
+WRITER: Final = 1
+"""The writer slot that filled it: the CPU number in trace-cmd and KernelShark."""
+SEQUENCE: Final = 2
+"""Number of the page in its writer's stream."""
+FIRST_EVENT: Final = 3
+"""Number of its first event among all that its writer was asked to write, refused ones included:
+a gap between two pages is a loss, whatever its cause."""
+EVENTS: Final = 4
+"""Events on the page: set when it is sealed."""
+COMMITTED: Final = 5
+"""Bytes of records: set when it is sealed (while it fills, the page's own commit word says it)."""
+LAST_TIME: Final = 6
+"""Nanoseconds: time of its last event, set when it is sealed."""
+DEFINITIONS: Final = 7
+"""How many definitions must be known to decode it: set when it is sealed."""
+HOLDERS: Final = 8
+"""Deliveries of it, whole or in part, that are not acknowledged yet."""
+DELIVERED: Final = 9
+"""Events at its beginning that at least one sink has acknowledged."""
+TAKES: Final = 10
+"""How often it was taken from the pool: 0 means that its memory was never touched."""
+
+FREE: Final = 0
+FILLING: Final = 1
+FULL: Final = 2
+IN_FLIGHT: Final = 3
+STATE_NAMES: Final = ("free", "filling", "full", "in flight")
+TRANSITIONS: Final = frozenset(
+    {
+        (FREE, FILLING),  # take: a writer gets an empty page
+        (FILLING, FULL),  # seal: into the ring
+        (FILLING, FREE),  # an empty page goes home at close, or when its thread ends
+        (FULL, IN_FLIGHT),  # swap: the reader offers it to the sinks
+        (FULL, FILLING),  # overrun: the oldest full page is overwritten
+        (FULL, FREE),  # close: what no sink will have any more
+        (IN_FLIGHT, FREE),  # give back: the last holder acknowledged or gave up
+    }
+)

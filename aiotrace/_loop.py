@@ -1,0 +1,135 @@
+"""The event loop under us: waking it from anywhere, and tasks that belong to nobody's task group.
+
+    any thread, a signal handler ---- Waker.wake() ----> the loop's own thread: an anyio.Event is set
+
+Two laws. **Only the loop's own thread touches its events**: setting an `anyio.Event` from another thread wakes
+nobody, so every wake goes through the loop's token. **No task group or cancel scope of ours is open across the
+program's code** (law 6): our tasks are detached, so an exception of theirs cannot cancel the program, and one of the
+program's stays what it is.
+
+This module knows no page and no sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+from anyio.lowlevel import current_token
+
+
+class Loop:
+    """The loop that was running when this was made."""
+
+    def __init__(self) -> None:
+        """
+        Raises:
+            anyio.NoEventLoopError: No asyncio or trio loop runs in this thread.
+        """
+        self._native: Any = current_token().native_token
+        self.is_asyncio = isinstance(self._native, asyncio.AbstractEventLoop)
+
+    def run_soon(self, function: Callable[[], object]) -> bool:
+        """Call `function` in the loop, soon. From any thread or signal handler.
+
+        Returns:
+            False if the loop has ended: then it is never called.
+        """
+        try:
+            if self.is_asyncio:
+                self._native.call_soon_threadsafe(function)
+            else:
+                self._native.run_sync_soon(function)
+        except RuntimeError:  # asyncio: the loop is closed; trio.RunFinishedError is a RuntimeError too
+            return False
+        return True
+
+    @property
+    def is_running_here(self) -> bool:
+        """Whether the calling code runs in this loop."""
+        try:
+            return bool(current_token().native_token is self._native)
+        except RuntimeError:
+            return False
+
+    def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Task:
+        """Start a detached task, from within the loop. `function` must not raise anything but a cancellation."""
+        return Task(self, function, name)
+
+
+class Task:
+    """A task that is in nobody's task group. Its context is empty: it carries nothing of the program's."""
+
+    def __init__(self, loop: Loop, function: Callable[[], Awaitable[None]], name: str) -> None:
+        self._function = function
+        self._done = anyio.Event()
+        self._scope: Any = None
+        self._cancelled = False
+        self._task: asyncio.Task[None] | None = None
+        if loop.is_asyncio:
+            self._task = asyncio.get_running_loop().create_task(self._run_asyncio(), name=name, context=contextvars.Context())
+        else:
+            import trio
+
+            self._scope = trio.CancelScope()
+            trio.lowlevel.spawn_system_task(self._run_trio, name=name, context=contextvars.Context())
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    @property
+    def was_cancelled_by_us(self) -> bool:
+        """Whether a cancellation came from `cancel`, and not from a sweep over all tasks."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        self._cancelled = True
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._scope.cancel()
+
+    async def wait(self) -> None:
+        await self._done.wait()
+
+    async def _run_asyncio(self) -> None:
+        try:
+            await self._function()
+        finally:
+            self._done.set()
+
+    async def _run_trio(self) -> None:
+        try:
+            with self._scope:
+                await self._function()
+        finally:
+            self._done.set()
+
+
+class Waker:
+    """Wakes one task that waits in `wait`, from any thread. Wakes that nobody waits for are kept, as one."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self._event = anyio.Event()
+        self._pending = False
+
+    def wake(self) -> bool:
+        """Wake the waiter, now or when it next waits. Returns False if the loop has ended."""
+        if self._pending:
+            return True
+        self._pending = True
+        return self._loop.run_soon(self._set)
+
+    def _set(self) -> None:
+        self._pending = False
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Wait for a wake since the last `wait` returned. Cancelled: the wake, if there was one, is kept."""
+        await self._event.wait()
+        self._event = anyio.Event()
