@@ -1,0 +1,83 @@
+"""What every test file shares: the backends, the hypothesis profiles, and what is told of tests that could not run.
+
+A test that needs something that this machine lacks skips with a reason that begins with "NOT RUN"; all of them are
+listed at the end, with what would make them run, so that nobody takes them for passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("quick", max_examples=100, deadline=None, print_blob=True)
+settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True)
+settings.load_profile("quick")  # `./dev test --long` passes --hypothesis-profile=long, which is loaded after this
+
+SYSTEM_TOOLS = {"trace-cmd": "trace-cmd", "fiu-run": "fiu-utils"}
+"""Programs that tests start, and the Debian package of each."""
+
+
+def _eager_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]  # 3.12 and newer
+    return loop
+
+
+BACKENDS = [
+    pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+    pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    pytest.param("trio", id="trio"),
+]
+if sys.version_info >= (3, 12):
+    BACKENDS.append(pytest.param(("asyncio", {"loop_factory": _eager_loop}), id="eager"))
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> Any:
+    """Each `@pytest.mark.anyio` test runs once on each of these."""
+    return request.param
+
+
+def _need_tool(name: str) -> str:
+    path = shutil.which(name)
+    if path is None:
+        pytest.skip(f"NOT RUN: {name} is missing: apt-get install {SYSTEM_TOOLS[name]}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trace_cmd() -> str:
+    """The path of the real trace-cmd."""
+    return _need_tool("trace-cmd")
+
+
+@pytest.fixture(scope="session")
+def fiu_run() -> str:
+    """The path of fiu-run, which makes system calls fail."""
+    return _need_tool("fiu-run")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("root") and os.geteuid() != 0:
+        pytest.skip("NOT RUN: needs to be root: sudo ./dev test -m root")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    not_run: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        reason = reason.removeprefix("Skipped: ")
+        if reason.startswith("NOT RUN"):
+            not_run.setdefault(reason, []).append(report.nodeid)
+    if not_run:
+        terminalreporter.section("NOT RUN", yellow=True)
+    for reason, tests in sorted(not_run.items()):
+        terminalreporter.write_line(f"{reason} ({len(tests)} tests)")
+        for test in tests:
+            terminalreporter.write_line(f"    {test}")
