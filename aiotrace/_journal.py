@@ -1,0 +1,175 @@
+"""The journal: what stands in a trace that is not finished yet. Sans-IO, append-only.
+
+    hello | definitions | placed | placed | definitions | placed | ... | end
+                             |
+                             +--> writer, sequence, place, events, losses, crc32 of the records
+
+It is made of stream frames (`_frames`) whose page frames have no body: the records are where `Placed` says, in the
+trace itself or in the spool of their writer. The law: **a page is in the trace when its `placed` frame is in the
+journal, whole**; whatever else lies in the files is not there. So a journal cut anywhere is a journal, and a torn
+tail is no damage to what stands before it.
+
+This module knows no file: `_store` reads and writes them.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from ._definitions import Definition
+from ._errors import TraceFormatError
+from ._frames import (
+    PAGE_ENTRY_SIZE,
+    Buffer,
+    Damage,
+    Frame,
+    FrameReader,
+    Kind,
+    PageEntry,
+    encode_frame,
+    pack_definitions,
+    pack_end,
+    pack_hello,
+    pack_page_entry,
+    unpack_definitions,
+    unpack_end,
+    unpack_hello,
+    unpack_page_entry,
+)
+from .abc import Ledger, StreamInfo
+
+_PLACE = struct.Struct("<QII")
+
+
+class Placed(NamedTuple):
+    """A page and where it is."""
+
+    entry: PageEntry
+    spooled: bool
+    """False: in the trace itself. True: in the spool of its writer."""
+    place: int
+    """Offset of the page's header in that file, in bytes; always a multiple of the page size."""
+    crc: int
+    """crc32 of the records."""
+
+    def check(self, data: Buffer) -> bool:
+        """Whether these are the records that were written."""
+        return len(data) == self.entry.committed and zlib.crc32(data) == self.crc
+
+
+class JournalWriter:
+    """Makes the bytes to append. The caller appends them in this order, whole, or says `rewind`."""
+
+    def __init__(self, info: StreamInfo) -> None:
+        self._info = info
+        self._sequence = 0
+        self.definitions_count = 0
+        """Definitions that are in the journal."""
+
+    def mark(self) -> tuple[int, int]:
+        """The state now, for `rewind`."""
+        return self._sequence, self.definitions_count
+
+    def rewind(self, mark: tuple[int, int]) -> None:
+        """What was encoded since `mark` did not get into the file."""
+        self._sequence, self.definitions_count = mark
+
+    def hello(self) -> bytes:
+        return self._frame(Kind.HELLO, pack_hello(self._info))
+
+    def definitions(self, definitions: Sequence[Definition], count: int) -> bytes:
+        """Those of the first `count` that are not in the journal yet."""
+        first = self.definitions_count
+        if count <= first:
+            return b""
+        new = definitions[first:count]
+        self.definitions_count = first + len(new)
+        return b"".join(self._frame(Kind.DEFINITIONS, body) for body in pack_definitions(first, new))
+
+    def placed(self, placed: Placed) -> bytes:
+        place = _PLACE.pack(placed.place, int(placed.spooled), placed.crc)
+        return self._frame(Kind.PLACED, pack_page_entry(placed.entry) + place)
+
+    def end(self, ledger: Ledger) -> bytes:
+        return self._frame(Kind.END, pack_end(ledger))
+
+    def _frame(self, kind: Kind, body: bytes) -> bytes:
+        frame = encode_frame(kind, self._info.stream_id, self._sequence, body)
+        self._sequence += 1
+        return frame
+
+
+class JournalReader:
+    """What a journal says, as far as it was fed."""
+
+    def __init__(self) -> None:
+        self._frames = FrameReader()
+        self.info: StreamInfo | None = None
+        """None until hello was read."""
+        self.definitions: list[Definition] = []
+        self.definitions_missing = 0
+        """Definitions that damage has cost."""
+        self.ledger: Ledger | None = None
+        """None until the stream's end was read."""
+        self.damage: list[Damage] = []
+
+    @property
+    def offset(self) -> int:
+        """Bytes that are read and done with."""
+        return self._frames.offset
+
+    def feed(self, data: Buffer, *, final: bool = False) -> Iterator[Placed]:
+        """The pages that `data` completes, in the order in which they were written.
+
+        Args:
+            data: The bytes that follow those fed before.
+            final: No more is coming: an incomplete frame is damage, not the next one's beginning.
+        """
+        self._frames.feed(data)
+        for item in self._frames.frames(final=final):
+            if isinstance(item, Damage):
+                self.damage.append(item)
+                continue
+            try:
+                placed = self._read(item)
+            except TraceFormatError as error:
+                self.damage.append(Damage(item.offset, len(item.body), str(error)))
+                continue
+            if placed is not None:
+                yield placed
+
+    def _read(self, frame: Frame) -> Placed | None:
+        match frame.kind:
+            case Kind.HELLO:
+                self.info = unpack_hello(frame.body)
+            case Kind.DEFINITIONS:
+                first, definitions = unpack_definitions(frame.body)
+                self._define(first, definitions)
+            case Kind.END:
+                self.ledger = unpack_end(frame.body)
+            case Kind.PLACED:
+                return self._unpack_placed(frame.body)
+            case _:
+                raise TraceFormatError(f"a frame of kind {frame.kind.name} does not belong into a journal")
+        return None
+
+    def _define(self, first: int, definitions: list[Definition]) -> None:
+        known = len(self.definitions) + self.definitions_missing
+        self.definitions_missing += max(0, first - known)
+        self.definitions += definitions[max(0, known - first) :]
+
+    def _unpack_placed(self, body: bytes) -> Placed:
+        entry = unpack_page_entry(body)
+        if len(body) != PAGE_ENTRY_SIZE + _PLACE.size:
+            raise TraceFormatError(f"{len(body)} bytes where {PAGE_ENTRY_SIZE + _PLACE.size} say where a page is")
+        place, spooled, crc = _PLACE.unpack_from(body, PAGE_ENTRY_SIZE)
+        if self.info is None:
+            raise TraceFormatError("a page before hello: its size is unknown")
+        if place % self.info.page_size or entry.writer >= self.info.writers:
+            raise TraceFormatError(f"a page of writer {entry.writer} at {place} cannot be")
+        if entry.committed > self.info.page_size - 16:
+            raise TraceFormatError(f"{entry.committed} bytes of records on a page of {self.info.page_size}")
+        return Placed(entry, bool(spooled), place, crc)
