@@ -38,7 +38,7 @@ Reader = Callable[[bytes, int, int], dict[str, Value]]
 FORMAT_SIZE_MAX: Final = 1 << 20
 """Bytes of one format text; the longest of Linux 6.18 has 15,000."""
 FIELDS_MAX: Final = 256
-"""Linux 6.18 has at most 43. Together with the next one, this bounds what a record's values can cost."""
+"""Linux 6.18 has at most 24. Together with the next one, this bounds what a record's values can cost."""
 FIELDS_SIZE_MAX: Final = L.PAGE_SIZE_MAX
 """Bytes of all fields of an event together."""
 
@@ -108,7 +108,7 @@ class EventFormat:
 
     @property
     def full_name(self) -> str:
-        """"system:name"."""
+        """`system:name`."""
         return f"{self.system}:{self.name}"
 
     @property
@@ -182,7 +182,9 @@ _ELEMENT_SIZES: Final = {
     **dict.fromkeys(("short", "unsigned short", "u16", "s16", "__u16", "__s16", "__le16", "__be16", "uint16_t"), 2),
     **dict.fromkeys(("int16_t", "signed short", "short int"), 2),
     **dict.fromkeys(("int", "unsigned int", "unsigned", "signed", "signed int", "uint", "u32", "s32", "__u32"), 4),
-    **dict.fromkeys(("__s32", "__le32", "__be32", "uint32_t", "int32_t", "pid_t", "uid_t", "gid_t", "dev_t", "float"), 4),
+    **dict.fromkeys(
+        ("__s32", "__le32", "__be32", "uint32_t", "int32_t", "pid_t", "uid_t", "gid_t", "dev_t", "float"), 4
+    ),
     **dict.fromkeys(("long long", "unsigned long long", "u64", "s64", "__u64", "__s64", "__le64", "__be64"), 8),
     **dict.fromkeys(("uint64_t", "int64_t", "double", "dma_addr_t", "loff_t", "sector_t"), 8),
 }
@@ -227,7 +229,9 @@ def _declared(declaration: str, offset: int, size: int, signed: bool, long_size:
     if place in (Place.DATA_LOC, Place.REL_LOC) and size != 4:
         raise TraceFormatError(f"field {name[:40]!r} is a {kind_text[:20]} of {size} bytes, not of 4")
     element = " ".join(word for word in element.split() if word not in ("const", "volatile"))
-    element_size = _element_size(element, declaration[open_bracket:] if open_bracket >= 0 else "", place, size, long_size)
+    element_size = _element_size(
+        element, declaration[open_bracket:] if open_bracket >= 0 else "", place, size, long_size
+    )
     if place is Place.SCALAR and size not in (1, 2, 4, 8):
         place, element_size = Place.ARRAY, 1  # a struct: shown as its bytes
     return Field(name, kind_text, offset, size, signed, _kind(element, element_size, place), place, element_size)
@@ -412,4 +416,3 @@ def _compile_convert(field: Field, byte_order: str, c_strings: bool) -> Callable
         return struct.unpack_from(f"{byte_order}{count}{code}", raw)
 
     return elements
-
