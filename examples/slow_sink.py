@@ -1,0 +1,57 @@
+"""Several sinks, one of them slow: a file that gets everything, and a viewer that takes one page a second.
+
+    python examples/slow_sink.py trace.dat
+
+The viewer is attached with on_full="skip": pages that come while it is full go past it, are counted, and the next
+page that it does get tells it how many events it missed. The file is not slower for it, nor is the program.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import anyio
+from aiotrace_sinks import FileSink
+
+import aiotrace
+from aiotrace.abc import PageStream
+
+step = aiotrace.event("work:step", number="u64", text="str")
+
+
+async def view(stream: PageStream) -> None:
+    """Takes one page a second, as one does who looks at each."""
+    async for page in stream:
+        print(f"  viewer: page {page.sequence}, {page.events_count:,} events, missed {page.lost_before:,} before it")
+        await anyio.sleep(1)
+        stream.acknowledge(page)
+
+
+async def run(trace: str, seconds: float) -> None:
+    viewer = aiotrace.sink(view, quota=2, on_full="skip")
+    async with aiotrace.record(FileSink(trace), viewer) as recording:
+        number = 0
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for _ in range(1000):
+                await step.send(number, "a step of some work")
+                number += 1
+            await anyio.sleep(0.005)
+    statistics = recording.statistics()
+    print(f"{statistics.events_written:,} events written, {statistics.events_dropped:,} dropped")
+    for sink in statistics.sinks:
+        print(f"{sink.name}: {sink.delivered:,} of {sink.offered:,} events, {sink.missed:,} missed")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("trace", help="the file to write; it must not exist")
+    parser.add_argument("--seconds", type=float, default=4, help="how long to work; default: %(default)s")
+    parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio", help="default: %(default)s")
+    arguments = parser.parse_args()
+    anyio.run(run, arguments.trace, arguments.seconds, backend=arguments.backend)
+
+
+if __name__ == "__main__":
+    main()
