@@ -1,0 +1,37 @@
+"""python -m benchmarks [NAME] [--json FILE]: run one, or list them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from . import page_allocations
+from .table import Table
+
+BENCHMARKS: dict[str, tuple[str | None, Callable[[], Table]]] = {
+    "page_allocations": (page_allocations.__doc__, page_allocations.run),
+}
+
+
+def main() -> None:
+    listing = "\n".join(f"  {name}: {(text or '').splitlines()[0]}" for name, (text, _) in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=f"Benchmarks of aiotrace:\n{listing}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", choices=BENCHMARKS, metavar="NAME")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        parser.print_help()
+        return
+    table = BENCHMARKS[arguments.name][1]()
+    print(table)
+    if arguments.json:
+        table.write_json(arguments.json)
+
+
+if __name__ == "__main__":
+    main()

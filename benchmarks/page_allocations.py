@@ -1,0 +1,166 @@
+"""How many pages are allocated for each page streamed: none kept, one kept (the kernel), all kept (ours).
+
+The change to the Linux ring buffer that aiotrace descends from keeps the page that a reader returns for the next
+swap. The kernel keeps one for each CPU; so a reader that takes several at once still allocates almost every one.
+
+    a sink takes N pages at once, writes them into a trace.dat, and acknowledges all N:
+      free each      all of the next N pages are allocated               1.0 a page
+      one slot       the first of the next N is there, N - 1 are not     (N - 1) / N
+      free-list      all N are there                                     0, after the first few
+
+The first two are pools in place of aiotrace's own, in the same recording with the same FileSink. "Allocated" means
+that a page's memory came from the operating system: those pools really give it back (MADV_DONTNEED), so the minor
+page faults that the kernel counted meanwhile say the same (and some more, of the interpreter's own).
+"""
+
+from __future__ import annotations
+
+import mmap
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+from unittest import mock
+
+import anyio
+from aiotrace_sinks import FileSink
+
+import aiotrace
+from aiotrace import _pages
+from aiotrace._arena import Arena
+from aiotrace._pool import Pool
+from aiotrace.abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
+
+from .table import Table
+
+PAGES = 10_000
+PAGE_SIZE = mmap.PAGESIZE
+"""Bytes: the operating system's own page, as in the kernel's experiment, so that an allocation is one page fault."""
+DEPTHS = (1, 16, 64)
+SPARE_PAGES = 4
+"""Pages of the pool beyond those in flight: what the writer fills, and what waits in the ring."""
+KERNEL = {1: "0.001", 16: "0.94", 64: "1.0 (at 256)"}
+"""Allocations a page by Linux 6.18's own tracing reader when it splices so many pages at a time, as measured for
+docs/architecture.md; its cache has one slot. 64 was not measured there."""
+
+filled = aiotrace.event("benchmark:page", body="bytes")
+BODY = bytes(PAGE_SIZE * 3 // 4)
+"""One such event fills a page: a second does not fit."""
+
+
+class FreeingPool(Pool):
+    """A pool that gives back to the operating system what comes home, but for so many pages."""
+
+    kept: ClassVar[int]
+
+    def __init__(self, arena: Arena) -> None:
+        super().__init__(arena)
+        self._resident: set[int] = set()
+
+    def take(self) -> int | None:
+        before = self.allocated
+        page = super().take()
+        if page is not None:
+            self.allocated = before + (page not in self._resident)
+            self._resident.add(page)
+        return page
+
+    def give_back(self, page: int) -> None:
+        super().give_back(page)
+        if len(self._resident.intersection(self._free)) > self.kept:
+            self._resident.remove(page)
+            self._free.insert(0, self._free.pop())  # below the kept one, which is taken first
+            memory = self._arena._memory
+            memory.madvise(mmap.MADV_DONTNEED, len(memory) - (self._arena.pages - page) * PAGE_SIZE, PAGE_SIZE)
+
+
+class FreeEach(FreeingPool):
+    kept = 0
+
+
+class OneSlot(FreeingPool):
+    kept = 1
+
+
+POOLS: dict[str, type[Pool]] = {"free each": FreeEach, "one slot": OneSlot, "free-list": Pool}
+
+
+class FullBatches:
+    """A page stream whose batches are always of `depth` pages, but for the last."""
+
+    def __init__(self, stream: PageStream, depth: int) -> None:
+        self._stream = stream
+        self._depth = depth
+
+    @property
+    def info(self) -> StreamInfo:
+        return self._stream.info
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        return self._stream.definitions
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._stream.ledger
+
+    def accept_prefixes(self) -> None:
+        self._stream.accept_prefixes()
+
+    def __aiter__(self) -> PageStream:
+        return self
+
+    async def __anext__(self) -> Page:
+        return await self._stream.__anext__()
+
+    async def next_batch(self, pages: int) -> list[Page]:
+        assert pages >= self._depth, pages
+        batch: list[Page] = []
+        while len(batch) < self._depth and (more := await self._stream.next_batch(self._depth - len(batch))):
+            batch += more
+        return batch
+
+    def acknowledge(self, page: Page) -> None:
+        self._stream.acknowledge(page)
+
+
+def in_batches(sink: Sink, depth: int) -> Sink:
+    async def batched(stream: PageStream) -> None:
+        await sink(FullBatches(stream, depth))
+
+    return batched
+
+
+async def stream_pages(pool: type[Pool], depth: int, trace: Path) -> tuple[aiotrace.Statistics, int]:
+    """Stream PAGES pages into a file; the ledger, and the minor page faults meanwhile."""
+    sink = aiotrace.sink(in_batches(FileSink(trace), depth), quota=depth)
+    with mock.patch.object(_pages, "Pool", pool):
+        recording_context = aiotrace.record(sink, page_size=PAGE_SIZE, pages=depth + SPARE_PAGES)
+        async with recording_context as recording:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            for _ in range(PAGES):
+                await filled.send(BODY)
+            faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    return recording.statistics(), faults
+
+
+def run() -> Table:
+    table = Table(
+        title=f"Page allocations, {PAGES:,} pages of {PAGE_SIZE} bytes through a FileSink",
+        columns=("pool", "in flight", "pages", "allocations", "a page", "faults a page", "the kernel's"),
+        notes=(
+            "in flight: pages that the sink takes, writes and acknowledges at once",
+            "the kernel's: allocations a page read by Linux 6.18's tracing reader, which keeps one page",
+        ),
+    )
+    for depth in DEPTHS:
+        for name, pool in POOLS.items():
+            print(f"{name}, {depth} in flight ...", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory() as directory:
+                statistics, faults = anyio.run(stream_pages, pool, depth, Path(directory) / "trace.dat")
+            assert statistics.events_delivered == PAGES, statistics
+            allocations = statistics.pages_allocated
+            table.rows.append((name, depth, PAGES, allocations, allocations / PAGES, faults / PAGES, KERNEL[depth]))
+    return table
