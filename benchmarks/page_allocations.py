@@ -42,8 +42,8 @@ DEPTHS = (1, 16, 64)
 SPARE_PAGES = 4
 """Pages of the pool beyond those in flight: what the writer fills, and what waits in the ring."""
 KERNEL = {1: "0.001", 16: "0.94", 64: "1.0 (at 256)"}
-"""Allocations a page by Linux 6.18's own tracing reader when it splices so many pages at a time, as measured for
-docs/architecture.md; its cache has one slot. 64 was not measured there."""
+"""Allocations a page by Linux 6.18's own tracing reader when it splices so many pages at a time, its cache has
+one slot. The numbers of docs/architecture.md; 64 was not measured."""
 
 filled = aiotrace.event("benchmark:page", body="bytes")
 BODY = bytes(PAGE_SIZE * 3 // 4)
