@@ -1,0 +1,49 @@
+"""aiotrace: the ftrace of async Python.
+
+    request_done = aiotrace.event("http:request_done", status="u16", latency_ns="u64", path="str")
+
+    async with aiotrace.record(FileSink("trace.dat")) as recording:
+        request_done(200, 1_250_000, "/index")             # synchronous; never blocks
+        await request_done.send(200, 1_250_000, "/index")  # waits for a free page instead of dropping
+        with aiotrace.span("db.query", table="users"):     # begin and end, nested per task
+            ...
+    print(recording.statistics())
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from . import abc
+from ._errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
+from ._event import Event, event, strict
+from ._reader import SinkOptions
+from ._recording import Recording, SyncRecording, record, recording, sink
+from ._span import span
+from ._statistics import SinkStatistics, Statistics, WriterStatistics
+
+__version__: Final = "0.1.0"
+__backend__: Final = "python"
+"""Which implementation runs per event: "c" or "python"."""
+
+__all__ = [
+    "AcknowledgeError",
+    "AiotraceError",
+    "ConfigurationError",
+    "DefinitionError",
+    "Event",
+    "Recording",
+    "SinkOptions",
+    "SinkStatistics",
+    "Statistics",
+    "SyncRecording",
+    "TraceFormatError",
+    "WriterStatistics",
+    "abc",
+    "event",
+    "record",
+    "recording",
+    "sink",
+    "span",
+    "strict",
+]

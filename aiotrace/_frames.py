@@ -374,7 +374,7 @@ def unpack_page_entry(body: Buffer) -> PageEntry:
         raise TraceFormatError(f"a page entry of {len(body)} bytes, not {_ENTRY.size}", offset=0)
     writer, flags, sequence, timestamp, lost, offset, events, needed, committed = _ENTRY.unpack_from(body)
     if lost < -1 or offset + committed > L.PAGE_SIZE_MAX - L.PAGE_HEADER_SIZE:
-        raise TraceFormatError(f"a page entry with lost_before {lost}, offset {offset}, committed {committed}", offset=0)
+        raise TraceFormatError(f"a page with lost_before {lost}, offset {offset}, committed {committed}", offset=0)
     return PageEntry(writer, sequence, offset, bool(flags & 1), events, lost, needed, timestamp, committed)
 
 
@@ -387,7 +387,7 @@ def unpack_page(body: Buffer) -> tuple[PageEntry, memoryview]:
     entry = unpack_page_entry(body)
     data = memoryview(body)[_ENTRY.size :]
     if len(data) != entry.committed:
-        raise TraceFormatError(f"{len(data)} bytes of records where {entry.committed} are announced", offset=_ENTRY.size)
+        raise TraceFormatError(f"{len(data)} bytes of records where {entry.committed} are announced")
     return entry, data
 
 
@@ -404,7 +404,7 @@ def unpack_acknowledgements(body: Buffer) -> list[Acknowledgement]:
         TraceFormatError: The length is none of theirs, or a level is unknown.
     """
     if len(body) % _ACKNOWLEDGEMENT.size:
-        raise TraceFormatError(f"acknowledgements of {len(body)} bytes, no multiple of {_ACKNOWLEDGEMENT.size}", offset=0)
+        raise TraceFormatError(f"acknowledgements of {len(body)} bytes, no multiple of {_ACKNOWLEDGEMENT.size}")
     found = []
     for writer, level, sequence in _ACKNOWLEDGEMENT.iter_unpack(body):
         if level not in Level._value2member_map_:

@@ -55,6 +55,11 @@ class Placed(NamedTuple):
     crc: int
     """crc32 of the records."""
 
+    @classmethod
+    def of(cls, entry: PageEntry, spooled: bool, place: int, data: Buffer) -> Placed:
+        """With the crc32 of the records."""
+        return cls(entry, spooled, place, zlib.crc32(data))
+
     def check(self, data: Buffer) -> bool:
         """Whether these are the records that were written."""
         return len(data) == self.entry.committed and zlib.crc32(data) == self.crc
@@ -107,6 +112,8 @@ class JournalReader:
 
     def __init__(self) -> None:
         self._frames = FrameReader()
+        self.fed = 0
+        """Bytes that were given to it."""
         self.info: StreamInfo | None = None
         """None until hello was read."""
         self.definitions: list[Definition] = []
@@ -116,10 +123,6 @@ class JournalReader:
         """None until the stream's end was read."""
         self.damage: list[Damage] = []
 
-    @property
-    def offset(self) -> int:
-        """Bytes that are read and done with."""
-        return self._frames.offset
 
     def feed(self, data: Buffer, *, final: bool = False) -> Iterator[Placed]:
         """The pages that `data` completes, in the order in which they were written.
@@ -129,6 +132,7 @@ class JournalReader:
             final: No more is coming: an incomplete frame is damage, not the next one's beginning.
         """
         self._frames.feed(data)
+        self.fed += len(data)
         for item in self._frames.frames(final=final):
             if isinstance(item, Damage):
                 self.damage.append(item)

@@ -61,34 +61,46 @@ class Loop:
 
 
 class Task:
-    """A task that is in nobody's task group. Its context is empty: it carries nothing of the program's."""
+    """A task that is in nobody's task group. Its context is empty: it carries nothing of the program's.
+
+    A sweep that cancels every task of the loop (a common way to shut down) does not end it while the program goes on:
+    then it starts again. When the whole loop is being cancelled it ends, and `ensure` starts it anew if it is needed.
+    """
 
     def __init__(self, loop: Loop, function: Callable[[], Awaitable[None]], name: str) -> None:
         self._function = function
+        self._name = name
+        self._loop = loop
         self._done = anyio.Event()
-        self._scope: Any = None
         self._cancelled = False
-        self._task: asyncio.Task[None] | None = None
-        if loop.is_asyncio:
-            self._task = asyncio.get_running_loop().create_task(self._run_asyncio(), name=name, context=contextvars.Context())
+        self.sweeps = 0
+        """How often somebody else cancelled it."""
+        self._start()
+
+    def _start(self) -> None:
+        if self._loop.is_asyncio:
+            self._task: asyncio.Task[None] = asyncio.get_running_loop().create_task(
+                self._run_asyncio(), name=self._name, context=contextvars.Context()
+            )
         else:
             import trio
 
             self._scope = trio.CancelScope()
-            trio.lowlevel.spawn_system_task(self._run_trio, name=name, context=contextvars.Context())
+            trio.lowlevel.spawn_system_task(self._run_trio, name=self._name, context=contextvars.Context())
 
     @property
     def done(self) -> bool:
         return self._done.is_set()
 
-    @property
-    def was_cancelled_by_us(self) -> bool:
-        """Whether a cancellation came from `cancel`, and not from a sweep over all tasks."""
-        return self._cancelled
+    def ensure(self) -> None:
+        """Start it again if a sweep over the whole loop ended it."""
+        if self.done and self.sweeps and not self._cancelled and self._loop.is_asyncio and self._task.cancelled():
+            self._done = anyio.Event()
+            self._start()
 
     def cancel(self) -> None:
         self._cancelled = True
-        if self._task is not None:
+        if self._loop.is_asyncio:
             self._task.cancel()
         else:
             self._scope.cancel()
@@ -97,10 +109,19 @@ class Task:
         await self._done.wait()
 
     async def _run_asyncio(self) -> None:
+        restarted = False
         try:
             await self._function()
+        except asyncio.CancelledError:
+            if not self._cancelled:
+                self.sweeps += 1
+                if _anybody_goes_on():
+                    restarted = True
+                    self._start()
+            raise
         finally:
-            self._done.set()
+            if not restarted:
+                self._done.set()
 
     async def _run_trio(self) -> None:
         try:
@@ -108,6 +129,11 @@ class Task:
                 await self._function()
         finally:
             self._done.set()
+
+
+def _anybody_goes_on() -> bool:
+    """Whether some task of the running asyncio loop is not being cancelled."""
+    return any(not task.cancelling() for task in asyncio.all_tasks())
 
 
 class Waker:

@@ -1,0 +1,383 @@
+"""Events: what a program calls, and how a call finds the writers of the open recordings.
+
+    event(200, "/index")
+      no recording open  ->  done
+      this thread's lease is of the present epoch  ->  payload  ->  write, once for each recording
+      else  ->  renew the lease first
+
+One epoch counts openings and closings, so that a call need only compare it to know that nothing changed.
+
+Law 6: a call never blocks and never harms the program. A wrong value raises TypeError in development (`-X dev`, under
+pytest, after `strict()`), and then also with no recording open; otherwise it is counted, warned of once, and dropped.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, Final, Protocol
+
+from anyio.lowlevel import checkpoint
+
+from . import _layout as L
+from ._clock import Clock
+from ._definitions import DEFINITIONS, EventDefinition
+from ._errors import DefinitionError
+from ._loop import Loop, Waker
+from ._schema import FieldType, Schema, WrongValueError
+from ._writer import Writer, Writers
+
+FIRST_ID: Final = 2048
+"""common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""
+LAST_ID: Final = 65535
+
+in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
+"""Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""
+
+
+class Target(Protocol):
+    """What an event needs to know of a recording."""
+
+    writers: Writers
+
+    @property
+    def makes_wait(self) -> bool:
+        """Whether `send` waits for room: there is a "wait" sink, and full pages are not overrun."""
+
+    def count_wait(self, nanoseconds: int) -> None:
+        """A `send` waited."""
+
+    clock: Clock
+
+
+class _Active:
+    """The open recordings of this process."""
+
+    def __init__(self) -> None:
+        self.targets: tuple[Target, ...] = ()
+        self.epoch: object = object()
+        self.lock = threading.Lock()
+
+    def set(self, targets: tuple[Target, ...]) -> None:
+        self.targets = targets
+        self.epoch = object()
+
+
+_active: Final = _Active()
+
+
+def activate(target: Target) -> None:
+    """From now on every event call writes to this recording."""
+    with _active.lock:
+        _active.set((*_active.targets, target))
+
+
+def deactivate(target: Target) -> None:
+    """No event call that begins from now on writes to it."""
+    with _active.lock:
+        _active.set(tuple(other for other in _active.targets if other is not target))
+
+
+def is_recording() -> bool:
+    """Whether any recording is open."""
+    return bool(_active.targets)
+
+
+# --- a thread's writers ---------------------------------------------------------------------------
+
+
+class _Lease:
+    """A writer, for as long as its thread lives and the recording is open."""
+
+    __slots__ = ("own", "target", "writer")
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.writer, self.own = target.writers.lease()
+
+    def __del__(self) -> None:
+        if self.own:
+            self.target.writers.give_back(self.writer)
+
+
+class _Local(threading.local):
+    """What an event call needs to know of its thread."""
+
+    epoch: object = None
+    writers: tuple[Writer, ...] = ()
+    leases: tuple[_Lease, ...] = ()
+    pid = 0
+
+
+_local: Final = _Local()
+
+
+def _renew() -> tuple[Writer, ...]:
+    """Bring this thread's lease to the present epoch."""
+    epoch, targets = _active.epoch, _active.targets
+    if not _local.pid:
+        _local.pid = threading.get_native_id()
+        DEFINITIONS.name_command(_local.pid, _thread_name())
+    held = {lease.target: lease for lease in _local.leases}
+    leases = tuple(held.get(target) or _Lease(target) for target in targets)
+    _local.leases = leases
+    _local.writers = tuple(lease.writer for lease in leases)
+    _local.epoch = epoch
+    return _local.writers
+
+
+def _thread_name() -> str:
+    thread = threading.current_thread()
+    if thread is threading.main_thread():
+        return os.path.basename(sys.argv[0] or "python") if getattr(sys, "argv", None) else "python"
+    return thread.name
+
+
+# --- strictness -----------------------------------------------------------------------------------
+
+_strict: bool | None = None
+
+
+def strict(on: bool = True) -> None:
+    """Let a wrong value raise TypeError, whether a recording is open or not.
+
+    Without a word from here that is so when Python runs with `-X dev` and under pytest.
+    """
+    global _strict
+    _strict = on
+
+
+def _is_strict() -> bool:
+    return _strict if _strict is not None else sys.flags.dev_mode or "pytest" in sys.modules
+
+
+# --- events ---------------------------------------------------------------------------------------
+
+
+class Event:
+    """An event of one kind; calling it records one. Made by `event`.
+
+    A call takes the values of the fields, positional or by keyword. It never blocks, and does nothing with no
+    recording open. What cannot be written is dropped and counted.
+    """
+
+    def __init__(self, schema: Schema, id: int) -> None:
+        self._schema = schema
+        self._encode = schema.encode
+        self._warned = False
+        self.id = id
+        """common_type of its records."""
+        self.emit: Callable[..., None] = self.__call__
+        """The same call as a function."""
+
+    @property
+    def name(self) -> str:
+        """ "system:event"."""
+        return self._schema.name
+
+    @property
+    def fields(self) -> Mapping[str, str]:
+        """Names and types, in order."""
+        return {field: type.name for field, type in self._schema.types.items()}
+
+    def __repr__(self) -> str:
+        fields = "".join(f", {field}={type!r}" for field, type in self.fields.items())
+        return f"aiotrace.event({self.name!r}{fields})"
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> None:
+        if not _active.targets:
+            if _is_strict():
+                self._payload(arguments, keywords)
+            return
+        writers = _local.writers if _local.epoch is _active.epoch else _renew()
+        try:
+            if keywords:
+                arguments = self._schema.bind(arguments, keywords)
+            payload = self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern)
+        except Exception as error:
+            self._refuse(error, writers)
+            return
+        for writer in writers:
+            if len(payload) <= writer.payload_max:
+                writer.write(payload)
+            else:
+                writer.write(self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern, writer.payload_max))
+
+    async def send(self, *arguments: Any, **keywords: Any) -> None:
+        """Record one event, and wait for a free page instead of dropping.
+
+        Waits until every open recording with a "wait" sink has room, then writes to all in one statement. It is a
+        checkpoint when it waits and when a page turns, and else returns at once. In a reader or a sink it does not
+        wait. Cancelled: nothing was written.
+        """
+        if not _active.targets:
+            if _is_strict():
+                self._payload(arguments, keywords)
+            return
+        turned = waited = False
+        try:
+            size = len(self._payload(arguments, keywords))
+        except TypeError:
+            raise
+        except Exception:
+            self(*arguments, **keywords)  # counts it
+            return
+        while not in_service.get():
+            writers = _local.writers if _local.epoch is _active.epoch else _renew()
+            if not turned and not waited and any(writer.would_turn(size) for writer in writers):
+                await checkpoint()
+                turned = True
+                continue
+            full = [
+                (lease.target, lease.writer)
+                for lease in _local.leases
+                if lease.target.makes_wait and not lease.writer.make_room(min(size, lease.writer.payload_max))
+            ]
+            if not full:
+                break
+            await _wait_for_room(*full[0], size)
+            waited = True
+        self(*arguments, **keywords)
+        if waited:
+            for lease in _local.leases:
+                if lease.writer.waiters and lease.writer.has_room(size):
+                    lease.writer.wake_one()
+
+    def _payload(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> bytes:
+        """Encode without writing.
+
+        Raises:
+            TypeError: A value does not fit, and we are strict.
+            WrongValueError: The same, and we are not.
+        """
+        try:
+            if keywords:
+                arguments = self._schema.bind(arguments, keywords)
+            return self._encode(self.id, 0, arguments, DEFINITIONS.intern)
+        except WrongValueError as error:
+            if _is_strict():
+                raise TypeError(str(error)) from None
+            raise
+
+    def _refuse(self, error: Exception, writers: tuple[Writer, ...]) -> None:
+        for writer in writers:
+            writer.refuse("wrong_type")
+        if _is_strict():
+            raise TypeError(str(error)) from None
+        if not self._warned:
+            self._warned = True
+            try:
+                warnings.warn(f"{error} (dropped and counted; told once)", RuntimeWarning, stacklevel=3)
+            except Warning:  # the program turns warnings into errors: not for the telemetry's sake
+                pass
+
+
+async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:
+    """Wait until this writer may have room. Cancelled: a wake that was meant for us goes to the next."""
+    waker = Waker(Loop())
+    woken = False
+
+    def wake() -> None:
+        nonlocal woken
+        woken = True
+        if not waker.wake():
+            writer.wake_one()
+
+    began = target.clock()
+    writer.waiters.append(wake)
+    try:
+        if writer.has_room(min(size, writer.payload_max)) or not target.makes_wait:
+            if not woken:
+                writer.waiters.remove(wake)
+            return  # it came home between the look and the wait
+        await waker.wait()
+    except BaseException:
+        if woken:
+            writer.wake_one()
+        else:
+            writer.waiters.remove(wake)
+        raise
+    finally:
+        target.count_wait(target.clock() - began)
+
+
+# --- the registry ---------------------------------------------------------------------------------
+
+_events: Final[dict[str, Event]] = {}
+_events_lock: Final = threading.RLock()
+
+
+def event(name: str, /, **fields: FieldType) -> Event:
+    """Define an event, or get it if it is defined just so already.
+
+    Args:
+        name: "system:event", two identifiers.
+        fields: Names and types, in order: u8 u16 u32 u64 s8 s16 s32 s64 f32 f64 bool str bytes symbol, or int (s64),
+            float (f64), bool, str, bytes. A `symbol` is an interned string: eight bytes in a record, its text once
+            in the trace.
+
+    Returns:
+        The event: call it to record one.
+
+    Raises:
+        DefinitionError: The name has no system or is no identifier, a type is unknown, a field's name is reserved, or
+            the name is defined already with other fields.
+    """
+    schema = Schema(name, fields)
+    with _events_lock:
+        known = _events.get(name)
+        if known is not None:
+            if list(known._schema.types.items()) != list(schema.types.items()):
+                raise DefinitionError(f"{known!r} is defined already; a second one with other fields needs another name")
+            return known
+        id = FIRST_ID + len(_events)
+        if id > LAST_ID:
+            raise DefinitionError(f"{name!r}: {len(_events)} events are defined, and no more are possible")
+        DEFINITIONS.append(EventDefinition(id, schema.system, schema.event, schema.format_text(id)))
+        made = _events[name] = Event(schema, id)
+        return made
+
+
+# --- fork -----------------------------------------------------------------------------------------
+
+
+class _ForkRefusal:
+    """Stands in for a thread's writers while it forks: what hooks of others emit there is refused and counted."""
+
+    payload_max = L.PAGE_SIZE_MAX
+
+    def __init__(self, writers: tuple[Writer, ...]) -> None:
+        self._writers = writers
+
+    def write(self, payload: bytes) -> bool:
+        for writer in self._writers:
+            writer.refuse("fork")
+        return False
+
+
+def _before_fork() -> None:
+    if _local.epoch is _active.epoch:
+        _local.writers = (_ForkRefusal(_local.writers),)  # type: ignore[assignment]  # as much of a Writer as is used
+
+
+def _after_fork_in_parent() -> None:
+    _local.epoch = None
+
+
+def _after_fork_in_child() -> None:
+    """A child writes nothing into its parent's recordings."""
+    _active.lock = threading.Lock()
+    for lease in _local.leases:
+        lease.own = False
+    _local.leases = ()
+    _local.pid = 0
+    _active.set(())
+
+
+os.register_at_fork(
+    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+)

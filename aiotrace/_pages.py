@@ -1,0 +1,242 @@
+"""The life of a page: pool, ring and deliveries of one recording, under one guard.
+
+          take                seal                swap            acknowledge (all sinks)
+    pool -------> writer ------------> ring ------------> reader ------------> sinks ---+
+     ^                                  |                                               |
+     |                                  | overrun (drop_oldest)                         |
+     +----------------------------------+------------- give back -----------------------+
+
+Laws:
+1. Conservation: `free + filling + full + in flight = pages`, always; a page has one owner; at close all are home.
+2. Ledger: `written = delivered + overrun + abandoned + in flight`, in events, where *delivered* is acknowledged by
+   at least one sink. What is counted here is everything after `written`.
+
+This module knows no event, clock or task. What happens outside is told by two callbacks, called without the guard:
+`on_full` (a page is in the ring) and `on_free` (a page came home).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import _layout as L
+from ._arena import Arena
+from ._delivery import Delivery, Mark, Part, Position
+from ._guard import Guard
+from ._pool import Pool
+from ._ring import Ring
+
+
+def _nothing() -> None:
+    pass
+
+
+class Pages:
+    """
+    Args:
+        arena: Where the pages lie.
+        overrun: Whether a writer that finds no free page takes the oldest full one (drop_oldest).
+    """
+
+    def __init__(self, arena: Arena, *, overrun: bool) -> None:
+        self.arena = arena
+        self.pool = Pool(arena)
+        self.ring = Ring(arena)
+        self.deliveries: list[Delivery] = []
+        self.can_overrun = overrun
+        self.guard = Guard()
+        self.delivered = 0
+        self.abandoned = 0
+        self.overrun: dict[int, int] = {}
+        """Events overwritten in the ring, by writer."""
+        self.on_full: Callable[[], object] = _nothing
+        self.on_free: Callable[[], object] = _nothing
+
+    # --- the writers' side ----------------------------------------------------------------------
+
+    def take(self, writer: int, sequence: int, first_event: int) -> int | None:
+        """A page to fill, with its descriptor set; None if there is none, or the guard refused (re-entry)."""
+        if not self.guard.enter():
+            return None
+        try:
+            page = self.pool.take()
+            if page is None and self.can_overrun:
+                page = self.ring.overrun()
+                if page is not None:
+                    self._count_overrun(page)
+            if page is not None:
+                for field, value in (
+                    (L.WRITER, writer),
+                    (L.SEQUENCE, sequence),
+                    (L.FIRST_EVENT, first_event),
+                    (L.EVENTS, 0),
+                    (L.COMMITTED, 0),
+                    (L.HOLDERS, 0),
+                    (L.DELIVERED, 0),
+                ):
+                    self.arena.set(page, field, value)
+            return page
+        finally:
+            self.guard.leave()
+
+    @property
+    def can_take(self) -> bool:
+        """Whether `take` would find a page, as of now."""
+        return bool(len(self.pool) or (self.can_overrun and len(self.ring)))
+
+    def seal(self, page: int) -> bool:
+        """A page that its writer has finished goes into the ring.
+
+        Returns:
+            False, without effect, if the guard refused (re-entry).
+        """
+        if not self.guard.enter():
+            return False
+        try:
+            self.ring.seal(page)
+        finally:
+            self.guard.leave()
+        self.on_full()
+        return True
+
+    def return_empty(self, page: int) -> None:
+        """A page that was taken and holds nothing goes home."""
+        with self.guard:
+            self.arena.move(page, L.FILLING, L.FREE)
+            self.pool.give_back(page)
+
+    def _count_overrun(self, page: int) -> None:
+        writer = self.arena.get(page, L.WRITER)
+        lost = self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+        self.overrun[writer] = self.overrun.get(writer, 0) + lost
+
+    # --- the reader's side ----------------------------------------------------------------------
+
+    @property
+    def can_swap(self) -> bool:
+        """Whether the reader may take a page: somebody has room, and nobody who waits is full."""
+        deliveries = [delivery for delivery in self.deliveries if not delivery.closed]
+        return (
+            len(self.ring) > 0
+            and any(delivery.has_room for delivery in deliveries)
+            and all(delivery.has_room for delivery in deliveries if delivery.on_full == "wait")
+        )
+
+    def swap(self) -> bool:
+        """Take the oldest full page out of the ring and offer it to every sink.
+
+        Returns:
+            False, without effect, if `can_swap` is.
+        """
+        home = False
+        with self.guard:
+            if not self.can_swap:
+                return False
+            page = self.ring.swap()
+            mark = Mark(
+                page,
+                self.arena.get(page, L.COMMITTED),
+                self.arena.get(page, L.EVENTS),
+                self.arena.get(page, L.LAST_TIME),
+                self.arena.get(page, L.DEFINITIONS),
+                True,
+            )
+            self._offer(mark)
+            if self.arena.get(page, L.HOLDERS) == 0:
+                self._go_home(page)
+                home = True
+        if home:
+            self.on_free()
+        return True
+
+    def offer_prefix(self, mark: Mark) -> None:
+        """Offer what a page that still fills holds so far, to the sinks that take prefixes and have room.
+
+        The caller holds the writer's guard, so the page cannot be sealed meanwhile.
+        """
+        with self.guard:
+            for delivery in self.deliveries:
+                if delivery.prefixes and not delivery.closed and delivery.has_room and not delivery.holds(mark.page):
+                    part = delivery.next_part(mark)
+                    if part is not None:
+                        delivery.offer(part, mark)
+
+    def _offer(self, mark: Mark) -> None:
+        for delivery in self.deliveries:
+            if delivery.closed:
+                continue
+            part = delivery.next_part(mark)
+            if part is None:
+                continue  # it had all of the page as prefixes
+            if delivery.has_room:
+                delivery.offer(part, mark)
+            else:
+                delivery.miss(part)
+
+    # --- the sinks' side ------------------------------------------------------------------------
+
+    def attach(self, delivery: Delivery, next_events: dict[int, int]) -> None:
+        """From now on pages are offered to this sink.
+
+        Args:
+            next_events: For each writer the number of the oldest event that is not swapped yet; losses before
+                it are not this sink's.
+        """
+        with self.guard:
+            delivery.positions.update((writer, Position(number)) for writer, number in next_events.items())
+            self.deliveries.append(delivery)
+
+    def detach(self, delivery: Delivery) -> None:
+        """The sink has no more to do with these pages; what it still holds is abandoned."""
+        freed = False
+        with self.guard:
+            for part in delivery.abandon():
+                freed |= self._release(part)
+            self.deliveries.remove(delivery)
+        if freed:
+            self.on_free()
+
+    def acknowledge(self, delivery: Delivery, part: Part) -> None:
+        """The sink is done with a part; with its last holder the page goes home."""
+        freed = False
+        with self.guard:
+            for settled in delivery.acknowledge(part):
+                before = self.arena.get(settled.page, L.DELIVERED)
+                if settled.page_events > before:
+                    self.arena.set(settled.page, L.DELIVERED, settled.page_events)
+                    self.delivered += settled.page_events - before
+                freed |= self._release(settled)
+        if freed:
+            self.on_free()
+
+    def _release(self, part: Part) -> bool:
+        holders = self.arena.get(part.page, L.HOLDERS) - 1
+        self.arena.set(part.page, L.HOLDERS, holders)
+        if holders or self.arena.get(part.page, L.STATE) != L.IN_FLIGHT:
+            return False
+        self._go_home(part.page)
+        return True
+
+    def _go_home(self, page: int) -> None:
+        self.abandoned += self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+        self.arena.move(page, L.IN_FLIGHT, L.FREE)
+        self.pool.give_back(page)
+
+    # --- the account ----------------------------------------------------------------------------
+
+    def events_in_flight(self) -> int:
+        """Events sealed and not settled yet (those on pages that still fill are their writers')."""
+        with self.guard:
+            return sum(
+                self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+                for page in range(self.arena.pages)
+                if self.arena.get(page, L.STATE) in (L.FULL, L.IN_FLIGHT)
+            )
+
+    def clear_ring(self) -> None:
+        """Close: what nobody will have any more is abandoned."""
+        with self.guard:
+            for page in self.ring.clear():
+                self.abandoned += self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+                self.pool.give_back(page)
+        self.on_free()

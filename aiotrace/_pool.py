@@ -1,0 +1,43 @@
+"""The pool: free pages, as a stack.
+
+The page that came home last is taken first: it is still in the cache, so a quick sink keeps the same two or three
+pages going and the rest of the arena is never even touched. That is the whole idea of the kernel change that
+aiotrace descends from, and `allocated` shows it: it stops growing after the warm-up, at any depth.
+
+Callers hold the recording's guard. Who waits for a page is not known here: `_writer` keeps the waiters.
+"""
+
+from __future__ import annotations
+
+from . import _layout as L
+from ._arena import Arena
+
+
+class Pool:
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._free = list(reversed(range(arena.pages)))
+        self.allocated = 0
+        """Pages whose memory was touched at all."""
+        self.recycled = 0
+        """Times that a page came home."""
+
+    def __len__(self) -> int:
+        return len(self._free)
+
+    def take(self) -> int | None:
+        """A page to fill, or None: then nothing changed."""
+        if not self._free:
+            return None
+        page = self._free.pop()
+        self._arena.move(page, L.FREE, L.FILLING)
+        takes = self._arena.get(page, L.TAKES)
+        self._arena.set(page, L.TAKES, takes + 1)
+        self.allocated += not takes
+        return page
+
+    def give_back(self, page: int) -> None:
+        """The page, free already by its descriptor, comes home."""
+        assert self._arena.get(page, L.STATE) == L.FREE
+        self._free.append(page)
+        self.recycled += 1

@@ -1,0 +1,557 @@
+"""A recording: one arena, its writers, its reader and its sinks, from open to close. The one file that knows all parts.
+
+    async with record(FileSink("trace.dat")) as recording:      the reader is a task of this loop
+    async with record(..., thread=True) as recording:           the reader has a thread and a loop of its own
+    with recording(...) as recording:                           the same, for synchronous code
+
+Close goes with the flow: no event call finds the recording any more, the writers' pages go into the ring, the reader
+offers them, the sinks finish within `drain_timeout`, and what is left then is abandoned and counted. In the end every
+page is home; that is asserted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import shlex
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from importlib.metadata import entry_points
+from types import TracebackType
+from typing import Any, Final, Literal, Self, TypeVar, get_args
+
+import anyio
+
+from . import _layout as L
+from ._arena import Arena
+from ._clock import get_clock, take_anchor
+from ._definitions import DEFINITIONS
+from ._delivery import OnError, OnFull
+from ._errors import ConfigurationError
+from ._event import activate, deactivate
+from ._loop import Loop
+from ._pages import Pages
+from ._reader import Attachment, Service, SinkOptions
+from ._statistics import SinkStatistics, Statistics, WriterStatistics
+from ._writer import CAUSES, Writers
+from .abc import Sink, StreamInfo
+
+T = TypeVar("T")
+AnySink = Sink | SinkOptions | str
+"""What stands for a sink: an async callable, one with options, or a URL ("file:trace.dat")."""
+Overrun = Literal["drop_newest", "drop_oldest"]
+
+WRITERS_MAX: Final = 32
+QUOTA_MIN: Final = 2
+"""Pages: one that the sink works on and one to go on with."""
+
+
+# --- sinks --------------------------------------------------------------------------------------
+
+
+def sink(
+    sink: AnySink, *, quota: int | None = None, on_full: OnFull = "wait", on_error: OnError = "retry"
+) -> SinkOptions:
+    """A sink with its quota and policies; a bare sink has the defaults.
+
+    Args:
+        sink: An async callable, or a URL whose scheme is an entry point of the group `aiotrace.sinks`.
+        quota: Pages that it may hold at once; by default the sinks share half of the pool.
+        on_full: When it holds its quota, "wait" holds the reader back, and so in the end the producers that asked to
+            wait; "skip" lets it miss pages, which are counted and told to it.
+        on_error: When it raises, "retry" calls it again, with the pages that it had not acknowledged; "detach" lets
+            it go.
+
+    Raises:
+        ConfigurationError: A value is none of these, or no sink is known for the URL.
+    """
+    if isinstance(sink, SinkOptions):
+        raise ConfigurationError(f"{sink!r} has its options already")
+    made = open_url(sink) if isinstance(sink, str) else sink
+    if not callable(made):
+        raise ConfigurationError(f"{made!r} is no sink: a sink is an async callable over a page stream, or a URL")
+    if quota is not None and (not isinstance(quota, int) or quota < 1):
+        raise ConfigurationError(f"quota={quota!r}: a sink holds at least 1 page")
+    for name, value, known in (("on_full", on_full, get_args(OnFull)), ("on_error", on_error, get_args(OnError))):
+        if value not in known:
+            raise ConfigurationError(f"{name}={value!r}: one of {', '.join(map(repr, known))}")
+    name = getattr(made, "__name__", None) or repr(made)
+    return SinkOptions(made, quota, on_full, on_error, sink if isinstance(sink, str) else name)
+
+
+def open_url(url: str) -> Sink:
+    """The sink that a URL names, by the entry-point group `aiotrace.sinks`.
+
+    Raises:
+        ConfigurationError: No sink is installed for its scheme.
+    """
+    scheme = url.partition(":")[0]
+    found = {point.name: point for point in entry_points(group="aiotrace.sinks")}
+    if ":" not in url or scheme not in found:
+        known = ", ".join(sorted(f"{name}:" for name in found)) or "none are installed"
+        raise ConfigurationError(f"{url!r}: no sink is known for {scheme!r}; known: {known}")
+    made: Sink = found[scheme].load()(url)
+    return made
+
+
+# --- what a recording is made of ------------------------------------------------------------------
+
+
+def _check(page_size: int, pages: int, overrun: str, flush_interval: float, drain_timeout: float) -> None:
+    if not isinstance(page_size, int) or page_size & (page_size - 1) or not (
+        L.PAGE_SIZE_MIN <= page_size <= L.PAGE_SIZE_MAX
+    ):  # fmt: skip
+        raise ConfigurationError(
+            f"page_size={page_size!r}: a power of two from {L.PAGE_SIZE_MIN} to {L.PAGE_SIZE_MAX} bytes"
+        )
+    if not isinstance(pages, int) or pages < 1:
+        raise ConfigurationError(f"pages={pages!r}: a number of pages, at least 1")
+    if overrun not in get_args(Overrun):
+        raise ConfigurationError(f"overrun={overrun!r}: one of {', '.join(map(repr, get_args(Overrun)))}")
+    if not flush_interval > 0:
+        raise ConfigurationError(f"flush_interval={flush_interval!r}: a time in seconds, more than 0")
+    if not drain_timeout >= 0:
+        raise ConfigurationError(f"drain_timeout={drain_timeout!r}: a time in seconds, at least 0")
+
+
+def _quotas(pages: int, options: list[SinkOptions]) -> list[int]:
+    """Each sink's quota.
+
+    Raises:
+        ConfigurationError: The pool is too small; the message derives how many pages are needed.
+    """
+    shared = max(QUOTA_MIN, pages // 2 // max(len(options), 1))
+    quotas = [each.quota if each.quota is not None else shared for each in options]
+    least = [each.quota if each.quota is not None else QUOTA_MIN for each in options]
+    terms = ["1 for a writer to fill", "1 full in the ring"]
+    terms += [f"{pages} for {each.name}" for pages, each in zip(least, options, strict=True)]
+    needed = 2 + sum(least)
+    if pages < needed:
+        raise ConfigurationError(f"pages={pages} are too few: {' + '.join(terms)} = {needed} pages are needed")
+    given = sum(each.quota for each in options if each.quota is not None)
+    if sum(quotas) > pages - 2:  # explicit quotas leave less than half of the pool to share
+        defaulted = sum(1 for each in options if each.quota is None)
+        shared = max(QUOTA_MIN, (pages - 2 - given) // max(defaulted, 1))
+        quotas = [each.quota if each.quota is not None else shared for each in options]
+    return quotas
+
+
+class Recording:
+    """An open recording; made by `record` or `recording`."""
+
+    def __init__(
+        self,
+        *sinks: AnySink,
+        page_size: int = L.PAGE_SIZE_DEFAULT,
+        pages: int = 64,
+        overrun: Overrun = "drop_newest",
+        flush_interval: float = 0.2,
+        drain_timeout: float = 5.0,
+        clock: str = "mono",
+        thread: bool = False,
+    ) -> None:
+        _check(page_size, pages, overrun, flush_interval, drain_timeout)
+        self.clock = get_clock(clock)
+        self._options = [each if isinstance(each, SinkOptions) else sink(each) for each in sinks]
+        self._first_quotas = _quotas(pages, self._options)
+        self._drain_timeout = drain_timeout
+        self._thread = _ServiceThread() if thread else None
+        self._arena = Arena(page_size, pages)
+        self._pages = Pages(self._arena, overrun=overrun == "drop_oldest")
+        slots = max(1, min(WRITERS_MAX, (pages - sum(self._first_quotas)) // 2))
+        self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
+        self.info = StreamInfo(
+            uuid.uuid4().bytes,
+            page_size,
+            slots,
+            clock,
+            take_anchor(self.clock),
+            os.getpid(),
+            socket.gethostname(),
+            shlex.join(getattr(sys, "orig_argv", sys.argv)),
+        )
+        """What is true of the whole stream."""
+        self._service = Service(self._pages, self.writers, self.info, DEFINITIONS, flush_interval)
+        self._waits: list[int] = []
+        self._waits_total = [0, 0]
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._last: Statistics | None = None
+
+    def __repr__(self) -> str:
+        return f"<recording {self.info.stream_id.hex()[:8]} {self._state}, {len(self._service.attachments)} sinks>"
+
+    # --- open and close -------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._state != "new":
+            raise RuntimeError(f"{self!r}: a recording is entered once")
+        if self._thread is not None:
+            self._thread.start()
+        try:
+            await self._in_service(self._open)
+        except BaseException:
+            self._finalize()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._state != "open" or os.getpid() != self.info.pid:
+            return  # a forked child's copy: it is the parent's to close
+        self._stop_writing()
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._in_service(self._drain)
+        finally:  # also when a native cancellation cut the drain: then what is left is abandoned
+            self._finalize()
+
+    async def _open(self) -> None:
+        await self._service.start()
+        for options, quota in zip(self._options, self._first_quotas, strict=True):
+            await self._service.attach(options, quota, self._next_events)
+        self._state = "open"
+        activate(self)
+
+    async def _drain(self) -> None:
+        await self._service.drain(self._drain_timeout)
+
+    def _stop_writing(self) -> None:
+        """From here on no event is written; what was is in the ring."""
+        self._state = "closed"
+        deactivate(self)
+        for writer in tuple(self.writers.all):
+            writer.close()
+        for writer in tuple(self.writers.all):
+            while writer.waiters:
+                writer.wake_one()
+
+    def _finalize(self) -> None:
+        """Synchronous, and the end: every page comes home and is counted."""
+        if self._state == "open":
+            self._stop_writing()
+        self._state = "closed"
+        if self._thread is not None:
+            idle = self._thread.call(self._service.abort)
+            self._thread.stop()
+        else:
+            idle = self._service.abort()
+        self._pages.clear_ring()
+        self._last = self._count()
+        free, *others = self._arena.states()
+        assert free == self._arena.pages and not any(others), f"pages are not home: {self._arena.states()}"
+        if idle:
+            self._arena.close()
+
+    # --- while it is open -----------------------------------------------------------------------
+
+    async def attach(self, sink: AnySink) -> None:
+        """Add a sink. It is offered what is in the ring and what comes; returns when it asked for its first page.
+
+        Raises:
+            ConfigurationError: The recording is not open, or the sink is none.
+            Exception: What the sink raised before it asked.
+        """
+        await self._in_service(lambda: self._attach(sink))
+
+    async def detach(self, sink: Sink) -> None:
+        """Let a sink go: it has `drain_timeout` seconds for what it holds; the rest is abandoned.
+
+        Raises:
+            ConfigurationError: It is not attached.
+        """
+        await self._in_service(lambda: self._detach(sink))
+
+    async def _attach(self, new: AnySink) -> None:
+        options = new if isinstance(new, SinkOptions) else sink(new)
+        if self._state != "open":
+            raise ConfigurationError(f"{self!r} is not open: no sink can be attached")
+        quota = options.quota if options.quota is not None else max(QUOTA_MIN, self._arena.pages // 4)
+        await self._service.attach(options, quota, self._next_events)
+
+    async def _detach(self, sink: Sink) -> None:
+        for attachment in self._service.attachments:
+            if attachment.options.sink is sink and not attachment.detached:
+                await self._service.detach(attachment, self._drain_timeout)
+                return
+        raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
+
+    def _next_events(self) -> dict[int, int]:
+        """For each writer the number of the oldest event that is not swapped."""
+        numbers = {writer.slot: writer.first_unsealed for writer in self.writers.all}
+        for page in reversed(tuple(self._pages.ring)):
+            numbers[self._arena.get(page, L.WRITER)] = self._arena.get(page, L.FIRST_EVENT)
+        return numbers
+
+    @property
+    def makes_wait(self) -> bool:
+        """Whether `send` waits for room here."""
+        return (
+            self._state == "open"
+            and not self._pages.can_overrun
+            and any(each.on_full == "wait" and not each.closed for each in self._pages.deliveries)
+        )
+
+    def count_wait(self, nanoseconds: int) -> None:
+        self._waits.append(nanoseconds)  # atomic; summed when asked
+        if len(self._waits) > 1000:
+            self._sum_waits()
+
+    def _sum_waits(self) -> tuple[int, int]:
+        while self._waits:
+            self._waits_total[1] += self._waits.pop()
+            self._waits_total[0] += 1
+        return self._waits_total[0], self._waits_total[1]
+
+    # --- the account ----------------------------------------------------------------------------
+
+    def statistics(self) -> Statistics:
+        """The ledgers as of now; after the close, as of the close."""
+        return self._last or self._count()
+
+    def _count(self) -> Statistics:
+        pages, writers = self._pages, tuple(self.writers.all)
+        free, filling, full, in_flight = self._arena.states()
+        dropped = dict.fromkeys(CAUSES, 0)
+        for writer in writers:
+            for cause, count in writer.dropped_by_cause().items():
+                dropped[cause] += count
+        unsealed = sum(
+            writer.events_on_page - self._arena.get(writer.page, L.DELIVERED)
+            for writer in writers
+            if writer.page is not None
+        )
+        waited, wait_ns = self._sum_waits()
+        return Statistics(
+            events_written=sum(writer.written for writer in writers),
+            events_delivered=pages.delivered,
+            events_overrun=sum(pages.overrun.values()),
+            events_dropped=sum(dropped.values()),
+            events_abandoned=pages.abandoned,
+            events_in_flight=pages.events_in_flight() + unsealed,
+            events_cut=sum(writer.cut for writer in writers),
+            dropped=dropped,
+            pages_total=self._arena.pages,
+            pages_free=free,
+            pages_filling=filling,
+            pages_full=full,
+            pages_in_flight=in_flight,
+            pages_allocated=pages.pool.allocated,
+            pages_recycled=pages.pool.recycled,
+            page_size=self._arena.page_size,
+            sends_waited=waited,
+            send_wait_ns=wait_ns,
+            writers=tuple(
+                WriterStatistics(each.slot, each.written, each.dropped_total, pages.overrun.get(each.slot, 0))
+                for each in writers
+            ),
+            sinks=tuple(_sink_statistics(each) for each in self._service.attachments),
+            failure=self._service.failure,
+        )
+
+    async def _in_service(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run something of the service's in its own loop."""
+        if self._thread is None:
+            return await function()
+        return await self._thread.run(function)
+
+
+def _sink_statistics(attachment: Attachment) -> SinkStatistics:
+    delivery = attachment.delivery
+    return SinkStatistics(
+        name=attachment.options.name,
+        state=attachment.state,
+        quota=delivery.quota,
+        on_full=delivery.on_full,
+        pages_offered=delivery.pages_offered,
+        pages_acknowledged=delivery.pages_acknowledged,
+        events_offered=delivery.offered,
+        events_delivered=delivery.delivered,
+        events_missed=delivery.missed,
+        events_abandoned=delivery.abandoned,
+        events_in_flight=delivery.events_in_flight,
+        failures=attachment.failures,
+        last_error=attachment.last_error,
+    )
+
+
+# --- the service in a thread of its own -----------------------------------------------------------
+
+
+class _ServiceThread:
+    """A daemon thread with an asyncio loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="aiotrace", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    async def run(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Await something there from any loop here. Cancelled: it is cancelled there."""
+        loop = Loop()
+        done = anyio.Event()
+        future = self.submit(function)
+        future.add_done_callback(lambda _: loop.run_soon(done.set))
+        try:
+            await done.wait()
+        except BaseException:
+            future.cancel()
+            raise
+        return future.result()
+
+    def submit(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        return asyncio.run_coroutine_threadsafe(function(), self._loop)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call something synchronous there and wait for it: short calls only."""
+
+        async def run() -> T:
+            return function()
+
+        if not self._thread.is_alive():
+            return function()
+        return self.submit(run).result()
+
+    def stop(self) -> None:
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=5)
+
+
+class SyncRecording:
+    """A recording for synchronous code; made by `recording`. Its reader and sinks run in a thread."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        thread = recording._thread
+        assert thread is not None
+        self._service = thread
+
+    def __enter__(self) -> Self:
+        inner = self._recording
+        if inner._state != "new":
+            raise RuntimeError(f"{inner!r}: a recording is entered once")
+        self._service.start()
+        try:
+            self._service.submit(inner._open).result()
+        except BaseException:
+            inner._finalize()
+            raise
+        atexit.register(self.close)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Drain for at most `drain_timeout` seconds, and close. A second call does nothing."""
+        inner = self._recording
+        atexit.unregister(self.close)
+        if inner._state != "open" or os.getpid() != inner.info.pid:
+            return
+        inner._stop_writing()
+        try:
+            self._service.submit(inner._drain).result()
+        finally:
+            inner._finalize()
+
+    def attach(self, sink: AnySink) -> None:
+        """As `Recording.attach`; blocks."""
+        self._service.submit(lambda: self._recording._attach(sink)).result()
+
+    def detach(self, sink: Sink) -> None:
+        """As `Recording.detach`; blocks."""
+        self._service.submit(lambda: self._recording._detach(sink)).result()
+
+    def statistics(self) -> Statistics:
+        """As `Recording.statistics`."""
+        return self._recording.statistics()
+
+    @property
+    def info(self) -> StreamInfo:
+        return self._recording.info
+
+
+def record(
+    *sinks: AnySink,
+    page_size: int = L.PAGE_SIZE_DEFAULT,
+    pages: int = 64,
+    overrun: Overrun = "drop_newest",
+    flush_interval: float = 0.2,
+    drain_timeout: float = 5.0,
+    clock: str = "mono",
+    thread: bool = False,
+) -> Recording:
+    """Record events to sinks: an async context manager, on asyncio and trio.
+
+    No task group or cancel scope is open across the body, so it works inside fixtures and generators, and an
+    exception in the body stays what it is. At the end it drains, shielded, for at most `drain_timeout`.
+
+    Args:
+        sinks: Async callables, `aiotrace.sink(...)` for options, or URLs. With none, pages stay in the ring.
+        page_size: Bytes; a power of two from 4 KiB to 1 MiB.
+        pages: Pages in the pool; all memory is these.
+        overrun: What gives way when no page is free: "drop_newest" refuses the new event, "drop_oldest" overwrites
+            the oldest full page.
+        flush_interval: Seconds after which sinks that take prefixes are given what pages hold that still fill.
+        drain_timeout: Seconds that each sink has at the end.
+        clock: "mono" (CLOCK_MONOTONIC).
+        thread: Whether the reader and the sinks run in a thread of their own, so that they go on while the program's
+            loop is blocked.
+
+    Raises:
+        ConfigurationError: A value that cannot work; the message says what would.
+        Exception: On entering, what a sink raised before it asked for its first page.
+    """
+    return Recording(
+        *sinks,
+        page_size=page_size,
+        pages=pages,
+        overrun=overrun,
+        flush_interval=flush_interval,
+        drain_timeout=drain_timeout,
+        clock=clock,
+        thread=thread,
+    )
+
+
+def recording(
+    *sinks: AnySink,
+    page_size: int = L.PAGE_SIZE_DEFAULT,
+    pages: int = 64,
+    overrun: Overrun = "drop_newest",
+    flush_interval: float = 0.2,
+    drain_timeout: float = 5.0,
+    clock: str = "mono",
+) -> SyncRecording:
+    """`record` for synchronous code: a context manager whose reader and sinks run in a thread of their own.
+
+    What is still open when the interpreter ends is drained then.
+    """
+    return SyncRecording(
+        Recording(
+            *sinks,
+            page_size=page_size,
+            pages=pages,
+            overrun=overrun,
+            flush_interval=flush_interval,
+            drain_timeout=drain_timeout,
+            clock=clock,
+            thread=True,
+        )
+    )

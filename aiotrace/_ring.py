@@ -1,0 +1,59 @@
+"""The ring: full pages, oldest first. Sans-IO: no await, no clock, no file.
+
+    seal -> | newest ... oldest | -> swap (the reader takes the oldest)
+                         |
+                         +-> overrun (drop_oldest: a writer takes the oldest for new events)
+
+The law: pages of one writer leave in the order in which they were sealed. A page that a sink still looks at in
+part (`HOLDERS` is not 0) cannot be overrun; the next oldest is.
+
+Callers hold the recording's guard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from . import _layout as L
+from ._arena import Arena
+
+
+class Ring:
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self._full: deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._full)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._full)
+
+    def seal(self, page: int) -> None:
+        """The page is full, and the ring's."""
+        self._arena.move(page, L.FILLING, L.FULL)
+        self._full.append(page)
+
+    def swap(self) -> int:
+        """Take the oldest page out; it is in flight. The ring must not be empty."""
+        page = self._full.popleft()
+        self._arena.move(page, L.FULL, L.IN_FLIGHT)
+        return page
+
+    def overrun(self) -> int | None:
+        """Take the oldest page that nobody looks at, to be filled anew; None if there is none."""
+        for page in self._full:
+            if self._arena.get(page, L.HOLDERS) == 0:
+                self._full.remove(page)
+                self._arena.move(page, L.FULL, L.FILLING)
+                return page
+        return None
+
+    def clear(self) -> list[int]:
+        """Close: every page leaves, oldest first, and is free."""
+        pages = list(self._full)
+        self._full.clear()
+        for page in pages:
+            self._arena.move(page, L.FULL, L.FREE)
+        return pages

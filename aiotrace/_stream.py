@@ -1,0 +1,181 @@
+"""The page stream: how one sink waits for pages, looks at them and acknowledges them.
+
+A stream is made for each call of the sink. When the sink failed, its next call gets a new stream over the same
+delivery, which offers what was not acknowledged again; the old one is over, and its pages' memory views are released.
+
+Everything here runs in the service's own loop, so an `anyio.Event` is enough to wait on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from . import _layout as L
+from ._arena import Arena
+from ._definitions import Definition
+from ._delivery import Delivery, Part
+from ._errors import AcknowledgeError
+from ._page import pack_header, pack_lost_count
+from ._pages import Pages
+from .abc import Ledger, Page, StreamInfo
+
+
+class DeliveredPage:
+    """A part of a page as a sink sees it; `abc.Page` says what is what."""
+
+    __slots__ = ("data", "part")
+
+    def __init__(self, part: Part, arena: Arena) -> None:
+        self.part = part
+        start = L.PAGE_HEADER_SIZE + part.offset
+        self.data = arena.page(part.page)[start : L.PAGE_HEADER_SIZE + part.end].toreadonly()
+
+    @property
+    def writer(self) -> int:
+        return self.part.writer
+
+    @property
+    def sequence(self) -> int:
+        return self.part.sequence
+
+    @property
+    def offset(self) -> int:
+        return self.part.offset
+
+    @property
+    def complete(self) -> bool:
+        return self.part.complete
+
+    @property
+    def timestamp(self) -> int:
+        return self.part.timestamp
+
+    @property
+    def events_count(self) -> int:
+        return self.part.events
+
+    @property
+    def lost_before(self) -> int:
+        return self.part.lost_before
+
+    @property
+    def definitions_needed(self) -> int:
+        return self.part.definitions
+
+    def header(self) -> bytes:
+        return pack_header(self.part.timestamp, self.part.end - self.part.offset, self.part.lost_before)
+
+    def lost_count(self) -> bytes:
+        return pack_lost_count(self.part.lost_before)
+
+    def __repr__(self) -> str:
+        part = self.part
+        return f"<page {part.sequence} of writer {part.writer}, bytes {part.offset}-{part.end}, {part.events} events>"
+
+
+class Stream:
+    """One call's view of a sink's delivery.
+
+    Args:
+        ended: Whether no page will be offered any more.
+        on_room: Called when a page was acknowledged: the reader may offer more.
+        account: Gives the sink's ledger.
+    """
+
+    def __init__(
+        self,
+        pages: Pages,
+        delivery: Delivery,
+        info: StreamInfo,
+        definitions: Sequence[Definition],
+        *,
+        on_first_request: Callable[[], object],
+        on_room: Callable[[], object],
+        account: Callable[[Delivery], Ledger],
+    ) -> None:
+        self._pages = pages
+        self._delivery = delivery
+        self._info = info
+        self._definitions = definitions
+        self._on_first_request = on_first_request
+        self._on_room = on_room
+        self._account = account
+        self._looked: dict[DeliveredPage, None] = {}
+        self._offered = anyio.Event()
+        self._over = False
+        self._pid = os.getpid()
+        self.reached_end = False
+        """Whether the sink was told that the stream has ended."""
+
+    @property
+    def info(self) -> StreamInfo:
+        return self._info
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        return self._definitions
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._account(self._delivery)
+
+    def accept_prefixes(self) -> None:
+        self._delivery.prefixes = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Page:
+        batch = await self.next_batch(1)
+        if not batch:
+            raise StopAsyncIteration
+        return batch[0]
+
+    async def next_batch(self, pages: int) -> list[Page]:
+        if pages < 1:
+            raise ValueError(f"a batch of {pages} pages: at least 1")
+        self._on_first_request()
+        await checkpoint()
+        while not self._delivery.waiting:
+            if os.getpid() != self._pid:
+                await anyio.sleep_forever()  # a forked child's copy of the sink: the files are the parent's
+            if self._delivery.closed or self._over:
+                self.reached_end = True
+                return []
+            self._offered = anyio.Event()
+            await self._offered.wait()
+        looked = [DeliveredPage(part, self._pages.arena) for part in self._delivery.look(pages)]
+        self._looked.update(dict.fromkeys(looked))
+        return list(looked)
+
+    def acknowledge(self, page: Page) -> None:
+        if not isinstance(page, DeliveredPage) or page not in self._looked:
+            raise AcknowledgeError(f"{page!r} is not held by this stream (acknowledged twice, or of an earlier call?)")
+        try:
+            page.data.release()
+        except BufferError:
+            raise AcknowledgeError(f"{page!r} is acknowledged, but a view of its data is still in use") from None
+        del self._looked[page]
+        self._pages.acknowledge(self._delivery, page.part)
+        self._on_room()
+
+    # --- the service's side ---------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """Pages were offered, or the stream has ended: wake the sink."""
+        self._offered.set()
+
+    def finish(self) -> None:
+        """The call of the sink is over: its pages are not its any more."""
+        self._over = True
+        for page in self._looked:
+            try:
+                page.data.release()
+            except BufferError:  # the sink left a view behind; the bytes stay valid, the page may change
+                pass
+        self._looked.clear()
