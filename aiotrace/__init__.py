@@ -1,13 +1,13 @@
 """aiotrace: the ftrace of async Python.
 
-    request_done = aiotrace.event("http:request_done", status="u16", latency_ns="u64", path="str")
+request_done = aiotrace.event("http:request_done", status="u16", latency_ns="u64", path="str")
 
-    async with aiotrace.record(FileSink("trace.dat")) as recording:
-        request_done(200, 1_250_000, "/index")             # synchronous; never blocks
-        await request_done.send(200, 1_250_000, "/index")  # waits for a free page instead of dropping
-        with aiotrace.span("db.query", table="users"):     # begin and end, nested per task
-            ...
-    print(recording.statistics())
+async with aiotrace.record(FileSink("trace.dat")) as recording:
+    request_done(200, 1_250_000, "/index")             # synchronous; never blocks
+    await request_done.send(200, 1_250_000, "/index")  # waits for a free page instead of dropping
+    with aiotrace.span("db.query", table="users"):     # begin and end, nested per task
+        ...
+print(recording.statistics())
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, overload
 
 SYMBOL_BASE: Final = 0xFFFF_8000_0000_1000
 """Key of the first interned string. It looks like a kernel address, because trace-cmd looks a `const char *`
@@ -101,7 +101,11 @@ class Definitions(Sequence[Definition]):
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def,override]  # int or slice, as of a list
+    @overload
+    def __getitem__(self, index: int) -> Definition: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Definition]: ...
+    def __getitem__(self, index: int | slice) -> Definition | list[Definition]:
         return self._items[index]
 
 

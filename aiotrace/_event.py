@@ -332,7 +332,7 @@ def event(name: str, /, **fields: FieldType) -> Event:
         known = _events.get(name)
         if known is not None:
             if list(known._schema.types.items()) != list(schema.types.items()):
-                raise DefinitionError(f"{known!r} is defined already; a second one with other fields needs another name")
+                raise DefinitionError(f"{known!r} is defined already; other fields need another name")
             return known
         id = FIRST_ID + len(_events)
         if id > LAST_ID:
@@ -378,6 +378,4 @@ def _after_fork_in_child() -> None:
     _active.set(())
 
 
-os.register_at_fork(
-    before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
-)
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)

@@ -157,7 +157,9 @@ def encode_padding(size: int) -> bytes:
     return _U32_PAIR.pack(L.TYPE_PADDING | 1 << L.TYPE_LEN_BITS, size - 4) + bytes(size - 8)
 
 
-def walk(data: bytes | bytearray | memoryview, timestamp: int, start: int = 0, end: int | None = None) -> Iterator[Record]:
+def walk(
+    data: bytes | bytearray | memoryview, timestamp: int, start: int = 0, end: int | None = None
+) -> Iterator[Record]:
     """The events among the records in `data[start:end]`.
 
     Args:

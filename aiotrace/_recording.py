@@ -75,7 +75,7 @@ def sink(
     made = open_url(sink) if isinstance(sink, str) else sink
     if not callable(made):
         raise ConfigurationError(f"{made!r} is no sink: a sink is an async callable over a page stream, or a URL")
-    if quota is not None and (not isinstance(quota, int) or quota < 1):
+    if quota is not None and not _is_count(quota):
         raise ConfigurationError(f"quota={quota!r}: a sink holds at least 1 page")
     for name, value, known in (("on_full", on_full, get_args(OnFull)), ("on_error", on_error, get_args(OnError))):
         if value not in known:
@@ -103,13 +103,11 @@ def open_url(url: str) -> Sink:
 
 
 def _check(page_size: int, pages: int, overrun: str, flush_interval: float, drain_timeout: float) -> None:
-    if not isinstance(page_size, int) or page_size & (page_size - 1) or not (
-        L.PAGE_SIZE_MIN <= page_size <= L.PAGE_SIZE_MAX
-    ):  # fmt: skip
+    if not _is_count(page_size) or page_size & (page_size - 1) or not L.PAGE_SIZE_MIN <= page_size <= L.PAGE_SIZE_MAX:
         raise ConfigurationError(
             f"page_size={page_size!r}: a power of two from {L.PAGE_SIZE_MIN} to {L.PAGE_SIZE_MAX} bytes"
         )
-    if not isinstance(pages, int) or pages < 1:
+    if not _is_count(pages):
         raise ConfigurationError(f"pages={pages!r}: a number of pages, at least 1")
     if overrun not in get_args(Overrun):
         raise ConfigurationError(f"overrun={overrun!r}: one of {', '.join(map(repr, get_args(Overrun)))}")
@@ -117,6 +115,10 @@ def _check(page_size: int, pages: int, overrun: str, flush_interval: float, drai
         raise ConfigurationError(f"flush_interval={flush_interval!r}: a time in seconds, more than 0")
     if not drain_timeout >= 0:
         raise ConfigurationError(f"drain_timeout={drain_timeout!r}: a time in seconds, at least 0")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
 
 
 def _quotas(pages: int, options: list[SinkOptions]) -> list[int]:

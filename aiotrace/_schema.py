@@ -139,7 +139,12 @@ class Schema:
         return bound
 
     def encode(
-        self, id: int, pid: int, arguments: Sequence[Any], intern: Callable[[str], int], limit: int = L.RECORD_DYNAMIC_MAX
+        self,
+        id: int,
+        pid: int,
+        arguments: Sequence[Any],
+        intern: Callable[[str], int],
+        limit: int = L.RECORD_DYNAMIC_MAX,
     ) -> bytes:
         """The payload, a multiple of 4 bytes long.
 

@@ -254,8 +254,9 @@ class Writers:
     def __init__(self, pages: Pages, slots: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
         self.slots = slots
         self.all: list[Writer] = []
-        self._make = lambda slot: Writer(pages, slot, clock, definitions, first_sequence)
-        self.all.append(self._make(0))
+        self._arguments = (clock, definitions, first_sequence)
+        self._pages = pages
+        self.all.append(Writer(pages, 0, *self._arguments))
         self._free = [self.all[0]]
         self._shared = 0
         self._guard = Guard()
@@ -268,7 +269,7 @@ class Writers:
             if self._free:
                 return self._free.pop(), True
             if len(self.all) < self.slots:
-                writer = self._make(len(self.all))
+                writer = Writer(self._pages, len(self.all), *self._arguments)
                 self.all.append(writer)
                 return writer, True
             self._shared += 1
