@@ -8,7 +8,6 @@ recording's own ledger. Exit status: 0 if they agree, 1 if not, 2 if trace-cmd i
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import shutil
 import subprocess
@@ -68,10 +67,9 @@ def count_printed(trace_cmd: str, trace: Path) -> Counter[str]:
 
 
 def show_ledger(statistics: aiotrace.Statistics) -> None:
-    lost = statistics.events_dropped + statistics.events_overrun + statistics.events_abandoned
     print(f"  ledger: {statistics.events_delivered:,} events delivered of {statistics.events_written:,} written;")
     print(
-        f"          lost {lost or 'nothing'} (dropped {statistics.events_dropped}, overrun {statistics.events_overrun},"
+        f"          lost {statistics.events_lost or 'nothing'} (dropped {statistics.events_dropped}, overrun {statistics.events_overrun},"
         f" abandoned {statistics.events_abandoned}); pages allocated {statistics.pages_allocated},"
         f" recycled {statistics.pages_recycled}"
     )
@@ -111,9 +109,9 @@ def main() -> None:
 
     print("\nThe traces:")
     for trace, statistics in traces.items():
-        lost = statistics.events_written + statistics.events_dropped - statistics.events_delivered
-        size = os.path.getsize(trace) / 1e6
-        print(f"  {trace}: {statistics.events_delivered:,} events, {size:.1f} MB, {lost or 'nothing'} lost")
+        size = trace.stat().st_size / 1e6
+        lost = statistics.events_lost or "nothing"
+        print(f"  {trace}: {statistics.events_delivered:,} events, {size:.1f} MB, {lost} lost")
     print(f"Open one with:\n  trace-cmd report {trace} | less\n  kernelshark {trace}")
     if not agree:
         sys.exit("demo: trace-cmd and the ledger DISAGREE")

@@ -41,7 +41,9 @@ async def run(trace: str, seconds: float) -> None:
     statistics = recording.statistics()
     print(f"{statistics.events_written:,} events written, {statistics.events_dropped:,} dropped")
     for sink in statistics.sinks:
-        print(f"{sink.name}: {sink.delivered:,} of {sink.offered:,} events, {sink.missed:,} missed")
+        print(
+            f"{sink.name}: {sink.events_delivered:,} of {sink.events_offered:,} events, {sink.events_missed:,} missed"
+        )
 
 
 def main() -> None:

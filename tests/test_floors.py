@@ -36,7 +36,9 @@ FLOORS: dict[str, int] = {
     "aiotrace._delivery": 2,
     "aiotrace._pages": 2,
     "aiotrace._schema": 2,
+    "aiotrace._statistics": 2,
     "aiotrace._format": 2,
+    "aiotrace._print": 2,
     "aiotrace._filter": 2,
     "aiotrace._tracedat": 2,
     "aiotrace._frames": 2,
@@ -45,6 +47,9 @@ FLOORS: dict[str, int] = {
     # tasks; anyio; still no file, no socket
     "aiotrace._loop": 3,
     "aiotrace._writer": 3,
+    "aiotrace._event": 3,
+    "aiotrace._span": 3,
+    "aiotrace._stream": 3,
     "aiotrace._reader": 3,
     "aiotrace.worker": 3,  # a public door over _loop alone
     # the one file that knows all parts
