@@ -137,6 +137,11 @@ class FrameReader:
     def feed(self, data: Buffer) -> None:
         self._buffer += data
 
+    def forget_incomplete(self) -> None:
+        """Drop what is fed but not read: the bytes from `offset` on will be fed again."""
+        self._buffer.clear()
+        self._skipped = 0
+
     def frames(self, *, final: bool = False) -> Iterator[Frame | Damage]:
         """What is complete by now.
 

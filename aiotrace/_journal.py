@@ -17,11 +17,12 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ._definitions import Definition
 from ._errors import TraceFormatError
 from ._frames import (
+    HEADER_SIZE,
     PAGE_ENTRY_SIZE,
     Buffer,
     Damage,
@@ -42,6 +43,8 @@ from ._frames import (
 from .abc import Ledger, StreamInfo
 
 _PLACE = struct.Struct("<QII")
+PLACED_SIZE: Final = HEADER_SIZE + PAGE_ENTRY_SIZE + _PLACE.size
+"""Bytes that a page takes in the journal."""
 
 
 class Placed(NamedTuple):
@@ -144,6 +147,11 @@ class JournalReader:
                 continue
             if placed is not None:
                 yield placed
+
+    def forget_incomplete(self) -> None:
+        """Feed again from `fed`, which goes back to the end of the last whole frame."""
+        self._frames.forget_incomplete()
+        self.fed = self._frames.offset
 
     def _read(self, frame: Frame) -> Placed | None:
         match frame.kind:

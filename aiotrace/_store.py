@@ -8,10 +8,11 @@
                                                                    ^ commit point
     restoring       the same, from the journal alone, after checking each page's crc32
 
-The laws. **A page is in the trace when its frame is in the journal, whole**: pages are written first, then the frames of
-a batch in one write, so a kill at any moment leaves no torn page that could be taken for one. **Positions follow from
-what was journalled**: what failed in between is written over. **The commit point is the last write**: until then the
-journal is the truth, and closing can begin again from nothing; from then on NAME is, and the rest is litter.
+The laws. **A page is in the trace when its frame is in the journal, whole**: pages are written first, then the
+frames of a batch in one write, so a kill at any moment leaves no torn page that could be taken for one. **Positions
+follow from what was journalled**: what failed in between is written over. **The commit point is the last write**:
+until then the journal is the truth, and closing can begin again from nothing; from then on NAME is, and the rest
+is litter.
 
 A page takes a whole page of the file, its empty tail a hole. Files are created 0600 and never through a link. The
 journal is locked while a writer lives, so that nobody restores a trace that still grows; a forked child closes the
@@ -34,7 +35,7 @@ from . import _tracedat as T
 from ._definitions import Definition
 from ._errors import TraceFormatError
 from ._frames import Damage, PageEntry
-from ._journal import JournalReader, JournalWriter, Placed
+from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
 from ._page import pack_header, pack_lost_count
 from .abc import Ledger, Page, StreamInfo
 
@@ -60,8 +61,8 @@ def spool_paths(path: str) -> list[str]:
     """Those that exist."""
     folder, name = os.path.split(path)
     prefix = name + ".cpu"
-    found = [entry for entry in os.listdir(folder or ".") if entry.startswith(prefix) and entry[len(prefix) :].isdigit()]
-    return sorted(os.path.join(folder, entry) for entry in found)
+    entries = [entry for entry in os.listdir(folder or ".") if entry.startswith(prefix)]
+    return sorted(os.path.join(folder, entry) for entry in entries if entry[len(prefix) :].isdecimal())
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +148,7 @@ class TraceStore:
         self.stored = dict(stored or {})
         """For each writer the sequence number of the last page that is in the trace."""
         self.sync_failed = False
-        """After a failed fsync nobody knows what is on the disk: `discard_unsynced`, then close, and go on elsewhere."""
+        """After a failed fsync nobody knows what is on the disk: `discard_unsynced`, finish, and go on elsewhere."""
         self._fsync = fsync
         self._journal = JournalWriter(info)
         self._journal_end = 0
@@ -441,7 +442,7 @@ def _identity(fd: int) -> tuple[int, int]:
 
 def _refuse_existing(path: str) -> None:
     if os.path.lexists(journal_path(path)):
-        text = f"an unfinished trace is there: finish it with `aiotrace restore {path}`, or choose another name"
+        text = f"an unfinished trace is there: complete it with `aiotrace restore {path}`, or choose another name"
         raise FileExistsError(errno.EEXIST, text, path)
     if os.path.lexists(path):
         text = "the file exists: choose another name, remove it, or say overwrite=True"
@@ -545,6 +546,7 @@ class UnfinishedTrace:
     def refresh(self) -> int:
         """Read what the journal has got since; returns how many pages that are."""
         before = len(self.pages)
+        self._journal.forget_incomplete()  # a writer whose write failed cuts its beginning off again
         fd = self._open(journal_path(self.path))
         for placed in _read_journal(fd, self._journal):
             self.pages += placed
@@ -676,7 +678,7 @@ def _finish(files: _Files, *, fsync: bool, verify: bool, report: RestoreReport) 
     done = 0
     for batch in _read_journal(files.journal, journal, final=True):
         for placed in batch:
-            done += _add_page(files, columns, placed, verify, report, _page_size(journal))
+            done += _add_page(files, columns, placed, verify, report, journal)
             if done >= _STEP:
                 yield done
                 done = 0
@@ -685,7 +687,8 @@ def _finish(files: _Files, *, fsync: bool, verify: bool, report: RestoreReport) 
     report.journal_damage = journal.damage
     info = journal.info
     order = _arrange(columns, info.page_size)
-    os.ftruncate(files.data, order[0].offset + len(order[0].slots) * info.page_size if order else info.page_size)
+    in_place = sum(len(column.slots) for column in order if not column.spooled)
+    os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in what will be holes
     yield from _copy(files, order, info.page_size, verify)
     _write_tail(files, journal, info, order, fsync)
     files.unlink_litter()
@@ -693,28 +696,27 @@ def _finish(files: _Files, *, fsync: bool, verify: bool, report: RestoreReport) 
         _sync_folder(files.path)
 
 
-def _page_size(journal: JournalReader) -> int:
-    assert journal.info is not None, "a page before hello is damage"
-    return journal.info.page_size
-
-
 def _add_page(
-    files: _Files, columns: dict[int, _Column], placed: Placed, verify: bool, report: RestoreReport, page_size: int
+    files: _Files,
+    columns: dict[int, _Column],
+    placed: Placed,
+    verify: bool,
+    report: RestoreReport,
+    journal: JournalReader,
 ) -> int:
     """Take a page into its writer's column; returns the bytes that were checked."""
-    column = columns.get(placed.entry.writer)
-    if column is None:
-        is_second = not placed.spooled and any(not other.spooled for other in columns.values())
-        column = _Column(placed.entry.writer, placed.spooled)
-        if not is_second:
-            columns[placed.entry.writer] = column
-    else:
-        is_second = placed.spooled != column.spooled
-    gap = 0 if placed.spooled else placed.place // page_size - 1 - len(column.slots)
+    assert journal.info is not None, "a page before hello is damage"
+    writer = placed.entry.writer
+    column = columns.get(writer) or _Column(writer, placed.spooled)
+    gap = 0 if placed.spooled else placed.place // journal.info.page_size - 1 - len(column.slots)
     damaged = verify and not _is_intact(files, placed)
-    if is_second or gap < 0 or (gap and damaged):
+    if placed.spooled != column.spooled or not 0 <= gap <= _frames_lost(journal):
         report.damaged.append(placed)  # it cannot be where it says
         return 0
+    if not placed.spooled and any(not other.spooled for other in columns.values() if other is not column):
+        report.damaged.append(placed)
+        return 0
+    columns[writer] = column
     column.slots += [_Slot(None, True, 0) for _ in range(gap)]
     column.add(placed, damaged)
     if damaged:
@@ -725,9 +727,14 @@ def _add_page(
     return placed.entry.committed if verify else 0
 
 
+def _frames_lost(journal: JournalReader) -> int:
+    """Frames of pages that damage to the journal can have cost, so far."""
+    return sum(1 + damage.length // PLACED_SIZE for damage in journal.damage)
+
+
 def _is_intact(files: _Files, placed: Placed) -> bool:
+    fd = files.spool(placed.entry.writer) if placed.spooled else files.data
     try:
-        fd = files.spool(placed.entry.writer) if placed.spooled else files.data
         return placed.check(os.pread(fd, placed.entry.committed, placed.place + L.PAGE_HEADER_SIZE))
     except OSError:
         return False
@@ -835,15 +842,19 @@ def _row(column: _Column, slot: _Slot) -> T.PageRow:
 def _write_all(fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
     """pwritev until everything is written: a short write is no error to the kernel."""
     left = [memoryview(buffer) for buffer in buffers if len(buffer)]
-    while left:
-        count = os.pwritev(fd, left, offset)
-        if count == 0:
-            raise OSError(errno.EIO, "a write wrote nothing")
-        offset += count
-        while left and count >= len(left[0]):
-            count -= len(left.pop(0))
-        if count:
-            left[0] = left[0][count:]
+    try:
+        while left:
+            count = os.pwritev(fd, left, offset)
+            if count == 0:
+                raise OSError(errno.EIO, "a write wrote nothing")
+            offset += count
+            while left and count >= len(left[0]):
+                count -= len(left.pop(0))
+            if count:
+                left[0] = left[0][count:]
+    finally:
+        for view in left:  # an exception's traceback must not keep a page's memory
+            view.release()
 
 
 def _copy_range(source: int, place: int, target: int, offset: int, size: int) -> None:

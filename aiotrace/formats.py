@@ -1,0 +1,81 @@
+"""The formats that aiotrace writes, for sinks and collectors: the trace store, the journal, the stream frames.
+
+`TraceStore` is how a sink or a collector keeps pages in files; `restore` and `UnfinishedTrace` are what can be done
+with such files when nobody closed them. `FrameReader` and the `pack_` and `unpack_` functions are the framing of
+sockets and brokers, without any socket.
+"""
+
+from __future__ import annotations
+
+from ._errors import TraceFormatError
+from ._frames import (
+    LENGTH_MAX,
+    Acknowledgement,
+    Damage,
+    Frame,
+    FrameReader,
+    Kind,
+    Level,
+    PageEntry,
+    encode_frame,
+    pack_acknowledgements,
+    pack_definitions,
+    pack_end,
+    pack_error,
+    pack_frame_header,
+    pack_hello,
+    pack_page_entry,
+    unpack_acknowledgements,
+    unpack_definitions,
+    unpack_end,
+    unpack_error,
+    unpack_hello,
+    unpack_page,
+)
+from ._journal import JournalReader, Placed
+from ._store import (
+    RestoreReport,
+    StoredPage,
+    TraceStore,
+    UnfinishedTrace,
+    is_unfinished,
+    page_entry,
+    remove,
+    restore,
+)
+
+__all__ = [
+    "LENGTH_MAX",
+    "Acknowledgement",
+    "Damage",
+    "Frame",
+    "FrameReader",
+    "JournalReader",
+    "Kind",
+    "Level",
+    "PageEntry",
+    "Placed",
+    "RestoreReport",
+    "StoredPage",
+    "TraceFormatError",
+    "TraceStore",
+    "UnfinishedTrace",
+    "encode_frame",
+    "is_unfinished",
+    "pack_acknowledgements",
+    "pack_definitions",
+    "pack_end",
+    "pack_error",
+    "pack_frame_header",
+    "pack_hello",
+    "pack_page_entry",
+    "page_entry",
+    "remove",
+    "restore",
+    "unpack_acknowledgements",
+    "unpack_definitions",
+    "unpack_end",
+    "unpack_error",
+    "unpack_hello",
+    "unpack_page",
+]
