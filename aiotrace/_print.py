@@ -166,7 +166,8 @@ def _unquoted(literal: str) -> str:
 Expression = Callable[[Values], Any]
 
 _TYPE_WORDS: Final = frozenset(
-    "unsigned signed int long short char void struct enum union const volatile bool _Bool float double".split()
+    ("unsigned", "signed", "int", "long", "short", "char", "void", "struct", "enum", "union", "const", "volatile")
+    + ("bool", "_Bool", "float", "double")
 )
 _SIZES: Final = {"char": 1, "u8": 1, "s8": 1, "bool": 1, "short": 2, "u16": 2, "s16": 2, "int": 4, "u32": 4, "s32": 4}
 _SIZES_OF: Final = {**_SIZES, "unsigned": 4, "signed": 4, "u64": 8, "s64": 8, "dev_t": 4, "pid_t": 4, "umode_t": 2}

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from typing import Final
 from . import _layout as L
 from ._errors import TraceFormatError
 from ._format import EventFormat, parse_format, text_of
+from ._tracedat import OPTION_PAGES, OPTION_STREAM, PAGE_DAMAGED, PageRow, pack_page_rows, unpack_page_rows
 
 __all__ = ["Buffer", "CpuData", "Damage", "FoundPage", "Functions", "PageShape", "TraceFile"]
 
@@ -112,6 +114,10 @@ class FoundPage:
     offset: int
     """Bytes from the beginning of the file; of the compressed piece that holds it, where there is one."""
     data: bytes
+    problem: str = ""
+    """What is wrong with it, where more is known than its structure: then none of it is to be read."""
+    events_count: int | None = None
+    """Events on it, where that is known."""
 
 
 class Source:
@@ -336,8 +342,12 @@ class TraceFile:
         except BaseException:
             self.source.close()
             raise
+        self._damage_at_open = len(self.damage), self.damage_count
 
-    formats = property(lambda self: self._tables.formats)
+    @property
+    def formats(self) -> dict[int, EventFormat]:
+        """By common_type."""
+        return self._tables.formats
 
     @property
     def symbols(self) -> dict[int, str]:
@@ -353,6 +363,16 @@ class TraceFile:
     def functions(self) -> Functions:
         return self._tables.functions
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether aiotrace made it, so that each page has a row in our own option."""
+        return self.option(OPTION_STREAM) is not None
+
+    @property
+    def complete(self) -> bool:
+        """False if nothing says where anything is yet: the recording has not ended."""
+        return self.version == 6 or self.options_offset != 0
+
     def close(self) -> None:
         self.source.close()
 
@@ -361,6 +381,11 @@ class TraceFile:
         self.damage_count += 1
         if len(self.damage) < DAMAGE_MAX:
             self.damage.append(Damage(offset, message))
+
+    def forget_page_damage(self) -> None:
+        """Keep only the damage that was found when the file was opened: its pages are read again."""
+        kept, self.damage_count = self._damage_at_open
+        del self.damage[kept:]
 
     def option(self, number: int) -> bytes | None:
         """The data of the first option with this number."""
@@ -615,7 +640,7 @@ class TraceFile:
                 continue
             if len(text) >= 2 and text.startswith(b'"') and text.endswith(b'"'):
                 text = text[1:-1]
-            self.symbols[number] = text_of(unescaped(text))
+            self.symbols[number] = unescaped(text_of(text))
 
     def _read_commands(self, cursor: Cursor) -> None:
         for line in cursor.take(cursor.u64()).split(b"\n"):
@@ -639,17 +664,40 @@ class TraceFile:
         if buffer.compressed:
             yield from self._compressed_pages(buffer, cpu)
             return
+        rows = self._rows(buffer, cpu)
         size = buffer.page_size
         batch = max(BATCH_SIZE // size, 1) * size
         position, end = cpu.offset, cpu.offset + cpu.size
         while position < end:
             data = self.source.read_some(position, min(batch, end - position))
             for at in range(0, len(data), size):
-                yield FoundPage(position + at, data[at : at + size])
+                page = FoundPage(position + at, data[at : at + size])
+                yield _checked(page, next(rows, None), self.shape) if rows is not None else page
             position += len(data)
             if len(data) < batch and position < end:
                 self.note_damage(position, f"CPU {cpu.cpu}: pages up to {end} should follow, the file ends here")
                 return
+
+    def _rows(self, buffer: Buffer, cpu: CpuData) -> Iterator[PageRow] | None:
+        """What our own option says of this CPU's pages; None if there is no such option."""
+        content = self.option(OPTION_PAGES)
+        if content is None:
+            return None
+        before = 0
+        for other in buffer.cpus:
+            if other == cpu:
+                break
+            before += other.size // buffer.page_size
+        begin, end = before * _ROW_SIZE, (before + cpu.size // buffer.page_size) * _ROW_SIZE
+        return (
+            row
+            for at in range(begin, min(end, len(content)), _ROWS_AT_ONCE * _ROW_SIZE)
+            for row in unpack_page_rows(content[at : min(at + _ROWS_AT_ONCE * _ROW_SIZE, end)])
+        )
+
+    def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
+        """(count, reason) of what is missing after the last page of a CPU: no page can tell of it."""
+        return []
 
     def _compressed_pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
         # trace-cmd's size leaves out the count at the beginning.
@@ -674,6 +722,25 @@ class TraceFile:
                 position += 8 + packed_size
         except TraceFormatError as error:
             self.note_damage(position, f"CPU {cpu.cpu}: {error.message}")
+
+
+_ROW_SIZE: Final = len(pack_page_rows([PageRow(0, 0, 0, 0, 0)]))
+_ROWS_AT_ONCE: Final = 1024
+
+
+def _checked(page: FoundPage, row: PageRow | None, shape: PageShape) -> FoundPage:
+    """The page, with what its row has against it."""
+    if row is None:
+        return FoundPage(page.offset, page.data, "the file does not list this page")
+    if row.flags & PAGE_DAMAGED:
+        return FoundPage(page.offset, page.data, "it was damaged before the file was closed", row.events_count)
+    start = shape.data_offset
+    length = (
+        struct.unpack_from(shape.byte_order + "I", page.data, 8)[0] & L.COMMIT_MASK if len(page.data) >= start else 0
+    )
+    if zlib.crc32(page.data[start : start + length]) != row.crc:
+        return FoundPage(page.offset, page.data, "its crc is another one", row.events_count)
+    return page
 
 
 class _FileCursor(Cursor):
@@ -713,21 +780,13 @@ def _current_clock(text: bytes | None) -> str:
     return text_of(text.partition(b"[")[2].partition(b"]")[0])
 
 
-_ESCAPES: Final = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\\": b"\\", b'"': b'"'}
+_ESCAPED: Final = re.compile(r'\\(n|t|r|"|\\|x[0-9a-f]{2})')
+_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r"}
 
 
-def unescaped(text: bytes) -> bytes:
-    r"""The bytes that a string of printk formats stands for: \n, \t, \\ and \" are resolved."""
-    if b"\\" not in text:
+def unescaped(text: str) -> str:
+    r"""What a string of printk formats stands for: the kernel escapes \n, \t, \\ and \", we \n, \\ and all
+    other control characters as \x1b."""
+    if "\\" not in text:
         return text
-    parts = text.split(b"\\")
-    result, index = [parts[0]], 1
-    while index < len(parts):
-        part = parts[index]
-        if not part and index + 1 < len(parts):  # two backslashes in a row
-            result.append(b"\\" + parts[index + 1])
-            index += 2
-            continue
-        result.append(_ESCAPES[part[:1]] + part[1:] if part[:1] in _ESCAPES else b"\\" + part)
-        index += 1
-    return b"".join(result)
+    return _ESCAPED.sub(lambda m: chr(int(m[1][1:], 16)) if m[1][0] == "x" else _ESCAPES.get(m[1], m[1]), text)

@@ -1,0 +1,793 @@
+"""Reading events: from a file with `open_trace`, from pages that a sink is given with `Decoder`.
+
+    with aiotrace.open_trace("trace.dat") as trace:
+        for event in trace:
+            print(event.timestamp_ns, event.name, event.fields)
+
+    pages of CPU 0   --walk-->  e e e  --+
+    pages of CPU 1   --walk-->  e   e  --+--heap-->  events in the order of time
+    pages of CPU 2   --walk-->    e e  --+
+
+The laws: **one page of each CPU is in memory**, whatever the file's size. **A loss is an event**: where events are
+missing, one with the name "aiotrace:lost" stands in their place. **Nothing is decoded that nobody asked for**: a record
+is passed over by its id and pid, and its fields are read when they are looked at.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import heapq
+import html
+import os
+import sys
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Final
+
+from . import _layout as L
+from ._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from ._errors import TraceFormatError
+from ._filter import Filter, compile_filter
+from ._format import EventFormat, Reader, Value, compile_reader, parse_format
+from ._print import Names, Printer, compile_print, escape, format_pairs
+from ._tracefile import Buffer, CpuData, Damage, PageShape, TraceFile
+from .abc import Page
+
+__all__ = [
+    "LOST",
+    "Damage",
+    "Decoder",
+    "Event",
+    "EventCount",
+    "Loss",
+    "Trace",
+    "TraceStatistics",
+    "WriterCount",
+    "format_line",
+    "open_trace",
+]
+
+LOST: Final = "aiotrace:lost"
+"""The name of the event that stands where events are missing. Its fields: `count` (None if it is not known) and
+`reason`."""
+
+UNKNOWN_COMMAND: Final = "<...>"
+"""The name of a task whose name is not known, as trace-cmd has it."""
+
+
+class _Kind:
+    """What is known of one event id; its reader and its printer are made when they are first needed."""
+
+    __slots__ = ("_make_printer", "_make_reader", "format", "name", "print", "read")
+
+    def __init__(
+        self,
+        name: str,
+        format: EventFormat | None,
+        make_reader: Callable[[], Reader],
+        make_printer: Callable[[], Printer],
+    ) -> None:
+        self.name = name
+        self.format = format
+        self._make_reader = make_reader
+        self._make_printer = make_printer
+        self.read: Reader = self._first_read
+        self.print: Printer = self._first_print
+
+    def _first_read(self, data: bytes, start: int, length: int) -> dict[str, Value]:
+        self.read = self._make_reader()
+        return self.read(data, start, length)
+
+    def _first_print(self, values: Mapping[str, Value]) -> str:
+        self.print = self._make_printer()
+        return self.print(values)
+
+
+def _read_unknown(data: bytes, start: int, length: int) -> dict[str, Value]:
+    return {"payload": bytes(data[start + L.RECORD_COMMON_SIZE : start + length])}
+
+
+def _print_lost(values: Mapping[str, Any]) -> str:
+    return f"{values['count'] or 'some'} events lost: {escape(str(values['reason']))}"
+
+
+_LOST_KIND: Final = _Kind(LOST, None, lambda: _read_unknown, lambda: _print_lost)
+
+
+class Event:
+    """One event, or a loss.
+
+    Equal to another one with the same time, name, pid, cpu and fields.
+    """
+
+    __slots__ = ("_fields", "_kind", "_payload", "_tables", "buffer", "cpu", "pid", "timestamp_ns")
+
+    timestamp_ns: int
+    """Nanoseconds of the trace's clock."""
+    pid: int
+    """The task, or the thread where tasks are not traced."""
+    cpu: int
+    """The writer: the CPU in a kernel's trace."""
+    buffer: str
+    """The instance that it was recorded in; "" for the main one."""
+
+    def __init__(
+        self, kind: _Kind, timestamp_ns: int, pid: int, cpu: int, payload: bytes, tables: _Tables, buffer: str = ""
+    ) -> None:
+        self._kind = kind
+        self._payload = payload
+        self._tables = tables
+        self._fields: dict[str, Any] | None = None
+        self.timestamp_ns = timestamp_ns
+        self.pid = pid
+        self.cpu = cpu
+        self.buffer = buffer
+
+    @property
+    def name(self) -> str:
+        """`system:event`."""
+        return self._kind.name
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The values by name, without the common fields.
+
+        A record that is too short for its event has the one field "damaged".
+        """
+        if self._fields is None:
+            try:
+                self._fields = self._kind.read(self._payload, 0, len(self._payload))
+            except TraceFormatError as error:
+                self._fields = {"damaged": error.message}
+        return self._fields
+
+    @property
+    def format(self) -> EventFormat | None:
+        """What is known of the event: None for a loss, and for an id that the trace does not explain."""
+        return self._kind.format
+
+    @property
+    def comm(self) -> str:
+        """The name of the task; "<...>" if it is not known."""
+        return self._tables.command(self.pid)
+
+    @property
+    def flags(self) -> int:
+        """common_flags: 0x80 says that a string was too long and was cut (in traces of ours)."""
+        return self._payload[2] if len(self._payload) > 2 else 0
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether this stands for events that are missing."""
+        return self._kind is _LOST_KIND
+
+    def text(self) -> str:
+        """The fields as the event's own print fmt shows them, control characters escaped."""
+        return self._kind.print(self.fields)
+
+    def _key(self) -> tuple[object, ...]:
+        return self.timestamp_ns, self.name, self.pid, self.cpu, self.buffer, self.fields
+
+    def __eq__(self, other: object) -> bool:
+        return self._key() == other._key() if isinstance(other, Event) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((self.timestamp_ns, self.name, self.pid, self.cpu))
+
+    def __repr__(self) -> str:
+        return f"<{self.name} at {self.timestamp_ns} pid={self.pid} cpu={self.cpu} {format_pairs(self.fields)}>"
+
+
+def _lost(
+    count: int | None, reason: str, timestamp: int, cpu: int, tables: _Tables, pid: int = 0, buffer: str = ""
+) -> Event:
+    event = Event(_LOST_KIND, timestamp, pid, cpu, b"", tables, buffer)
+    event._fields = {"count": count, "reason": reason}
+    return event
+
+
+class _Tables:
+    """Everything that gives an id, an address or a pid its meaning."""
+
+    def __init__(
+        self,
+        formats: dict[int, EventFormat],
+        symbols: dict[int, str],
+        commands: dict[int, str],
+        functions: Names | None,
+        *,
+        byte_order: str = L.BYTE_ORDER,
+        long_size: int = 8,
+        c_strings: bool = False,
+    ) -> None:
+        self.formats = formats
+        self.symbols = symbols
+        self.commands = commands
+        self.functions = functions
+        self.byte_order = byte_order
+        self._long_size = long_size
+        self._c_strings = c_strings
+        self._kinds: dict[int, _Kind] = {}
+
+    def kind(self, id: int) -> _Kind:
+        """What the event with this id is."""
+        kind = self._kinds.get(id)
+        if kind is None:
+            kind = self._kinds[id] = self._make_kind(id)
+        return kind
+
+    def _make_kind(self, id: int) -> _Kind:
+        format = self.formats.get(id)
+        if format is None:
+            return _Kind(f"unknown:{id}", None, lambda: _read_unknown, lambda: format_pairs)
+        return _Kind(
+            format.full_name,
+            format,
+            lambda: compile_reader(
+                format.own_fields, byte_order=self.byte_order, symbols=self.symbols, c_strings=self._c_strings
+            ),
+            lambda: compile_print(format, self.functions, long_size=self._long_size),
+        )
+
+    def define(self, format: EventFormat) -> None:
+        """Add an event, or replace it."""
+        self.formats[format.id] = format
+        self._kinds.pop(format.id, None)
+
+    def command(self, pid: int) -> str:
+        name = self.commands.get(pid)
+        return name if name is not None else "<idle>" if pid == 0 else UNKNOWN_COMMAND
+
+
+# --- a page -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Selection:
+    """Which records are worth more than being passed over."""
+
+    ids: frozenset[int] | None = None
+    """None: all."""
+    pids: frozenset[int] | None = None
+    start_ns: int = -1
+    end_ns: int = sys.maxsize
+
+
+_ALL: Final = _Selection()
+_Found = tuple[int, int, int, int, int]
+"""(timestamp, id, pid, start of the payload, its length)."""
+
+COMMIT_MASK: Final = (1 << 27) - 1
+"""Later kernels' pages may be larger than ours: libtraceevent takes 27 bits for the length."""
+
+
+def _words(data: bytes, byte_order: str) -> array[int]:
+    """A page as numbers of 32 bits."""
+    words = array("I")
+    words.frombytes(data[: len(data) & ~3])
+    if byte_order != L.BYTE_ORDER:
+        words.byteswap()
+    return words
+
+
+def _walk(
+    data: bytes, timestamp: int, start: int, end: int, select: _Selection = _ALL, byte_order: str = L.BYTE_ORDER
+) -> Iterator[_Found]:
+    """The chosen events among the records in `data[start:end]`; offsets are counted in bytes, steps in words.
+
+    `_page.walk` says the same in fewer words; here each record costs as little as Python can.
+
+    Raises:
+        TraceFormatError: A record cannot be. What came before it is right as far as structure can tell.
+    """
+    words = _words(data, byte_order)
+    big = byte_order == ">"
+    position, last = start >> 2, end >> 2
+    time = timestamp
+    ids, pids, start_ns, end_ns = select.ids, select.pids, select.start_ns, select.end_ns
+    while position < last:
+        word = words[position]
+        # The kernel's bit fields begin at the high end where bytes do.
+        kind, delta = (word >> 27, word & L.TIME_DELTA_MAX) if big else (word & 31, word >> 5)
+        if 0 < kind <= 28:
+            body, next_position = position + 1, position + 1 + kind
+        elif kind == L.TYPE_PADDING and not delta:
+            return
+        elif position + 1 >= last:
+            raise TraceFormatError("4 bytes where a record needs 8", offset=position * 4)
+        else:
+            second = words[position + 1]
+            if kind == L.TYPE_TIME_EXTEND:
+                time += delta + (second << 27)
+                position += 2
+                continue
+            if kind == L.TYPE_TIME_STAMP:
+                time = (delta + (second << 27)) | timestamp >> 59 << 59
+                position += 2
+                continue
+            if kind == L.TYPE_PADDING:
+                if second < 4 or second & 3 or position + 1 + (second >> 2) > last:
+                    raise TraceFormatError(f"padding of {second} bytes", offset=position * 4)
+                time += delta
+                position += 1 + (second >> 2)
+                continue
+            if second <= 4:
+                raise TraceFormatError(f"a record of length {second}", offset=position * 4)
+            body, next_position = position + 2, position + 2 + ((second - 1) >> 2)
+        if next_position > last or body + 2 > next_position:
+            size = (next_position - body) * 4
+            raise TraceFormatError(f"a record of {size} bytes where {(last - body) * 4} are left", offset=position * 4)
+        time += delta
+        common = words[body]
+        id = common >> 16 if big else common & 0xFFFF
+        pid = words[body + 1]
+        if pid >= 0x80000000:
+            pid -= 0x100000000
+        if (ids is None or id in ids) and (pids is None or pid in pids) and start_ns <= time <= end_ns:
+            yield time, id, pid, body * 4, (next_position - body) * 4
+        position = next_position
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    timestamp: int
+    start: int
+    end: int
+    """Bytes: where the records are."""
+    lost: int | None
+    """Events missing before the page: None for some."""
+
+
+def _read_header(data: bytes, shape: PageShape) -> _Header:
+    order = "little" if shape.byte_order == "<" else "big"
+    start = shape.data_offset
+    if len(data) < start:
+        raise TraceFormatError(f"a page of {len(data)} bytes has no room for its header", offset=0)
+    commit = int.from_bytes(data[8:start], order)  # type: ignore[arg-type]  # one of the two literals
+    end = start + (commit & COMMIT_MASK & ~L.COMMIT_MISSED_STORED)
+    if end > len(data):
+        raise TraceFormatError(f"commit is {end - start}, the page has {len(data) - start} bytes after it", offset=8)
+    lost: int | None = 0
+    if commit & L.COMMIT_MISSED_EVENTS:
+        lost = None
+        if commit & L.COMMIT_MISSED_STORED and end + shape.commit_size <= len(data):
+            lost = int.from_bytes(data[end : end + shape.commit_size], order)  # type: ignore[arg-type]  # as above
+    return _Header(int.from_bytes(data[:8], order), start, end, lost)  # type: ignore[arg-type]  # as above
+
+
+# --- a file -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Loss:
+    """Events of one CPU that are missing."""
+
+    buffer: str
+    cpu: int
+    count: int = 0
+    """Events that are counted."""
+    uncounted: int = 0
+    """Places where events are missing and nobody knows how many."""
+
+
+@dataclass(slots=True)
+class EventCount:
+    """What a trace holds of one kind of event."""
+
+    count: int = 0
+    bytes: int = 0
+    """Of payload."""
+
+
+@dataclass(slots=True)
+class WriterCount:
+    """What a trace holds of one writer (CPU)."""
+
+    buffer: str
+    cpu: int
+    size: int
+    """Bytes in the file."""
+    pages: int = 0
+    count: int = 0
+    bytes: int = 0
+    """Of payload."""
+    lost: int = 0
+    uncounted_losses: int = 0
+    first_ns: int | None = None
+    last_ns: int | None = None
+
+
+@dataclass(slots=True)
+class TraceStatistics:
+    """What a trace holds."""
+
+    path: str
+    size: int
+    """Bytes of the file."""
+    clock: str
+    writers: list[WriterCount] = field(default_factory=list)
+    events: dict[str, EventCount] = field(default_factory=dict)
+    damage: int = 0
+
+    @property
+    def count(self) -> int:
+        return sum(writer.count for writer in self.writers)
+
+    @property
+    def lost(self) -> int:
+        """Events that are known to be missing."""
+        return sum(writer.lost for writer in self.writers)
+
+    @property
+    def first_ns(self) -> int | None:
+        return min((w.first_ns for w in self.writers if w.first_ns is not None), default=None)
+
+    @property
+    def last_ns(self) -> int | None:
+        return max((w.last_ns for w in self.writers if w.last_ns is not None), default=None)
+
+
+class Trace:
+    """The events of a file, in the order of time; made by `open_trace`.
+
+    May be iterated over more than once; each time the file is read again.
+    """
+
+    def __init__(self, file: TraceFile) -> None:
+        self._file = file
+        ours = file.is_ours
+        self._tables = _Tables(
+            file.formats,
+            file.symbols,
+            file.commands,
+            file.functions,
+            byte_order=file.byte_order,
+            long_size=file.shape.commit_size,
+            c_strings=not ours,
+        )
+        self._losses: dict[tuple[str, int], Loss] = {}
+        self.bytes_read = 0
+        """Bytes of pages that the last iteration has read, out of `bytes_total`."""
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Events that are at hand stay good."""
+        self._file.close()
+
+    @property
+    def path(self) -> str:
+        return self._file.path
+
+    @property
+    def complete(self) -> bool:
+        """False if the recording has not ended, or was killed: what is there is read."""
+        return self._file.complete
+
+    @property
+    def clock(self) -> str:
+        """The clock of the timestamps, as in /sys/kernel/tracing/trace_clock; "" if it is not known."""
+        return self._file.buffers[0].clock if self._file.buffers else ""
+
+    @property
+    def formats(self) -> list[EventFormat]:
+        """The events that the trace explains, whether it has any or not."""
+        return sorted(self._file.formats.values(), key=lambda format: (format.system, format.name))
+
+    @property
+    def cpus(self) -> list[tuple[str, int]]:
+        """(buffer, cpu) of each writer."""
+        return [(buffer.name, cpu.cpu) for buffer in self._file.buffers for cpu in buffer.cpus]
+
+    @property
+    def buffers(self) -> list[str]:
+        return [buffer.name for buffer in self._file.buffers]
+
+    @property
+    def losses(self) -> list[Loss]:
+        """Where events are missing, as far as the last iteration came."""
+        return list(self._losses.values())
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """Parts of the file that could not be read: those of its tables at once, those of pages when they are come
+        to. At most 1000 are kept; `damage_count` counts all."""
+        return tuple(self._file.damage)
+
+    @property
+    def damage_count(self) -> int:
+        return self._file.damage_count
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of pages in the file."""
+        return sum(cpu.size for buffer in self._file.buffers for cpu in buffer.cpus)
+
+    def __iter__(self) -> Iterator[Event]:
+        return self.events()
+
+    def events(
+        self,
+        names: Iterable[str] | str = (),
+        *,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        cpus: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+        where: str | Filter | None = None,
+    ) -> Iterator[Event]:
+        """The chosen events, in the order of time. Losses are always among them.
+
+        Args:
+            names: Globs, each matched with "system:event"; one without a colon with the system or the event.
+                Without any, all.
+            start_ns: The first time, included; the trace's own clock.
+            end_ns: The last time, included.
+            where: A filter over the fields: `'status >= 500 && path ~ "/api/*"'`. Events without its fields are left
+                out.
+
+        Raises:
+            ConfigurationError: The filter is not one.
+        """
+        ids = self._ids(names)
+        select = _Selection(
+            ids,
+            None if pids is None else frozenset(pids),
+            -1 if start_ns is None else start_ns - self._file.time_offset,
+            sys.maxsize if end_ns is None else end_ns - self._file.time_offset,
+        )
+        chosen = None if cpus is None else frozenset(cpus)
+        test = compile_filter(where) if isinstance(where, str) else where
+        return self._events(select, chosen, test)
+
+    def _ids(self, names: Iterable[str] | str) -> frozenset[int] | None:
+        patterns = [names] if isinstance(names, str) else list(names)
+        if not patterns:
+            return None
+        return frozenset(
+            id for id, format in self._file.formats.items() if any(_matches(pattern, format) for pattern in patterns)
+        )
+
+    def _events(self, select: _Selection, cpus: frozenset[int] | None, test: Filter | None) -> Iterator[Event]:
+        self._restart()
+        streams = [
+            self._stream(order, buffer, cpu, select)
+            for order, (buffer, cpu) in enumerate((b, c) for b in self._file.buffers for c in b.cpus)
+            if cpus is None or cpu.cpu in cpus
+        ]
+        merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
+        for _, _, event in merged:
+            if test is None or event.is_loss or test(event.fields, event):
+                yield event
+
+    def _restart(self) -> None:
+        self.bytes_read = 0
+        self._losses = {}
+        self._file.forget_page_damage()
+
+    def _stream(
+        self, order: int, buffer: Buffer, cpu: CpuData, select: _Selection
+    ) -> Iterator[tuple[int, tuple[int, int], Event]]:
+        """(time, place in the order of equals, event) of one CPU."""
+        tables, shape, name, number = self._tables, self._file.shape, buffer.name, cpu.cpu
+        offset, byte_order, kind_of = self._file.time_offset, shape.byte_order, tables.kind
+        serial = 0
+        time = 0
+
+        def lost(count: int | None, reason: str) -> tuple[int, tuple[int, int], Event]:
+            self._count_loss(name, number, count)
+            return time, (order, serial), _lost(count, reason, time, number, tables, buffer=name)
+
+        for found in self._file.pages(buffer, cpu):
+            self.bytes_read += len(found.data)
+            try:
+                if found.problem:
+                    raise TraceFormatError(found.problem, offset=0)
+                header = _read_header(found.data, shape)
+                if header.lost != 0:
+                    time = max(time, header.timestamp + offset)
+                    yield lost(header.lost, "overrun or dropped")
+                    serial += 1
+                for time, id, pid, start, length in _walk(
+                    found.data, header.timestamp, header.start, header.end, select, byte_order
+                ):
+                    time += offset
+                    payload = found.data[start : start + length]
+                    yield time, (order, serial), Event(kind_of(id), time, pid, number, payload, tables, name)
+                    serial += 1
+            except TraceFormatError as error:
+                self._file.note_damage(found.offset + (error.offset or 0), f"CPU {number}: {error.message}")
+                yield lost(found.events_count, f"damage at {found.offset}: {error.message}")
+                serial += 1
+        for count, reason in self._file.losses_after(buffer, cpu):
+            yield lost(count, reason)
+            serial += 1
+
+    def _count_loss(self, buffer: str, cpu: int, count: int | None) -> None:
+        loss = self._losses.setdefault((buffer, cpu), Loss(buffer, cpu))
+        if count is None:
+            loss.uncounted += 1
+        else:
+            loss.count += count
+
+    def statistics(self) -> TraceStatistics:
+        """Count everything: reads the whole file, decodes no field."""
+        self._restart()
+        result = TraceStatistics(self.path, self._file.source.size, self.clock)
+        by_id: dict[int, EventCount] = {}
+        for buffer in self._file.buffers:
+            for cpu in buffer.cpus:
+                result.writers.append(self._count_writer(buffer, cpu, by_id))
+        for id, count in by_id.items():
+            result.events[self._tables.kind(id).name] = count
+        result.damage = self.damage_count
+        return result
+
+    def _count_writer(self, buffer: Buffer, cpu: CpuData, by_id: dict[int, EventCount]) -> WriterCount:
+        writer = WriterCount(buffer.name, cpu.cpu, cpu.size)
+        shape = self._file.shape
+        first = last = None
+        for found in self._file.pages(buffer, cpu):
+            self.bytes_read += len(found.data)
+            writer.pages += 1
+            try:
+                if found.problem:
+                    raise TraceFormatError(found.problem, offset=0)
+                header = _read_header(found.data, shape)
+                if header.lost != 0:
+                    self._count_loss(buffer.name, cpu.cpu, header.lost)
+                for last, id, _, _, length in _walk(
+                    found.data, header.timestamp, header.start, header.end, _ALL, shape.byte_order
+                ):
+                    if first is None:
+                        first = last
+                    count = by_id.get(id)
+                    if count is None:
+                        count = by_id[id] = EventCount()
+                    count.count += 1
+                    count.bytes += length
+                    writer.count += 1
+                    writer.bytes += length
+            except TraceFormatError as error:
+                self._file.note_damage(found.offset + (error.offset or 0), f"CPU {cpu.cpu}: {error.message}")
+                self._count_loss(buffer.name, cpu.cpu, found.events_count)
+        for lost, _ in self._file.losses_after(buffer, cpu):
+            self._count_loss(buffer.name, cpu.cpu, lost)
+        loss = self._losses.get((buffer.name, cpu.cpu))
+        if loss is not None:
+            writer.lost, writer.uncounted_losses = loss.count, loss.uncounted
+        if first is not None and last is not None:
+            writer.first_ns, writer.last_ns = first + self._file.time_offset, last + self._file.time_offset
+        return writer
+
+    def __repr__(self) -> str:
+        return f"<Trace {self.path!r} with {len(self.cpus)} writers, clock {self.clock!r}>"
+
+    def _repr_html_(self) -> str:
+        """The first events as a table, for a notebook."""
+        rows: list[str] = []
+        more = False
+        for event in self.events():
+            if len(rows) == 20:
+                more = True
+                break
+            cells = (format_time(event.timestamp_ns), event.cpu, f"{event.comm}-{event.pid}", event.name, event.text())
+            rows.append("<tr>" + "".join(f"<td>{html.escape(escape(str(cell)))}</td>" for cell in cells) + "</tr>")
+        if more:
+            rows.append('<tr><td colspan="5">…</td></tr>')
+        head = "".join(f"<th>{name}</th>" for name in ("time", "cpu", "task", "event", "fields"))
+        return f"<table><caption>{html.escape(escape(self.path))}</caption><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _matches(pattern: str, format: EventFormat) -> bool:
+    if ":" in pattern:
+        return fnmatch.fnmatchcase(format.full_name, pattern)
+    return fnmatch.fnmatchcase(format.name, pattern) or fnmatch.fnmatchcase(format.system, pattern)
+
+
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Open a trace: ours or the kernel's (trace.dat, version 6 or 7), complete or not.
+
+    Returns:
+        A context manager over the events; see `Trace`.
+
+    Raises:
+        OSError: The file cannot be opened.
+        TraceFormatError: It is not a trace, or its beginning is damaged; says the file, the place and what was
+            expected there.
+    """
+    return Trace(TraceFile(path))
+
+
+# --- pages of a sink ----------------------------------------------------------------------------
+
+
+class _SymbolNames:
+    """Interned strings as functions: each is at its key alone."""
+
+    def __init__(self, symbols: Mapping[int, str]) -> None:
+        self._symbols = symbols
+
+    def find(self, address: int) -> tuple[str, int] | None:
+        text = self._symbols.get(address)
+        return None if text is None else (text, 0)
+
+
+class Decoder:
+    """Reads the pages that a sink is given.
+
+    Args:
+        definitions: The stream's: append-only, read as far as each page needs.
+    """
+
+    def __init__(self, definitions: Sequence[Definition]) -> None:
+        self._definitions = definitions
+        self._known = 0
+        symbols: dict[int, str] = {}
+        self._tables = _Tables({}, symbols, {}, _SymbolNames(symbols))
+
+    def events(self, page: Page) -> Iterator[Event]:
+        """The events of a page, oldest first; a loss before it comes first. They stay good after the page is
+        acknowledged.
+
+        Raises:
+            TraceFormatError: The page is damaged.
+        """
+        self._define(page.definitions_needed)
+        data = bytes(page.data)
+        timestamp, cpu = page.timestamp, page.writer
+        tables = self._tables
+        if page.lost_before:
+            count = page.lost_before if page.lost_before > 0 else None
+            yield _lost(count, "overrun, dropped or missed", timestamp, cpu, tables)
+        for time, id, pid, start, length in _walk(data, timestamp, 0, len(data)):
+            yield Event(tables.kind(id), time, pid, cpu, data[start : start + length], tables)
+
+    def _define(self, needed: int) -> None:
+        while self._known < needed:
+            definition = self._definitions[self._known]
+            self._known += 1
+            if isinstance(definition, EventDefinition):
+                self._tables.define(parse_format(definition.format, definition.system))
+            elif isinstance(definition, SymbolDefinition):
+                self._tables.symbols[definition.key] = definition.text
+            elif isinstance(definition, CommandDefinition):
+                self._tables.commands[definition.pid] = definition.name
+
+
+# --- text ---------------------------------------------------------------------------------------
+
+
+def format_time(timestamp_ns: int) -> str:
+    """Seconds and microseconds, rounded, as trace-cmd shows a time."""
+    seconds, microseconds = divmod((timestamp_ns + 500) // 1000, 1_000_000)
+    return f"{seconds:5d}.{microseconds:06d}"
+
+
+def format_line(event: Event, *, raw: bool = False) -> str:
+    """An event in the layout of `trace-cmd report`, control characters escaped.
+
+        comm-pid     [cpu]  secs.usecs: event:                fields
+
+    Args:
+        raw: Print name=value for each field, not what the event's print fmt makes of them.
+    """
+    if event.is_loss:
+        count = event.fields["count"]
+        number = f"{count} " if count is not None else ""
+        where = f"{escape(event.buffer)}: " if event.buffer else ""
+        return f"{where}CPU:{event.cpu} [{number}EVENTS DROPPED] {escape(event.fields['reason'])}"
+    name = escape(event.name.partition(":")[2])
+    fields = format_pairs(event.fields) if raw else event.text()
+    return (
+        f"{escape(event.comm):>16}-{event.pid:<5} [{event.cpu:03d}] {format_time(event.timestamp_ns)}: "
+        f"{name + ': ':<22}{fields}"
+    )
