@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -66,15 +67,6 @@ def count_printed(trace_cmd: str, trace: Path) -> Counter[str]:
     return printed
 
 
-def show_ledger(statistics: aiotrace.Statistics) -> None:
-    print(f"  ledger: {statistics.events_delivered:,} events delivered of {statistics.events_written:,} written;")
-    print(
-        f"          lost {statistics.events_lost or 'nothing'} (dropped {statistics.events_dropped}, overrun {statistics.events_overrun},"
-        f" abandoned {statistics.events_abandoned}); pages allocated {statistics.pages_allocated},"
-        f" recycled {statistics.pages_recycled}"
-    )
-
-
 def check_trace(trace: Path, statistics: aiotrace.Statistics) -> bool:
     """Compare what trace-cmd prints with the ledger. True also where there is no trace-cmd: main says so."""
     trace_cmd = shutil.which("trace-cmd")
@@ -104,7 +96,7 @@ def main() -> None:
         print(f"An HTTP service on {backend}, {arguments.requests:,} requests:", flush=True)
         run = partial(serve_requests, backend, trace, arguments.requests, arguments.connections)
         traces[trace] = anyio.run(run, backend=backend)
-        show_ledger(traces[trace])
+        print(textwrap.indent(str(traces[trace]), "  "))
         agree &= check_trace(trace, traces[trace])
 
     print("\nThe traces:")
@@ -112,7 +104,8 @@ def main() -> None:
         size = trace.stat().st_size / 1e6
         lost = statistics.events_lost or "nothing"
         print(f"  {trace}: {statistics.events_delivered:,} events, {size:.1f} MB, {lost} lost")
-    print(f"Open one with:\n  trace-cmd report {trace} | less\n  kernelshark {trace}")
+    first = next(iter(traces))
+    print(f"Open one with:\n  trace-cmd report {first} | less\n  kernelshark {first}")
     if not agree:
         sys.exit("demo: trace-cmd and the ledger DISAGREE")
     if not shutil.which("trace-cmd"):

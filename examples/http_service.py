@@ -26,11 +26,13 @@ class Service:
     def __init__(self, expected: int) -> None:
         self._expected = expected
         self._answered = 0
-        self._connections: set[asyncio.Task[None] | None] = set()
+        self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self.done = asyncio.Event()
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._connections.add(asyncio.current_task())
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections[task] = writer
         peer_port: int = writer.get_extra_info("peername")[1]
         requests = 0
         connection_opened(peer_port)
@@ -46,8 +48,8 @@ class Service:
             pass  # the client has closed, or sent no HTTP
         finally:
             connection_closed(peer_port, requests)
-            self._connections.discard(asyncio.current_task())
             writer.close()
+            del self._connections[task]
 
     def _count(self) -> None:
         self._answered += 1
@@ -55,11 +57,10 @@ class Service:
             self.done.set()
 
     async def close(self) -> None:
-        """End the connections that clients keep open."""
-        connections = {task for task in self._connections if task is not None}
-        for task in connections:
-            task.cancel()
-        await asyncio.gather(*connections, return_exceptions=True)
+        """End the connections that clients keep open, once what was written has left."""
+        for writer in self._connections.values():
+            writer.close()
+        await asyncio.gather(*self._connections)
 
 
 async def serve(

@@ -10,7 +10,8 @@ sensors run as fast as the sink does.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 import anyio
 
@@ -43,7 +44,7 @@ async def measure_waiting(sensor: str, readings: int) -> None:
 
 
 async def record(
-    measure: Callable[[str, int], Awaitable[None]], sensors: int, readings: int
+    measure: Callable[[str, int], Coroutine[Any, Any, None]], sensors: int, readings: int
 ) -> tuple[float, aiotrace.Statistics]:
     """Seconds that the sensors took, and the ledger."""
     async with aiotrace.record(slow_storage, pages=PAGES, page_size=PAGE_SIZE) as recording:
