@@ -1,0 +1,75 @@
+"""What `pip install .` brings: every module, the names that other programs look up, and the licence."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import aiotrace
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGURATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = CONFIGURATION["project"]
+SOURCES = {"aiotrace": ROOT / "aiotrace", "aiotrace_sinks": ROOT / "sinks" / "aiotrace_sinks"}
+
+
+def modules_on_disk() -> set[str]:
+    """Paths as they stand in a wheel."""
+    return {f"{name}/{path.relative_to(root)}" for name, root in SOURCES.items() for path in root.rglob("*.py")}
+
+
+def test_every_folder_with_modules_is_a_listed_package() -> None:
+    folders = {path.rpartition("/")[0].replace("/", ".") for path in modules_on_disk()}
+    assert folders == set(CONFIGURATION["tool"]["setuptools"]["packages"])
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert aiotrace.__version__ == PROJECT["version"]
+
+
+@pytest.mark.parametrize("target", [*PROJECT["scripts"].values(), *PROJECT["entry-points"]["aiotrace.sinks"].values()])
+def test_what_an_entry_point_names_is_there(target: str) -> None:
+    module, _, attribute = target.partition(":")
+    assert callable(reduce(getattr, attribute.split("."), importlib.import_module(module)))
+
+
+@pytest.mark.parametrize("package", SOURCES)
+def test_the_package_says_that_it_is_typed(package: str) -> None:
+    assert (SOURCES[package] / "py.typed").exists()
+    assert CONFIGURATION["tool"]["setuptools"]["package-data"][package] == ["py.typed"]
+
+
+def test_importing_needs_nothing_but_anyio() -> None:
+    """An optional dependency that is imported at the top would be loaded here."""
+    program = "import sys, aiotrace, aiotrace_sinks; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True)
+    required = {re.split(r"[<>=]", name)[0] for name in PROJECT["dependencies"]}
+    assert required == {"anyio"}
+    optional = {"trio", "uvloop", "zstandard", "pytest", "hypothesis"}
+    assert not optional & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("script", ["dev", ".ci/run"])
+def test_the_commands_are_executable_shell_scripts(script: str) -> None:
+    assert (ROOT / script).stat().st_mode & 0o111
+    subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
+
+
+@pytest.mark.long
+def test_the_wheel_holds_every_module_and_the_licence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert modules_on_disk() <= names
+    assert {f"{package}/py.typed" for package in SOURCES} <= names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
