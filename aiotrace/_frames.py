@@ -91,9 +91,7 @@ class Damage(NamedTuple):
     reason: str
 
 
-def pack_frame_header(
-    kind: Kind, stream_id: bytes, sequence: int, *body: Buffer, check_body: bool = True
-) -> bytes:
+def pack_frame_header(kind: Kind, stream_id: bytes, sequence: int, *body: Buffer, check_body: bool = True) -> bytes:
     """The 48 bytes before a body that is given in parts and not copied, for a gathering write.
 
     Args:

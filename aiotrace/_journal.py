@@ -126,7 +126,6 @@ class JournalReader:
         """None until the stream's end was read."""
         self.damage: list[Damage] = []
 
-
     def feed(self, data: Buffer, *, final: bool = False) -> Iterator[Placed]:
         """The pages that `data` completes, in the order in which they were written.
 

@@ -149,6 +149,9 @@ class TraceStore:
         """For each writer the sequence number of the last page that is in the trace."""
         self.sync_failed = False
         """After a failed fsync nobody knows what is on the disk: `discard_unsynced`, finish, and go on elsewhere."""
+        self.closing = False
+        """`finish` was begun: no more pages can be written."""
+        self._committed = False
         self._fsync = fsync
         self._journal = JournalWriter(info)
         self._journal_end = 0
@@ -194,6 +197,7 @@ class TraceStore:
         """
         if self._foreign:
             return
+        assert not self.closing and not self.sync_failed
         self.open()
         state, before = self._journal.mark(), (dict(self._ends), self._in_place, self._pages, dict(self.stored))
         try:
@@ -281,8 +285,12 @@ class TraceStore:
         self.sync_failed = False
 
     def end(self, definitions: Sequence[Definition], ledger: Ledger | None) -> None:
-        """Say what the stream's account is; nothing more is written. `None`: the stream goes on in another file."""
-        if self._foreign or self._ended:
+        """Before `finish`: put in the definitions that no page needed, and the closing account.
+
+        Args:
+            ledger: None if the stream goes on in another trace.
+        """
+        if self._foreign or self._committed or self._ended:
             return
         self.open()
         mark = self._journal.mark()
@@ -294,7 +302,7 @@ class TraceStore:
         except OSError:
             self._journal.rewind(mark)
             raise
-        self._ended = True
+        self._ended = ledger is not None
 
     def finish(self) -> Iterator[int]:
         """Make the trace.dat, in steps of some 10 ms; each yields the bytes it copied. The last one unlinks journal
@@ -305,8 +313,14 @@ class TraceStore:
         """
         if self._foreign:
             return
-        self.open()
-        yield from _finish(self._files, fsync=self._fsync, verify=False, report=RestoreReport())
+        self.closing = True
+        if not self._committed:
+            self.open()
+            yield from _make(self._files, fsync=self._fsync, verify=False, report=RestoreReport())
+            self._committed = True
+        self._files.unlink_litter()
+        if self._fsync:
+            _sync_folder(self.path)
         _stores.discard(self)
 
     def open(self) -> None:
@@ -315,7 +329,7 @@ class TraceStore:
         Raises:
             OSError: They are not there any more, or are others: someone has restored or moved the trace.
         """
-        if not self._foreign and self._files.closed:
+        if not self._foreign and not self._committed and self._files.closed:
             self._files.open_again()
             self._torn = True
 
@@ -630,9 +644,11 @@ def restore(path: str, *, progress: Callable[[int], None] | None = None) -> Rest
             report.was_complete = True
             files.unlink_litter()
             return report
-        for done in _finish(files, fsync=True, verify=True, report=report):
+        for done in _make(files, fsync=True, verify=True, report=report):
             if progress is not None:
                 progress(done)
+        files.unlink_litter()
+        _sync_folder(path)
     finally:
         files.close()
     return report
@@ -671,7 +687,7 @@ def _add_lost(first: int, second: int) -> int:
     return -1 if first < 0 or second < 0 else first + second
 
 
-def _finish(files: _Files, *, fsync: bool, verify: bool, report: RestoreReport) -> Iterator[int]:
+def _make(files: _Files, *, fsync: bool, verify: bool, report: RestoreReport) -> Iterator[int]:
     """Make NAME a trace.dat from what the journal says; yields bytes of work done."""
     journal = JournalReader()
     columns: dict[int, _Column] = {}
@@ -691,9 +707,6 @@ def _finish(files: _Files, *, fsync: bool, verify: bool, report: RestoreReport) 
     os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in what will be holes
     yield from _copy(files, order, info.page_size, verify)
     _write_tail(files, journal, info, order, fsync)
-    files.unlink_litter()
-    if fsync:
-        _sync_folder(files.path)
 
 
 def _add_page(

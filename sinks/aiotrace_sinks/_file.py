@@ -1,0 +1,283 @@
+"""Streams into a trace.dat, which trace-cmd, KernelShark and `aiotrace report` open.
+
+    pages --> a batch of about 1 MiB --> one hop to the sink's thread --> written and journalled --> acknowledged
+
+A page is acknowledged when it is in the trace: written, and its frame in the journal; with `fsync=True` also on the
+disk. Until then it will be offered again, so whatever fails (a full disk, an I/O error, a cancellation) the sink can be
+called again and goes on where it was; a page that is in the trace already is not written twice.
+
+How the files lie is the business of `aiotrace.formats.TraceStore`; this module knows when to begin, to rotate and to
+close one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Final
+from urllib.parse import parse_qsl
+
+import anyio
+
+from aiotrace import ConfigurationError
+from aiotrace.abc import Page, PageStream
+from aiotrace.formats import TraceStore, remove
+from aiotrace.worker import Worker, worker_thread
+
+BATCH_BYTES: Final = 1 << 20
+"""A hop to the thread costs some 100 µs: with batches of this size it is a tenth of the writing."""
+_MAGIC: Final = b"\x17\x08\x44tracing"
+
+
+class FileSink:
+    """A sink that writes a trace.dat.
+
+    While it is called, it holds PATH, PATH.journal and, with several writers, PATH.cpuN. At the end of the stream it
+    makes them one file. If the program is killed, or is not given the time for that, `aiotrace restore PATH` does it.
+
+    A rotated file is named after PATH and a number that counts up: trace.dat, trace.1.dat (the oldest), trace.2.dat.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_size: int | None = None,
+        max_age: float | None = None,
+        keep: int | None = None,
+        overwrite: bool = False,
+        fsync: bool = False,
+    ) -> None:
+        """
+        Args:
+            path: The file. Its folder must exist.
+            max_size: Bytes of pages after which the file is rotated; the definitions come on top.
+            max_age: Seconds after its first page that a file is rotated, when the next page comes.
+            keep: How many rotated files are kept: the oldest are deleted, those of earlier runs too. None: all.
+            overwrite: Delete a trace that has this name, finished or not. Without it, that is an error.
+            fsync: Acknowledge pages when they are on the disk, not only written.
+
+        Raises:
+            ConfigurationError: An argument is out of range.
+        """
+        if max_size is not None and max_size <= 0:
+            raise ConfigurationError(f"max_size={max_size}: bytes, more than 0, or None for no limit")
+        if max_age is not None and not max_age > 0:
+            raise ConfigurationError(f"max_age={max_age}: seconds, more than 0, or None for no limit")
+        if keep is not None and keep < 0:
+            raise ConfigurationError(f"keep={keep}: a number of rotated files, 0 or more, or None for all")
+        if keep is not None and max_size is None and max_age is None:
+            raise ConfigurationError(f"keep={keep} needs max_size or max_age: without them no file is rotated")
+        self.path = os.fspath(path)
+        self._max_size = max_size
+        self._max_age = max_age
+        self._keep = keep
+        self._overwrite = overwrite
+        self._fsync = fsync
+        self._store: TraceStore | None = None
+        self._stored: dict[int, int] = {}
+        self._started = False
+        self._begun = 0.0
+        self._pid = os.getpid()
+
+    @classmethod
+    def from_url(cls, url: str) -> FileSink:
+        """`file:trace.dat`, `file:/var/log/trace.dat?max_size=1000000&keep=3`: the arguments are those of the class.
+
+        Raises:
+            ConfigurationError: It is no such URL, or an argument is unknown or out of range.
+        """
+        path, _, query = url.partition(":")[2].partition("?")
+        if not path:
+            raise ConfigurationError(f"{url!r} names no file: file:trace.dat or file:/folder/trace.dat")
+        options: dict[str, int | float | bool] = {}
+        for key, text in parse_qsl(query, keep_blank_values=True):
+            if key not in _URL_OPTIONS:
+                raise ConfigurationError(f"{key!r} in {url!r} is unknown; known: {', '.join(sorted(_URL_OPTIONS))}")
+            read, what = _URL_OPTIONS[key]
+            try:
+                options[key] = read(text)
+            except (ValueError, KeyError):
+                raise ConfigurationError(f"{key}={text!r} in {url!r}: {what} was expected") from None
+        return cls(path, **options)  # type: ignore[arg-type]  # each has the type that its name says
+
+    def __repr__(self) -> str:
+        return f"FileSink({self.path!r})"
+
+    async def __call__(self, stream: PageStream) -> None:
+        """Write the stream, to its end; then make the trace.dat.
+
+        Raises:
+            FileExistsError: A trace, or an unfinished one, has this name; the message says what would do.
+            OSError: What could not be written is not acknowledged; call again with a new stream to go on.
+            ConfigurationError: `max_size` has no room for a page, or an unfinished trace is of another stream.
+        """
+        self._pid = os.getpid()
+        async with worker_thread("aiotrace file sink") as worker:
+            try:
+                await worker.run(self._begin, stream)
+                while batch := await stream.next_batch(max(1, BATCH_BYTES // stream.info.page_size)):
+                    await self._write(worker, stream, batch)
+                if self._is_ours():
+                    await self._close(worker, stream)
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    self._warn_of_unfinished()
+                raise
+            finally:
+                if self._store is not None and self._is_ours():
+                    self._store.close()
+
+    def _is_ours(self) -> bool:
+        """False in a forked child: the files are the parent's, and the thread is not there."""
+        return os.getpid() == self._pid
+
+    def _begin(self, stream: PageStream) -> None:
+        """Create the files, or go on with those that a failed call left. In the thread."""
+        info = stream.info
+        if self._max_size is not None and self._max_size < info.page_size:
+            raise ConfigurationError(f"max_size={self._max_size} has no room for a page of {info.page_size} bytes")
+        if self._store is not None:
+            if self._store.info.stream_id != info.stream_id:
+                raise ConfigurationError(f"{self.path} of another recording is unfinished: use a new FileSink")
+            self._store.open()
+            return
+        if self._overwrite and not self._started:
+            remove(self.path)
+        self._create(stream)
+        self._started = True
+
+    def _create(self, stream: PageStream) -> None:
+        self._store = TraceStore(self.path, stream.info, fsync=self._fsync, stored=self._stored)
+
+    async def _write(self, worker: Worker, stream: PageStream, batch: list[Page]) -> None:
+        """Put a batch into the trace, or into several, and acknowledge it."""
+        while batch:
+            fitting = self._fitting(stream, len(batch))
+            if not fitting:
+                await self._rotate(worker, stream)
+                continue
+            pages, batch = batch[:fitting], batch[fitting:]
+            try:
+                await worker.run(self._write_pages, pages, stream)
+            except OSError:
+                if self._store is None or not self._store.sync_failed:
+                    raise
+                # What is on the disk is unknown, and a second fsync would say that all is well.
+                await self._rotate(worker, stream)
+                await worker.run(self._write_pages, pages, stream)
+            for page in pages:
+                stream.acknowledge(page)
+
+    def _write_pages(self, pages: list[Page], stream: PageStream) -> None:
+        if self._store is None:
+            return
+        self._store.write(pages, stream.definitions)
+
+    def _fitting(self, stream: PageStream, pages: int) -> int:
+        """How many of the next pages go into the current file."""
+        store = self._store
+        if store is None:  # a rotation was interrupted between two files
+            return 0
+        if store.closing or store.sync_failed:
+            return 0
+        if not store.pages_count:
+            self._begun = anyio.current_time()
+        elif self._max_age is not None and anyio.current_time() - self._begun >= self._max_age:
+            return 0
+        if self._max_size is None:
+            return pages
+        return min(pages, (self._max_size - store.size) // stream.info.page_size)
+
+    # --- rotation and end -----------------------------------------------------------------------
+
+    async def _rotate(self, worker: Worker, stream: PageStream) -> None:
+        """Finish the current file, give it its number, begin the next. What fails or is cancelled in between goes on
+        there at the next call."""
+        if (store := self._store) is not None:
+            if store.sync_failed:
+                await worker.run(store.discard_unsynced)
+            await self._finish(worker, store, stream, last=False)
+            await worker.run(self._retire, store)
+        await worker.run(self._create, stream)
+
+    async def _close(self, worker: Worker, stream: PageStream) -> None:
+        if self._store is not None:
+            await self._finish(worker, self._store, stream, last=True)
+        self._store, self._stored, self._started = None, {}, False
+
+    async def _finish(self, worker: Worker, store: TraceStore, stream: PageStream, *, last: bool) -> None:
+        """Make the trace.dat, a step at a time, so that a cancellation is heard between two."""
+        await worker.run(store.end, stream.definitions, stream.ledger if last else None)
+        steps = store.finish()
+        while await worker.run(next, steps, None) is not None:
+            pass
+
+    def _retire(self, store: TraceStore) -> None:
+        """Give the finished file its number, and delete those that are too many. In the thread."""
+        rotated = self._rotated()
+        number = max(rotated, default=0) + 1
+        stem, suffix = os.path.splitext(self.path)
+        name = f"{stem}.{number}{suffix}"
+        if os.path.lexists(name):
+            raise FileExistsError(f"{name} is in the way: a rotated trace was to get this name")
+        os.rename(self.path, name)
+        self._store, self._stored = None, store.stored
+        if self._keep is not None:
+            rotated[number] = name
+            for old in sorted(rotated)[: len(rotated) - self._keep]:
+                os.unlink(rotated[old])
+
+    def _rotated(self) -> dict[int, str]:
+        """The rotated files that are there. A file of another kind that has such a name is not ours to count."""
+        folder, name = os.path.split(self.path)
+        stem, suffix = os.path.splitext(name)
+        pattern = re.compile(re.escape(stem) + r"\.([1-9][0-9]{0,17})" + re.escape(suffix))
+        found = {}
+        for entry in os.listdir(folder or "."):
+            match = pattern.fullmatch(entry)
+            if match and _is_trace(path := os.path.join(folder, entry)):
+                found[int(match[1])] = path
+        return found
+
+    def _warn_of_unfinished(self) -> None:
+        """The sink was cancelled. A warning that is an error must not take the cancellation's place."""
+        if self._store is None or not self._is_ours():
+            return
+        message = f"{self.path} is unfinished: `aiotrace restore {self.path}` makes it a trace.dat"
+        try:
+            warnings.warn(message, RuntimeWarning, stacklevel=3)
+        except RuntimeWarning as warning:
+            details = {"exc_type": RuntimeWarning, "exc_value": warning, "exc_traceback": None}
+            sys.unraisablehook(SimpleNamespace(**details, err_msg=None, object=self))
+
+
+def _is_trace(path: str) -> bool:
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.read(fd, len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+def _flag(text: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "": True, "0": False, "false": False, "no": False}[text.lower()]
+
+
+_URL_OPTIONS: Final[dict[str, tuple[Callable[[str], int | float | bool], str]]] = {
+    "max_size": (int, "number"),
+    "max_age": (float, "number"),
+    "keep": (int, "number"),
+    "overwrite": (_flag, "yes or no"),
+    "fsync": (_flag, "yes or no"),
+}
+"""How each is read, and what it has to be."""
