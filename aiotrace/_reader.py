@@ -109,7 +109,7 @@ class Service:
         except BaseException:
             self._drop(attachment)
             raise
-        if attachment.state == "failed" and attachment.last_error is not None:
+        if attachment.state == "failed" and attachment.detached and attachment.last_error is not None:
             self.attachments.remove(attachment)
             raise attachment.last_error
         self._waker.wake()
@@ -119,6 +119,7 @@ class Service:
         """Let a sink finish what it holds, for at most `timeout` seconds, and let it go."""
         attachment.delivery.closed = True
         self._notify()
+        self._waker.wake()  # it holds the others back no more
         await self._finish([attachment], timeout)
 
     def _drop(self, attachment: Attachment) -> None:

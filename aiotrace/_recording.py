@@ -29,7 +29,7 @@ import anyio
 
 from . import _layout as L
 from ._arena import Arena
-from ._clock import get_clock, take_anchor
+from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
 from ._delivery import OnError, OnFull
 from ._errors import ConfigurationError
@@ -171,7 +171,7 @@ class Recording:
             uuid.uuid4().bytes,
             page_size,
             slots,
-            clock,
+            MONO,
             take_anchor(self.clock),
             os.getpid(),
             socket.gethostname(),
@@ -199,6 +199,7 @@ class Recording:
         except BaseException:
             self._finalize()
             raise
+        self._start_writing()
         return self
 
     async def __aexit__(
@@ -217,26 +218,25 @@ class Recording:
         await self._service.start()
         for options, quota in zip(self._options, self._first_quotas, strict=True):
             await self._service.attach(options, quota, self._next_events)
-        self._state = "open"
-        activate(self)
 
     async def _drain(self) -> None:
         await self._service.drain(self._drain_timeout)
+
+    def _start_writing(self) -> None:
+        self._state = "open"
+        activate(self)
 
     def _stop_writing(self) -> None:
         """From here on no event is written; what was is in the ring."""
         self._state = "closed"
         deactivate(self)
-        for writer in tuple(self.writers.all):
-            writer.close()
+        self.writers.close()
         for writer in tuple(self.writers.all):
             while writer.waiters:
                 writer.wake_one()
 
     def _finalize(self) -> None:
         """Synchronous, and the end: every page comes home and is counted."""
-        if self._state == "open":
-            self._stop_writing()
         self._state = "closed"
         if self._thread is not None:
             idle = self._thread.call(self._service.abort)
@@ -278,7 +278,7 @@ class Recording:
 
     async def _detach(self, sink: Sink) -> None:
         for attachment in self._service.attachments:
-            if attachment.options.sink is sink and not attachment.detached:
+            if attachment.options.sink == sink and not attachment.detached:
                 await self._service.detach(attachment, self._drain_timeout)
                 return
         raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
@@ -389,10 +389,10 @@ class _ServiceThread:
     """A daemon thread with an asyncio loop."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="aiotrace", daemon=True)
 
     def start(self) -> None:
+        self._loop = asyncio.new_event_loop()  # here: a recording that is never entered leaves no loop behind
         self._thread.start()
 
     def _run(self) -> None:
@@ -452,6 +452,7 @@ class SyncRecording:
         except BaseException:
             inner._finalize()
             raise
+        inner._start_writing()
         atexit.register(self.close)
         return self
 
@@ -512,7 +513,8 @@ def record(
             the oldest full page.
         flush_interval: Seconds after which sinks that take prefixes are given what pages hold that still fill.
         drain_timeout: Seconds that each sink has at the end.
-        clock: "mono" (CLOCK_MONOTONIC).
+        clock: "mono" (CLOCK_MONOTONIC), or "tsc": the same time, read from the processor's counter (x86-64, with the
+            C module). Calibrating it blocks for 20 ms, once in a process.
         thread: Whether the reader and the sinks run in a thread of their own, so that they go on while the program's
             loop is blocked.
 

@@ -126,6 +126,7 @@ class Stream:
 
     def accept_prefixes(self) -> None:
         self._delivery.prefixes = True
+        self._on_room()  # the reader may be waiting for full pages alone
 
     def __aiter__(self) -> Self:
         return self
@@ -147,7 +148,8 @@ class Stream:
             if self._delivery.closed or self._over:
                 self.reached_end = True
                 return []
-            self._offered = anyio.Event()
+            if self._offered.is_set():
+                self._offered = anyio.Event()
             await self._offered.wait()
         looked = [DeliveredPage(part, self._pages.arena) for part in self._delivery.look(pages)]
         self._looked.update(dict.fromkeys(looked))
