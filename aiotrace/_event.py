@@ -279,11 +279,8 @@ class Event:
 async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:
     """Wait until this writer may have room. Cancelled: a wake that was meant for us goes to the next."""
     waker = Waker(Loop())
-    woken = False
 
     def wake() -> None:
-        nonlocal woken
-        woken = True
         if not waker.wake():
             writer.wake_one()
 
@@ -291,18 +288,24 @@ async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:
     writer.waiters.append(wake)
     try:
         if writer.has_room(min(size, writer.payload_max)) or not target.makes_wait:
-            if not woken:
-                writer.waiters.remove(wake)
+            _withdraw(writer, wake)
             return  # it came home between the look and the wait
         await waker.wait()
     except BaseException:
-        if woken:
+        if not _withdraw(writer, wake):
             writer.wake_one()
-        else:
-            writer.waiters.remove(wake)
         raise
     finally:
         target.count_wait(target.clock() - began)
+
+
+def _withdraw(writer: Writer, wake: Callable[[], object]) -> bool:
+    """Wait no more. False if another thread has taken this wake from the line: then it is meant for us."""
+    try:
+        writer.waiters.remove(wake)
+    except ValueError:
+        return False
+    return True
 
 
 # --- the registry ---------------------------------------------------------------------------------

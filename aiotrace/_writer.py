@@ -259,6 +259,7 @@ class Writers:
         self.all.append(Writer(pages, 0, *self._arguments))
         self._free = [self.all[0]]
         self._shared = 0
+        self._closed = False
         self._guard = Guard()
 
     def lease(self) -> tuple[Writer, bool]:
@@ -266,6 +267,8 @@ class Writers:
         if not self._guard.enter():  # a finaliser that ran while this thread was just here
             return self.all[0], False
         try:
+            if self._closed:
+                return self.all[0], False
             if self._free:
                 return self._free.pop(), True
             if len(self.all) < self.slots:
@@ -280,6 +283,13 @@ class Writers:
     def give_back(self, writer: Writer) -> None:
         """The thread that had it ended; the page that it fills stays for the next thread."""
         self._free.append(writer)
+
+    def close(self) -> None:
+        """Every writer closes, and no new one is made for a thread that comes late."""
+        with self._guard:
+            self._closed = True
+        for writer in tuple(self.all):  # without the guard: a finaliser that runs in a write may ask for a lease
+            writer.close()
 
 
 def payload_max(page_size: int) -> int:
