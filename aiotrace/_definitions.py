@@ -61,7 +61,8 @@ class Definitions(Sequence[Definition]):
 
     def __init__(self) -> None:
         self._items: list[Definition] = []
-        self._symbols: dict[str, int] = {}
+        self.symbols: dict[str, int] = {}
+        """Keys by text: read by the C twin, written by `intern` alone."""
         self._commands: dict[int, str] = {}
         self._lock = threading.RLock()
         self.refused = 0
@@ -73,18 +74,18 @@ class Definitions(Sequence[Definition]):
 
     def intern(self, text: str) -> int:
         """The key of a string; the key of "?" when the table is full (counted in `refused`)."""
-        key = self._symbols.get(text)
+        key = self.symbols.get(text)
         if key is not None:
             return key
         with self._lock:
-            key = self._symbols.get(text)
+            key = self.symbols.get(text)
             if key is None:
-                if len(self._symbols) >= SYMBOLS_MAX:
+                if len(self.symbols) >= SYMBOLS_MAX:
                     self.refused += 1
                     return self.unknown_symbol
-                key = SYMBOL_BASE + len(self._symbols) * SYMBOL_STEP
+                key = SYMBOL_BASE + len(self.symbols) * SYMBOL_STEP
                 self._items.append(SymbolDefinition(key, text))
-                self._symbols[text] = key
+                self.symbols[text] = key
         return key
 
     def name_command(self, pid: int, name: str) -> None:
@@ -97,6 +98,10 @@ class Definitions(Sequence[Definition]):
                 return
             self._commands[pid] = name
             self._items.append(CommandDefinition(pid, name))
+
+    def forget_lock(self) -> None:
+        """In a forked child: the lock may be held by a thread that is not there."""
+        self._lock = threading.RLock()
 
     def __len__(self) -> int:
         return len(self._items)

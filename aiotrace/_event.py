@@ -19,11 +19,12 @@ import threading
 import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from anyio.lowlevel import checkpoint
 
 from . import _layout as L
+from ._backend import c_module
 from ._clock import Clock
 from ._definitions import DEFINITIONS, EventDefinition
 from ._errors import DefinitionError
@@ -34,6 +35,8 @@ from ._writer import Writer, Writers
 FIRST_ID: Final = 2048
 """common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""
 LAST_ID: Final = 65535
+NATIVE_CODES: Final = {"str": "S", "bytes": "Y", "symbol": "K"}
+"""What the C twin calls the types that are more than a number in `struct`."""
 
 in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
 """Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""
@@ -65,6 +68,12 @@ class _Active:
     def set(self, targets: tuple[Target, ...]) -> None:
         self.targets = targets
         self.epoch = object()
+        self.tell_c()
+
+    def tell_c(self) -> None:
+        """Let the C twin know what decides whether a call does anything at all."""
+        if c_module is not None:
+            c_module.changed(bool(self.targets), _is_strict())
 
 
 _active: Final = _Active()
@@ -110,6 +119,8 @@ class _Local(threading.local):
     epoch: object = None
     writers: tuple[Writer, ...] = ()
     leases: tuple[_Lease, ...] = ()
+    native: Any = None
+    """The same for the C twin."""
     pid = 0
 
 
@@ -119,6 +130,7 @@ _local: Final = _Local()
 def _renew() -> tuple[Writer, ...]:
     """Bring this thread's lease to the present epoch."""
     epoch, targets = _active.epoch, _active.targets
+    native_epoch = c_module.get_epoch() if c_module is not None else 0
     if not _local.pid:
         _local.pid = threading.get_native_id()
         DEFINITIONS.name_command(_local.pid, _thread_name())
@@ -127,6 +139,8 @@ def _renew() -> tuple[Writer, ...]:
     _local.leases = leases
     _local.writers = tuple(lease.writer for lease in leases)
     _local.epoch = epoch
+    if c_module is not None:
+        _local.native = c_module.Lease(_local.writers, _local.pid, native_epoch)
     return _local.writers
 
 
@@ -149,17 +163,23 @@ def strict(on: bool = True) -> None:
     """
     global _strict
     _strict = on
+    _active.tell_c()
 
 
 def _is_strict() -> bool:
     return _strict if _strict is not None else sys.flags.dev_mode or "pytest" in sys.modules
 
 
+_active.tell_c()
+
+
 # --- events ---------------------------------------------------------------------------------------
 
 
-class Event:
+class PythonEvent:
     """An event of one kind; calling it records one. Made by `event`.
+
+    This is the reference, and the slow way of its C twin (`_c/event.c`), which asks it for everything but the call.
 
     A call takes the values of the fields, positional or by keyword. It never blocks, and does nothing with no
     recording open. What cannot be written is dropped and counted.
@@ -171,8 +191,11 @@ class Event:
         self._warned = False
         self.id = id
         """common_type of its records."""
-        self.emit: Callable[..., None] = self.__call__
-        """The same call as a function."""
+
+    @property
+    def emit(self) -> Callable[..., None]:
+        """The same call as a function; in C a bound function, the cheapest of all."""
+        return self.__call__
 
     @property
     def name(self) -> str:
@@ -310,8 +333,13 @@ def _withdraw(writer: Writer, wake: Callable[[], object]) -> bool:
 
 # --- the registry ---------------------------------------------------------------------------------
 
+if TYPE_CHECKING or c_module is None:
+    Event = PythonEvent
+else:
+    Event = c_module.Event
+
 _events: Final[dict[str, Event]] = {}
-_events_lock: Final = threading.RLock()
+_events_lock = threading.RLock()
 
 
 def event(name: str, /, **fields: FieldType) -> Event:
@@ -334,15 +362,27 @@ def event(name: str, /, **fields: FieldType) -> Event:
     with _events_lock:
         known = _events.get(name)
         if known is not None:
-            if list(known._schema.types.items()) != list(schema.types.items()):
+            if list(known.fields.items()) != [(field.name, field.type.name) for field in schema.fields]:
                 raise DefinitionError(f"{known!r} is defined already; other fields need another name")
             return known
         id = FIRST_ID + len(_events)
         if id > LAST_ID:
             raise DefinitionError(f"{name!r}: {len(_events)} events are defined, and no more are possible")
         DEFINITIONS.append(EventDefinition(id, schema.system, schema.event, schema.format_text(id)))
-        made = _events[name] = Event(schema, id)
+        made = _events[name] = _make(schema, id)
         return made
+
+
+def _make(schema: Schema, id: int) -> Event:
+    made = PythonEvent(schema, id)
+    if c_module is None or len(schema.fields) > c_module.FIELDS_MAX:
+        return made
+    layout = tuple(
+        (field.offset, NATIVE_CODES.get(field.type.name, field.type.code), field.type.size) for field in schema.fields
+    )
+    names = tuple(map(sys.intern, schema.types))
+    native: Event = c_module.Event(made, id, schema.fixed_size, layout, names, DEFINITIONS.symbols)
+    return native
 
 
 # --- fork -----------------------------------------------------------------------------------------
@@ -363,6 +403,7 @@ class _ForkRefusal:
 
 
 def _before_fork() -> None:
+    _local.native = None
     if _local.epoch is _active.epoch:
         _local.writers = (_ForkRefusal(_local.writers),)  # type: ignore[assignment]  # as much of a Writer as is used
 
@@ -373,7 +414,10 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """A child writes nothing into its parent's recordings."""
+    global _events_lock
     _active.lock = threading.Lock()
+    _events_lock = threading.RLock()
+    DEFINITIONS.forget_lock()
     for lease in _local.leases:
         lease.own = False
     _local.leases = ()

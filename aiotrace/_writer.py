@@ -9,32 +9,26 @@ slot, with the half-full page, to the next. A slot is a CPU to trace-cmd and Ker
 
 Laws:
 * Only the writer's own side, under its guard, seals its page. Others read `mark`, and copy the committed prefix.
-* No call stands between the stores that make a record visible and count it, so neither a signal handler nor another
-  thread sees one without the other.
 * Every event asked for has a number, `written + dropped`; a page remembers that of its first, so losses are gaps.
 """
 
 from __future__ import annotations
 
-import struct
 from collections import deque
 from collections.abc import Callable, Sized
 
 from . import _layout as L
 from ._clock import Clock
+from ._cursor import Cursor
 from ._delivery import Mark
 from ._guard import Guard
-from ._page import encode_record
 from ._pages import Pages
-
-_U32 = struct.Struct(L.BYTE_ORDER + "I")
-_COMMIT_WORD = 1
 
 CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")
 """Why an event is refused."""
 
 
-class Writer:
+class Writer(Cursor):
     """
     Args:
         pages: The recording's.
@@ -45,33 +39,21 @@ class Writer:
     """
 
     def __init__(self, pages: Pages, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
+        super().__init__(clock)
         self.slot = slot
         self.guard = Guard()
         self.payload_max = payload_max(pages.arena.page_size)
-        self.written = 0
         self.dropped = dict.fromkeys(CAUSES, 0)
-        self.cut = 0
-        """Events written with a string that was too long."""
         self.page: int | None = None
         self.waiters: deque[Callable[[], object]] = deque()
         """Wakes of those that wait for room here, in `send`."""
         self.closed = False
         self._pages = pages
-        self._clock = clock
         self._definitions = definitions
         self._sequence = first_sequence
         self._refused: deque[str] = deque()  # appended to by re-entrant calls, which own nothing: it is atomic
         self._first_event = 0
         self._first_written = 0
-        self._no_page()
-
-    def _no_page(self) -> None:
-        self.page = None
-        self._view = memoryview(b"")
-        self._words = memoryview(bytearray(2 * 8)).cast("Q")
-        self._end = 0
-        self._limit = 0
-        self._last = 0
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -88,38 +70,17 @@ class Writer:
             self._refused.append("reentrant")
             return False
         try:
+            if self.put(payload):
+                return True
             if self.closed:
                 return False
-            now = self._clock()
-            delta = now - self._last
-            size = len(payload)
-            if size <= L.SHORT_PAYLOAD_MAX and 0 <= delta <= L.TIME_DELTA_MAX:
-                record = _U32.pack(size >> 2 | delta << L.TYPE_LEN_BITS) + payload
-            else:
-                if size > self.payload_max:
-                    self.dropped["too_long"] += 1
-                    return False
-                if delta < 0:  # a clock that went backwards
-                    now, delta = self._last, 0
-                record = encode_record(delta, payload)
-            end = self._end + len(record)
-            if end > self._limit:
-                if not self._turn():
-                    self.dropped["no_page"] += 1
-                    return False
-                record = encode_record(0, payload)
-                end = L.PAGE_HEADER_SIZE + len(record)
-                now = self._last
-            cut = size > L.SHORT_PAYLOAD_MAX and payload[2] & L.FLAG_CUT
-            # No call from here on.
-            self._view[self._end : end] = record
-            self._last = now
-            self._end = end
-            if cut:
-                self.cut += 1
-            self.written += 1
-            self._words[_COMMIT_WORD] = end - 16
-            return True
+            if len(payload) > self.payload_max:
+                self.dropped["too_long"] += 1
+                return False
+            if not self._turn():
+                self.dropped["no_page"] += 1
+                return False
+            return self.put(payload)
         finally:
             self.guard.leave()
 
@@ -129,23 +90,20 @@ class Writer:
 
     def has_room(self, size: int) -> bool:
         """Whether a payload of `size` bytes would find room (a time extend in front included), as of now."""
-        return self._fits(size) or self._pages.can_take
+        return self.fits(size) or self._pages.can_take
 
     def make_room(self, size: int) -> bool:
         """Turn the page if a payload of `size` bytes needs that. Returns whether there is room now."""
         if not self.guard.enter():
             return True  # a re-entrant call is refused by `write`, not made to wait
         try:
-            return self.closed or self._fits(size) or (self._turn() and self._fits(size))
+            return self.closed or self.fits(size) or (self._turn() and self.fits(size))
         finally:
             self.guard.leave()
 
     def would_turn(self, size: int) -> bool:
         """Whether a payload of `size` bytes needs the next page."""
-        return not self._fits(size)
-
-    def _fits(self, size: int) -> bool:
-        return self._end + size + 16 <= self._limit
+        return not self.fits(size)
 
     @property
     def number(self) -> int:
@@ -175,17 +133,7 @@ class Writer:
         self._sequence += 1
         self._first_event = number
         self._first_written = self.written
-        arena = self._pages.arena
-        view = arena.page(page)
-        words = view[: L.PAGE_HEADER_SIZE].cast("Q")
-        now = self._clock()
-        words[_COMMIT_WORD] = 0
-        words[0] = now
-        self._last = now
-        self._words = words
-        self._view = view
-        self._end = L.PAGE_HEADER_SIZE
-        self._limit = arena.page_size - L.LOST_COUNT_SIZE
+        self.enter(self._pages.arena.page(page))
         self.page = page
         return True
 
@@ -195,27 +143,30 @@ class Writer:
         page = self.page
         if page is None:
             return True
+        self.freeze()
+        committed, last, written = self.state()
         arena = self._pages.arena
         for field, value in (
-            (L.EVENTS, self.written - self._first_written),
-            (L.COMMITTED, self._end - L.PAGE_HEADER_SIZE),
-            (L.LAST_TIME, self._last),
+            (L.EVENTS, written - self._first_written),
+            (L.COMMITTED, committed),
+            (L.LAST_TIME, last),
             (L.DEFINITIONS, len(self._definitions)),
         ):
             arena.set(page, field, value)
         if not self._pages.seal(page):
             arena.set(page, L.EVENTS, 0)
+            self.thaw()
             return False
-        self._no_page()
+        self.page = None
+        self.leave()
         return True
 
     def mark(self) -> Mark | None:
         """How far the page that it fills has come; None if it fills none. The caller holds the guard."""
         if self.page is None:
             return None
-        committed = self._end - L.PAGE_HEADER_SIZE
-        events = self.written - self._first_written
-        return Mark(self.page, committed, events, self._last, len(self._definitions), False)
+        committed, last, written = self.state()
+        return Mark(self.page, committed, written - self._first_written, last, len(self._definitions), False)
 
     @property
     def events_on_page(self) -> int:
@@ -231,9 +182,12 @@ class Writer:
         """Write no more; the page, if anything is on it, goes into the ring."""
         with self.guard:
             self.closed = True
+            self.freeze()
             if self.page is not None and not self.events_on_page:
+                self.freeze()
+                self.leave()
                 self._pages.return_empty(self.page)
-                self._no_page()
+                self.page = None
             sealed = self._seal()
             assert sealed
 

@@ -1,0 +1,1081 @@
+/* What runs per event: the twin of _cursor.PythonCursor and of _event.PythonEvent.__call__.
+ *
+ *   event(200, "/index") -> gate -> lease of this thread -> measure -> convert and store in place -> commit
+ *                             |          |                    |                |
+ *                             none open  stale                does not fit,    not an exact int, float, str ...
+ *                             (return)   +------- slow: the Python twin's call, from the beginning ------+
+ *
+ * Laws:
+ * - The fast path runs no Python code, allocates nothing and takes no lock. Only exact, plain values are converted
+ *   here; whatever could run foreign code (__index__, a str that is not interned yet, a wrong value) goes the slow
+ *   way as a whole, so nothing is half done when Python runs.
+ * - One step under the GIL: room is checked, the record stored, commit advanced last. Whoever touches the page
+ *   otherwise freezes the cursor first (limit 0), and then nothing fits.
+ * - The lease holds the writers strongly, and the thread's pointer to it is cleared when it dies.
+ *
+ * Free-threaded builds are refused, because of the second law.
+ */
+
+#include "aiotrace.h"
+
+#include <math.h>
+#include <stddef.h>
+#include <structmember.h>
+#include <time.h>
+
+#ifdef Py_GIL_DISABLED
+#error "aiotrace._c needs the GIL: on a free-threaded Python the Python twin runs"
+#endif
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <x86intrin.h>
+#define HAVE_TSC 1
+#else
+#define HAVE_TSC 0
+#endif
+
+#define PAGE_HEADER 16
+#define LOST_COUNT 8
+#define SHORT_PAYLOAD_MAX 112
+#define DELTA_BITS AIOTRACE_TIME_DELTA_BITS
+#define DELTA_MAX AIOTRACE_TIME_DELTA_MAX
+#define TIME_EXTEND ((uint32_t)AIOTRACE_TYPE_TIME_EXTEND)
+#define FLAG_CUT 0x80
+#define DYNAMIC_MAX 65000
+#define FIELDS_MAX 32 /* events with more go the slow way */
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* --- clocks ------------------------------------------------------------------------------------ */
+
+enum { CLOCK_PYTHON = 0, CLOCK_MONO = 1, CLOCK_TSC = 2 };
+
+static inline uint64_t
+monotonic_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Nanoseconds per TSC tick, in 2**-32: 0 until `tsc_calibrate` was called. */
+static uint64_t tsc_multiplier;
+
+/* --- cursor ------------------------------------------------------------------------------------ */
+
+typedef struct {
+    PyObject_HEAD
+    char *page; /* NULL: no page */
+    uint32_t end;
+    uint32_t limit;
+    uint64_t last; /* ns */
+    uint64_t written;
+    uint64_t cut;
+    uint64_t tsc_base; /* the tick at which it was `mono_base` */
+    uint64_t mono_base;
+    uint32_t page_size;
+    int clock_kind;
+    PyObject *clock;
+    Py_buffer view;
+} Cursor;
+
+static PyTypeObject *cursor_type;
+static PyObject *monotonic_clock; /* time.monotonic_ns, which is read here without a call */
+
+static inline void
+anchor(Cursor *self)
+{
+#if HAVE_TSC
+    self->tsc_base = __rdtsc();
+#endif
+    self->mono_base = monotonic_ns();
+}
+
+/* The time, for a clock that needs no Python. The TSC is anchored to CLOCK_MONOTONIC on each page and after each
+ * pause that a time extend is needed for, so it never strays further from it than it can in 134 ms. */
+static inline uint64_t
+now_ns(Cursor *self)
+{
+#if HAVE_TSC
+    if (self->clock_kind == CLOCK_TSC) {
+        uint64_t ticks = __rdtsc() - self->tsc_base;
+        uint64_t now = self->mono_base + (uint64_t)(((unsigned __int128)ticks * tsc_multiplier) >> 32);
+        if (likely(now - self->last <= DELTA_MAX))
+            return now;
+        anchor(self);
+        return self->mono_base;
+    }
+#endif
+    return monotonic_ns();
+}
+
+/* Begin a record: its header, and a time extend in front where it needs one. Returns where the payload goes, or NULL
+ * if there is no room. `*end` is where the record ends; nothing is visible before `commit`. */
+static inline char *
+reserve(Cursor *self, uint64_t *now, uint32_t size, uint32_t *end)
+{
+    uint64_t delta = *now - self->last;
+    uint32_t head = size <= SHORT_PAYLOAD_MAX ? 4 : 8;
+    if (unlikely(delta > DELTA_MAX)) {
+        if ((int64_t)delta < 0) { /* a clock that went backwards */
+            *now = self->last;
+            delta = 0;
+        }
+        else {
+            head += 8;
+        }
+    }
+    if (unlikely(size > self->limit || self->end + head + size > self->limit))
+        return NULL;
+    uint32_t *words = (uint32_t *)(self->page + self->end);
+    if (unlikely(delta > DELTA_MAX)) {
+        *words++ = TIME_EXTEND | (uint32_t)(delta & DELTA_MAX) << 5;
+        *words++ = (uint32_t)(delta >> DELTA_BITS);
+        delta = 0;
+    }
+    if (size <= SHORT_PAYLOAD_MAX) {
+        *words++ = size >> 2 | (uint32_t)delta << 5;
+    }
+    else {
+        *words++ = (uint32_t)delta << 5;
+        *words++ = size + 4;
+    }
+    *end = self->end + head + size;
+    return (char *)words;
+}
+
+static inline void
+commit(Cursor *self, uint64_t now, uint32_t end)
+{
+    self->last = now;
+    self->end = end;
+    self->written++;
+    __atomic_store_n((uint64_t *)(self->page + 8), (uint64_t)(end - PAGE_HEADER), __ATOMIC_RELEASE);
+}
+
+/* The time for code that may call Python. -1 with an exception on failure. */
+static int
+read_clock(Cursor *self, uint64_t *now)
+{
+    if (self->clock_kind != CLOCK_PYTHON) {
+        *now = now_ns(self);
+        return 0;
+    }
+    PyObject *value = PyObject_CallNoArgs(self->clock);
+    if (value == NULL)
+        return -1;
+    *now = PyLong_AsUnsignedLongLong(value);
+    Py_DECREF(value);
+    return PyErr_Occurred() ? -1 : 0;
+}
+
+static void
+cursor_release(Cursor *self)
+{
+    self->page = NULL;
+    self->end = self->limit = 0;
+    self->last = 0;
+    if (self->view.obj != NULL)
+        PyBuffer_Release(&self->view);
+}
+
+static int
+cursor_init(Cursor *self, PyObject *args, PyObject *keywords)
+{
+    static char *names[] = {"clock", NULL};
+    PyObject *clock;
+    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O:Cursor", names, &clock))
+        return -1;
+    int kind = clock == monotonic_clock ? CLOCK_MONO : CLOCK_PYTHON;
+    if (kind == CLOCK_PYTHON) {
+        PyObject *is_tsc = PyObject_GetAttrString(clock, "aiotrace_tsc"); /* _clock.TscClock has it */
+        if (is_tsc == NULL)
+            PyErr_Clear();
+        else if (tsc_multiplier != 0)
+            kind = CLOCK_TSC;
+        Py_XDECREF(is_tsc);
+    }
+    cursor_release(self);
+    self->clock_kind = kind;
+    Py_INCREF(clock);
+    Py_XSETREF(self->clock, clock);
+    return 0;
+}
+
+static int
+cursor_traverse(Cursor *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->clock);
+    return 0;
+}
+
+static int
+cursor_clear(Cursor *self)
+{
+    Py_CLEAR(self->clock);
+    return 0;
+}
+
+static void
+cursor_dealloc(Cursor *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    cursor_release(self);
+    cursor_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(enter_doc, "Begin an empty page: its header is written, its time is now.");
+
+static PyObject *
+cursor_enter(Cursor *self, PyObject *page)
+{
+    Py_buffer view;
+    uint64_t now;
+    if (PyObject_GetBuffer(page, &view, PyBUF_WRITABLE) < 0)
+        return NULL;
+    if (view.len < PAGE_HEADER + LOST_COUNT || view.len > 1 << 20 || (uintptr_t)view.buf % 8 != 0) {
+        PyBuffer_Release(&view);
+        PyErr_SetString(PyExc_ValueError, "a page has 24 bytes to 1 MiB and is aligned to 8");
+        return NULL;
+    }
+    cursor_release(self);
+    if (self->clock_kind == CLOCK_TSC) {
+        anchor(self);
+        now = self->mono_base;
+    }
+    else if (read_clock(self, &now) < 0) {
+        PyBuffer_Release(&view);
+        return NULL;
+    }
+    self->view = view;
+    self->page = view.buf;
+    self->page_size = (uint32_t)view.len;
+    ((uint64_t *)self->page)[0] = now;
+    ((uint64_t *)self->page)[1] = 0;
+    self->last = now;
+    self->end = PAGE_HEADER;
+    self->limit = self->page_size - LOST_COUNT;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(leave_doc, "Have no page.");
+
+static PyObject *
+cursor_leave(Cursor *self, PyObject *Py_UNUSED(ignored))
+{
+    cursor_release(self);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(freeze_doc, "From now on nothing finds room.");
+
+static PyObject *
+cursor_freeze(Cursor *self, PyObject *Py_UNUSED(ignored))
+{
+    self->limit = 0;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(thaw_doc, "Undo `freeze`, for a page that stays.");
+
+static PyObject *
+cursor_thaw(Cursor *self, PyObject *Py_UNUSED(ignored))
+{
+    self->limit = self->page == NULL ? 0 : self->page_size - LOST_COUNT;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(state_doc, "Bytes of records on the page, time of the last one in ns, and `written`, as of one moment.");
+
+static PyObject *
+cursor_state(Cursor *self, PyObject *Py_UNUSED(ignored))
+{
+    uint32_t committed = self->end < PAGE_HEADER ? 0 : self->end - PAGE_HEADER;
+    return Py_BuildValue("IKK", committed, (unsigned long long)self->last, (unsigned long long)self->written);
+}
+
+PyDoc_STRVAR(fits_doc, "Whether a payload of `size` bytes has room, with a time extend in front if it needs one.");
+
+static PyObject *
+cursor_fits(Cursor *self, PyObject *argument)
+{
+    Py_ssize_t size = PyLong_AsSsize_t(argument);
+    if (size == -1 && PyErr_Occurred())
+        return NULL;
+    return PyBool_FromLong(size <= 1 << 20 && (uint64_t)self->end + (uint64_t)size + 16 <= self->limit);
+}
+
+PyDoc_STRVAR(put_doc, "Write one record. Returns False, without effect, if there is no room.");
+
+static PyObject *
+cursor_put(Cursor *self, PyObject *payload)
+{
+    if (!PyBytes_Check(payload) || PyBytes_GET_SIZE(payload) % 4 || PyBytes_GET_SIZE(payload) < 8) {
+        PyErr_SetString(PyExc_ValueError, "a payload is bytes, at least 8 and a multiple of 4");
+        return NULL;
+    }
+    uint64_t now;
+    uint32_t end;
+    if (read_clock(self, &now) < 0)
+        return NULL;
+    if (PyBytes_GET_SIZE(payload) > 1 << 20)
+        Py_RETURN_FALSE;
+    uint32_t size = (uint32_t)PyBytes_GET_SIZE(payload);
+    char *place = reserve(self, &now, size, &end);
+    if (place == NULL)
+        Py_RETURN_FALSE;
+    memcpy(place, PyBytes_AS_STRING(payload), size);
+    if (size > SHORT_PAYLOAD_MAX && (unsigned char)place[2] & FLAG_CUT)
+        self->cut++;
+    commit(self, now, end);
+    Py_RETURN_TRUE;
+}
+
+static PyObject *
+cursor_get_written(Cursor *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(self->written);
+}
+
+static PyObject *
+cursor_get_cut(Cursor *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(self->cut);
+}
+
+static PyMethodDef cursor_methods[] = {
+    {"enter", (PyCFunction)cursor_enter, METH_O, enter_doc},
+    {"leave", (PyCFunction)cursor_leave, METH_NOARGS, leave_doc},
+    {"freeze", (PyCFunction)cursor_freeze, METH_NOARGS, freeze_doc},
+    {"thaw", (PyCFunction)cursor_thaw, METH_NOARGS, thaw_doc},
+    {"state", (PyCFunction)cursor_state, METH_NOARGS, state_doc},
+    {"fits", (PyCFunction)cursor_fits, METH_O, fits_doc},
+    {"put", (PyCFunction)cursor_put, METH_O, put_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef cursor_getset[] = {
+    {"written", (getter)cursor_get_written, NULL, "Events written, over all pages.", NULL},
+    {"cut", (getter)cursor_get_cut, NULL, "Those of them with a string that was too long.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyDoc_STRVAR(cursor_doc, "A writer's place on the page that it fills: the twin of _cursor.PythonCursor.");
+
+static PyType_Slot cursor_slots[] = {
+    {Py_tp_doc, (void *)cursor_doc},     {Py_tp_init, cursor_init},       {Py_tp_traverse, cursor_traverse},
+    {Py_tp_clear, cursor_clear},         {Py_tp_dealloc, cursor_dealloc}, {Py_tp_methods, cursor_methods},
+    {Py_tp_getset, cursor_getset},       {0, NULL},
+};
+
+static PyType_Spec cursor_spec = {
+    "aiotrace._c.Cursor",
+    sizeof(Cursor),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
+    cursor_slots,
+};
+
+/* --- lease: the writers of a thread --------------------------------------------------------------- */
+
+enum { GATE_RECORDING = 1, GATE_STRICT = 2 };
+
+static int gate;
+static uint64_t epoch = 1;
+
+typedef struct {
+    PyObject_VAR_HEAD
+    uint64_t epoch;
+    int32_t pid;
+    Cursor *cursors[];
+} Lease;
+
+static PyTypeObject *lease_type;
+static __thread Lease *this_thread;
+
+static PyObject *
+lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
+{
+    PyObject *writers;
+    int pid;
+    unsigned long long made_in;
+    if (!PyArg_ParseTuple(args, "O!iK:Lease", &PyTuple_Type, &writers, &pid, &made_in))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(writers);
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (!PyObject_TypeCheck(PyTuple_GET_ITEM(writers, i), cursor_type)) {
+            PyErr_SetString(PyExc_TypeError, "a lease is of writers");
+            return NULL;
+        }
+    }
+    Lease *self = (Lease *)type->tp_alloc(type, count);
+    if (self == NULL)
+        return NULL;
+    self->epoch = made_in;
+    self->pid = pid;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Py_INCREF(PyTuple_GET_ITEM(writers, i));
+        self->cursors[i] = (Cursor *)PyTuple_GET_ITEM(writers, i);
+    }
+    this_thread = self;
+    return (PyObject *)self;
+}
+
+static int
+lease_traverse(Lease *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    for (Py_ssize_t i = 0; i < Py_SIZE(self); i++)
+        Py_VISIT(self->cursors[i]);
+    return 0;
+}
+
+static int
+lease_clear(Lease *self)
+{
+    self->epoch = 0; /* never current again */
+    for (Py_ssize_t i = 0; i < Py_SIZE(self); i++)
+        Py_CLEAR(self->cursors[i]);
+    return 0;
+}
+
+static void
+lease_dealloc(Lease *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    if (this_thread == self)
+        this_thread = NULL;
+    lease_clear(self);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+PyDoc_STRVAR(lease_doc, "Lease(writers, pid, epoch)\n--\n\nThe writers of the calling thread, from now on.");
+
+static PyType_Slot lease_slots[] = {
+    {Py_tp_doc, (void *)lease_doc}, {Py_tp_new, lease_new},         {Py_tp_traverse, lease_traverse},
+    {Py_tp_clear, lease_clear},     {Py_tp_dealloc, lease_dealloc}, {0, NULL},
+};
+
+static PyType_Spec lease_spec = {
+    "aiotrace._c.Lease",
+    offsetof(Lease, cursors),
+    sizeof(Cursor *),
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    lease_slots,
+};
+
+PyDoc_STRVAR(changed_doc,
+             "changed(recording, strict)\n--\n\n"
+             "The open recordings changed: every lease is stale. Returns the new epoch.");
+
+static PyObject *
+changed(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    int recording, strict;
+    if (!PyArg_ParseTuple(args, "pp:changed", &recording, &strict))
+        return NULL;
+    gate = (recording ? GATE_RECORDING : 0) | (strict ? GATE_STRICT : 0);
+    return PyLong_FromUnsignedLongLong(++epoch);
+}
+
+PyDoc_STRVAR(get_epoch_doc, "get_epoch()\n--\n\nThe number of the present set of recordings.");
+
+static PyObject *
+get_epoch(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromUnsignedLongLong(epoch);
+}
+
+/* --- event ---------------------------------------------------------------------------------------- */
+
+/* Field types by their code in `struct`; strings, bytes and symbols have codes of their own. */
+typedef struct {
+    uint16_t offset;
+    char code;
+} Field;
+
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc vectorcall;
+    uint16_t id;
+    uint16_t fixed_size;
+    uint16_t fields_count;
+    char has_dynamic;
+    char has_gaps; /* bytes between or after fields, to be zeroed */
+    Field fields[FIELDS_MAX];
+    PyObject *names;   /* tuple of interned str */
+    PyObject *symbols; /* dict: text -> key */
+    PyObject *twin;    /* the Python event: the slow way, and everything else about it */
+    PyObject *emit;    /* created when first asked for */
+} Event;
+
+static PyTypeObject *event_type;
+
+/* What a first look at the arguments tells: sizes of strings, keys of symbols. */
+typedef struct {
+    uint32_t size[FIELDS_MAX];
+    uint64_t key[FIELDS_MAX];
+} Measures;
+
+static Py_ssize_t
+utf8_size(PyObject *text)
+{
+    Py_ssize_t length = PyUnicode_GET_LENGTH(text);
+    if (PyUnicode_IS_ASCII(text))
+        return length;
+    int kind = PyUnicode_KIND(text);
+    const void *data = PyUnicode_DATA(text);
+    Py_ssize_t size = 0;
+    for (Py_ssize_t i = 0; i < length; i++) {
+        Py_UCS4 c = PyUnicode_READ(kind, data, i);
+        size += c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    }
+    return size;
+}
+
+/* UTF-8 straight into the page (PyUnicode_AsUTF8 would keep a copy for the str's life); lone surrogates pass. */
+static void
+put_utf8(char *place, PyObject *text, uint32_t size)
+{
+    if (PyUnicode_IS_ASCII(text)) {
+        memcpy(place, PyUnicode_DATA(text), size);
+        return;
+    }
+    Py_ssize_t length = PyUnicode_GET_LENGTH(text);
+    int kind = PyUnicode_KIND(text);
+    const void *data = PyUnicode_DATA(text);
+    unsigned char *out = (unsigned char *)place;
+    for (Py_ssize_t i = 0; i < length; i++) {
+        Py_UCS4 c = PyUnicode_READ(kind, data, i);
+        if (c < 0x80) {
+            *out++ = (unsigned char)c;
+        }
+        else if (c < 0x800) {
+            *out++ = (unsigned char)(0xC0 | c >> 6);
+            *out++ = (unsigned char)(0x80 | (c & 0x3F));
+        }
+        else if (c < 0x10000) {
+            *out++ = (unsigned char)(0xE0 | c >> 12);
+            *out++ = (unsigned char)(0x80 | (c >> 6 & 0x3F));
+            *out++ = (unsigned char)(0x80 | (c & 0x3F));
+        }
+        else {
+            *out++ = (unsigned char)(0xF0 | c >> 18);
+            *out++ = (unsigned char)(0x80 | (c >> 12 & 0x3F));
+            *out++ = (unsigned char)(0x80 | (c >> 6 & 0x3F));
+            *out++ = (unsigned char)(0x80 | (c & 0x3F));
+        }
+    }
+}
+
+/* Bytes of the payload, a multiple of 4; 0 if the slow way must be gone. Runs no Python code. */
+static uint32_t
+measure(Event *self, PyObject *const *args, Measures *measures)
+{
+    uint64_t size = self->fixed_size, dynamic = 0;
+    for (int i = 0; i < self->fields_count; i++) {
+        PyObject *value = args[i];
+        switch (self->fields[i].code) {
+        case 'S':
+            if (!PyUnicode_CheckExact(value) || PyUnicode_GET_LENGTH(value) > DYNAMIC_MAX)
+                return 0;
+            measures->size[i] = (uint32_t)utf8_size(value) + 1;
+            dynamic += measures->size[i];
+            break;
+        case 'Y':
+            if (!PyBytes_CheckExact(value) || PyBytes_GET_SIZE(value) > DYNAMIC_MAX)
+                return 0;
+            measures->size[i] = (uint32_t)PyBytes_GET_SIZE(value);
+            dynamic += measures->size[i];
+            break;
+        case 'K': {
+            if (!PyUnicode_CheckExact(value))
+                return 0;
+            PyObject *key = PyDict_GetItemWithError(self->symbols, value);
+            if (key == NULL) {
+                PyErr_Clear();
+                return 0; /* not interned yet */
+            }
+            measures->key[i] = PyLong_AsUnsignedLongLong(key);
+            break;
+        }
+        default:
+            break;
+        }
+    }
+    if (dynamic > DYNAMIC_MAX - 8)
+        return 0; /* it may have to be cut */
+    size += dynamic;
+    return (uint32_t)((size + 3) & ~(uint64_t)3);
+}
+
+/* An int as 64 bits. Returns 0 if it is none or does not fit. A subclass's own __index__ is not asked, as `struct`
+ * does not ask it either. */
+static inline int
+as_s64(PyObject *value, int64_t *result)
+{
+    if (unlikely(!PyLong_Check(value)))
+        return 0;
+#if PY_VERSION_HEX >= 0x030C0000
+    if (likely(PyUnstable_Long_IsCompact((PyLongObject *)value))) {
+        *result = PyUnstable_Long_CompactValue((PyLongObject *)value);
+        return 1;
+    }
+#else
+    Py_ssize_t digits = Py_SIZE(value);
+    if (likely(digits >= -1 && digits <= 1)) {
+        *result = digits == 0 ? 0 : digits * (int64_t)((PyLongObject *)value)->ob_digit[0];
+        return 1;
+    }
+#endif
+    int overflow;
+    *result = PyLong_AsLongLongAndOverflow(value, &overflow);
+    return overflow == 0;
+}
+
+static inline int
+as_u64(PyObject *value, uint64_t *result)
+{
+    int64_t number;
+    if (likely(as_s64(value, &number))) {
+        *result = (uint64_t)number;
+        return number >= 0;
+    }
+    if (!PyLong_Check(value))
+        return 0;
+    *result = PyLong_AsUnsignedLongLong(value);
+    if (*result == (uint64_t)-1 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return 1;
+}
+
+static inline int
+as_double(PyObject *value, double *result)
+{
+    if (likely(PyFloat_Check(value))) {
+        *result = PyFloat_AS_DOUBLE(value);
+        return 1;
+    }
+    if (!PyLong_Check(value))
+        return 0;
+    *result = PyLong_AsDouble(value);
+    if (*result == -1.0 && PyErr_Occurred()) {
+        PyErr_Clear();
+        return 0;
+    }
+    return 1;
+}
+
+#define STORE_SIGNED(TYPE, LOW, HIGH)                             \
+    {                                                             \
+        int64_t number;                                           \
+        if (!as_s64(value, &number) || number < LOW || number > HIGH) \
+            return 0;                                             \
+        TYPE stored = (TYPE)number;                               \
+        memcpy(place, &stored, sizeof stored);                    \
+        break;                                                    \
+    }
+
+/* Convert one value and store it. Returns 0 if it does not fit or could run foreign code. */
+static inline int
+store(char *place, char code, PyObject *value)
+{
+    switch (code) {
+    case 'Q': {
+        uint64_t number;
+        if (!as_u64(value, &number))
+            return 0;
+        memcpy(place, &number, sizeof number);
+        break;
+    }
+    case 'q':
+        STORE_SIGNED(int64_t, INT64_MIN, INT64_MAX)
+    case 'd': {
+        double number;
+        if (!as_double(value, &number))
+            return 0;
+        memcpy(place, &number, sizeof number);
+        break;
+    }
+    case 'I':
+        STORE_SIGNED(uint32_t, 0, UINT32_MAX)
+    case 'i':
+        STORE_SIGNED(int32_t, INT32_MIN, INT32_MAX)
+    case 'H':
+        STORE_SIGNED(uint16_t, 0, UINT16_MAX)
+    case 'h':
+        STORE_SIGNED(int16_t, INT16_MIN, INT16_MAX)
+    case 'B':
+        STORE_SIGNED(uint8_t, 0, UINT8_MAX)
+    case 'b':
+        STORE_SIGNED(int8_t, INT8_MIN, INT8_MAX)
+    case 'f': {
+        double number;
+        if (!as_double(value, &number))
+            return 0;
+        float stored = (float)number;
+        if (isinf(stored) && !isinf(number))
+            return 0;
+        memcpy(place, &stored, sizeof stored);
+        break;
+    }
+    case '?':
+        if (value == Py_True)
+            *place = 1;
+        else if (value == Py_False)
+            *place = 0;
+        else
+            return 0;
+        break;
+    default:
+        Py_UNREACHABLE();
+    }
+    return 1;
+}
+
+/* Convert all values and store them at `payload`. Returns 0 if one does not fit: then nothing was committed. */
+static inline int
+store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const Measures *measures, uint32_t size)
+{
+    if (self->has_gaps)
+        memset(payload + 8, 0, self->fixed_size - 8);
+    uint32_t common = self->id;
+    memcpy(payload, &common, 4);
+    memcpy(payload + 4, &pid, 4);
+    uint32_t dynamic = self->fixed_size;
+    for (int i = 0; i < self->fields_count; i++) {
+        const Field field = self->fields[i];
+        char *place = payload + field.offset;
+        if (field.code == 'S' || field.code == 'Y') {
+            uint32_t length = measures->size[i];
+            uint32_t location = dynamic | length << 16;
+            memcpy(place, &location, 4);
+            if (field.code == 'S') {
+                put_utf8(payload + dynamic, args[i], length - 1);
+                payload[dynamic + length - 1] = 0;
+            }
+            else {
+                memcpy(payload + dynamic, PyBytes_AS_STRING(args[i]), length);
+            }
+            dynamic += length;
+        }
+        else if (field.code == 'K') {
+            memcpy(place, &measures->key[i], 8);
+        }
+        else if (unlikely(!store(place, field.code, args[i]))) {
+            return 0;
+        }
+    }
+    if (self->has_dynamic)
+        memset(payload + dynamic, 0, size - dynamic);
+    return 1;
+}
+
+/* Put keyword arguments into the order of the fields. Returns 0 if the slow way must tell what is wrong. */
+static int
+bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, PyObject **bound)
+{
+    Py_ssize_t nkeywords = PyTuple_GET_SIZE(keywords);
+    if (nargs + nkeywords != self->fields_count)
+        return 0;
+    for (Py_ssize_t i = 0; i < nargs; i++)
+        bound[i] = args[i];
+    for (Py_ssize_t i = nargs; i < self->fields_count; i++) {
+        PyObject *name = PyTuple_GET_ITEM(self->names, i);
+        Py_ssize_t k = i - nargs; /* mostly they come in order */
+        if (PyTuple_GET_ITEM(keywords, k) != name) {
+            for (k = 0; k < nkeywords && PyTuple_GET_ITEM(keywords, k) != name; k++)
+                ;
+            if (k == nkeywords)
+                return 0;
+        }
+        bound[i] = args[nargs + k];
+    }
+    return 1;
+}
+
+/* Write the event for every writer of the thread. Returns 0, without effect, if the slow way must be gone. */
+static inline int
+record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Lease *lease = this_thread;
+    PyObject *bound[FIELDS_MAX];
+    Measures measures;
+    if (unlikely(lease == NULL || lease->epoch != epoch))
+        return 0;
+    if (keywords != NULL && PyTuple_GET_SIZE(keywords)) {
+        if (!bind(self, args, nargs, keywords, bound))
+            return 0;
+        args = bound;
+    }
+    else if (unlikely(nargs != self->fields_count)) {
+        return 0;
+    }
+    uint32_t size = self->fixed_size;
+    if (self->has_dynamic && (size = measure(self, args, &measures)) == 0)
+        return 0;
+    Py_ssize_t count = Py_SIZE(lease);
+    if (unlikely(count != 1)) {
+        for (Py_ssize_t i = 0; i < count; i++) {
+            Cursor *cursor = lease->cursors[i];
+            if (size > cursor->limit || cursor->end + size + 16 > cursor->limit || cursor->clock_kind == CLOCK_PYTHON)
+                return 0; /* before the first is written */
+        }
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        Cursor *cursor = lease->cursors[i];
+        uint32_t end;
+        if (unlikely(cursor->clock_kind == CLOCK_PYTHON))
+            return 0;
+        uint64_t now = now_ns(cursor);
+        char *payload = reserve(cursor, &now, size, &end);
+        if (unlikely(payload == NULL))
+            return 0;
+        if (unlikely(!store_all(self, payload, lease->pid, args, &measures, size)))
+            return 0; /* the first one fails as the others would: the values are the same */
+        commit(cursor, now, end);
+    }
+    return 1;
+}
+
+static PyObject *
+event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
+{
+    if (gate == 0)
+        Py_RETURN_NONE;
+    Event *self = (Event *)callable;
+    if (likely(record(self, args, PyVectorcall_NARGS(nargsf), keywords)))
+        Py_RETURN_NONE;
+    return PyObject_Vectorcall(self->twin, args, nargsf & ~PY_VECTORCALL_ARGUMENTS_OFFSET, keywords);
+}
+
+static PyObject *
+event_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    if (gate == 0)
+        Py_RETURN_NONE;
+    if (likely(record((Event *)self, args, nargs, keywords)))
+        Py_RETURN_NONE;
+    return PyObject_Vectorcall(((Event *)self)->twin, args, (size_t)nargs, keywords);
+}
+
+static PyMethodDef emit_def = {"emit", (PyCFunction)(void (*)(void))event_emit, METH_FASTCALL | METH_KEYWORDS,
+                               "Record one event: the same call as the event itself, as a bound C function."};
+
+static PyObject *
+event_get_emit(Event *self, void *Py_UNUSED(closure))
+{
+    if (self->emit == NULL) {
+        self->emit = PyCFunction_New(&emit_def, (PyObject *)self);
+        if (self->emit == NULL)
+            return NULL;
+    }
+    Py_INCREF(self->emit);
+    return self->emit;
+}
+
+static PyObject *
+event_getattro(PyObject *self, PyObject *name)
+{
+    PyObject *value = PyObject_GenericGetAttr(self, name);
+    if (value != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
+        return value;
+    PyErr_Clear();
+    return PyObject_GetAttr(((Event *)self)->twin, name);
+}
+
+static PyObject *
+event_repr(Event *self)
+{
+    return PyObject_Repr(self->twin);
+}
+
+static PyObject *
+event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
+{
+    PyObject *twin, *names, *symbols, *layout;
+    int id, fixed_size;
+    if (!PyArg_ParseTuple(args, "OiiO!O!O!:Event", &twin, &id, &fixed_size, &PyTuple_Type, &layout, &PyTuple_Type,
+                          &names, &PyDict_Type, &symbols))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(layout);
+    if (count > FIELDS_MAX || count != PyTuple_GET_SIZE(names) || fixed_size < 8 || fixed_size > 4096 ||
+        fixed_size % 4 || id < 1 || id > 65535) {
+        PyErr_SetString(PyExc_ValueError, "an event that C does not do");
+        return NULL;
+    }
+    Event *self = (Event *)type->tp_alloc(type, 0);
+    if (self == NULL)
+        return NULL;
+    self->vectorcall = event_vectorcall;
+    self->id = (uint16_t)id;
+    self->fixed_size = (uint16_t)fixed_size;
+    self->fields_count = (uint16_t)count;
+    int filled = 8;
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int offset, size;
+        const char *code;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(layout, i), "isi:field", &offset, &code, &size)) {
+            Py_DECREF(self);
+            return NULL;
+        }
+        if (strchr("QqdIiHhBbf?SYK", code[0]) == NULL || offset < filled || size < 1 || size > 8 ||
+            offset + size > fixed_size) {
+            PyErr_Format(PyExc_ValueError, "field %zd", i);
+            Py_DECREF(self);
+            return NULL;
+        }
+        self->fields[i].offset = (uint16_t)offset;
+        self->fields[i].code = code[0];
+        self->has_dynamic |= strchr("SYK", code[0]) != NULL;
+        self->has_gaps |= offset != filled;
+        filled = offset + size;
+    }
+    self->has_gaps |= filled != fixed_size;
+    Py_INCREF(twin);
+    self->twin = twin;
+    Py_INCREF(names);
+    self->names = names;
+    Py_INCREF(symbols);
+    self->symbols = symbols;
+    return (PyObject *)self;
+}
+
+static int
+event_traverse(Event *self, visitproc visit, void *arg)
+{
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(self->twin);
+    Py_VISIT(self->names);
+    Py_VISIT(self->symbols);
+    Py_VISIT(self->emit);
+    return 0;
+}
+
+static int
+event_clear(Event *self)
+{
+    Py_CLEAR(self->emit);
+    return 0; /* the others are never part of a cycle that only this breaks; an event must stay callable */
+}
+
+static void
+event_dealloc(Event *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    Py_CLEAR(self->emit);
+    Py_CLEAR(self->twin);
+    Py_CLEAR(self->names);
+    Py_CLEAR(self->symbols);
+    type->tp_free((PyObject *)self);
+    Py_DECREF(type);
+}
+
+static PyGetSetDef event_getset[] = {
+    {"emit", (getter)event_get_emit, NULL, "The same call as a bound C function, for the hottest places.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyMemberDef event_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Event, vectorcall), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+PyDoc_STRVAR(event_doc, "An event of one kind; calling it records one. Made by aiotrace.event.");
+
+static PyType_Slot event_slots[] = {
+    {Py_tp_doc, (void *)event_doc},     {Py_tp_new, event_new},         {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_traverse, event_traverse},   {Py_tp_clear, event_clear},     {Py_tp_dealloc, event_dealloc},
+    {Py_tp_getattro, event_getattro},   {Py_tp_repr, event_repr},       {Py_tp_getset, event_getset},
+    {Py_tp_members, event_members},     {0, NULL},
+};
+
+static PyType_Spec event_spec = {
+    "aiotrace.Event",
+    sizeof(Event),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_IMMUTABLETYPE,
+    event_slots,
+};
+
+/* --- the TSC -------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(tsc_calibrate_doc,
+             "tsc_calibrate(seconds)\n--\n\n"
+             "Measure the time stamp counter against CLOCK_MONOTONIC, once for the process.\n\n"
+             "Returns nanoseconds per tick, or 0.0 if this CPU has no counter of constant rate.");
+
+static PyObject *
+tsc_calibrate(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    double seconds = PyFloat_AsDouble(argument);
+    if (seconds == -1.0 && PyErr_Occurred())
+        return NULL;
+    if (!(seconds > 0 && seconds <= 1)) {
+        PyErr_SetString(PyExc_ValueError, "seconds: more than 0, at most 1");
+        return NULL;
+    }
+#if HAVE_TSC
+    unsigned a, b, c, d;
+    if (tsc_multiplier == 0 && __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & 1u << 8)) {
+        uint64_t tick = __rdtsc(), began = monotonic_ns(), now;
+        Py_BEGIN_ALLOW_THREADS
+        do {
+            now = monotonic_ns();
+        } while (now - began < (uint64_t)(seconds * 1e9));
+        Py_END_ALLOW_THREADS
+        /* Read both again, close together. */
+        now = monotonic_ns();
+        uint64_t ticks = __rdtsc() - tick;
+        tsc_multiplier = (uint64_t)((double)(now - began) / (double)ticks * 4294967296.0);
+    }
+#endif
+    return PyFloat_FromDouble((double)tsc_multiplier / 4294967296.0);
+}
+
+/* --- module --------------------------------------------------------------------------------------- */
+
+static PyMethodDef functions[] = {
+    {"changed", changed, METH_VARARGS, changed_doc},
+    {"get_epoch", get_epoch, METH_NOARGS, get_epoch_doc},
+    {"tsc_calibrate", tsc_calibrate, METH_O, tsc_calibrate_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static int
+add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type, const char *name)
+{
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    if (*type == NULL)
+        return -1;
+    return PyModule_AddObjectRef(module, name, (PyObject *)*type);
+}
+
+int
+aiotrace_event_exec(PyObject *module)
+{
+    PyObject *time = PyImport_ImportModule("time");
+    if (time == NULL)
+        return -1;
+    Py_XSETREF(monotonic_clock, PyObject_GetAttrString(time, "monotonic_ns"));
+    Py_DECREF(time);
+    if (monotonic_clock == NULL)
+        return -1;
+    if (add_type(module, &cursor_spec, &cursor_type, "Cursor") < 0 ||
+        add_type(module, &lease_spec, &lease_type, "Lease") < 0 || add_type(module, &event_spec, &event_type, "Event") < 0)
+        return -1;
+    if (PyModule_AddIntMacro(module, FIELDS_MAX) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
+}
