@@ -166,8 +166,8 @@ def _unquoted(literal: str) -> str:
 Expression = Callable[[Values], Any]
 
 _TYPE_WORDS: Final = frozenset(
-    ("unsigned", "signed", "int", "long", "short", "char", "void", "struct", "enum", "union", "const", "volatile")
-    + ("bool", "_Bool", "float", "double")
+    {"unsigned", "signed", "int", "long", "short", "char", "void", "struct", "enum", "union", "const", "volatile"}
+    | {"bool", "_Bool", "float", "double"}
 )
 _SIZES: Final = {"char": 1, "u8": 1, "s8": 1, "bool": 1, "short": 2, "u16": 2, "s16": 2, "int": 4, "u32": 4, "s32": 4}
 _SIZES_OF: Final = {**_SIZES, "unsigned": 4, "signed": 4, "u64": 8, "s64": 8, "dev_t": 4, "pid_t": 4, "umode_t": 2}
@@ -211,6 +211,7 @@ class _Compiler:
         self._tokens = _tokens(format.print_format)
         self._position = 0
         self._depth = 0
+        self._floats: list[Expression] = []
 
     def compile(self) -> Printer:
         kind, literal = self._next()
@@ -224,7 +225,7 @@ class _Compiler:
             arguments.append(self._ternary())
         if self._peek()[0]:
             raise self._refuse("the end should be here")
-        return _compile_printf(text, arguments, self._names, self._long_size)
+        return _compile_printf(text, arguments, self._floats, self._names, self._long_size)
 
     # tokens
 
@@ -395,8 +396,12 @@ class _Compiler:
 
     def _record(self) -> Expression:
         self._expect("->")
-        name = self._field().name
-        return self._indexed(lambda values: values[name])
+        field = self._field()
+        name = field.name
+        expression = self._indexed(lambda values: values[name])
+        if field.kind is Kind.FLOAT:
+            self._floats.append(expression)
+        return expression
 
     def _field(self) -> Field:
         kind, name = self._next()
@@ -591,8 +596,14 @@ _LENGTHS: Final = {"hh": 8, "h": 16, "": 32, "ll": 64, "L": 64, "q": 64, "j": 64
 Part = str | Callable[[Values], str]
 
 
-def _compile_printf(text: str, arguments: list[Expression], names: Names | None, long_size: int) -> Printer:
-    """Pair a printf format's conversions with their arguments."""
+def _compile_printf(
+    text: str, arguments: list[Expression], floats: list[Expression], names: Names | None, long_size: int
+) -> Printer:
+    """Pair a printf format's conversions with their arguments.
+
+    Args:
+        floats: Which arguments are floats. trace-cmd can only show their bits, after a 0x; here they are numbers.
+    """
     text = text.rstrip("\n")
     parts: list[Part] = []
     queue = iter(arguments)
@@ -601,7 +612,8 @@ def _compile_printf(text: str, arguments: list[Expression], names: Names | None,
         mark = text.find("%", position)
         if mark < 0:
             break
-        parts.append(_literal(text[position:mark]))
+        literal = _literal(text[position:mark])
+        parts.append(literal)
         match = _SPEC.match(text, mark)
         if match is None:
             raise TraceFormatError(f"print fmt: {text[mark : mark + 10]!r} is not known")
@@ -616,6 +628,8 @@ def _compile_printf(text: str, arguments: list[Expression], names: Names | None,
             width = next(queue) if match["width"] == "*" else _constant(match["width"])
             precision = next(queue) if match["precision"] == "*" else _constant(match["precision"])
             value = next(queue)
+            if value in floats:
+                parts[-1] = literal.removesuffix("0x")
         except StopIteration:
             raise TraceFormatError("print fmt: more conversions than arguments") from None
         bits = _LENGTHS.get(match["length"] or "", long_size * 8)

@@ -27,9 +27,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from . import _layout as L
+from ._definitions import Definition
 from ._errors import TraceFormatError
 from ._format import EventFormat, parse_format, text_of
+from ._journal import JournalReader
 from ._tracedat import OPTION_PAGES, OPTION_STREAM, PAGE_DAMAGED, PageRow, pack_page_rows, unpack_page_rows
+from .abc import Ledger
 
 __all__ = ["Buffer", "CpuData", "Damage", "FoundPage", "Functions", "PageShape", "TraceFile"]
 
@@ -154,11 +157,6 @@ class Source:
             offset += len(part)
             size -= len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def grown(self) -> bool:
-        """Look at the file's size again; whether it has become larger."""
-        before, self.size = self.size, os.fstat(self._fd).st_size
-        return self.size > before
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -330,10 +328,15 @@ class TraceFile:
         self.time_offset = 0
         """Nanoseconds to be added to each timestamp."""
         self.shape = PageShape()
+        self.definitions: list[Definition] = []
+        """Those of our own option, which come before what the tables say: each has a crc, and no name is cut."""
+        self.ledger: Ledger | None = None
         self._tables = _Tables()
         self._expand: Callable[[bytes, int], bytes] | None = None
         self._seen_sections: set[int] = set()
         self.source = Source(self.path)
+        self.size = self.source.size
+        """Bytes of the file."""
         try:
             self._read_header()
         except TraceFormatError as error:
@@ -418,6 +421,7 @@ class TraceFile:
             self._expand = decompressor(self.compression)
         if self.options_offset:
             self._read_options_sections(self.options_offset)
+            self._read_own_stream()
             self._read_version_7_tables()
             self._read_version_7_buffers()
 
@@ -481,6 +485,18 @@ class TraceFile:
                 return Cursor(data, self.byte_order).u64() if size >= 8 else 0
             self.options.append((number, data))
         raise cursor.fail(f"more than {OPTIONS_MAX} options")
+
+    def _read_own_stream(self) -> None:
+        """The hello, definitions and ledger that we keep beside the kernel's tables."""
+        content = self.option(OPTION_STREAM)
+        if content is None:
+            return
+        journal = JournalReader()
+        for _ in journal.feed(content, final=True):
+            self.note_damage(0, "our own option holds a page")
+        for damage in journal.damage:
+            self.note_damage(0, f"our own option, at {damage.offset}: {damage.reason}")
+        self.definitions, self.ledger = journal.definitions, journal.ledger
 
     def _read_version_7_tables(self) -> None:
         readers = (
@@ -697,7 +713,7 @@ class TraceFile:
 
     def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
         """(count, reason) of what is missing after the last page of a CPU: no page can tell of it."""
-        return []
+        return losses_after(self.ledger, cpu.cpu)
 
     def _compressed_pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
         # trace-cmd's size leaves out the count at the beginning.
@@ -722,6 +738,17 @@ class TraceFile:
                 position += 8 + packed_size
         except TraceFormatError as error:
             self.note_damage(position, f"CPU {cpu.cpu}: {error.message}")
+
+
+def losses_after(ledger: Ledger | None, cpu: int) -> list[tuple[int | None, str]]:
+    """What the closing account says of a writer's events after its last page."""
+    if ledger is None:
+        return []
+    return [
+        (writer.lost_after, "after the last page")
+        for writer in ledger.writers
+        if writer.writer == cpu and writer.lost_after
+    ]
 
 
 _ROW_SIZE: Final = len(pack_page_rows([PageRow(0, 0, 0, 0, 0)]))

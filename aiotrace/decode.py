@@ -19,7 +19,7 @@ import fnmatch
 import heapq
 import html
 import os
-import sys
+import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +32,9 @@ from ._errors import TraceFormatError
 from ._filter import Filter, compile_filter
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
 from ._print import Names, Printer, compile_print, escape, format_pairs
+from ._store import is_unfinished
 from ._tracefile import Buffer, CpuData, Damage, PageShape, TraceFile
+from ._unfinished import UnfinishedFile
 from .abc import Page
 
 __all__ = [
@@ -231,17 +233,46 @@ class _Tables:
             lambda: compile_print(format, self.functions, long_size=self._long_size),
         )
 
-    def define(self, format: EventFormat) -> None:
-        """Add an event, or replace it."""
-        self.formats[format.id] = format
-        self._kinds.pop(format.id, None)
+    def define(self, definition: Definition) -> None:
+        """Add a definition, or replace the one before it.
+
+        Raises:
+            TraceFormatError: An event's format is not one.
+        """
+        match definition:
+            case EventDefinition():
+                format = parse_format(definition.format, definition.system, long_size=self._long_size)
+                self.formats[definition.id] = format
+                self._kinds.pop(definition.id, None)
+            case SymbolDefinition(key, text):
+                self.symbols[key] = text
+            case CommandDefinition(pid, name):
+                self.commands[pid] = name
 
     def command(self, pid: int) -> str:
         name = self.commands.get(pid)
         return name if name is not None else "<idle>" if pid == 0 else UNKNOWN_COMMAND
 
 
+class _FunctionNames:
+    """Functions of kallsyms, and interned strings, each of which is at its key alone."""
+
+    def __init__(self, functions: Names | None, symbols: Mapping[int, str]) -> None:
+        self._functions = functions
+        self._symbols = symbols
+
+    def find(self, address: int) -> tuple[str, int] | None:
+        text = self._symbols.get(address)
+        if text is not None:
+            return text, 0
+        return self._functions.find(address) if self._functions is not None else None
+
+
 # --- a page -------------------------------------------------------------------------------------
+
+
+_FOREVER: Final = 1 << 70
+"""Nanoseconds; later than any timestamp, whatever the file adds to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +283,19 @@ class _Selection:
     """None: all."""
     pids: frozenset[int] | None = None
     start_ns: int = -1
-    end_ns: int = sys.maxsize
+    end_ns: int = _FOREVER
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a caller asked for."""
+
+    names: tuple[str, ...]
+    pids: frozenset[int] | None
+    cpus: frozenset[int] | None
+    start_ns: int
+    end_ns: int
+    where: Filter | None
 
 
 _ALL: Final = _Selection()
@@ -435,21 +478,31 @@ class Trace:
     May be iterated over more than once; each time the file is read again.
     """
 
-    def __init__(self, file: TraceFile) -> None:
+    def __init__(self, file: TraceFile | UnfinishedFile) -> None:
         self._file = file
-        ours = file.is_ours
         self._tables = _Tables(
             file.formats,
             file.symbols,
             file.commands,
-            file.functions,
+            _FunctionNames(file.functions, file.symbols),
             byte_order=file.byte_order,
             long_size=file.shape.commit_size,
-            c_strings=not ours,
+            c_strings=not file.is_ours,
         )
+        self._defined = 0
+        self._define()
         self._losses: dict[tuple[str, int], Loss] = {}
         self.bytes_read = 0
         """Bytes of pages that the last iteration has read, out of `bytes_total`."""
+
+    def _define(self) -> None:
+        """Take over the definitions that have come since."""
+        for definition in self._file.definitions[self._defined :]:
+            self._defined += 1
+            try:
+                self._tables.define(definition)
+            except TraceFormatError as error:
+                self._file.note_damage(0, f"a definition: {error.message}")
 
     def __enter__(self) -> Trace:
         return self
@@ -537,27 +590,70 @@ class Trace:
         Raises:
             ConfigurationError: The filter is not one.
         """
-        ids = self._ids(names)
-        select = _Selection(
-            ids,
-            None if pids is None else frozenset(pids),
-            -1 if start_ns is None else start_ns - self._file.time_offset,
-            sys.maxsize if end_ns is None else end_ns - self._file.time_offset,
-        )
-        chosen = None if cpus is None else frozenset(cpus)
-        test = compile_filter(where) if isinstance(where, str) else where
-        return self._events(select, chosen, test)
+        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, where)
+        self._restart()
+        return self._events(wanted)
 
-    def _ids(self, names: Iterable[str] | str) -> frozenset[int] | None:
-        patterns = [names] if isinstance(names, str) else list(names)
+    def follow(
+        self,
+        names: Iterable[str] | str = (),
+        *,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        cpus: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+        where: str | Filter | None = None,
+        interval: float = 0.2,
+    ) -> Iterator[Event]:
+        """The same of a file that grows: first what is there, then what comes, until the recording ends. Blocks.
+
+        Only what came at once is put in the order of time: a quiet writer's page comes late.
+
+        Args:
+            interval: Seconds between two looks at the file.
+        """
+        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, where)
+        self._restart()
+        yield from self._events(wanted)
+        file = self._file
+        while isinstance(file, UnfinishedFile):
+            ended = file.ended  # before the look: what was written until then is seen by it
+            if file.refresh() or ended:
+                self._define()
+                yield from self._events(wanted)
+            elif not ended:
+                time.sleep(interval)
+            if ended:
+                return
+
+    def _wanted(
+        self,
+        names: Iterable[str] | str,
+        start_ns: int | None,
+        end_ns: int | None,
+        cpus: Iterable[int] | None,
+        pids: Iterable[int] | None,
+        where: str | Filter | None,
+    ) -> _Wanted:
+        return _Wanted(
+            (names,) if isinstance(names, str) else tuple(names),
+            None if pids is None else frozenset(pids),
+            None if cpus is None else frozenset(cpus),
+            -1 if start_ns is None else start_ns - self._file.time_offset,
+            _FOREVER if end_ns is None else end_ns - self._file.time_offset,
+            compile_filter(where) if isinstance(where, str) else where,
+        )
+
+    def _ids(self, patterns: tuple[str, ...]) -> frozenset[int] | None:
         if not patterns:
             return None
         return frozenset(
             id for id, format in self._file.formats.items() if any(_matches(pattern, format) for pattern in patterns)
         )
 
-    def _events(self, select: _Selection, cpus: frozenset[int] | None, test: Filter | None) -> Iterator[Event]:
-        self._restart()
+    def _events(self, wanted: _Wanted) -> Iterator[Event]:
+        select = _Selection(self._ids(wanted.names), wanted.pids, wanted.start_ns, wanted.end_ns)
+        cpus, test = wanted.cpus, wanted.where
         streams = [
             self._stream(order, buffer, cpu, select)
             for order, (buffer, cpu) in enumerate((b, c) for b in self._file.buffers for c in b.cpus)
@@ -580,11 +676,11 @@ class Trace:
         tables, shape, name, number = self._tables, self._file.shape, buffer.name, cpu.cpu
         offset, byte_order, kind_of = self._file.time_offset, shape.byte_order, tables.kind
         serial = 0
-        time = 0
+        now = 0
 
         def lost(count: int | None, reason: str) -> tuple[int, tuple[int, int], Event]:
             self._count_loss(name, number, count)
-            return time, (order, serial), _lost(count, reason, time, number, tables, buffer=name)
+            return now, (order, serial), _lost(count, reason, now, number, tables, buffer=name)
 
         for found in self._file.pages(buffer, cpu):
             self.bytes_read += len(found.data)
@@ -593,15 +689,15 @@ class Trace:
                     raise TraceFormatError(found.problem, offset=0)
                 header = _read_header(found.data, shape)
                 if header.lost != 0:
-                    time = max(time, header.timestamp + offset)
+                    now = max(now, header.timestamp + offset)
                     yield lost(header.lost, "overrun or dropped")
                     serial += 1
-                for time, id, pid, start, length in _walk(
+                for now, id, pid, start, length in _walk(
                     found.data, header.timestamp, header.start, header.end, select, byte_order
                 ):
-                    time += offset
+                    now += offset
                     payload = found.data[start : start + length]
-                    yield time, (order, serial), Event(kind_of(id), time, pid, number, payload, tables, name)
+                    yield now, (order, serial), Event(kind_of(id), now, pid, number, payload, tables, name)
                     serial += 1
             except TraceFormatError as error:
                 self._file.note_damage(found.offset + (error.offset or 0), f"CPU {number}: {error.message}")
@@ -621,7 +717,7 @@ class Trace:
     def statistics(self) -> TraceStatistics:
         """Count everything: reads the whole file, decodes no field."""
         self._restart()
-        result = TraceStatistics(self.path, self._file.source.size, self.clock)
+        result = TraceStatistics(self.path, self._file.size, self.clock)
         by_id: dict[int, EventCount] = {}
         for buffer in self._file.buffers:
             for cpu in buffer.cpus:
@@ -704,21 +800,11 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
         TraceFormatError: It is not a trace, or its beginning is damaged; says the file, the place and what was
             expected there.
     """
-    return Trace(TraceFile(path))
+    name = os.fspath(path)
+    return Trace(UnfinishedFile(name) if is_unfinished(name) else TraceFile(name))
 
 
 # --- pages of a sink ----------------------------------------------------------------------------
-
-
-class _SymbolNames:
-    """Interned strings as functions: each is at its key alone."""
-
-    def __init__(self, symbols: Mapping[int, str]) -> None:
-        self._symbols = symbols
-
-    def find(self, address: int) -> tuple[str, int] | None:
-        text = self._symbols.get(address)
-        return None if text is None else (text, 0)
 
 
 class Decoder:
@@ -732,7 +818,7 @@ class Decoder:
         self._definitions = definitions
         self._known = 0
         symbols: dict[int, str] = {}
-        self._tables = _Tables({}, symbols, {}, _SymbolNames(symbols))
+        self._tables = _Tables({}, symbols, {}, _FunctionNames(None, symbols))
 
     def events(self, page: Page) -> Iterator[Event]:
         """The events of a page, oldest first; a loss before it comes first. They stay good after the page is
@@ -748,19 +834,13 @@ class Decoder:
         if page.lost_before:
             count = page.lost_before if page.lost_before > 0 else None
             yield _lost(count, "overrun, dropped or missed", timestamp, cpu, tables)
-        for time, id, pid, start, length in _walk(data, timestamp, 0, len(data)):
-            yield Event(tables.kind(id), time, pid, cpu, data[start : start + length], tables)
+        for now, id, pid, start, length in _walk(data, timestamp, 0, len(data)):
+            yield Event(tables.kind(id), now, pid, cpu, data[start : start + length], tables)
 
     def _define(self, needed: int) -> None:
-        while self._known < needed:
-            definition = self._definitions[self._known]
-            self._known += 1
-            if isinstance(definition, EventDefinition):
-                self._tables.define(parse_format(definition.format, definition.system))
-            elif isinstance(definition, SymbolDefinition):
-                self._tables.symbols[definition.key] = definition.text
-            elif isinstance(definition, CommandDefinition):
-                self._tables.commands[definition.pid] = definition.name
+        for definition in self._definitions[self._known : needed]:
+            self._tables.define(definition)
+        self._known = max(self._known, needed)
 
 
 # --- text ---------------------------------------------------------------------------------------

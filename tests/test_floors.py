@@ -22,12 +22,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOORS: dict[str, int] = {
     # standard library only
     "aiotrace._errors": 0,
+    "aiotrace._backend": 0,
     "aiotrace._layout": 0,
     "aiotrace._clock": 0,
     "aiotrace._guard": 0,
     # sans-IO: time is an argument
     "aiotrace._page": 1,
     "aiotrace._arena": 1,
+    "aiotrace._cursor": 1,
     "aiotrace._ring": 1,
     "aiotrace._definitions": 1,
     "aiotrace.abc": 1,  # a public door, but types alone: whoever hands pages over speaks in them
@@ -38,6 +40,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._schema": 2,
     "aiotrace._statistics": 2,
     "aiotrace._format": 2,
+    "aiotrace._print": 2,
     "aiotrace._print": 2,
     "aiotrace._filter": 2,
     "aiotrace._tracedat": 2,
@@ -60,6 +63,8 @@ FLOORS: dict[str, int] = {
     "aiotrace.testing": 5,
     "aiotrace.decode": 5,
     "aiotrace._store": 5,
+    "aiotrace._unfinished": 5,
+    "aiotrace._unfinished": 5,
     "aiotrace._commands": 5,
     "aiotrace.__main__": 5,
     # sinks use the doors alone

@@ -1,0 +1,10 @@
+"""`python -m aiotrace`, and the command `aiotrace`."""
+
+from __future__ import annotations
+
+import sys
+
+from ._commands import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""List the events that a trace explains; or, without a file, the sinks and tracers that are installed.
+
+examples:
+  aiotrace list
+  aiotrace list trace.dat
+  aiotrace list --versions
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+from typing import Final
+
+from .._print import escape
+from ..decode import open_trace
+
+NAME: Final = "list"
+HELP: Final = "list a trace's events, or the sinks and tracers that are installed"
+
+GROUPS: Final = (("sinks", "aiotrace.sinks"), ("tracers", "aiotrace.tracers"))
+LIBRARIES: Final = ("anyio", "trio", "uvloop", "zstandard")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("file", nargs="?", metavar="FILE", help="a trace.dat, of aiotrace or of the kernel")
+    what.add_argument("--versions", action="store_true", help="the versions of aiotrace and of what it uses")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.versions:
+        _list_versions()
+    elif arguments.file is not None:
+        _list_events(arguments.file)
+    else:
+        _list_installed()
+    return 0
+
+
+def _list_events(path: str) -> None:
+    with open_trace(path) as trace:
+        for format in trace.formats:
+            fields = ", ".join(f"{escape(field.type)} {escape(field.name)}" for field in format.own_fields)
+            print(f"{escape(format.full_name)}  [{format.id}]  {fields}")
+
+
+def _list_installed() -> None:
+    for title, group in GROUPS:
+        print(f"{title}:")
+        for entry in sorted(importlib.metadata.entry_points(group=group), key=lambda entry: entry.name):
+            print(f"  {entry.name:<12} {entry.value}")
+
+
+def _list_versions() -> None:
+    import aiotrace
+
+    print(f"aiotrace {aiotrace.__version__} ({aiotrace.__backend__})")
+    print(f"{platform.python_implementation()} {platform.python_version()}")
+    print(f"{platform.system()} {platform.release()} {platform.machine()}")
+    for name in LIBRARIES:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"{name} {version}")
