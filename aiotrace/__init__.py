@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Final
 
 from . import abc
+from ._backend import BACKEND
 from ._errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
 from ._event import Event, event, strict
 from ._reader import SinkOptions
@@ -23,7 +24,7 @@ from ._span import span
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 
 __version__: Final = "0.1.0"
-__backend__: Final = "python"
+__backend__: Final = BACKEND
 """Which implementation runs per event: "c" or "python"."""
 
 __all__ = [

@@ -188,6 +188,7 @@ class PythonEvent:
     def __init__(self, schema: Schema, id: int) -> None:
         self._schema = schema
         self._encode = schema.encode
+        self._pack = schema.pack
         self._warned = False
         self.id = id
         """common_type of its records."""
@@ -220,9 +221,12 @@ class PythonEvent:
         try:
             if keywords:
                 arguments = self._schema.bind(arguments, keywords)
-            payload = self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern)
+            if self._pack is not None:
+                payload = self._pack(self.id, 0, 0, _local.pid, *arguments)
+            else:
+                payload = self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern)
         except Exception as error:
-            self._refuse(error, writers)
+            self._refuse(error, arguments, writers)
             return
         for writer in writers:
             if len(payload) <= writer.payload_max:
@@ -286,9 +290,13 @@ class PythonEvent:
                 raise TypeError(str(error)) from None
             raise
 
-    def _refuse(self, error: Exception, writers: tuple[Writer, ...]) -> None:
+    def _refuse(self, error: Exception, arguments: tuple[Any, ...], writers: tuple[Writer, ...]) -> None:
         for writer in writers:
             writer.refuse("wrong_type")
+        try:
+            self._schema.explain(arguments)
+        except WrongValueError as explained:
+            error = explained
         if _is_strict():
             raise TypeError(str(error)) from None
         if not self._warned:

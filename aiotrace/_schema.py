@@ -73,6 +73,9 @@ TYPES: Final[dict[str, Type]] = {
 
 _PYTHON_TYPES: Final[dict[type, str]] = {int: "s64", float: "f64", bool: "bool", str: "str", bytes: "bytes"}
 
+_SPECIAL: Final = ("str", "bytes", "symbol", "bool")
+"""Types that need more than `struct`."""
+
 _COMMON: Final = """\
 \tfield:unsigned short common_type;\toffset:0;\tsize:2;\tsigned:0;
 \tfield:unsigned char common_flags;\toffset:2;\tsize:1;\tsigned:0;
@@ -112,10 +115,12 @@ class Schema:
         self.fields = _lay_out(name, self.types)
         # The alignment is ours to state, as "=" and "<" have none: `x` for each byte that is skipped.
         self._struct = struct.Struct(L.BYTE_ORDER + "HBBi" + _with_padding(self.fields))
-        self.fixed_size = -(-self._struct.size // 4) * 4
-        self._tail = bytes(self.fixed_size - self._struct.size)
-        self._plain = not any(field.type.name in ("str", "bytes", "symbol", "bool") for field in self.fields)
-        self._dynamic = any(field.type.name in ("str", "bytes") for field in self.fields)
+        self.fixed_size = self._struct.size
+        self.pack: Callable[..., bytes] | None = self._struct.pack if _is_plain(self.fields) else None
+        """For events of numbers alone, all there is to do: pack(id, 0, 0, pid, *arguments). It raises anything."""
+        self._special = [
+            (index, field.type.name) for index, field in enumerate(self.fields) if field.type.name in _SPECIAL
+        ]
         self._names = tuple(fields)
 
     # --- arguments ------------------------------------------------------------------------------
@@ -159,11 +164,11 @@ class Schema:
             WrongValueError: An argument does not fit its field.
         """
         try:
-            if self._plain:
-                return self._struct.pack(id, 0, 0, pid, *arguments) + self._tail
+            if self.pack is not None:
+                return self.pack(id, 0, 0, pid, *arguments)
             return self._encode_all(id, pid, arguments, intern, limit)
         except Exception:
-            self._explain(arguments)
+            self.explain(arguments)
             raise
 
     def _encode_all(
@@ -171,51 +176,44 @@ class Schema:
     ) -> bytes:
         if len(arguments) != len(self.fields):
             raise TypeError
-        values: list[Any] = []
+        values = list(arguments)
         texts: list[bytes] = []
-        flags = 0
-        for field, value in zip(self.fields, arguments, strict=True):
-            kind = field.type.name
+        for index, kind in self._special:
+            value = values[index]
             if kind == "str":
-                texts.append(value[: L.RECORD_DYNAMIC_MAX + 1].encode("utf-8", "surrogatepass"))
-                values.append(0)
+                texts.append(value[: L.RECORD_DYNAMIC_MAX].encode("utf-8", "surrogatepass") + b"\0")
             elif kind == "bytes":
-                texts.append(bytes(memoryview(value).cast("B")[: L.RECORD_DYNAMIC_MAX + 1]))
-                values.append(0)
-            elif kind == "symbol":
-                if not isinstance(value, str):
-                    raise TypeError
-                values.append(intern(value))
-            elif kind == "bool":
-                if not isinstance(value, int):
-                    raise TypeError
-                values.append(bool(value))
+                texts.append(bytes(memoryview(value).cast("B")[: L.RECORD_DYNAMIC_MAX]))
+            elif not isinstance(value, str if kind == "symbol" else int):
+                raise TypeError
             else:
-                values.append(value)
-        if not self._dynamic:
-            return self._struct.pack(id, 0, 0, pid, *values) + self._tail
-        kinds = [field.type.name for field in self.fields if field.type.name in ("str", "bytes")]
-        overhead = kinds.count("str")
-        room = min(limit - self.fixed_size, L.RECORD_DYNAMIC_MAX) // 4 * 4 - overhead
-        if sum(map(len, texts)) > room:
-            flags = L.FLAG_CUT
-            _cut(texts, kinds, room)
-        offset = self.fixed_size
-        parts = []
-        texts_left = iter(zip(kinds, texts, strict=True))
-        for index, field in enumerate(self.fields):
-            if field.type.name in ("str", "bytes"):
-                text_kind, text = next(texts_left)
-                if text_kind == "str":
-                    text += b"\0"
-                values[index] = offset | len(text) << 16
-                offset += len(text)
-                parts.append(text)
-        payload = self._struct.pack(id, flags, 0, pid, *values) + self._tail + b"".join(parts)
+                values[index] = intern(value) if kind == "symbol" else bool(value)
+        flags = 0
+        if texts:
+            room = min(limit - self.fixed_size, L.RECORD_DYNAMIC_MAX - 8) & ~3
+            if sum(map(len, texts)) > room:
+                flags = L.FLAG_CUT
+                _cut(texts, [kind for _, kind in self._special if kind in ("str", "bytes")], room)
+            self._locate(values, texts)
+        payload = self._struct.pack(id, flags, 0, pid, *values) + b"".join(texts)
         return payload + bytes(-len(payload) & 3)
 
-    def _explain(self, arguments: Sequence[object]) -> None:
-        """Find the argument that did not fit."""
+    def _locate(self, values: list[Any], texts: Sequence[bytes]) -> None:
+        """Set the `__data_loc` of each text."""
+        offset = self.fixed_size
+        lengths = iter(texts)
+        for index, kind in self._special:
+            if kind in ("str", "bytes"):
+                length = len(next(lengths))
+                values[index] = offset | length << 16
+                offset += length
+
+    def explain(self, arguments: Sequence[object]) -> None:
+        """Find the argument that does not fit.
+
+        Raises:
+            WrongValueError: It says which and why.
+        """
         if len(arguments) != len(self.fields):
             self.bind(tuple(arguments), {})
         for field, value in zip(self.fields, arguments, strict=True):
@@ -294,7 +292,11 @@ def _with_padding(fields: Sequence[Field]) -> str:
         codes += f"{field.offset - end}x" if field.offset > end else ""
         codes += field.type.code
         end = field.offset + field.type.size
-    return codes
+    return codes + f"{-end & 3}x"
+
+
+def _is_plain(fields: Sequence[Field]) -> bool:
+    return not any(field.type.name in _SPECIAL for field in fields)
 
 
 def _cut(texts: list[bytes], kinds: Sequence[str], room: int) -> None:
@@ -311,12 +313,14 @@ def _cut(texts: list[bytes], kinds: Sequence[str], room: int) -> None:
 
 
 def _cut_one(text: bytes, kind: str, keep: int) -> bytes:
-    if kind == "bytes" or keep < len(ELLIPSIS):
-        return text[: keep if kind == "bytes" else 0]
-    end = keep - len(ELLIPSIS)
+    if kind == "bytes":
+        return text[:keep]
+    end = keep - len(ELLIPSIS) - 1
+    if end < 0:
+        return b"\0"[:keep]
     while end and text[end] & 0xC0 == 0x80:  # not in the middle of a character
         end -= 1
-    return text[:end] + ELLIPSIS
+    return text[:end] + ELLIPSIS + b"\0"
 
 
 def _show(value: object) -> str:

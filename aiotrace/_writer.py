@@ -42,6 +42,7 @@ class Writer(Cursor):
         super().__init__(clock)
         self.slot = slot
         self.guard = Guard()
+        self._enter, self._leave = self.guard.enter, self.guard.leave
         self.payload_max = payload_max(pages.arena.page_size)
         self.dropped = dict.fromkeys(CAUSES, 0)
         self.page: int | None = None
@@ -66,7 +67,7 @@ class Writer(Cursor):
         Returns:
             False if it was refused and counted.
         """
-        if not self.guard.enter():
+        if not self._enter():
             self._refused.append("reentrant")
             return False
         try:
@@ -82,7 +83,7 @@ class Writer(Cursor):
                 return False
             return self.put(payload)
         finally:
-            self.guard.leave()
+            self._leave()
 
     def refuse(self, cause: str) -> None:
         """Count an event that was not written."""

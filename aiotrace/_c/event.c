@@ -611,8 +611,9 @@ measure(Event *self, PyObject *const *args, Measures *measures)
             break;
         }
     }
-    if (dynamic > DYNAMIC_MAX - 8)
-        return 0; /* it may have to be cut */
+    uint32_t room = DYNAMIC_MAX - self->fixed_size;
+    if (dynamic > ((room < DYNAMIC_MAX - 8 ? room : DYNAMIC_MAX - 8) & ~3u))
+        return 0; /* it has to be cut: _schema knows how */
     size += dynamic;
     return (uint32_t)((size + 3) & ~(uint64_t)3);
 }
