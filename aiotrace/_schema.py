@@ -184,10 +184,12 @@ class Schema:
                 texts.append(value[: L.RECORD_DYNAMIC_MAX].encode("utf-8", "surrogatepass") + b"\0")
             elif kind == "bytes":
                 texts.append(bytes(memoryview(value).cast("B")[: L.RECORD_DYNAMIC_MAX]))
-            elif not isinstance(value, str if kind == "symbol" else int):
-                raise TypeError
+            elif kind == "symbol" and isinstance(value, str):
+                values[index] = intern(value)
+            elif kind == "bool" and isinstance(value, int):
+                values[index] = bool(value)
             else:
-                values[index] = intern(value) if kind == "symbol" else bool(value)
+                raise TypeError
         flags = 0
         if texts:
             room = min(limit - self.fixed_size, L.RECORD_DYNAMIC_MAX - 8) & ~3
