@@ -23,6 +23,7 @@ FLOORS: dict[str, int] = {
     # standard library only
     "aiotrace._errors": 0,
     "aiotrace._backend": 0,
+    "aiotrace._c": 0,  # the C module, where it is compiled: it imports nothing of ours
     "aiotrace._layout": 0,
     "aiotrace._clock": 0,
     "aiotrace._guard": 0,
@@ -131,7 +132,7 @@ def is_ours(module: str) -> bool:
 
 def find_imports(module: str, text: str, is_package: bool = False, known: set[str] | None = None) -> Iterator[Import]:
     """Every import statement of a module; relative ones are resolved, and `from x import y` may name a submodule."""
-    known = set(MODULES) if known is None else known
+    known = {*MODULES, *FLOORS} if known is None else known
     tree = ast.parse(text)
     top_level = set(map(id, tree.body))
     for node in ast.walk(tree):
