@@ -47,7 +47,10 @@ HEADER_SIZE: Final = 48
 LENGTH_MAX: Final = L.PAGE_SIZE_MAX + 4096
 """Bytes: no body of ours is longer. The largest page, and its entry."""
 DEFINITIONS_LENGTH: Final = 1 << 18
-"""Bytes of text after which definitions go on in the next frame."""
+"""Bytes after which definitions go on in the next frame."""
+DEFINITION_LENGTH_MAX: Final = 1 << 20
+"""Bytes of a definition; the texts of a longer one are cut to `TEXT_CUT` characters, of up to 12 bytes each."""
+TEXT_CUT: Final = 20_000
 
 _HEADER = struct.Struct("<4sBBHII16sQI")
 _U32 = struct.Struct("<I")
@@ -314,27 +317,35 @@ def unpack_hello(body: Buffer) -> StreamInfo:
 
 def pack_definitions(first: int, definitions: Sequence[Definition]) -> Iterator[bytes]:
     """Bodies of as many frames as are needed; `first` is the index of the first of them among all."""
-    items: list[list[Any]] = []
+    items: list[bytes] = []
     size = 0
     for number, definition in enumerate(definitions, first):
         item = _pack_definition(definition)
-        size += sum(len(part) for part in item if isinstance(part, str)) + 32
-        items.append(item)
-        if size >= DEFINITIONS_LENGTH:
-            yield _to_json({"first": number + 1 - len(items), "definitions": items})
+        if items and size + len(item) > DEFINITIONS_LENGTH:
+            yield _join_definitions(number - len(items), items)
             items, size = [], 0
+        items.append(item)
+        size += len(item) + 1
     if items:
-        yield _to_json({"first": first + len(definitions) - len(items), "definitions": items})
+        yield _join_definitions(first + len(definitions) - len(items), items)
 
 
-def _pack_definition(definition: Definition) -> list[Any]:
+def _join_definitions(first: int, items: list[bytes]) -> bytes:
+    return b'{"first":%d,"definitions":[%s]}' % (first, b",".join(items))
+
+
+def _pack_definition(definition: Definition) -> bytes:
     match definition:
         case EventDefinition(id, system, name, text):
-            return ["event", id, system, name, text]
+            item: list[int | str] = ["event", id, system, name, text]
         case SymbolDefinition(key, text):
-            return ["symbol", key, text]
+            item = ["symbol", key, text]
         case CommandDefinition(pid, name):
-            return ["command", pid, name]
+            item = ["command", pid, name]
+    packed = _to_json(item)
+    if len(packed) > DEFINITION_LENGTH_MAX:  # nobody makes such a name but to break something
+        packed = _to_json([part[:TEXT_CUT] if isinstance(part, str) else part for part in item])
+    return packed
 
 
 def unpack_definitions(body: Buffer) -> tuple[int, list[Definition]]:

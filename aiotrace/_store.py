@@ -154,6 +154,7 @@ class TraceStore:
         self._committed = False
         self._fsync = fsync
         self._journal = JournalWriter(info)
+        self._hello = self._journal.hello()
         self._journal_end = 0
         self._torn = False
         self._ends: dict[int, int] = {}
@@ -164,7 +165,7 @@ class TraceStore:
         self._files = _Files.create(path)
         try:
             _write_all(self._files.data, [T.initial_header(info.page_size)], 0)
-            self._append(self._journal.hello())
+            self._append(self._hello)
             if fsync:
                 self._sync(self._files.data)
                 _sync_folder(path)
@@ -330,7 +331,11 @@ class TraceStore:
             OSError: They are not there any more, or are others: someone has restored or moved the trace.
         """
         if not self._foreign and not self._committed and self._files.closed:
-            self._files.open_again()
+            self._files.open_existing()
+            hello = os.pread(self._files.journal, len(self._hello), 0)
+            if hello != self._hello or os.fstat(self._files.journal).st_size < self._journal_end:
+                self._files.close()
+                raise FileNotFoundError(errno.ENOENT, "the trace was replaced while its writer was away", self.path)
             self._torn = True
 
     def close(self) -> None:
@@ -363,7 +368,6 @@ class _Files:
         self.data = -1
         self.journal = -1
         self._spools: dict[int, int] = {}
-        self._identity: tuple[int, int] | None = None
 
     @classmethod
     def create(cls, path: str) -> _Files:
@@ -379,29 +383,16 @@ class _Files:
                 os.unlink(journal_path(path))
             files.close()
             raise
-        files._identity = _identity(files.journal)
         return files
 
-    @classmethod
-    def open_existing(cls, path: str) -> _Files:
+    def open_existing(self) -> None:
         """
         Raises:
             FileNotFoundError: There is no journal.
             BlockingIOError: A writer lives.
         """
-        files = cls(path)
-        try:
-            files._open()
-        except BaseException:
-            files.close()
-            raise
-        return files
-
-    def open_again(self) -> None:
         try:
             self._open()
-            if _identity(self.journal) != self._identity:
-                raise FileNotFoundError(errno.ENOENT, "the trace was replaced while its sink was away", self.path)
         except BaseException:
             self.close()
             raise
@@ -414,7 +405,6 @@ class _Files:
             text = "a running program is still writing this trace: end it first, or read the trace as it is"
             raise BlockingIOError(errno.EWOULDBLOCK, text, self.path) from None
         self.data = os.open(self.path, _OLD)
-        self._identity = self._identity or _identity(self.journal)
 
     @property
     def closed(self) -> bool:
@@ -447,11 +437,6 @@ class _Files:
     def unlink(self) -> None:
         os.unlink(self.path)
         self.unlink_litter()
-
-
-def _identity(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return status.st_dev, status.st_ino
 
 
 def _refuse_existing(path: str) -> None:
@@ -638,7 +623,8 @@ def restore(path: str, *, progress: Callable[[int], None] | None = None) -> Rest
         OSError: A file cannot be read or written.
     """
     report = RestoreReport()
-    files = _Files.open_existing(path)
+    files = _Files(path)
+    files.open_existing()
     try:
         if T.unpack_options_offset(os.pread(files.data, T.INITIAL_HEADER_SIZE, 0)):
             report.was_complete = True
