@@ -1,0 +1,47 @@
+/* What the C files of aiotrace._c share: the numbers of _layout.py, the module's state, and who sets up what.
+ *
+ *     module.c   the module itself; knows no page
+ *     decode.c   reading: records, columns, lines of text
+ *     event.c    writing: events
+ *
+ * Each part adds its types in its own exec function; none calls another part.
+ */
+#ifndef AIOTRACE_H
+#define AIOTRACE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <stdint.h>
+#include <string.h>
+
+/* --- record (_layout.py) --- */
+#define AIOTRACE_TYPE_LEN_BITS 5
+#define AIOTRACE_TYPE_LEN_MASK 31
+#define AIOTRACE_TYPE_DATA_MAX 28
+#define AIOTRACE_TYPE_PADDING 29
+#define AIOTRACE_TYPE_TIME_EXTEND 30
+#define AIOTRACE_TYPE_TIME_STAMP 31
+#define AIOTRACE_TIME_DELTA_BITS 27
+#define AIOTRACE_TIME_DELTA_MAX ((1u << AIOTRACE_TIME_DELTA_BITS) - 1)
+#define AIOTRACE_TIME_STAMP_BITS 59
+#define AIOTRACE_RECORD_COMMON_SIZE 8
+
+typedef struct {
+    PyObject *TraceFormatError;
+    PyTypeObject *walk_type;
+} aiotrace_state;
+
+static inline aiotrace_state *
+aiotrace_get_state(PyObject *module)
+{
+    return (aiotrace_state *)PyModule_GetState(module);
+}
+
+/* Add the part's types and functions to the module. Return -1 with an exception set if that cannot be done. */
+int aiotrace_decode_exec(PyObject *module);
+#ifdef AIOTRACE_WITH_EVENT
+int aiotrace_event_exec(PyObject *module);
+#endif
+
+#endif

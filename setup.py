@@ -1,0 +1,25 @@
+"""The C module, which pyproject.toml cannot declare; everything else stands there.
+
+Where it cannot be compiled the installation goes on without it (the Python twin works), unless AIOTRACE_REQUIRE_C=1:
+`optional` hides even a syntax error.
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+
+FOLDER = Path("aiotrace/_c")
+
+setup(
+    ext_modules=[
+        Extension(
+            "aiotrace._c",
+            sources=sorted(str(path) for path in FOLDER.glob("*.c")),
+            depends=sorted(str(path) for path in FOLDER.glob("*.h")),
+            define_macros=[("AIOTRACE_WITH_EVENT", "1")] if (FOLDER / "event.c").exists() else [],
+            extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            optional=os.environ.get("AIOTRACE_REQUIRE_C") != "1",
+        )
+    ]
+)
