@@ -1,0 +1,445 @@
+"""aiotrace_sinks.FileSink: begins, rotates, fails, goes on and closes."""
+
+# ruff: noqa: ASYNC221, ASYNC222, ASYNC240 -- nothing else runs in these loops that could be blocked
+# ruff: noqa: PT031 -- the warning comes from a task
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import fakes
+import pytest
+from aiotrace_sinks import FileSink
+
+from aiotrace import ConfigurationError, _store
+from aiotrace.formats import is_unfinished, restore
+
+pytestmark = pytest.mark.anyio
+
+EIO = OSError(errno.EIO, "injected")
+NO_SPACE = OSError(errno.ENOSPC, "injected")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "trace.dat"
+
+
+def read(trace_cmd: str, *paths: Path) -> Counter[tuple[int, int]]:
+    """(CPU, n) of each event in the files."""
+    found: Counter[tuple[int, int]] = Counter()
+    for path in paths:
+        done = subprocess.run([trace_cmd, "report", path], capture_output=True, check=True, text=True)
+        for line in done.stdout.splitlines():
+            if "count:" in line:
+                cpu, _, rest = line.partition("[")[2].partition("]")
+                found[int(cpu), int(rest.partition("n=")[2].split()[0])] += 1
+    return found
+
+
+def expected(pages: Iterable[fakes.FakePage]) -> Counter[tuple[int, int]]:
+    return Counter((page.writer, page.sequence * 1000 + n) for page in pages for n in range(page.events_count))
+
+
+def names(path: Path) -> list[str]:
+    return sorted(os.listdir(path.parent))
+
+
+async def run_until_done(sink: FileSink, stream: fakes.FakeStream, failures: int = 50) -> fakes.FakeStream:
+    """What the supervisor does: call the sink again with what is not acknowledged, until it ends."""
+    for _ in range(failures):
+        try:
+            await sink(stream)
+            return stream
+        except OSError:
+            stream = stream.again()
+    raise AssertionError(f"the sink failed {failures} times")
+
+
+# --- the straight way ---------------------------------------------------------------------------
+
+
+async def test_a_stream_becomes_a_trace_and_every_page_is_acknowledged(trace_cmd: str, path: Path) -> None:
+    pages = fakes.make_pages(100, 3)
+    stream = fakes.FakeStream(pages)
+    await FileSink(path)(stream)
+    assert read(trace_cmd, path) == expected(pages)
+    assert (stream.held, len(stream.acknowledged), names(path)) == ([], 100, ["trace.dat"])
+
+
+async def test_the_files_are_there_before_the_first_page_is_asked_for(path: Path) -> None:
+    seen: list[list[str]] = []
+
+    class Stream(fakes.FakeStream):
+        async def next_batch(self, pages: int) -> list[Any]:
+            seen.append(names(path))
+            return []
+
+    await FileSink(path)(Stream([]))
+    assert seen == [["trace.dat", "trace.dat.journal"]]
+
+
+async def test_a_batch_is_about_a_mebibyte(path: Path) -> None:
+    asked = []
+
+    class Stream(fakes.FakeStream):
+        async def next_batch(self, pages: int) -> list[Any]:
+            asked.append(pages)
+            return []
+
+    for size in (4096, 65536, 1 << 20):
+        await FileSink(path, overwrite=True)(Stream([], fakes.make_info(size)))
+    assert asked == [256, 16, 1]
+
+
+async def test_a_page_is_acknowledged_only_when_it_is_in_the_trace(path: Path) -> None:
+    class Stream(fakes.FakeStream):
+        def acknowledge(self, page: Any) -> None:
+            with _store.UnfinishedTrace(str(path)) as trace:
+                found = {(placed.entry.writer, placed.entry.sequence) for placed in trace.pages if trace.read(placed)}
+            assert (page.writer, page.sequence) in found
+            super().acknowledge(page)
+
+    stream = Stream(fakes.make_pages(20, 2))
+    await FileSink(path)(stream)
+    assert len(stream.acknowledged) == 20
+
+
+async def test_whole_pages_are_asked_for(path: Path) -> None:
+    stream = fakes.FakeStream([])
+    await FileSink(path)(stream)
+    assert not stream.prefixes
+
+
+# --- what is there already ----------------------------------------------------------------------
+
+
+async def test_an_existing_file_is_an_error_before_any_page_is_asked_for(path: Path) -> None:
+    path.write_text("mine")
+    stream = fakes.FakeStream(fakes.make_pages(1))
+    with pytest.raises(FileExistsError, match="overwrite=True"):
+        await FileSink(path)(stream)
+    assert (stream.requests, path.read_text(), names(path)) == (0, "mine", ["trace.dat"])
+
+
+async def test_overwrite_replaces_a_trace_and_an_unfinished_one(trace_cmd: str, path: Path) -> None:
+    pages = fakes.make_pages(3)
+    await FileSink(path)(fakes.FakeStream(fakes.make_pages(9)))
+    await FileSink(path, overwrite=True)(fakes.FakeStream(pages))
+    assert read(trace_cmd, path) == expected(pages)
+    path.unlink()
+    left = _store.TraceStore(str(path), fakes.make_info())
+    left.write(fakes.make_pages(8, 4), fakes.DEFINITIONS)
+    left.close()
+    with pytest.raises(FileExistsError, match="aiotrace restore"):
+        await FileSink(path)(fakes.FakeStream(pages))
+    await FileSink(path, overwrite=True)(fakes.FakeStream(pages))
+    assert (read(trace_cmd, path), names(path)) == (expected(pages), ["trace.dat"])
+
+
+async def test_a_folder_that_is_not_there_is_an_error_at_once(path: Path) -> None:
+    stream = fakes.FakeStream(fakes.make_pages(1))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        await FileSink(path.parent / "nowhere" / "trace.dat")(stream)
+    assert stream.requests == 0
+
+
+# --- rotation -----------------------------------------------------------------------------------
+
+
+async def test_a_file_that_is_full_is_rotated_and_each_decodes_alone(trace_cmd: str, path: Path) -> None:
+    pages = fakes.make_pages(25, 2)
+    await FileSink(path, max_size=10 * 4096 + 100)(fakes.FakeStream(pages))
+    assert names(path) == ["trace.1.dat", "trace.2.dat", "trace.dat"]
+    for name, group in (("trace.1.dat", pages[:10]), ("trace.2.dat", pages[10:20]), ("trace.dat", pages[20:])):
+        assert read(trace_cmd, path.parent / name) == expected(group)
+
+
+async def test_only_the_newest_rotated_files_are_kept_and_others_are_not_touched(trace_cmd: str, path: Path) -> None:
+    (path.parent / "trace.7.dat").write_text("not a trace")
+    (path.parent / "trace.x.dat").write_text("not a number")
+    pages = fakes.make_pages(30)
+    await FileSink(path, max_size=5 * 4096, keep=2)(fakes.FakeStream(pages))
+    assert names(path) == ["trace.4.dat", "trace.5.dat", "trace.7.dat", "trace.dat", "trace.x.dat"]
+    assert read(trace_cmd, path.parent / "trace.5.dat") == expected(pages[20:25])
+
+
+async def test_numbers_go_on_from_an_earlier_run(path: Path) -> None:
+    for _ in range(2):
+        await FileSink(path, max_size=4096, overwrite=True)(fakes.FakeStream(fakes.make_pages(2)))
+    assert names(path) == ["trace.1.dat", "trace.2.dat", "trace.dat"]
+
+
+async def test_a_name_in_the_way_of_a_rotated_file_is_not_overwritten(path: Path) -> None:
+    other = path.parent / "trace.1.dat"
+    other.write_text("mine")
+    with pytest.raises(FileExistsError, match=r"trace\.1\.dat"):
+        await FileSink(path, max_size=4096)(fakes.FakeStream(fakes.make_pages(2)))
+    assert other.read_text() == "mine"
+
+
+async def test_an_old_file_is_rotated_when_the_next_page_comes(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = fakes.make_pages(6)
+    now = 100.0
+    monkeypatch.setattr(anyio, "current_time", lambda: now)
+
+    class Stream(fakes.FakeStream):
+        async def next_batch(self, pages: int) -> list[Any]:
+            nonlocal now
+            now += 4
+            return await super().next_batch(2)
+
+    await FileSink(path, max_age=8)(Stream(pages))
+    assert names(path) == ["trace.1.dat", "trace.dat"]
+    assert read(trace_cmd, path) == expected(pages[4:])
+
+
+# --- faults -------------------------------------------------------------------------------------
+
+
+async def test_a_sink_that_failed_goes_on_with_the_same_file(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = fakes.make_pages(40, 3)
+    for call in range(3, 25, 4):
+        monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [None] * call + [NO_SPACE] * 3}))
+        monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 7 * 4096)
+        stream = await run_until_done(FileSink(path, overwrite=True), fakes.FakeStream(pages))
+        assert (stream.held, stream.offered) == ([], [])
+        assert (read(trace_cmd, path), names(path)) == (expected(pages), ["trace.dat"])
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_errors_at_random_lose_and_double_nothing(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    pages = fakes.make_pages(60, 3)
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 5 * 4096)
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs(seed=seed, rate=0.03, short=0.2))
+    # The very first call may refuse to begin at all: as record() does, such a sink is not called again.
+    sink = FileSink(path, max_size=25 * 4096, overwrite=True)
+    stream = await run_until_done(sink, fakes.FakeStream(pages), 500)
+    monkeypatch.undo()
+    assert stream.held == []
+    assert names(path) == ["trace.1.dat", "trace.2.dat", "trace.dat"]
+    assert read(trace_cmd, *path.parent.iterdir()) == expected(pages)
+
+
+@pytest.mark.parametrize("failing", ["rename", "unlink", "open", "copy_file_range"])
+async def test_a_rotation_that_fails_goes_on_where_it_was(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    pages = fakes.make_pages(20, 2)
+    for call in range(12):
+        faulty = fakes.FaultyOs()
+        sink = FileSink(path, max_size=6 * 4096)
+        plan: list[int | OSError | None] = [None] * call + [EIO]
+
+        def begin_and_break(
+            stream: Any,
+            faulty: fakes.FaultyOs = faulty,
+            begin: Callable[..., None] = sink._begin,
+            plan: list[int | OSError | None] = plan,
+        ) -> None:
+            begin(stream)
+            faulty.faults.setdefault(failing, plan)
+
+        monkeypatch.setattr(sink, "_begin", begin_and_break)
+        for module in ("aiotrace._store.os", "aiotrace_sinks._file.os"):
+            monkeypatch.setattr(module, faulty)
+        stream = await run_until_done(sink, fakes.FakeStream(pages))
+        monkeypatch.undo()
+        assert (stream.held, stream.offered) == ([], [])
+        files = [file for file in path.parent.iterdir() if file.suffix == ".dat"]
+        assert read(trace_cmd, *files) == expected(pages), call
+        assert names(path) == sorted(file.name for file in files)
+        for file in files:
+            file.unlink()
+
+
+async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = fakes.make_pages(12)
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 4 * 4096)
+    # Two at the beginning, two for the first batch; then the second batch's fails.
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"fdatasync": [None] * 4 + [EIO]}))
+    stream = fakes.FakeStream(pages)
+    await FileSink(path, fsync=True)(stream)
+    monkeypatch.undo()
+    assert (len(stream.acknowledged), names(path)) == (12, ["trace.1.dat", "trace.dat"])
+    assert read(trace_cmd, path.parent / "trace.1.dat") == expected(pages[:4])
+    assert read(trace_cmd, path) == expected(pages[4:])
+
+
+# --- cancellation -------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_sink_warns_and_leaves_what_restore_needs(trace_cmd: str, path: Path) -> None:
+    pages = fakes.make_pages(10, 2)
+    stream = fakes.FakeStream(pages, wait_at_end=True)
+    with pytest.warns(RuntimeWarning, match="aiotrace restore"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(FileSink(path), stream)
+            while len(stream.acknowledged) < 10:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    assert is_unfinished(str(path))
+    assert restore(str(path)).pages == 10
+    assert read(trace_cmd, path) == expected(pages)
+
+
+async def test_a_cancelled_sink_that_is_called_again_goes_on(trace_cmd: str, path: Path) -> None:
+    pages = fakes.make_pages(10, 2)
+    sink = FileSink(path)
+    stream = fakes.FakeStream(pages[:6], wait_at_end=True)
+    with pytest.warns(RuntimeWarning, match="unfinished"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(sink, stream)
+            while len(stream.acknowledged) < 6:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    await sink(fakes.FakeStream(pages[4:]))
+    assert read(trace_cmd, path) == expected(pages)
+
+
+@pytest.mark.filterwarnings("ignore:.*is unfinished:RuntimeWarning")
+async def test_cancelled_anywhere_and_called_again_no_page_is_lost_or_doubled(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 3 * 4096)
+    pages = fakes.make_pages(14, 2)
+    for ticks in range(60):
+        sink = FileSink(path, max_size=6 * 4096)
+        stream = fakes.FakeStream(pages)
+        done = False
+
+        async def run(sink: FileSink = sink, stream: fakes.FakeStream = stream) -> None:
+            nonlocal done
+            await sink(stream)
+            done = True
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(run)
+            for _ in range(ticks):
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+        again = stream.again()
+        if not done:
+            await sink(again)
+        files = list(path.parent.iterdir())
+        assert read(trace_cmd, *files) == expected(pages), ticks
+        assert len(files) == 3
+        for file in files:
+            file.unlink()
+        if done:
+            break
+
+
+async def test_a_sink_that_has_not_finished_refuses_another_recording(path: Path) -> None:
+    sink = FileSink(path)
+    stream = fakes.FakeStream([], wait_at_end=True)
+    with pytest.warns(RuntimeWarning, match="unfinished"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(sink, stream)
+            while not stream.requests:
+                await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
+    with pytest.raises(ConfigurationError, match="new FileSink"):
+        await sink(fakes.FakeStream([], fakes.make_info(stream_id=b"another stream!!")))
+
+
+async def test_a_forked_child_does_not_finish_the_parents_file(trace_cmd: str, path: Path) -> None:
+    pages = fakes.make_pages(4)
+    exit_codes = []
+
+    class Stream(fakes.FakeStream):
+        forked = False
+
+        async def next_batch(self, pages: int) -> list[Any]:
+            if not self.forked and not self.offered:
+                self.forked = True
+                child = os.fork()
+                if child == 0:
+                    os._exit(finish_in_child(sink))
+                exit_codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            return await super().next_batch(pages)
+
+    def finish_in_child(sink: FileSink) -> int:
+        before = sorted(os.listdir(path.parent))
+        store = sink._store
+        assert store is not None
+        if sink._is_ours():
+            return 1
+        list(store.finish())
+        return 0 if sorted(os.listdir(path.parent)) == before and before != ["trace.dat"] else 2
+
+    sink = FileSink(path)
+    await sink(Stream(pages))
+    assert exit_codes == [0]
+    assert read(trace_cmd, path) == expected(pages)
+
+
+# --- arguments ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"max_size": 0}, {"max_age": 0}, {"max_age": float("nan")}, {"keep": -1, "max_size": 1}, {"keep": 3}],
+    ids=str,
+)
+def test_an_argument_out_of_range_is_named(arguments: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=next(iter(arguments))):
+        FileSink("trace.dat", **arguments)
+
+
+async def test_a_size_without_room_for_a_page_is_named(path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="max_size=4095 has no room for a page of 4096"):
+        await FileSink(path, max_size=4095)(fakes.FakeStream([]))
+    assert names(path) == []
+
+
+def test_a_url_names_the_file_and_the_options() -> None:
+    sink = FileSink.from_url("file:/var/log/trace.dat?max_size=4096&max_age=1.5&keep=3&overwrite=yes&fsync")
+    assert sink.path == "/var/log/trace.dat"
+    assert (sink._max_size, sink._max_age, sink._keep, sink._overwrite, sink._fsync) == (4096, 1.5, 3, True, True)
+    assert FileSink.from_url("file:trace.dat").path == "trace.dat"
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("file:", "names no file"),
+        ("file:?keep=1", "names no file"),
+        ("file:a?size=3", "'size' .* is unknown; known: fsync, keep"),
+        ("file:a?max_size=many", "max_size='many' .*: number was expected"),
+        ("file:a?fsync=maybe", "fsync='maybe' .*: yes or no was expected"),
+    ],
+)
+def test_a_url_that_cannot_be_is_named(url: str, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        FileSink.from_url(url)
+
+
+# --- the whole way ------------------------------------------------------------------------------
+
+
+async def test_a_recording_and_trace_cmd_agree_on_the_number_of_events(trace_cmd: str, path: Path) -> None:
+    happened = aiotrace.event("file_sink_test:happened", n="u32", text="str", kind="symbol")
+    async with aiotrace.record(FileSink(path), page_size=4096) as recording:
+        for n in range(2000):
+            await happened.send(n, f"number {n}", "even" if n % 2 == 0 else "odd")
+    assert recording.statistics().events_delivered == 2000
+    done = subprocess.run([trace_cmd, "report", path], capture_output=True, check=True, text=True)
+    lines = [line.partition("happened:")[2].split() for line in done.stdout.splitlines() if "happened:" in line]
+    assert [line[0] for line in lines] == [f"n={n}" for n in range(2000)]
+    assert {line[-1] for line in lines} == {"kind=even", "kind=odd"}
