@@ -12,7 +12,7 @@ print(recording.statistics())
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 from . import abc
 from ._backend import BACKEND
@@ -22,10 +22,24 @@ from ._reader import SinkOptions
 from ._recording import Recording, SyncRecording, record, recording, sink
 from ._span import span
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
+from .decode import open_trace
 
 __version__: Final = "0.1.0"
 __backend__: Final = BACKEND
 """Which implementation runs per event: "c" or "python"."""
+
+if TYPE_CHECKING:
+    from .decode import open_trace
+
+
+def __getattr__(name: str) -> Any:
+    """Reading is imported when it is first used: a program that only records does not pay for it."""
+    if name == "open_trace":
+        from .decode import open_trace
+
+        return open_trace
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AcknowledgeError",
@@ -42,6 +56,7 @@ __all__ = [
     "WriterStatistics",
     "abc",
     "event",
+    "open_trace",
     "record",
     "recording",
     "sink",

@@ -30,6 +30,7 @@ from ._definitions import DEFINITIONS, EventDefinition
 from ._errors import DefinitionError
 from ._loop import Loop, Waker
 from ._schema import FieldType, Schema, WrongValueError
+from ._selection import PLAIN, Decision, Selection, Trigger
 from ._writer import Writer, Writers
 
 FIRST_ID: Final = 2048
@@ -37,6 +38,8 @@ FIRST_ID: Final = 2048
 LAST_ID: Final = 65535
 NATIVE_CODES: Final = {"str": "S", "bytes": "Y", "symbol": "K"}
 """What the C twin calls the types that are more than a number in `struct`."""
+_MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
+"""What the C twin does with a call: it writes for all recordings, asks us, or nothing."""
 
 in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
 """Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""
@@ -54,7 +57,11 @@ class Target(Protocol):
     def count_wait(self, nanoseconds: int) -> None:
         """A `send` waited."""
 
+    def fire(self, trigger: Trigger) -> None:
+        """Do what a trigger says, now, in the thread of the event that set it off."""
+
     clock: Clock
+    selection: Selection
 
 
 class _Active:
@@ -89,6 +96,12 @@ def deactivate(target: Target) -> None:
     """No event call that begins from now on writes to it."""
     with _active.lock:
         _active.set(tuple(other for other in _active.targets if other is not target))
+
+
+def reconsider() -> None:
+    """A recording's selection changed: every event asks again."""
+    with _active.lock:
+        _active.set(_active.targets)
 
 
 def is_recording() -> bool:
@@ -185,7 +198,12 @@ class PythonEvent:
     recording open. What cannot be written is dropped and counted.
     """
 
-    def __init__(self, schema: Schema, id: int) -> None:
+    def __init__(self, schema: Schema, id: int, *, by_default: bool = True) -> None:
+        self.native: Any = None
+        """Its C twin."""
+        self._by_default = by_default
+        self._plan: dict[Target, Decision] | None = None
+        self._plan_epoch: object = None
         self._schema = schema
         self._encode = schema.encode
         self._pack = schema.pack
@@ -218,6 +236,11 @@ class PythonEvent:
                 self._payload(arguments, keywords)
             return
         writers = _local.writers if _local.epoch is _active.epoch else _renew()
+        plan = self._plan if self._plan_epoch is _active.epoch else self._make_plan()
+        if plan is not None:
+            writers = self._choose(plan, arguments, keywords)
+            if not writers:
+                return
         try:
             if keywords:
                 arguments = self._schema.bind(arguments, keywords)
@@ -233,6 +256,47 @@ class PythonEvent:
                 writer.write(payload)
             else:
                 writer.write(self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern, writer.payload_max))
+        if plan is not None:
+            self._fire(plan, arguments)
+
+    def _make_plan(self) -> dict[Target, Decision] | None:
+        """What the open recordings make of this event; None if all take it always. Kept for the epoch."""
+        epoch = _active.epoch
+        native_epoch = c_module.get_epoch() if c_module is not None else 0
+        decisions = {
+            target: target.selection.decide(self.name, by_default=self._by_default) for target in _active.targets
+        }
+        plan = {target: decision for target, decision in decisions.items() if decision is not None}
+        is_plain = all(decision is PLAIN for decision in decisions.values())
+        self._plan = None if is_plain else plan
+        self._plan_epoch = epoch
+        if self.native is not None:
+            self.native.set_mode(native_epoch, _MODE_ALL if is_plain else _MODE_SOME if plan else _MODE_OFF)
+        return self._plan
+
+    def _choose(
+        self, plan: Mapping[Target, Decision], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
+    ) -> tuple[Writer, ...]:
+        """The writers of the recordings that take this call. Those that do not have nothing to count."""
+        fields = dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)
+        return tuple(
+            writer
+            for lease, writer in zip(_local.leases, _local.writers, strict=False)
+            if lease.target in plan and plan[lease.target].accepts(fields)
+        )
+
+    def _fire(self, plan: Mapping[Target, Decision], arguments: tuple[Any, ...]) -> None:
+        fields = None
+        for target, decision in plan.items():
+            for trigger in decision.triggers:
+                fields = fields or dict(zip(self._schema.types, arguments, strict=True))
+                if decision.accepts(fields) and trigger.fires(fields):
+                    target.fire(trigger)
+
+    def is_taken(self, target: Target) -> bool:
+        """Whether a recording may take this event (its filters aside)."""
+        plan = self._plan if self._plan_epoch is _active.epoch else self._make_plan()
+        return plan is None or target in plan
 
     async def send(self, *arguments: Any, **keywords: Any) -> None:
         """Record one event, and wait for a free page instead of dropping.
@@ -262,7 +326,9 @@ class PythonEvent:
             full = [
                 (lease.target, lease.writer)
                 for lease in _local.leases
-                if lease.target.makes_wait and not lease.writer.make_room(min(size, lease.writer.payload_max))
+                if lease.target.makes_wait
+                and self.is_taken(lease.target)
+                and not lease.writer.make_room(min(size, lease.writer.payload_max))
             ]
             if not full:
                 break
@@ -366,6 +432,11 @@ def event(name: str, /, **fields: FieldType) -> Event:
         DefinitionError: The name has no system or is no identifier, a type is unknown, a field's name is reserved, or
             the name is defined already with other fields.
     """
+    return define(name, fields)
+
+
+def define(name: str, fields: Mapping[str, FieldType], *, by_default: bool = True) -> Event:
+    """`event`, for tracers too: their events are off in a recording until it enables them (`by_default=False`)."""
     schema = Schema(name, fields)
     with _events_lock:
         known = _events.get(name)
@@ -377,19 +448,20 @@ def event(name: str, /, **fields: FieldType) -> Event:
         if id > LAST_ID:
             raise DefinitionError(f"{name!r}: {len(_events)} events are defined, and no more are possible")
         DEFINITIONS.append(EventDefinition(id, schema.system, schema.event, schema.format_text(id)))
-        made = _events[name] = _make(schema, id)
+        made = _events[name] = _make(schema, id, by_default)
         return made
 
 
-def _make(schema: Schema, id: int) -> Event:
-    made = PythonEvent(schema, id)
+def _make(schema: Schema, id: int, by_default: bool) -> Event:
+    made = PythonEvent(schema, id, by_default=by_default)
     if c_module is None or len(schema.fields) > c_module.FIELDS_MAX:
         return made
     layout = tuple(
         (field.offset, NATIVE_CODES.get(field.type.name, field.type.code), field.type.size) for field in schema.fields
     )
     names = tuple(map(sys.intern, schema.types))
-    native: Event = c_module.Event(made, id, schema.fixed_size, layout, names, DEFINITIONS.symbols)
+    made.native = c_module.Event(made, id, schema.fixed_size, layout, names, DEFINITIONS.symbols)
+    native: Event = made.native
     return native
 
 

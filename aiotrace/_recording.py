@@ -33,10 +33,11 @@ from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
 from ._delivery import OnError, OnFull
 from ._errors import ConfigurationError
-from ._event import activate, deactivate
+from ._event import activate, deactivate, reconsider
 from ._loop import Loop
 from ._pages import Pages
 from ._reader import Attachment, Service, SinkOptions
+from ._selection import Selection, Trigger
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._writer import CAUSES, Writers
 from .abc import Sink, StreamInfo
@@ -143,7 +144,47 @@ def _quotas(pages: int, options: list[SinkOptions]) -> list[int]:
     return quotas
 
 
-class Recording:
+class Chooser:
+    """What may be asked of a recording, synchronous or not, about which events it takes."""
+
+    selection: Selection
+
+    def enable(self, glob: str) -> None:
+        """Take the events that a glob is of ("http:*", "task", "all"), also those that are defined later.
+
+        Rules go in order: the last one that is of an event decides.
+        """
+        self.selection.enable(glob)
+        reconsider()
+
+    def disable(self, glob: str) -> None:
+        """Take the events that a glob is of no more."""
+        self.selection.disable(glob)
+        reconsider()
+
+    def filter(self, glob: str, text: str) -> None:
+        """Take the events that a glob is of only where their fields agree, for example "status >= 500".
+
+        It is compiled once and applied before a record is written; what it turns away is not counted as lost. Several
+        filters of an event must all agree.
+
+        Raises:
+            ConfigurationError: It does not parse.
+        """
+        self.selection.filter(glob, text)
+        reconsider()
+
+    def trigger(self, glob: str, text: str) -> None:
+        """Let events set something off: "traceoff", "traceon", each with ":COUNT" and "if FILTER".
+
+        Raises:
+            ConfigurationError: It does not parse, or there is no such action.
+        """
+        self.selection.trigger(glob, text)
+        reconsider()
+
+
+class Recording(Chooser):
     """An open recording; made by `record` or `recording`."""
 
     def __init__(
@@ -164,6 +205,8 @@ class Recording:
         self._drain_timeout = drain_timeout
         self._thread = _ServiceThread() if thread else None
         self._arena = Arena(page_size, pages)
+        self.selection = Selection()
+        """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
         self._pages = Pages(self._arena, overrun=overrun == "drop_oldest")
         slots = max(1, min(WRITERS_MAX, (pages - sum(self._first_quotas)) // 2))
         self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
@@ -282,6 +325,15 @@ class Recording:
                 await self._service.detach(attachment, self._drain_timeout)
                 return
         raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
+
+    # --- which events ---------------------------------------------------------------------------
+
+    def fire(self, trigger: Trigger) -> None:
+        """Do what a trigger says."""
+        on = trigger.action == "traceon"
+        if self.selection.is_on != on:
+            self.selection.is_on = on
+            reconsider()
 
     def _next_events(self) -> dict[int, int]:
         """For each writer the number of the oldest event that is not swapped."""
@@ -433,11 +485,12 @@ class _ServiceThread:
             self._thread.join(timeout=5)
 
 
-class SyncRecording:
+class SyncRecording(Chooser):
     """A recording for synchronous code; made by `recording`. Its reader and sinks run in a thread."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
+        self.selection = recording.selection
         thread = recording._thread
         assert thread is not None
         self._service = thread

@@ -49,6 +49,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._tracefile": 2,
     # tasks; anyio; still no file, no socket
     "aiotrace._loop": 3,
+    "aiotrace._selection": 3,
     "aiotrace._writer": 3,
     "aiotrace._event": 3,
     "aiotrace._span": 3,

@@ -515,7 +515,12 @@ typedef struct {
     PyObject *symbols; /* dict: text -> key */
     PyObject *twin;    /* the Python event: the slow way, and everything else about it */
     PyObject *emit;    /* created when first asked for */
+    uint64_t mode_epoch;
+    int mode;
 } Event;
+
+/* What the open recordings make of an event, as of mode_epoch; `_event.PythonEvent` decides. */
+enum { MODE_ALL = 0, MODE_SOME = 1, MODE_OFF = 2 };
 
 static PyTypeObject *event_type;
 
@@ -812,6 +817,10 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
     Lease *lease = this_thread;
     PyObject *bound[FIELDS_MAX];
     Measures measures;
+    if (unlikely(self->mode_epoch != epoch))
+        return 0;
+    if (unlikely(self->mode != MODE_ALL))
+        return self->mode == MODE_OFF;
     if (unlikely(lease == NULL || lease->epoch != epoch))
         return 0;
     if (keywords != NULL && PyTuple_GET_SIZE(keywords)) {
@@ -983,6 +992,25 @@ event_dealloc(Event *self)
     Py_DECREF(type);
 }
 
+PyDoc_STRVAR(set_mode_doc, "set_mode(epoch, mode)\n--\n\nWhat the recordings of that epoch make of this event.");
+
+static PyObject *
+event_set_mode(Event *self, PyObject *args)
+{
+    unsigned long long decided_in;
+    int mode;
+    if (!PyArg_ParseTuple(args, "Ki:set_mode", &decided_in, &mode))
+        return NULL;
+    self->mode_epoch = decided_in;
+    self->mode = mode;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef event_methods[] = {
+    {"set_mode", (PyCFunction)event_set_mode, METH_VARARGS, set_mode_doc},
+    {NULL, NULL, 0, NULL},
+};
+
 static PyGetSetDef event_getset[] = {
     {"emit", (getter)event_get_emit, NULL, "The same call as a bound C function, for the hottest places.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
@@ -999,7 +1027,7 @@ static PyType_Slot event_slots[] = {
     {Py_tp_doc, (void *)event_doc},     {Py_tp_new, event_new},         {Py_tp_call, PyVectorcall_Call},
     {Py_tp_traverse, event_traverse},   {Py_tp_clear, event_clear},     {Py_tp_dealloc, event_dealloc},
     {Py_tp_getattro, event_getattro},   {Py_tp_repr, event_repr},       {Py_tp_getset, event_getset},
-    {Py_tp_members, event_members},     {0, NULL},
+    {Py_tp_members, event_members},     {Py_tp_methods, event_methods},   {0, NULL},
 };
 
 static PyType_Spec event_spec = {

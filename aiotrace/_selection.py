@@ -1,0 +1,131 @@
+"""Selection: which events one recording takes, under which filters, and what they set off. Sans-IO.
+
+    rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
+    filters    all that match an event must agree
+    triggers   what a recorded event sets off: recording goes off, and on again
+
+A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
+An event asks `decide` once for each change, never per call.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from ._errors import ConfigurationError
+from ._filter import Filter, compile_filter
+
+Action = Literal["traceon", "traceoff"]
+ACTIONS: Final = ("traceon", "traceoff")
+_TRIGGER: Final = re.compile(r"\s*(?P<action>\w+)(:(?P<count>\d+))?(\s+if\s+(?P<filter>.+))?\s*", re.DOTALL)
+
+
+class Trigger:
+    """What an event sets off, at most `left` times (None: always), where its filter agrees."""
+
+    def __init__(self, action: Action, left: int | None, filter: Filter | None) -> None:
+        self.action = action
+        self.left = left
+        self.filter = filter
+
+    def fires(self, fields: Mapping[str, Any]) -> bool:
+        """Whether it acts on an event with these fields; counts down if so."""
+        if self.left == 0 or (self.filter is not None and not self.filter(fields)):
+            return False
+        if self.left is not None:
+            self.left -= 1
+        return True
+
+
+def parse_trigger(text: str) -> Trigger:
+    """ "ACTION[:COUNT] [if FILTER]", as in the kernel's trigger files.
+
+    Raises:
+        ConfigurationError: It is not of that form, the action is unknown, or the filter does not parse.
+    """
+    match = _TRIGGER.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(f"trigger {text!r}: write ACTION[:COUNT] [if FILTER]")
+    action, count = match["action"], match["count"]
+    if action not in ACTIONS:
+        raise ConfigurationError(f"trigger {text!r}: no action {action!r}; known: {', '.join(ACTIONS)}")
+    filter = compile_filter(match["filter"]) if match["filter"] else None
+    return Trigger(action, None if count is None else int(count), filter)  # type: ignore[arg-type]  # checked above
+
+
+def matches(glob: str, name: str) -> bool:
+    """Whether a glob is of this event ("system:event")."""
+    if glob == "all" or fnmatch.fnmatchcase(name, glob):
+        return True
+    return ":" not in glob and any(fnmatch.fnmatchcase(part, glob) for part in name.split(":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How one recording takes one event. None stands for not at all."""
+
+    filters: tuple[Filter, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+
+    def accepts(self, fields: Mapping[str, Any]) -> bool:
+        return all(filter(fields) for filter in self.filters)
+
+
+PLAIN: Final = Decision()
+"""Taken always, and nothing else."""
+
+
+class Selection:
+    def __init__(self) -> None:
+        self._rules: list[tuple[str, bool]] = []
+        self._filters: list[tuple[str, Filter]] = []
+        self._triggers: list[tuple[str, Trigger]] = []
+        self.is_on = True
+        """Whether anything is recorded: traceoff and traceon switch it."""
+
+    def enable(self, glob: str) -> None:
+        self._rules.append((glob, True))
+
+    def disable(self, glob: str) -> None:
+        self._rules.append((glob, False))
+
+    def filter(self, glob: str, text: str) -> Filter:
+        """
+        Raises:
+            ConfigurationError: The text does not parse.
+        """
+        filter = compile_filter(text)
+        self._filters.append((glob, filter))
+        return filter
+
+    def trigger(self, glob: str, text: str) -> Trigger:
+        """
+        Raises:
+            ConfigurationError: The text does not parse.
+        """
+        trigger = parse_trigger(text)
+        self._triggers.append((glob, trigger))
+        return trigger
+
+    def is_enabled(self, name: str, *, by_default: bool) -> bool:
+        """Whether the rules take an event, filters and switches aside."""
+        for glob, on in reversed(self._rules):
+            if matches(glob, name):
+                return on
+        return by_default
+
+    def decide(self, name: str, *, by_default: bool) -> Decision | None:
+        """How an event is taken now."""
+        if not self.is_enabled(name, by_default=by_default):
+            return None
+        triggers = tuple(trigger for glob, trigger in self._triggers if matches(glob, name))
+        if not self.is_on:
+            triggers = tuple(trigger for trigger in triggers if trigger.action == "traceon")
+            if not triggers:
+                return None
+        filters = tuple(filter for glob, filter in self._filters if matches(glob, name))
+        return Decision(filters, triggers) if filters or triggers else PLAIN
