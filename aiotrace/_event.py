@@ -240,6 +240,7 @@ class PythonEvent:
         if plan is not None:
             writers = self._choose(plan, arguments, keywords)
             if not writers:
+                self._fire(plan, arguments, keywords)
                 return
         try:
             if keywords:
@@ -257,7 +258,7 @@ class PythonEvent:
             else:
                 writer.write(self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern, writer.payload_max))
         if plan is not None:
-            self._fire(plan, arguments)
+            self._fire(plan, arguments, keywords)
 
     def _make_plan(self) -> dict[Target, Decision] | None:
         """What the open recordings make of this event; None if all take it always. Kept for the epoch."""
@@ -278,20 +279,23 @@ class PythonEvent:
         self, plan: Mapping[Target, Decision], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
     ) -> tuple[Writer, ...]:
         """The writers of the recordings that take this call. Those that do not have nothing to count."""
-        fields = dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)
+        fields = self._name_values(arguments, keywords)
         return tuple(
             writer
             for lease, writer in zip(_local.leases, _local.writers, strict=False)
-            if lease.target in plan and plan[lease.target].accepts(fields)
+            if lease.target in plan and plan[lease.target].records and plan[lease.target].accepts(fields)
         )
 
-    def _fire(self, plan: Mapping[Target, Decision], arguments: tuple[Any, ...]) -> None:
-        fields = None
+    def _fire(self, plan: Mapping[Target, Decision], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
         for target, decision in plan.items():
-            for trigger in decision.triggers:
-                fields = fields or dict(zip(self._schema.types, arguments, strict=True))
-                if decision.accepts(fields) and trigger.fires(fields):
-                    target.fire(trigger)
+            if decision.triggers:
+                fields = self._name_values(arguments, keywords)
+                for trigger in decision.triggers:
+                    if decision.accepts(fields) and trigger.fires(fields):
+                        target.fire(trigger)
+
+    def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)
 
     def is_taken(self, target: Target) -> bool:
         """Whether a recording may take this event (its filters aside)."""

@@ -70,6 +70,8 @@ class Decision:
 
     filters: tuple[Filter, ...] = ()
     triggers: tuple[Trigger, ...] = ()
+    records: bool = True
+    """False while the recording is off: then the event is only looked at for what switches it on."""
 
     def accepts(self, fields: Mapping[str, Any]) -> bool:
         return all(filter(fields) for filter in self.filters)
@@ -128,4 +130,4 @@ class Selection:
             if not triggers:
                 return None
         filters = tuple(filter for glob, filter in self._filters if matches(glob, name))
-        return Decision(filters, triggers) if filters or triggers else PLAIN
+        return Decision(filters, triggers, self.is_on) if filters or triggers else PLAIN
