@@ -104,6 +104,11 @@ def reconsider() -> None:
         _active.set(_active.targets)
 
 
+def open_selections() -> tuple[Selection, ...]:
+    """The selections of the open recordings."""
+    return tuple(target.selection for target in _active.targets)
+
+
 def is_recording() -> bool:
     """Whether any recording is open."""
     return bool(_active.targets)

@@ -33,12 +33,13 @@ from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
 from ._delivery import OnError, OnFull
 from ._errors import ConfigurationError
-from ._event import activate, deactivate, reconsider
+from ._event import activate, deactivate, open_selections, reconsider
 from ._loop import Loop
 from ._pages import Pages
 from ._reader import Attachment, Service, SinkOptions
 from ._selection import Selection, Trigger
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
+from ._tracing import follow
 from ._writer import CAUSES, Writers
 from .abc import Sink, StreamInfo
 
@@ -149,18 +150,26 @@ class Chooser:
 
     selection: Selection
 
+    def _reconsider(self) -> None:
+        reconsider()
+        follow(open_selections())
+
     def enable(self, glob: str) -> None:
         """Take the events that a glob is of ("http:*", "task", "all"), also those that are defined later.
 
-        Rules go in order: the last one that is of an event decides.
+        Rules go in order: the last one that is of an event decides. Tracers, whose events are off by themselves,
+        start and stop with it.
+
+        Raises:
+            ConfigurationError: A tracer that this switches on cannot run here; the message says why.
         """
         self.selection.enable(glob)
-        reconsider()
+        self._reconsider()
 
     def disable(self, glob: str) -> None:
         """Take the events that a glob is of no more."""
         self.selection.disable(glob)
-        reconsider()
+        self._reconsider()
 
     def filter(self, glob: str, text: str) -> None:
         """Take the events that a glob is of only where their fields agree, for example "status >= 500".
@@ -172,7 +181,7 @@ class Chooser:
             ConfigurationError: It does not parse.
         """
         self.selection.filter(glob, text)
-        reconsider()
+        self._reconsider()
 
     def trigger(self, glob: str, text: str) -> None:
         """Let events set something off: "traceoff", "traceon", each with ":COUNT" and "if FILTER".
@@ -181,7 +190,7 @@ class Chooser:
             ConfigurationError: It does not parse, or there is no such action.
         """
         self.selection.trigger(glob, text)
-        reconsider()
+        self._reconsider()
 
 
 class Recording(Chooser):
@@ -268,11 +277,13 @@ class Recording(Chooser):
     def _start_writing(self) -> None:
         self._state = "open"
         activate(self)
+        follow(open_selections())
 
     def _stop_writing(self) -> None:
         """From here on no event is written; what was is in the ring."""
         self._state = "closed"
         deactivate(self)
+        follow(open_selections())
         self.writers.close()
         for writer in tuple(self.writers.all):
             while writer.waiters:

@@ -120,6 +120,22 @@ class Selection:
                 return on
         return by_default
 
+    def wants_system(self, system: str, *, explicit: bool) -> bool:
+        """Whether some event of a tracer's system may be taken.
+
+        Args:
+            explicit: Only a rule that names the system counts, not one for everything.
+        """
+        wanted = False
+        for glob, on in self._rules:
+            part, _, rest = glob.partition(":")
+            everything = glob == "all" or not part.strip("*")
+            if everything and explicit and on:
+                continue
+            if everything or fnmatch.fnmatchcase(system, part):
+                wanted = on or (wanted and rest not in ("", "*"))
+        return wanted
+
     def decide(self, name: str, *, by_default: bool) -> Decision | None:
         """How an event is taken now."""
         if not self.is_enabled(name, by_default=by_default):

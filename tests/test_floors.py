@@ -50,6 +50,7 @@ FLOORS: dict[str, int] = {
     # tasks; anyio; still no file, no socket
     "aiotrace._loop": 3,
     "aiotrace._selection": 3,
+    "aiotrace._tracing": 3,
     "aiotrace._writer": 3,
     "aiotrace._event": 3,
     "aiotrace._span": 3,

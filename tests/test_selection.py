@@ -126,3 +126,34 @@ def test_a_filter_that_does_not_parse_changes_nothing(recording: aiotrace.SyncRe
         recording.filter("all", "x >>")
     hit(1, "a")
     assert written(recording) == 1
+
+
+@pytest.mark.parametrize(
+    ("rules", "wanted"),
+    [
+        ([], False),
+        ([("all", True)], True),
+        ([("gc:*", True)], True),
+        ([("gc", True)], True),
+        ([("gc:start", True)], True),
+        ([("task:*", True)], False),
+        ([("all", True), ("gc:*", False)], False),
+        ([("all", True), ("gc:start", False)], True),
+        ([("gc:*", True), ("all", False)], False),
+    ],
+)
+def test_a_tracer_runs_while_a_rule_may_take_one_of_its_events(rules: list[tuple[str, bool]], wanted: bool) -> None:
+    selection = Selection()
+    for glob, on in rules:
+        (selection.enable if on else selection.disable)(glob)
+    assert selection.wants_system("gc", explicit=False) is wanted
+
+
+def test_a_dear_tracer_runs_only_when_it_is_named() -> None:
+    selection = Selection()
+    selection.enable("all")
+    assert not selection.wants_system("function", explicit=True)
+    selection.enable("function:*")
+    assert selection.wants_system("function", explicit=True)
+    selection.disable("all")
+    assert not selection.wants_system("function", explicit=True)

@@ -1,0 +1,67 @@
+"""Tracers: what produces events by itself, switched on while some open recording takes its events.
+
+    recording opened, closed, enable(), disable() -> follow -> start or stop each tracer
+
+A tracer is a module of the package `_tracers`, imported when it is first wanted, with `start()` and `stop()`; its events
+are defined with `by_default=False`, in a system of the tracer's own name. It must leave the program as it found it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+from ._selection import Selection
+
+
+class Tracer(Protocol):
+    """What a module of `_tracers` offers."""
+
+    def start(self) -> None:
+        """Begin to produce events.
+
+        Raises:
+            ConfigurationError: It cannot here; the message says why.
+        """
+
+    def stop(self) -> None:
+        """Produce no more, and leave everything as it was."""
+
+
+TRACERS: Final[dict[str, str]] = {}
+"""Systems and the modules that trace them."""
+EXPLICIT: Final = frozenset({"function", "function_graph"})
+"""Too dear to be part of "all": they are switched on by their own name only."""
+
+_running: Final[dict[str, Tracer]] = {}
+_lock = threading.RLock()
+
+
+def follow(selections: Iterable[Selection]) -> None:
+    """Start and stop tracers, so that those run whose events some recording takes.
+
+    Raises:
+        ConfigurationError: A tracer cannot start; the others do.
+    """
+    chosen = tuple(selections)
+    wanted = {
+        system
+        for system in TRACERS
+        if any(selection.wants_system(system, explicit=system in EXPLICIT) for selection in chosen)
+    }
+    failures = []
+    with _lock:
+        for system in sorted(_running.keys() - wanted):
+            _running.pop(system).stop()
+        for system in sorted(wanted - _running.keys()):
+            tracer: Tracer = importlib.import_module(TRACERS[system])  # type: ignore[assignment]  # a module is one
+            try:
+                tracer.start()
+            except Exception as error:
+                failures.append(error)
+            else:
+                _running[system] = tracer
+    if failures:
+        raise failures[0]
