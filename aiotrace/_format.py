@@ -29,7 +29,17 @@ from typing import Any, Final
 from . import _layout as L
 from ._errors import TraceFormatError
 
-__all__ = ["EventFormat", "Field", "Kind", "Place", "Value", "compile_reader", "parse_format", "text_of"]
+__all__ = [
+    "EventFormat",
+    "Field",
+    "Kind",
+    "Place",
+    "Value",
+    "compile_convert",
+    "compile_reader",
+    "parse_format",
+    "text_of",
+]
 
 Value = int | float | bool | str | bytes | tuple[int | float | bool | str, ...]
 Reader = Callable[[bytes, int, int], dict[str, Value]]
@@ -373,7 +383,7 @@ def _compile_fix(
     index = fields.index(field)
     if field.kind is Kind.SYMBOL and field.place is Place.SCALAR:
         return lambda data, start, length, values: symbols.get(values[index], values[index])
-    convert = _compile_convert(field, byte_order, c_strings)
+    convert = compile_convert(field, byte_order, c_strings)
     if field.place is Place.ARRAY:
         return lambda data, start, length, values: convert(values[index])
     offset, size = field.offset, field.element_size
@@ -401,7 +411,7 @@ def _compile_fix(
     return dynamic
 
 
-def _compile_convert(field: Field, byte_order: str, c_strings: bool) -> Callable[[bytes], Any]:
+def compile_convert(field: Field, byte_order: str, c_strings: bool) -> Callable[[bytes], Any]:
     """A function from the bytes of an array to its value."""
     if field.kind is Kind.CHAR:
         if field.place in (Place.DATA_LOC, Place.REL_LOC) and not c_strings:

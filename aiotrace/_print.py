@@ -21,7 +21,17 @@ from typing import Any, Final, Protocol
 from ._errors import TraceFormatError
 from ._format import EventFormat, Field, Kind, Value
 
-__all__ = ["compile_print", "escape", "format_pairs", "format_value"]
+__all__ = [
+    "CONVERSION",
+    "INTEGER_BITS",
+    "WIDTH_MAX",
+    "compile_print",
+    "escape",
+    "escape_literal",
+    "format_pairs",
+    "format_value",
+    "unquoted",
+]
 
 TEXT_MAX: Final = 1 << 16
 """Characters of a print fmt that is interpreted; the longest of Linux 6.18 has 14,000."""
@@ -149,7 +159,7 @@ _C_ESCAPE: Final = re.compile(r"\\(x[0-9a-fA-F]{1,2}|[0-7]{1,3}|.)", re.DOTALL)
 _C_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v", "e": "\x1b"}
 
 
-def _unquoted(literal: str) -> str:
+def unquoted(literal: str) -> str:
     def replace(match: re.Match[str]) -> str:
         found = match.group(1)
         if found[0] == "x" and len(found) > 1:
@@ -217,9 +227,9 @@ class _Compiler:
         kind, literal = self._next()
         if kind != "string":
             raise self._refuse("a string should come first")
-        text = _unquoted(literal)
+        text = unquoted(literal)
         while self._peek()[0] == "string":
-            text += _unquoted(self._next()[1])
+            text += unquoted(self._next()[1])
         arguments = []
         while self._accept(","):
             arguments.append(self._ternary())
@@ -367,12 +377,12 @@ class _Compiler:
             number &= _MASK
             return lambda values: number
         if kind == "string":
-            literal = _unquoted(text)
+            literal = unquoted(text)
             while self._peek()[0] == "string":
-                literal += _unquoted(self._next()[1])
+                literal += unquoted(self._next()[1])
             return lambda values: literal
         if kind == "char":
-            code = ord(_unquoted(text)[:1] or "\0")
+            code = ord(unquoted(text)[:1] or "\0")
             return lambda values: code
         if kind == "name":
             return self._named(text)
@@ -585,13 +595,13 @@ def _cpu_list(words: Any, bits: int) -> str:
 
 # --- printf -------------------------------------------------------------------------------------
 
-_SPEC: Final = re.compile(
+CONVERSION: Final = re.compile(
     r"%(?P<flags>[-+ #0]*)(?P<width>\*|\d+)?(?:\.(?P<precision>\*|\d*))?"
     r"(?P<length>hh|h|ll|l|L|q|z|t|j)?(?P<conversion>[diouxXcsp%])",
     re.ASCII,
 )
 _POINTER: Final = re.compile(r"I[46]c?|i[46]|IS[pfsc]*|U[bBlL]?|MF?|mF?|[SsFfB]|x|b?l|K|h|e", re.ASCII)
-_LENGTHS: Final = {"hh": 8, "h": 16, "": 32, "ll": 64, "L": 64, "q": 64, "j": 64}
+INTEGER_BITS: Final = {"hh": 8, "h": 16, "": 32, "ll": 64, "L": 64, "q": 64, "j": 64}
 
 Part = str | Callable[[Values], str]
 
@@ -612,9 +622,9 @@ def _compile_printf(
         mark = text.find("%", position)
         if mark < 0:
             break
-        literal = _literal(text[position:mark])
+        literal = escape_literal(text[position:mark])
         parts.append(literal)
-        match = _SPEC.match(text, mark)
+        match = CONVERSION.match(text, mark)
         if match is None:
             raise TraceFormatError(f"print fmt: {text[mark : mark + 10]!r} is not known")
         position = match.end()
@@ -632,16 +642,16 @@ def _compile_printf(
                 parts[-1] = literal.removesuffix("0x")
         except StopIteration:
             raise TraceFormatError("print fmt: more conversions than arguments") from None
-        bits = _LENGTHS.get(match["length"] or "", long_size * 8)
+        bits = INTEGER_BITS.get(match["length"] or "", long_size * 8)
         convert = _conversion(match["conversion"], extension, match["flags"], bits, names)
         parts.append(
             (lambda c, w, p, v: lambda values: c(v(values), w(values), p(values)))(convert, width, precision, value)
         )
-    parts.append(_literal(text[position:]))
+    parts.append(escape_literal(text[position:]))
     return _joined(parts)
 
 
-def _literal(text: str) -> str:
+def escape_literal(text: str) -> str:
     """Only the tabs and newlines that the format itself asks for stay what they are."""
     return "\n".join("\t".join(escape(part) for part in line.split("\t")) for line in text.split("\n"))
 

@@ -747,7 +747,7 @@ static PyType_Spec column_plan_spec = {
 /* --- lines --- */
 
 /* Where the value of a conversion comes from: the kinds of _lines.py. */
-enum { LITERAL, INTEGER, TEXT_LOC, TEXT_REL, TEXT_ARRAY, TEXT_TAIL, SYMBOL, HEX_LOC, PART_KINDS };
+enum { LITERAL, INTEGER, BOOLEAN, FLOATING, TEXT_LOC, TEXT_REL, TEXT_ARRAY, TEXT_TAIL, SYMBOL, HEX_LOC, PART_KINDS };
 enum { LEFT = 1, ZERO = 2, PLUS = 4, SPACE = 8, ALTERNATE = 16 };
 
 typedef struct {
@@ -1010,6 +1010,30 @@ append_symbol(Lines *self, Text *text, const Part *part, uint64_t key)
     return append_plain(text, &plain, (const unsigned char *)digits, buffer + sizeof buffer - digits);
 }
 
+/* As repr() shows it. */
+static int
+append_float(Text *text, const Part *part, const unsigned char *at, int swap)
+{
+    double value;
+    if (part->size == 4) {
+        const uint32_t bits = load32(at, swap);
+        float single;
+        memcpy(&single, &bits, sizeof single);
+        value = single;
+    } else {
+        const uint64_t bits = load64(at, swap);
+        memcpy(&value, &bits, sizeof value);
+    }
+    char *shown = PyOS_double_to_string(value, 'r', 0, Py_DTSF_ADD_DOT_0, NULL);
+    if (shown == NULL)
+        return -1;
+    Part plain = *part; /* printf's precision is an integer's here */
+    plain.precision = -1;
+    const int status = append_plain(text, &plain, (const unsigned char *)shown, (Py_ssize_t)strlen(shown));
+    PyMem_Free(shown);
+    return status;
+}
+
 static int
 append_hex(Text *text, const Part *part, const unsigned char *data, Py_ssize_t size)
 {
@@ -1036,6 +1060,10 @@ append_part(Lines *self, Text *text, const Part *part, const unsigned char *payl
         return text_append_bytes(text, part->literal) < 0 ? FAILED : FOUND;
     case INTEGER:
         return append_integer(text, part, load_integer(payload + part->offset, part, swap)) < 0 ? FAILED : FOUND;
+    case BOOLEAN:
+        return append_integer(text, part, payload[part->offset] != 0) < 0 ? FAILED : FOUND;
+    case FLOATING:
+        return append_float(text, part, payload + part->offset, swap) < 0 ? FAILED : FOUND;
     case SYMBOL:
         return append_symbol(self, text, part,
                              part->size == 4 ? load32(payload + part->offset, swap)
@@ -1164,7 +1192,8 @@ part_parse(Part *part, PyObject *item, Py_ssize_t event_size)
         return -1;
     }
     const int is_sized = kind == INTEGER  ? size == 1 || size == 2 || size == 4 || size == 8
-                         : kind == SYMBOL ? size == 4 || size == 8
+                         : kind == BOOLEAN                    ? size == 1
+                         : kind == SYMBOL || kind == FLOATING ? size == 4 || size == 8
                          : kind == TEXT_LOC || kind == TEXT_REL || kind == HEX_LOC ? size == 4
                                                                                    : kind < PART_KINDS;
     if (!is_sized || (uint64_t)offset + size > (uint64_t)event_size || bits < 8 || bits > 64 || width < 0 ||
