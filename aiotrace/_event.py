@@ -70,7 +70,7 @@ class _Active:
     def __init__(self) -> None:
         self.targets: tuple[Target, ...] = ()
         self.epoch: object = object()
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
 
     def set(self, targets: tuple[Target, ...]) -> None:
         self.targets = targets
@@ -504,7 +504,7 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     """A child writes nothing into its parent's recordings."""
     global _events_lock
-    _active.lock = threading.Lock()
+    _active.lock = threading.RLock()
     _events_lock = threading.RLock()
     DEFINITIONS.forget_lock()
     for lease in _local.leases:
