@@ -22,7 +22,6 @@ from ._reader import SinkOptions
 from ._recording import Recording, SyncRecording, record, recording, sink
 from ._span import span
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
-from .decode import open_trace
 
 __version__: Final = "0.1.0"
 __backend__: Final = BACKEND

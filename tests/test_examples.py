@@ -141,7 +141,7 @@ def test_a_sink_of_ones_own_counts_every_event() -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_a_slow_viewer_misses_pages_and_the_file_none(backend: str, tmp_path: Path) -> None:
     trace = tmp_path / "trace.dat"
-    output = run("slow_sink.py", trace, "--seconds", 1.2, "--backend", backend)
+    output = run("slow_sink.py", trace, "--seconds", 0.5, "--backend", backend)
     ledger, *sinks = [line.split(":")[-1] for line in output.splitlines() if "viewer:" not in line]
     written, dropped = numbers_of(ledger)
     assert dropped == 0
