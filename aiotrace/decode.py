@@ -31,8 +31,10 @@ from ._definitions import CommandDefinition, Definition, EventDefinition, Symbol
 from ._errors import TraceFormatError
 from ._filter import Filter, compile_filter
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
+from ._lines import Chunk, Lines, chunk_of, format_time, merge
 from ._print import Names, Printer, compile_print, escape, format_pairs
 from ._store import is_unfinished
+from ._records import ALL, Selection, Walk, new_totals, tally, walk
 from ._tracefile import Buffer, CpuData, Damage, PageShape, TraceFile
 from ._unfinished import UnfinishedFile
 from .abc import Page
@@ -209,8 +211,8 @@ class _Tables:
         self.commands = commands
         self.functions = functions
         self.byte_order = byte_order
-        self._long_size = long_size
-        self._c_strings = c_strings
+        self.long_size = long_size
+        self.c_strings = c_strings
         self._kinds: dict[int, _Kind] = {}
 
     def kind(self, id: int) -> _Kind:
@@ -228,9 +230,9 @@ class _Tables:
             format.full_name,
             format,
             lambda: compile_reader(
-                format.own_fields, byte_order=self.byte_order, symbols=self.symbols, c_strings=self._c_strings
+                format.own_fields, byte_order=self.byte_order, symbols=self.symbols, c_strings=self.c_strings
             ),
-            lambda: compile_print(format, self.functions, long_size=self._long_size),
+            lambda: compile_print(format, self.functions, long_size=self.long_size),
         )
 
     def define(self, definition: Definition) -> None:
@@ -241,7 +243,7 @@ class _Tables:
         """
         match definition:
             case EventDefinition():
-                format = parse_format(definition.format, definition.system, long_size=self._long_size)
+                format = parse_format(definition.format, definition.system, long_size=self.long_size)
                 self.formats[definition.id] = format
                 self._kinds.pop(definition.id, None)
             case SymbolDefinition(key, text):
@@ -249,7 +251,20 @@ class _Tables:
             case CommandDefinition(pid, name):
                 self.commands[pid] = name
 
+    def name(self, id: int) -> str:
+        """`system:event`."""
+        return self.kind(id).name
+
+    def format(self, id: int) -> EventFormat | None:
+        """None if the event is not known."""
+        return self.formats.get(id)
+
+    def show(self, id: int, payload: bytes) -> str:
+        """The fields as text."""
+        return Event(self.kind(id), 0, 0, 0, payload, self).text()
+
     def command(self, pid: int) -> str:
+        """The name of a task."""
         name = self.commands.get(pid)
         return name if name is not None else "<idle>" if pid == 0 else UNKNOWN_COMMAND
 
@@ -271,21 +286,6 @@ class _FunctionNames:
 # --- a page -------------------------------------------------------------------------------------
 
 
-_FOREVER: Final = 1 << 70
-"""Nanoseconds; later than any timestamp, whatever the file adds to it."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Selection:
-    """Which records are worth more than being passed over."""
-
-    ids: frozenset[int] | None = None
-    """None: all."""
-    pids: frozenset[int] | None = None
-    start_ns: int = -1
-    end_ns: int = _FOREVER
-
-
 @dataclass(frozen=True, slots=True)
 class _Wanted:
     """What a caller asked for."""
@@ -293,84 +293,13 @@ class _Wanted:
     names: tuple[str, ...]
     pids: frozenset[int] | None
     cpus: frozenset[int] | None
-    start_ns: int
-    end_ns: int
+    start_ns: int | None
+    end_ns: int | None
     where: Filter | None
 
 
-_ALL: Final = _Selection()
-_Found = tuple[int, int, int, int, int]
-"""(timestamp, id, pid, start of the payload, its length)."""
-
 COMMIT_MASK: Final = (1 << 27) - 1
 """Later kernels' pages may be larger than ours: libtraceevent takes 27 bits for the length."""
-
-
-def _words(data: bytes, byte_order: str) -> array[int]:
-    """A page as numbers of 32 bits."""
-    words = array("I")
-    words.frombytes(data[: len(data) & ~3])
-    if byte_order != L.BYTE_ORDER:
-        words.byteswap()
-    return words
-
-
-def _walk(
-    data: bytes, timestamp: int, start: int, end: int, select: _Selection = _ALL, byte_order: str = L.BYTE_ORDER
-) -> Iterator[_Found]:
-    """The chosen events among the records in `data[start:end]`; offsets are counted in bytes, steps in words.
-
-    `_page.walk` says the same in fewer words; here each record costs as little as Python can.
-
-    Raises:
-        TraceFormatError: A record cannot be. What came before it is right as far as structure can tell.
-    """
-    words = _words(data, byte_order)
-    big = byte_order == ">"
-    position, last = start >> 2, end >> 2
-    time = timestamp
-    ids, pids, start_ns, end_ns = select.ids, select.pids, select.start_ns, select.end_ns
-    while position < last:
-        word = words[position]
-        # The kernel's bit fields begin at the high end where bytes do.
-        kind, delta = (word >> 27, word & L.TIME_DELTA_MAX) if big else (word & 31, word >> 5)
-        if 0 < kind <= 28:
-            body, next_position = position + 1, position + 1 + kind
-        elif kind == L.TYPE_PADDING and not delta:
-            return
-        elif position + 1 >= last:
-            raise TraceFormatError("4 bytes where a record needs 8", offset=position * 4)
-        else:
-            second = words[position + 1]
-            if kind == L.TYPE_TIME_EXTEND:
-                time += delta + (second << 27)
-                position += 2
-                continue
-            if kind == L.TYPE_TIME_STAMP:
-                time = (delta + (second << 27)) | timestamp >> 59 << 59
-                position += 2
-                continue
-            if kind == L.TYPE_PADDING:
-                if second < 4 or second & 3 or position + 1 + (second >> 2) > last:
-                    raise TraceFormatError(f"padding of {second} bytes", offset=position * 4)
-                time += delta
-                position += 1 + (second >> 2)
-                continue
-            if second <= 4:
-                raise TraceFormatError(f"a record of length {second}", offset=position * 4)
-            body, next_position = position + 2, position + 2 + ((second - 1) >> 2)
-        if next_position > last or body + 2 > next_position:
-            size = (next_position - body) * 4
-            raise TraceFormatError(f"a record of {size} bytes where {(last - body) * 4} are left", offset=position * 4)
-        time += delta
-        common = words[body]
-        id = common >> 16 if big else common & 0xFFFF
-        pid = words[body + 1]
-        if pid >= 0x80000000:
-            pid -= 0x100000000
-        if (ids is None or id in ids) and (pids is None or pid in pids) and start_ns <= time <= end_ns:
-            yield time, id, pid, body * 4, (next_position - body) * 4
-        position = next_position
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +330,10 @@ def _read_header(data: bytes, shape: PageShape) -> _Header:
 
 
 # --- a file -------------------------------------------------------------------------------------
+
+_T = TypeVar("_T")
+_Read = Callable[[FoundPage, Walk, str, int], Iterator[tuple[int, _T]]]
+"""(page, its records, buffer, cpu) -> what becomes of them, each with its time."""
 
 
 @dataclass(slots=True)
@@ -535,6 +468,11 @@ class Trace:
         """The events that the trace explains, whether it has any or not."""
         return sorted(self._file.formats.values(), key=lambda format: (format.system, format.name))
 
+    def find_function(self, address: int) -> tuple[str, int] | None:
+        """The function that an address is in, and how far from its beginning; None if the trace names none."""
+        names = self._tables.functions
+        return names.find(address) if names is not None else None
+
     @property
     def cpus(self) -> list[tuple[str, int]]:
         """(buffer, cpu) of each writer."""
@@ -639,8 +577,8 @@ class Trace:
             (names,) if isinstance(names, str) else tuple(names),
             None if pids is None else frozenset(pids),
             None if cpus is None else frozenset(cpus),
-            -1 if start_ns is None else start_ns - self._file.time_offset,
-            _FOREVER if end_ns is None else end_ns - self._file.time_offset,
+            start_ns,
+            end_ns,
             compile_filter(where) if isinstance(where, str) else where,
         )
 
@@ -652,60 +590,110 @@ class Trace:
         )
 
     def _events(self, wanted: _Wanted) -> Iterator[Event]:
-        select = _Selection(self._ids(wanted.names), wanted.pids, wanted.start_ns, wanted.end_ns)
-        cpus, test = wanted.cpus, wanted.where
+        tables = self._tables
+
+        def read(found: FoundPage, records: Walk, buffer: str, cpu: int) -> Iterator[tuple[int, Event]]:
+            kind_of, data = tables.kind, found.data
+            for now, id, pid, start, length in records:
+                yield now, Event(kind_of(id), now, pid, cpu, data[start : start + length], tables, buffer)
+
         streams = [
-            self._stream(order, buffer, cpu, select)
-            for order, (buffer, cpu) in enumerate((b, c) for b in self._file.buffers for c in b.cpus)
-            if cpus is None or cpu.cpu in cpus
+            ((now, (order, serial), event) for serial, (now, event) in enumerate(stream))
+            for order, stream in self._streams(wanted, read)
         ]
         merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
+        test = wanted.where
         for _, _, event in merged:
             if test is None or event.is_loss or test(event.fields, event):
                 yield event
+
+    def text(
+        self,
+        names: Iterable[str] | str = (),
+        *,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        cpus: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+    ) -> Iterator[str]:
+        """The same events as lines: the `format_line` of each, ended by a newline, many lines at a time.
+
+        Several times as quick as one event at a time.
+
+        Args:
+            names, start_ns, end_ns, cpus, pids: As for `events`.
+        """
+        self._restart()
+        lines = Lines(self._tables)
+
+        def read(found: FoundPage, records: Walk, buffer: str, cpu: int) -> Iterator[tuple[int, Chunk]]:
+            while (chunk := lines.format(records, cpu)).ends:
+                yield chunk.timestamps[-1], chunk
+
+        def chunks(stream: Iterator[tuple[int, Chunk | Event]]) -> Iterator[Chunk]:
+            for now, item in stream:
+                yield chunk_of(format_line(item), now) if isinstance(item, Event) else item
+
+        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, None)
+        return merge([chunks(stream) for _, stream in self._streams(wanted, read)])
 
     def _restart(self) -> None:
         self.bytes_read = 0
         self._losses = {}
         self._file.forget_page_damage()
 
+    def _streams(self, wanted: _Wanted, read: _Read[_T]) -> list[tuple[int, Iterator[tuple[int, _T | Event]]]]:
+        """(order among equal times, what `read` finds) of each CPU."""
+        select = Selection(self._ids(wanted.names), wanted.pids, wanted.start_ns, wanted.end_ns)
+        return [
+            (order, self._stream(buffer, cpu, select, read))
+            for order, (buffer, cpu) in enumerate((b, c) for b in self._file.buffers for c in b.cpus)
+            if wanted.cpus is None or cpu.cpu in wanted.cpus
+        ]
+
     def _stream(
-        self, order: int, buffer: Buffer, cpu: CpuData, select: _Selection
-    ) -> Iterator[tuple[int, tuple[int, int], Event]]:
-        """(time, place in the order of equals, event) of one CPU."""
-        tables, shape, name, number = self._tables, self._file.shape, buffer.name, cpu.cpu
-        offset, byte_order, kind_of = self._file.time_offset, shape.byte_order, tables.kind
-        serial = 0
+        self, buffer: Buffer, cpu: CpuData, select: Selection, read: _Read[_T]
+    ) -> Iterator[tuple[int, _T | Event]]:
+        """What `read` makes of one CPU's records, and a loss where some are missing, each with its time."""
+        shape, name, number = self._file.shape, buffer.name, cpu.cpu
         now = 0
 
-        def lost(count: int | None, reason: str) -> tuple[int, tuple[int, int], Event]:
+        def lost(count: int | None, reason: str) -> tuple[int, Event]:
             self._count_loss(name, number, count)
-            return now, (order, serial), _lost(count, reason, now, number, tables, buffer=name)
+            return now, _lost(count, reason, now, number, self._tables, buffer=name)
 
         for found in self._file.pages(buffer, cpu):
             self.bytes_read += len(found.data)
             try:
-                if found.problem:
-                    raise TraceFormatError(found.problem, offset=0)
-                header = _read_header(found.data, shape)
+                header, records = self._walk(found, shape, select)
                 if header.lost != 0:
-                    now = max(now, header.timestamp + offset)
+                    now = max(now, header.timestamp + self._file.time_offset)
                     yield lost(header.lost, "overrun or dropped")
-                    serial += 1
-                for now, id, pid, start, length in _walk(
-                    found.data, header.timestamp, header.start, header.end, select, byte_order
-                ):
-                    now += offset
-                    payload = found.data[start : start + length]
-                    yield now, (order, serial), Event(kind_of(id), now, pid, number, payload, tables, name)
-                    serial += 1
+                for now, item in read(found, records, name, number):
+                    yield now, item
             except TraceFormatError as error:
                 self._file.note_damage(found.offset + (error.offset or 0), f"CPU {number}: {error.message}")
                 yield lost(found.events_count, f"damage at {found.offset}: {error.message}")
-                serial += 1
         for count, reason in self._file.losses_after(buffer, cpu):
             yield lost(count, reason)
-            serial += 1
+
+    def _walk(self, found: FoundPage, shape: PageShape, select: Selection) -> tuple[_Header, Walk]:
+        """
+        Raises:
+            TraceFormatError: The page's header is damaged, or more than that.
+        """
+        if found.problem:
+            raise TraceFormatError(found.problem, offset=0)
+        header = _read_header(found.data, shape)
+        return header, walk(
+            found.data,
+            header.timestamp,
+            header.start,
+            header.end,
+            offset=self._file.time_offset,
+            byte_order=shape.byte_order,
+            select=select,
+        )
 
     def _count_loss(self, buffer: str, cpu: int, count: int | None) -> None:
         loss = self._losses.setdefault((buffer, cpu), Loss(buffer, cpu))
@@ -718,40 +706,32 @@ class Trace:
         """Count everything: reads the whole file, decodes no field."""
         self._restart()
         result = TraceStatistics(self.path, self._file.size, self.clock)
-        by_id: dict[int, EventCount] = {}
+        totals = new_totals()
         for buffer in self._file.buffers:
             for cpu in buffer.cpus:
-                result.writers.append(self._count_writer(buffer, cpu, by_id))
-        for id, count in by_id.items():
-            result.events[self._tables.kind(id).name] = count
+                result.writers.append(self._count_writer(buffer, cpu, totals))
+        for id, count in enumerate(totals[::2]):
+            if count:
+                result.events[self._tables.kind(id).name] = EventCount(count, totals[2 * id + 1])
         result.damage = self.damage_count
         return result
 
-    def _count_writer(self, buffer: Buffer, cpu: CpuData, by_id: dict[int, EventCount]) -> WriterCount:
+    def _count_writer(self, buffer: Buffer, cpu: CpuData, totals: array[int]) -> WriterCount:
         writer = WriterCount(buffer.name, cpu.cpu, cpu.size)
-        shape = self._file.shape
-        first = last = None
         for found in self._file.pages(buffer, cpu):
             self.bytes_read += len(found.data)
             writer.pages += 1
             try:
-                if found.problem:
-                    raise TraceFormatError(found.problem, offset=0)
-                header = _read_header(found.data, shape)
+                header, records = self._walk(found, self._file.shape, ALL)
                 if header.lost != 0:
                     self._count_loss(buffer.name, cpu.cpu, header.lost)
-                for last, id, _, _, length in _walk(
-                    found.data, header.timestamp, header.start, header.end, _ALL, shape.byte_order
-                ):
-                    if first is None:
-                        first = last
-                    count = by_id.get(id)
-                    if count is None:
-                        count = by_id[id] = EventCount()
-                    count.count += 1
-                    count.bytes += length
-                    writer.count += 1
-                    writer.bytes += length
+                count, size, first, last = tally(records, totals)
+                if count:
+                    writer.first_ns = first if writer.first_ns is None else writer.first_ns
+                    writer.last_ns = last
+                writer.count += count
+                writer.bytes += size
+                next(records, None)
             except TraceFormatError as error:
                 self._file.note_damage(found.offset + (error.offset or 0), f"CPU {cpu.cpu}: {error.message}")
                 self._count_loss(buffer.name, cpu.cpu, found.events_count)
@@ -760,8 +740,6 @@ class Trace:
         loss = self._losses.get((buffer.name, cpu.cpu))
         if loss is not None:
             writer.lost, writer.uncounted_losses = loss.count, loss.uncounted
-        if first is not None and last is not None:
-            writer.first_ns, writer.last_ns = first + self._file.time_offset, last + self._file.time_offset
         return writer
 
     def __repr__(self) -> str:
@@ -834,7 +812,7 @@ class Decoder:
         if page.lost_before:
             count = page.lost_before if page.lost_before > 0 else None
             yield _lost(count, "overrun, dropped or missed", timestamp, cpu, tables)
-        for now, id, pid, start, length in _walk(data, timestamp, 0, len(data)):
+        for now, id, pid, start, length in walk(data, timestamp):
             yield Event(tables.kind(id), now, pid, cpu, data[start : start + length], tables)
 
     def _define(self, needed: int) -> None:
@@ -844,12 +822,6 @@ class Decoder:
 
 
 # --- text ---------------------------------------------------------------------------------------
-
-
-def format_time(timestamp_ns: int) -> str:
-    """Seconds and microseconds, rounded, as trace-cmd shows a time."""
-    seconds, microseconds = divmod((timestamp_ns + 500) // 1000, 1_000_000)
-    return f"{seconds:5d}.{microseconds:06d}"
 
 
 def format_line(event: Event, *, raw: bool = False) -> str:

@@ -80,13 +80,14 @@ def split_fields(names: list[str], text: str) -> list[str]:
     if not names:
         return []
     pattern = r"\s".join(f"{re.escape(name)}=(.*)" for name in names)
-    match = re.fullmatch(pattern, text.rstrip("\n") if "buf" not in names else text, re.DOTALL)
+    match = re.fullmatch(pattern, text, re.DOTALL)
     assert match, f"{names} should be in {text!r}"
     return list(match.groups())
 
 
 def same_value(trace: Trace, field: Field, value: Any, text: str) -> bool:
-    text = text.strip(" ")
+    if not isinstance(value, str):
+        text = text.strip()
     if text == "(nil)":
         text = "0x0"
     if isinstance(value, str):

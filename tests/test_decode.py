@@ -1,0 +1,362 @@
+"""Events out of files and out of pages: in order, with every value, and a loss where events are missing."""
+
+from __future__ import annotations
+
+import gzip
+import html
+import struct
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import kernel  # tests/kernel.py
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiotrace import _layout as L
+from aiotrace._clock import Anchor
+from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from aiotrace._errors import TraceFormatError
+from aiotrace._frames import PageEntry
+from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_record, walk
+from aiotrace._schema import Schema
+from aiotrace._store import StoredPage, TraceStore
+from aiotrace.abc import Ledger, StreamInfo, WriterLedger
+from aiotrace.decode import Decoder, Event, _walk, format_line, open_trace
+
+DATA = Path(__file__).parent / "data"
+KEPT = sorted(path.name for path in DATA.glob("*.dat"))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_kept_traces_of_the_kernel_agree_with_what_trace_cmd_said(name: str) -> None:
+    if "zstd" in name:
+        pytest.importorskip("zstandard", reason="NOT RUN: zstandard is not installed")
+    expected = gzip.decompress((DATA / f"{name.partition('-')[0]}.txt.gz").read_bytes())
+    with open_trace(DATA / name) as trace:
+        assert kernel.compare(trace, expected.decode("utf-8", "surrogateescape")) > 1000
+        assert not trace.damage
+        assert not trace.losses
+
+
+# --- our own traces -----------------------------------------------------------------------------
+
+SCHEMA = Schema("test:all", {"n": "s64", "f": "f64", "s": "str", "y": "bytes", "sym": "symbol", "b": "bool", "k": "u8"})
+ID = 2000
+SYMBOL = 0xFFFF800000001000
+INFO = StreamInfo(bytes(range(16)), 4096, 8, "mono", Anchor(5, 6, "boot"), 77, "host", "prog")
+
+
+def definitions() -> list[Definition]:
+    return [
+        EventDefinition(ID, "test", "all", SCHEMA.format_text(ID)),
+        SymbolDefinition(SYMBOL, 'a "symbol"\n'),
+        CommandDefinition(77, "a thread whose name is long"),
+    ]
+
+
+def payload(number: int, text: str = "x", data: bytes = b"", pid: int = 77) -> bytes:
+    values = (number, number / 3, text, data, 'a "symbol"\n', True, number & 0xFF)
+    return SCHEMA.encode(ID, pid, values, lambda text: SYMBOL)
+
+
+def page(
+    numbers: Sequence[int], *, writer: int = 0, sequence: int = 0, step: int = 10, start: int = 1000, lost: int = 0
+) -> StoredPage:
+    """A page with an event each `step` ns, the first at `start`."""
+    data = b"".join(encode_record(step if index else 0, payload(n)) for index, n in enumerate(numbers))
+    entry = PageEntry(writer, sequence, 0, True, len(numbers), lost, len(definitions()), start, len(data))
+    return StoredPage(entry, memoryview(data))
+
+
+def store(path: Path, pages: Sequence[StoredPage], ledger: Ledger | None = None, *, finish: bool = True) -> TraceStore:
+    made = TraceStore(str(path), INFO)
+    made.write(pages, definitions())
+    made.end(definitions(), ledger or Ledger(()))
+    if finish:
+        for _ in made.finish():
+            pass
+    made.close()
+    return made
+
+
+def numbers(events: Sequence[Event]) -> list[object]:
+    return [event.fields["count"] if event.is_loss else event.fields["n"] for event in events]
+
+
+def test_every_kind_of_field_comes_back(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([-5])])
+    with open_trace(tmp_path / "t") as trace:
+        (event,) = trace
+    assert event.name == "test:all"
+    assert (event.timestamp_ns, event.pid, event.cpu) == (1000, 77, 0)
+    assert event.comm == "a thread whose name is long"
+    assert event.fields == {"n": -5, "f": -5 / 3, "s": "x", "y": b"", "sym": 'a "symbol"\n', "b": True, "k": 251}
+
+
+@given(text=st.text(), data=st.binary(max_size=100), number=st.integers(-(2**63), 2**63 - 1))
+def test_strings_and_bytes_of_any_content_come_back(text: str, data: bytes, number: int) -> None:
+    raw = encode_record(0, payload(number, text, data))
+    entry = PageEntry(0, 0, 0, True, 1, 0, 3, 1000, len(raw))
+    (event,) = Decoder(definitions()).events(StoredPage(entry, memoryview(raw)))
+    assert (event.fields["s"], event.fields["y"], event.fields["n"]) == (text, data, number)
+    assert "\n" not in format_line(event)
+
+
+def test_writers_are_merged_by_time_and_equal_times_by_writer(tmp_path: Path) -> None:
+    store(
+        tmp_path / "t",
+        [page([10, 11, 12], writer=0), page([20, 21, 22], writer=1, start=1005), page([30, 31], writer=2, start=1000)],
+    )
+    with open_trace(tmp_path / "t") as trace:
+        assert numbers(list(trace)) == [10, 30, 20, 11, 31, 21, 12, 22]
+        assert numbers(list(trace)) == [10, 30, 20, 11, 31, 21, 12, 22], "and again"
+
+
+def test_a_loss_stands_before_the_page_that_follows_it(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1]), page([2], sequence=1, start=2000, lost=7)])
+    with open_trace(tmp_path / "t") as trace:
+        events = list(trace)
+        assert numbers(events) == [1, 7, 2]
+        assert [event.name for event in events] == ["test:all", "aiotrace:lost", "test:all"]
+        assert (events[1].timestamp_ns, events[1].cpu) == (2000, 0)
+        assert [(loss.cpu, loss.count, loss.uncounted) for loss in trace.losses] == [(0, 7, 0)]
+
+
+def test_a_loss_after_the_last_page_is_the_last_event_of_its_writer(tmp_path: Path) -> None:
+    ledger = Ledger((WriterLedger(0, 12, 2, 0, 0, 9),))
+    store(tmp_path / "t", [page([1, 2]), page([3], writer=1, start=5000)], ledger)
+    with open_trace(tmp_path / "t") as trace:
+        events = list(trace)
+        assert numbers(events) == [1, 2, 9, 3]
+        assert events[2].timestamp_ns == 1010
+        assert trace.losses[0].count == 9
+
+
+def test_losses_are_told_whatever_is_chosen(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1]), page([2], sequence=1, lost=7)])
+    with open_trace(tmp_path / "t") as trace:
+        assert numbers(list(trace.events("nothing:*"))) == [7]
+        assert numbers(list(trace.events(where="n == 5"))) == [7]
+
+
+def test_events_are_chosen_by_name_time_writer_task_and_field(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1, 2, 3]), page([4], writer=3, start=1010)])
+    with open_trace(tmp_path / "t") as trace:
+        assert numbers(list(trace.events("test:*"))) == [1, 2, 4, 3]
+        assert numbers(list(trace.events("all"))) == [1, 2, 4, 3]
+        assert numbers(list(trace.events(["other:*", "test"]))) == [1, 2, 4, 3]
+        assert numbers(list(trace.events("other:*"))) == []
+        assert numbers(list(trace.events(start_ns=1010, end_ns=1010))) == [2, 4]
+        assert numbers(list(trace.events(cpus=[3]))) == [4]
+        assert numbers(list(trace.events(pids=[78]))) == []
+        assert numbers(list(trace.events(pids=[77, 78]))) == [1, 2, 4, 3]
+        assert numbers(list(trace.events(where="n >= 2 && n < 4"))) == [2, 3]
+        assert numbers(list(trace.events(where='comm ~ "a thread*" && cpu == 3'))) == [4]
+
+
+def test_a_changed_bit_in_a_page_of_ours_costs_that_page_and_counts_its_events(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    store(path, [page([1, 2, 3]), page([4], sequence=1, start=2000)])
+    raw = bytearray(path.read_bytes())
+    raw[4096 + 16 + 30] ^= 4
+    path.write_bytes(raw)
+    with open_trace(path) as trace:
+        events = list(trace)
+        assert numbers(events) == [3, 4]
+        assert events[0].is_loss
+        assert "crc" in events[0].fields["reason"]
+        assert trace.damage_count == 1
+
+
+def test_an_unfinished_trace_is_read_as_it_is(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1]), page([2], writer=5, start=1001)], finish=False)
+    with open_trace(tmp_path / "t") as trace:
+        assert not trace.complete
+        assert numbers(list(trace)) == [1, 2]
+        assert trace.statistics().count == 2
+    store_again = TraceStore(str(tmp_path / "u"), INFO)
+    store_again.close()
+    with open_trace(tmp_path / "u") as trace:
+        assert numbers(list(trace)) == []
+
+
+def test_a_torn_page_of_an_unfinished_trace_is_not_accepted(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1, 2]), page([3], sequence=1, start=2000)], finish=False)
+    raw = bytearray((tmp_path / "t").read_bytes())
+    raw[4096 + 20] ^= 1
+    (tmp_path / "t").write_bytes(raw)
+    with open_trace(tmp_path / "t") as trace:
+        events = list(trace)
+        assert numbers(events) == [2, 3]
+        assert events[0].is_loss
+        assert trace.damage_count == 1
+
+
+def test_following_gives_what_was_there_what_comes_and_the_end(tmp_path: Path) -> None:
+    made = TraceStore(str(tmp_path / "t"), INFO)
+    made.write([page([1])], definitions())
+    with open_trace(tmp_path / "t") as trace:
+        events = trace.follow(interval=0.001)
+        assert next(events).fields["n"] == 1
+        made.write([page([2], writer=1, start=50), page([3], sequence=1, start=2000)], definitions())
+        assert next(events).fields["n"] == 2
+        assert next(events).fields["n"] == 3
+        made.end(definitions(), Ledger((WriterLedger(0, 3, 0, 0, 0, 4),)))
+        assert next(events).fields["count"] == 4
+        assert next(events, None) is None
+    made.close()
+
+
+def test_following_a_finished_trace_ends_with_it(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1])])
+    with open_trace(tmp_path / "t") as trace:
+        assert numbers(list(trace.follow())) == [1]
+
+
+def test_statistics_count_by_writer_and_event(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1, 2]), page([3], sequence=1, start=9000, lost=4), page([5], writer=2, start=500)])
+    with open_trace(tmp_path / "t") as trace:
+        found = trace.statistics()
+    assert (found.count, found.lost, found.damage, found.first_ns, found.last_ns) == (4, 4, 0, 500, 9000)
+    assert [(w.cpu, w.pages, w.count, w.lost) for w in found.writers] == [(0, 2, 3, 4), (2, 1, 1, 0)]
+    assert found.events["test:all"].count == 4
+    assert found.events["test:all"].bytes == 4 * len(payload(1))
+
+
+def test_a_notebook_shows_a_table_with_everything_escaped(tmp_path: Path) -> None:
+    raw = encode_record(0, payload(1, "<b>\x1b"))
+    entry = PageEntry(0, 0, 0, True, 1, 0, 3, 1000, len(raw))
+    store(tmp_path / "t", [StoredPage(entry, memoryview(raw))])
+    with open_trace(tmp_path / "t") as trace:
+        table = trace._repr_html_()
+    assert html.escape("<b>") in table
+    assert "<b>" not in table
+    assert "\x1b" not in table
+    assert "test:all" in table
+
+
+def test_a_line_has_trace_cmds_layout(tmp_path: Path) -> None:
+    store(tmp_path / "t", [page([1], start=961_076_720_499)])
+    with open_trace(tmp_path / "t") as trace:
+        (event,) = trace
+    assert format_line(event) == (
+        "a thread whose name is long-77    [000]   961.076720: all:                  "
+        'n=1 f=0.3333333333333333 s=x y= sym=a "symbol"\\n b=1 k=1'
+    )
+    assert format_line(event, raw=True).endswith('s=x y= sym=a "symbol"\\n b=True k=1')
+
+
+def test_a_trace_of_ours_reads_the_same_in_trace_cmd(trace_cmd: str, tmp_path: Path) -> None:
+    pages = [page(range(n, n + 20), writer=n % 3, sequence=n, start=1000 + n * 77, lost=n % 2) for n in range(30)]
+    path = tmp_path / "t"
+    store(path, pages)
+    with open_trace(path) as trace:
+        ours = [
+            f"{event.timestamp_ns} {event.cpu} {event.fields['n']}" if not event.is_loss else "lost" for event in trace
+        ]
+    theirs = []
+    for line in kernel.records(kernel.raw_report(trace_cmd, str(path))):
+        match = kernel.LINE.match(line)
+        if match is None:
+            theirs.append("lost")
+            continue
+        number = match["fields"].split()[0].removeprefix("n=")
+        theirs.append(f"{int(match['time'].replace('.', ''))} {int(match['cpu'])} {number}")
+    assert ours == theirs
+    assert len(ours) > 600
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+def test_a_decoder_reads_definitions_as_pages_need_them() -> None:
+    known = definitions()[:1]
+    decoder = Decoder(known)
+    early = page([1])
+    early = replace(early, entry=early.entry._replace(definitions_needed=1))
+    (event,) = decoder.events(early)
+    assert event.fields["sym"] == SYMBOL, "not defined yet"
+    known.extend(definitions()[1:])
+    (event,) = decoder.events(page([1]))
+    assert event.fields["sym"] == 'a "symbol"\n'
+    assert event.comm == "a thread whose name is long"
+
+
+def test_a_decoder_tells_of_a_loss_first() -> None:
+    events = list(Decoder(definitions()).events(page([1, 2], lost=5)))
+    assert numbers(events) == [5, 1, 2]
+    assert numbers(list(Decoder(definitions()).events(page([1], lost=-1)))) == [None, 1]
+
+
+def test_events_stay_good_when_their_page_is_used_again() -> None:
+    raw = bytearray(encode_record(0, payload(5)))
+    entry = PageEntry(0, 0, 0, True, 1, 0, 3, 1000, len(raw))
+    (event,) = Decoder(definitions()).events(StoredPage(entry, memoryview(raw)))
+    raw[:] = bytes(len(raw))
+    assert event.fields["n"] == 5
+
+
+def test_a_damaged_page_raises_after_what_is_intact() -> None:
+    raw = encode_record(0, payload(5)) + struct.pack("=I", 28)
+    entry = PageEntry(0, 0, 0, True, 2, 0, 3, 1000, len(raw))
+    events = Decoder(definitions()).events(StoredPage(entry, memoryview(raw)))
+    assert next(events).fields["n"] == 5
+    with pytest.raises(TraceFormatError, match="a record of 112 bytes where 0 are left"):
+        next(events)
+
+
+def test_an_event_that_nothing_explains_keeps_its_bytes() -> None:
+    raw = encode_record(0, payload(5))
+    entry = PageEntry(0, 0, 0, True, 1, 0, 0, 1000, len(raw))
+    (event,) = Decoder([]).events(StoredPage(entry, memoryview(raw)))
+    assert event.name == f"unknown:{ID}"
+    assert event.fields["payload"] == raw[12:]
+    assert event.format is None
+
+
+record_bytes = st.one_of(
+    st.builds(encode_record, st.integers(0, 1 << 40), st.binary(min_size=8, max_size=200)),
+    st.builds(encode_padding, st.integers(2, 20).map(lambda words: words * 4)),
+    st.builds(encode_absolute_timestamp, st.integers(0, (1 << 59) - 1)),
+    st.binary(max_size=12),
+)
+
+
+@given(records=st.lists(record_bytes, max_size=8), timestamp=st.integers(0, 1 << 63))
+def test_the_quick_walk_finds_what_the_plain_one_does(records: list[bytes], timestamp: int) -> None:
+    data = b"".join(records)
+    data = data[: len(data) // 4 * 4]
+    plain, quick = [], []
+    failed = [False, False]
+    try:
+        plain.extend(walk(data, timestamp))
+    except TraceFormatError:
+        failed[0] = True
+    for_plain = [(r.timestamp, r.start, r.length) for r in plain]
+    try:
+        for time, _, _, start, length in _walk(data, timestamp, 0, len(data)):
+            quick.append((time, start, length))
+    except TraceFormatError:
+        failed[1] = True
+    # An event needs the 8 bytes of its common fields: the plain walk does not know events.
+    short = next((index for index, (_, _, length) in enumerate(for_plain) if length < 8), None)
+    if short is not None:
+        assert failed[1]
+        assert quick == for_plain[:short]
+    else:
+        assert (quick, failed[1]) == (for_plain, failed[0])
+
+
+def swapped(words: bytes) -> bytes:
+    return b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+
+
+@pytest.mark.skipif(L.BYTE_ORDER != "<", reason="NOT RUN: written for a little-endian machine")
+def test_records_of_a_big_endian_machine_are_read() -> None:
+    # There the bit fields begin at the high end: type_len is in the upper 5 bits.
+    first = struct.pack(">I", 2 << 27 | 5) + struct.pack(">HBBi", 300, 0, 0, -7)
+    long = struct.pack(">II", 0 << 27 | 6, 12) + struct.pack(">HBBi", 301, 0, 0, 9)
+    found = list(_walk(first + long, 1000, 0, 28, byte_order=">"))
+    assert [(time, id, pid) for time, id, pid, _, _ in found] == [(1005, 300, -7), (1011, 301, 9)]
