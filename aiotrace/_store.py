@@ -126,6 +126,18 @@ def page_entry(page: Page) -> PageEntry:
 # --- writing ------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class _Batch:
+    """What will be true when the frames are in the journal."""
+
+    mark: tuple[int, int]
+    ends: dict[int, int]
+    in_place: int | None
+    frames: list[bytes] = field(default_factory=list)
+    stored: dict[int, int] = field(default_factory=dict)
+    pages: int = 0
+
+
 class TraceStore:
     """A trace that grows. Not for two threads at once; every method blocks."""
 
@@ -185,59 +197,65 @@ class TraceStore:
         return self._pages
 
     def write(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> None:
-        """Put pages, and the definitions that they need, into the trace. All of them or none; those that are in it
-        already (offered again after a failure) are passed over.
+        """Put pages, and the definitions that they need, into the trace. Those that are in it already (offered again
+        after a failure) are passed over.
 
         Args:
             pages: For each writer in the order of their sequence numbers.
             definitions: All of the stream's.
 
         Raises:
-            OSError: Nothing of this was put into the trace; writing the same pages again goes on as if nothing had
-                been. If `sync_failed` is set, they must go into another one.
+            OSError: Some of the first may be in the trace, the others are not; writing the same pages again goes on
+                with the first that is not. If `sync_failed` is set, they must go into another trace.
         """
         if self._foreign:
             return
         assert not self.closing and not self.sync_failed
         self.open()
-        state, before = self._journal.mark(), (dict(self._ends), self._in_place, self._pages, dict(self.stored))
+        batch = _Batch(self._journal.mark(), dict(self._ends), self._in_place)
+        touched = set()
+        failure: OSError | None = None
         try:
-            touched = self._write(pages, definitions)
-        except BaseException:
-            self._journal.rewind(state)
-            self._ends, self._in_place, self._pages, self.stored = before
-            raise
+            for page in pages:
+                if page.sequence > max(self.stored.get(page.writer, -1), batch.stored.get(page.writer, -1)):
+                    touched.add(self._write_page(batch, page, definitions))
+        except OSError as error:
+            failure = error  # the pages before it are whole: with a disk that often fails, this is how it gets on
+        self._commit(batch)
         if self._fsync and touched:
             self._sync(*touched)
             self._synced = self._state()
+        if failure is not None:
+            raise failure
 
-    def _write(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> set[int]:
-        frames = []
-        touched = set()
-        for page in pages:
-            if page.sequence <= self.stored.get(page.writer, -1):
-                continue
-            frames.append(self._journal.definitions(definitions, page.definitions_needed))
-            fd, place = self._next_place(page.writer)
-            records = page.data
-            _write_all(fd, [page.header(), records, page.lost_count()], place)
-            spooled = page.writer != self._in_place
-            frames.append(self._journal.placed(Placed.of(page_entry(page), spooled, place, records)))
-            self._ends[page.writer] = place + self.info.page_size
-            self._pages += 1
-            self.stored[page.writer] = page.sequence
-            touched.add(fd)
-        if frames:
-            self._append(b"".join(frames))
-        return touched
+    def _write_page(self, batch: _Batch, page: Page, definitions: Sequence[Definition]) -> int:
+        """Write a page; it counts when the batch is committed. Returns the file's descriptor."""
+        writer, records = page.writer, page.data
+        in_place = writer if batch.in_place is None else batch.in_place
+        spooled = writer != in_place
+        fd = self._files.spool(writer) if spooled else self._files.data
+        place = batch.ends.get(writer, 0 if spooled else self.info.page_size)
+        _write_all(fd, [page.header(), records, page.lost_count()], place)
+        batch.frames.append(self._journal.definitions(definitions, page.definitions_needed))
+        batch.frames.append(self._journal.placed(Placed.of(page_entry(page), spooled, place, records)))
+        batch.ends[writer] = place + self.info.page_size
+        batch.in_place = in_place
+        batch.stored[writer] = page.sequence
+        batch.pages += 1
+        return fd
 
-    def _next_place(self, writer: int) -> tuple[int, int]:
-        """The file and the offset for this writer's next page."""
-        if self._in_place is None:
-            self._in_place = writer
-        if writer == self._in_place:
-            return self._files.data, self._ends.get(writer, self.info.page_size)
-        return self._files.spool(writer), self._ends.get(writer, 0)
+    def _commit(self, batch: _Batch) -> None:
+        """The pages of a batch are in the trace when its frames are in the journal."""
+        if not batch.pages:
+            return
+        try:
+            self._append(b"".join(batch.frames))
+        except OSError:
+            self._journal.rewind(batch.mark)
+            raise
+        self._ends, self._in_place = batch.ends, batch.in_place
+        self._pages += batch.pages
+        self.stored.update(batch.stored)
 
     def _append(self, frames: bytes) -> None:
         """One write to the journal. If it fails, its beginning may be there: that is cut off again before anything

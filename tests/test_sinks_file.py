@@ -18,6 +18,7 @@ import fakes
 import pytest
 from aiotrace_sinks import FileSink
 
+import aiotrace
 from aiotrace import ConfigurationError, _store
 from aiotrace.formats import is_unfinished, restore
 

@@ -247,12 +247,30 @@ def test_a_batch_that_failed_can_be_written_again(
         store.write(pages[5:], fakes.DEFINITIONS)
     except OSError:
         with UnfinishedTrace(path) as trace:
-            assert sum(trace.read(placed).events_count for placed in trace.pages) == 100
+            known = [(placed.entry.writer, placed.entry.sequence) for placed in trace.pages if trace.read(placed)]
+            assert known == [(page.writer, page.sequence) for page in pages[: len(known)]]
+            assert len(known) == store.pages_count >= 5
             assert trace.damage == []
     store.write(pages[5:], fakes.DEFINITIONS)
     monkeypatch.undo()
     finish(store)
     assert numbers(report(trace_cmd, path)) == expected(pages)
+
+
+def test_the_pages_before_one_that_cannot_be_written_are_in_the_trace(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = make_store(path)
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [None] * 3 + [NO_SPACE]}))
+    with pytest.raises(OSError, match="injected"):
+        store.write(fakes.make_pages(9), fakes.DEFINITIONS)
+    assert store.stored == {0: 2}
+    assert restore_copy(store, path) == 3
+
+
+def restore_copy(store: TraceStore, path: str) -> int:
+    store.close()
+    return restore(path).pages
 
 
 def test_a_shorter_batch_after_a_torn_one_leaves_no_old_frame_behind_it(

@@ -166,11 +166,17 @@ class FileSink:
                 await worker.run(self._write_pages, pages, stream)
             except OSError:
                 if self._store is None or not self._store.sync_failed:
+                    self._acknowledge(stream, pages)
                     raise
                 # What is on the disk is unknown, and a second fsync would say that all is well.
                 await self._rotate(worker, stream)
                 await worker.run(self._write_pages, pages, stream)
-            for page in pages:
+            self._acknowledge(stream, pages)
+
+    def _acknowledge(self, stream: PageStream, pages: list[Page]) -> None:
+        """Those that are in the trace: all, or after a failure the first ones."""
+        for page in pages:
+            if self._store is not None and page.sequence <= self._store.stored.get(page.writer, -1):
                 stream.acknowledge(page)
 
     def _write_pages(self, pages: list[Page], stream: PageStream) -> None:

@@ -1,0 +1,176 @@
+"""Real faults under a real recording into a file: a full disk (R8), I/O errors and short writes (R9), SIGKILL (R4).
+
+The deterministic ones, at every call, are in test_store.py and test_sinks_file.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+import pytest
+from aiotrace_sinks import FileSink, NullSink
+
+import aiotrace
+from aiotrace.formats import restore
+
+
+def count(trace_cmd: str, path: Path) -> list[int]:
+    """The numbers that the events of this file have, as trace-cmd prints them."""
+    done = subprocess.run([trace_cmd, "report", path], capture_output=True, check=True, text=True)
+    return [int(line.partition(" n=")[2].split()[0]) for line in done.stdout.splitlines() if " n=" in line]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **extra}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def fill(balloon: Path) -> None:
+    """Take all the room that is left."""
+    try:
+        with balloon.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+
+
+@pytest.mark.root
+@pytest.mark.anyio
+async def test_a_full_disk_harms_nobody_and_nothing_is_lost_that_was_delivered(
+    trace_cmd: str, small_disk: Path
+) -> None:
+    """R8. The disk is filled by somebody else, and freed again."""
+    happened = aiotrace.event("full_disk:happened", n="u64", filling="str")
+    path = small_disk / "trace.dat"
+    balloon = small_disk / "balloon"
+    sink = aiotrace.sink(FileSink(path), quota=8)
+    async with aiotrace.record(sink, NullSink(), page_size=4096, pages=32, flush_interval=0.01) as recording:
+        for n in range(500):
+            await happened.send(n, "x" * 60)
+        fill(balloon)
+        refused = recording.statistics().events_dropped
+        n = 500
+        while recording.statistics().events_dropped == refused:  # until the pool is full of what cannot be written
+            happened(n, "x" * 60)
+            n += 1
+            if n % 100 == 0:
+                await anyio.lowlevel.checkpoint()
+        balloon.unlink()
+        with anyio.fail_after(10):
+            for later in range(n, n + 2000):
+                await happened.send(later, "x" * 60)
+    statistics = recording.statistics()
+    assert statistics.events_dropped > 0
+    assert statistics.events_written == statistics.events_delivered
+    found = count(trace_cmd, path)
+    assert len(found) == statistics.events_delivered
+    assert found == sorted(set(found))
+    assert os.listdir(small_disk) == ["trace.dat"]
+
+
+FAULTY = """
+import asyncio, json, os, sys
+import aiotrace
+from aiotrace import _store
+from aiotrace_sinks import FileSink
+
+class Os:
+    # CPython calls pwritev2, which libfiu does not know.
+    def __getattr__(self, name):
+        return getattr(os, name)
+
+    def pwritev(self, fd, buffers, offset):
+        return os.pwrite(fd, b"".join(buffers), offset)
+
+async def main():
+    happened = aiotrace.event("faulty:happened", n="u64", filling="str")
+    sink = FileSink(sys.argv[1], max_size=30 * 4096, fsync=sys.argv[2] == "fsync")
+    async with aiotrace.record(sink, page_size=4096, pages=64, flush_interval=0.01, drain_timeout=60) as recording:
+        _store.os = Os()
+        for n in range(int(sys.argv[3])):
+            await happened.send(n, "x" * 40)
+    statistics = recording.statistics()
+    print(json.dumps([statistics.events_written, statistics.events_delivered]))
+
+import warnings
+warnings.simplefilter("ignore")
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("fsync", "events"), [("fsync", 3000), ("no fsync", 3000), pytest.param("fsync", 100_000, marks=pytest.mark.long)]
+)
+def test_errors_and_short_writes_lose_and_double_nothing(
+    trace_cmd: str, fiu_run: str, tmp_path: Path, fsync: str, events: int
+) -> None:
+    """R9: 10 % EIO, 20 % short; 2 % of the fsyncs fail."""
+    path = tmp_path / "trace.dat"
+    faults = [
+        "enable_random name=posix/io/rw/pwrite,probability=0.1,failinfo=5",
+        "enable_random name=posix/io/rw/pwrite/reduce,probability=0.2",
+        "enable_random name=posix/io/sync/fdatasync,probability=0.02,failinfo=5",
+    ]
+    arguments = [argument for fault in faults for argument in ("-c", fault)]
+    command = [fiu_run, "-x", *arguments, sys.executable, "-c", FAULTY, str(path), fsync, str(events)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
+    assert done.returncode == 0, done.stderr
+    written, delivered = json.loads(done.stdout.splitlines()[-1])
+    files = sorted(tmp_path.iterdir())
+    numbers = [number for file in files for number in count(trace_cmd, file)]
+    assert (written, delivered) == (events, events)
+    assert sorted(numbers) == list(range(events))
+
+
+KILLED = """
+import asyncio, sys
+import aiotrace
+from aiotrace_sinks import FileSink
+
+async def main():
+    happened = aiotrace.event("killed:happened", n="u64", filling="str")
+    async with aiotrace.record(FileSink(sys.argv[1]), page_size=4096, pages=32, flush_interval=0.01) as recording:
+        n = 0
+        while True:
+            for _ in range(2000):
+                await happened.send(n, "x" * 40)
+                n += 1
+            print(recording.statistics().events_delivered, flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 3])
+def test_what_a_killed_program_had_acknowledged_is_restored(trace_cmd: str, tmp_path: Path, lines: int) -> None:
+    """R4, as far as a file reaches: each page that was acknowledged is there, and the events are without a gap."""
+    path = tmp_path / "trace.dat"
+    command = [sys.executable, "-c", KILLED, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as program:
+        assert program.stdout is not None
+        delivered = [int(program.stdout.readline()) for _ in range(lines)][-1]
+        program.send_signal(signal.SIGKILL)
+    report = restore(str(path))
+    assert (report.damaged, report.journal_damage) == ([], [])
+    found = count(trace_cmd, path)
+    assert found == list(range(report.events))
+    assert report.events >= delivered > 0
