@@ -58,7 +58,8 @@ def parse_trigger(text: str) -> Trigger:
 
 
 def matches(glob: str, name: str) -> bool:
-    """Whether a glob is of this event ("system:event")."""
+    """Whether a glob is of this event ("system:event"). A name has no dots: "audit:socket.connect" has underscores."""
+    glob = glob.replace(".", "_")
     if glob == "all" or fnmatch.fnmatchcase(name, glob):
         return True
     return ":" not in glob and any(fnmatch.fnmatchcase(part, glob) for part in name.split(":"))

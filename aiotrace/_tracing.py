@@ -30,7 +30,15 @@ class Tracer(Protocol):
         """Produce no more, and leave everything as it was."""
 
 
-TRACERS: Final[dict[str, str]] = {}
+_PACKAGE: Final = "aiotrace._tracers"
+TRACERS: Final[dict[str, str]] = {
+    "audit": f"{_PACKAGE}.audit",
+    "exception": f"{_PACKAGE}.exceptions",
+    "gc": f"{_PACKAGE}.garbage",
+    "log": f"{_PACKAGE}.logs",
+    "thread": f"{_PACKAGE}.threads",
+    "warning": f"{_PACKAGE}.warned",
+}
 """Systems and the modules that trace them."""
 EXPLICIT: Final = frozenset({"function", "function_graph"})
 """Too dear to be part of "all": they are switched on by their own name only."""
@@ -56,7 +64,7 @@ def follow(selections: Iterable[Selection]) -> None:
         for system in sorted(_running.keys() - wanted):
             _running.pop(system).stop()
         for system in sorted(wanted - _running.keys()):
-            tracer: Tracer = importlib.import_module(TRACERS[system])  # type: ignore[assignment]  # a module is one
+            tracer: Tracer = importlib.import_module(TRACERS[system])
             try:
                 tracer.start()
             except Exception as error:

@@ -32,6 +32,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._arena": 1,
     "aiotrace._cursor": 1,
     "aiotrace._ring": 1,
+    "aiotrace._records": 1,
     "aiotrace._definitions": 1,
     "aiotrace.abc": 1,  # a public door, but types alone: whoever hands pages over speaks in them
     # the parts, and the file formats, which are sans-IO too
@@ -42,6 +43,8 @@ FLOORS: dict[str, int] = {
     "aiotrace._statistics": 2,
     "aiotrace._format": 2,
     "aiotrace._print": 2,
+    "aiotrace._columns": 2,
+    "aiotrace._lines": 2,
     "aiotrace._filter": 2,
     "aiotrace._tracedat": 2,
     "aiotrace._frames": 2,
@@ -67,7 +70,11 @@ FLOORS: dict[str, int] = {
     "aiotrace._store": 5,
     "aiotrace._unfinished": 5,
     "aiotrace._commands": 5,
+    # beside the floors above 4: what produces events by itself
+    "aiotrace._tracers": 5,
     "aiotrace.__main__": 5,
+    # what produces events by itself: found by name, imported by nobody
+    "aiotrace._tracers": 5,
     # sinks use the doors alone
     "aiotrace_sinks": 6,
     # whoever uses it all
