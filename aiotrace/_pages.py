@@ -225,13 +225,12 @@ class Pages:
     # --- the account ----------------------------------------------------------------------------
 
     def events_in_flight(self) -> int:
-        """Events sealed and not settled yet (those on pages that still fill are their writers')."""
-        with self.guard:
-            return sum(
-                self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
-                for page in range(self.arena.pages)
-                if self.arena.get(page, L.STATE) in (L.FULL, L.IN_FLIGHT)
-            )
+        """Events sealed and not settled yet (those on pages that still fill are their writers'). Hold the guard."""
+        return sum(
+            self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+            for page in range(self.arena.pages)
+            if self.arena.get(page, L.STATE) in (L.FULL, L.IN_FLIGHT)
+        )
 
     def clear_ring(self) -> None:
         """Close: what nobody will have any more is abandoned."""

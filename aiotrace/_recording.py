@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextvars
 import os
 import shlex
 import socket
@@ -22,7 +23,7 @@ import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from importlib.metadata import entry_points
-from types import TracebackType
+from types import MethodType, TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 import anyio
@@ -84,6 +85,12 @@ def sink(
             raise ConfigurationError(f"{name}={value!r}: one of {', '.join(map(repr, known))}")
     name = getattr(made, "__name__", None) or repr(made)
     return SinkOptions(made, quota, on_full, on_error, sink if isinstance(sink, str) else name)
+
+
+def _is_same(one: Sink, other: Sink) -> bool:
+    """Whether two names mean one sink: a method is another object each time it is named. No `==`: sinks that hold
+    the same may be equal."""
+    return one is other or (isinstance(one, MethodType) and one == other)
 
 
 def open_url(url: str) -> Sink:
@@ -332,7 +339,7 @@ class Recording(Chooser):
 
     async def _detach(self, sink: Sink) -> None:
         for attachment in self._service.attachments:
-            if attachment.options.sink == sink and not attachment.detached:
+            if _is_same(attachment.options.sink, sink) and not attachment.detached:
                 await self._service.detach(attachment, self._drain_timeout)
                 return
         raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
@@ -380,20 +387,30 @@ class Recording(Chooser):
         return self._last or self._count()
 
     def _count(self) -> Statistics:
+        """Exact at any moment and from any thread: no page changes hands meanwhile, and a writer is asked once."""
+        guard = self._pages.guard
+        entered = guard.enter()  # False in a signal handler or finaliser that interrupted a turn: then nearly exact
+        try:
+            return self._count_now()
+        finally:
+            if entered:
+                guard.leave()
+
+    def _count_now(self) -> Statistics:
         pages, writers = self._pages, tuple(self.writers.all)
         free, filling, full, in_flight = self._arena.states()
         dropped = dict.fromkeys(CAUSES, 0)
         for writer in writers:
             for cause, count in writer.dropped_by_cause().items():
                 dropped[cause] += count
-        unsealed = sum(
-            writer.events_on_page - self._arena.get(writer.page, L.DELIVERED)
-            for writer in writers
-            if writer.page is not None
-        )
+        written, unsealed = {}, 0
+        for writer in writers:
+            written[writer.slot], page, on_page = writer.account()
+            if page is not None and self._arena.get(page, L.STATE) == L.FILLING:
+                unsealed += on_page - self._arena.get(page, L.DELIVERED)
         waited, wait_ns = self._sum_waits()
         return Statistics(
-            events_written=sum(writer.written for writer in writers),
+            events_written=sum(written.values()),
             events_delivered=pages.delivered,
             events_overrun=sum(pages.overrun.values()),
             events_dropped=sum(dropped.values()),
@@ -412,7 +429,7 @@ class Recording(Chooser):
             sends_waited=waited,
             send_wait_ns=wait_ns,
             writers=tuple(
-                WriterStatistics(each.slot, each.written, each.dropped_total, pages.overrun.get(each.slot, 0))
+                WriterStatistics(each.slot, written[each.slot], each.dropped_total, pages.overrun.get(each.slot, 0))
                 for each in writers
             ),
             sinks=tuple(_sink_statistics(each) for each in self._service.attachments),
@@ -478,7 +495,8 @@ class _ServiceThread:
         return future.result()
 
     def submit(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(function(), self._loop)
+        # In an empty context: the caller's says "trio" where the caller's loop is one.
+        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, function(), self._loop)
 
     def call(self, function: Callable[[], T]) -> T:
         """Call something synchronous there and wait for it: short calls only."""

@@ -174,6 +174,15 @@ class Writer(Cursor):
         """Events on the page that it fills."""
         return self.written - self._first_written if self.page is not None else 0
 
+    def account(self) -> tuple[int, int | None, int]:
+        """Events written, the page that it fills, and the events on that, as of one moment.
+
+        The caller holds the pages' guard, so that no page turns meanwhile; a page that is full by its descriptor is
+        the ring's already.
+        """
+        written, page = self.state()[2], self.page
+        return written, page, written - self._first_written if page is not None else 0
+
     @property
     def first_unsealed(self) -> int:
         """Number of the first event that is on no sealed page."""
