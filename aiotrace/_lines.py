@@ -13,9 +13,12 @@ The law: **the text is the same, byte for byte, whoever prints it**: what is not
 
 from __future__ import annotations
 
+import bisect
+import heapq
+import operator
 import re
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from . import _layout as L
@@ -25,7 +28,7 @@ from ._format import EventFormat, Field, Kind, Place, text_of
 from ._print import CONVERSION, INTEGER_BITS, WIDTH_MAX, escape, escape_literal, unquoted
 from ._records import PythonWalk, Walk
 
-__all__ = ["Chunk", "LineTables", "Lines", "format_time"]
+__all__ = ["Chunk", "LineTables", "Lines", "chunk_of", "format_time", "merge"]
 
 CHUNK_SIZE: Final = 1 << 16
 """Bytes after which a chunk of text ends with its line: the same number as in decode.c."""
@@ -72,10 +75,18 @@ class Chunk(NamedTuple):
 
     text: bytes
     """utf-8."""
-    timestamps: memoryview
-    """s64: of each line's event."""
-    ends: memoryview
-    """u64: where each line ends, in bytes."""
+    timestamps: list[int]
+    """Nanoseconds: of each line's event."""
+    ends: list[int]
+    """Bytes: where each line ends."""
+    in_order: bool
+    """Whether no time is below the one before."""
+
+
+def chunk_of(line: str, timestamp_ns: int) -> Chunk:
+    """A line of somebody else's."""
+    text = (line + "\n").encode()
+    return Chunk(text, [timestamp_ns], [len(text)], True)
 
 
 class Lines:
@@ -92,8 +103,9 @@ class Lines:
         Raises:
             TraceFormatError: The next record is damaged.
         """
-        text, timestamps, ends = self._lines.format(walk, f" [{cpu:03d}] ".encode())
-        return Chunk(text, memoryview(timestamps).cast("B").cast("q"), memoryview(ends).cast("B").cast("Q"))
+        text, timestamps, ends, in_order = self._lines.format(walk, f" [{cpu:03d}] ".encode())
+        times, places = memoryview(timestamps).cast("B").cast("q"), memoryview(ends).cast("B").cast("Q")
+        return Chunk(text, times.tolist(), places.tolist(), in_order)
 
     def _define(self, id: int) -> Definition:
         head = escape(self._tables.name(id).partition(":")[2]) + ": "
@@ -116,6 +128,54 @@ def _show_text(text: str | bytes, precision: int) -> str:
     if isinstance(text, bytes):
         text = text_of(text)
     return escape(text[:precision] if precision >= 0 else text)
+
+
+def merge(streams: Iterable[Iterator[Chunk]]) -> Iterator[str]:
+    """All lines in the order of time, as text in pieces of some lines each.
+
+    As `heapq.merge` does with one line at a time: of equal times, an earlier stream's comes first, and the order within
+    a stream is kept whatever its times are.
+    """
+    heap: list[tuple[int, int, int, Chunk, Iterator[Chunk]]] = []
+    for order, stream in enumerate(streams):
+        _push(heap, order, stream)
+    pieces: list[bytes] = []
+    size = 0
+    while heap:
+        _, order, first, chunk, stream = heapq.heappop(heap)
+        end = len(chunk.ends)
+        if heap:
+            end = _run_end(chunk, first, heap[0][0] + (order < heap[0][1]))
+        pieces.append(chunk.text[chunk.ends[first - 1] if first else 0 : chunk.ends[end - 1]])
+        if end < len(chunk.ends):
+            heapq.heappush(heap, (chunk.timestamps[end], order, end, chunk, stream))
+        else:
+            _push(heap, order, stream)
+        size += len(pieces[-1])
+        if size >= CHUNK_SIZE:
+            yield b"".join(pieces).decode()
+            pieces.clear()
+            size = 0
+    yield b"".join(pieces).decode()
+
+
+def _push(heap: list[tuple[int, int, int, Chunk, Iterator[Chunk]]], order: int, stream: Iterator[Chunk]) -> None:
+    chunk = next(stream, None)
+    if chunk is not None:
+        heapq.heappush(heap, (chunk.timestamps[0], order, 0, chunk, stream))
+
+
+def _run_end(chunk: Chunk, first: int, limit: int) -> int:
+    """Where the lines from `first` on, which comes first, reach a time of `limit` or more."""
+    timestamps = chunk.timestamps
+    end = first + 1
+    if end == len(timestamps) or timestamps[end] >= limit:  # half of all, where two threads write at one pace
+        return end
+    if chunk.in_order:
+        return bisect.bisect_left(timestamps, limit, end)
+    while end < len(timestamps) and timestamps[end] < limit:
+        end += 1
+    return end
 
 
 # --- parts --------------------------------------------------------------------------------------
@@ -256,7 +316,7 @@ class _PythonLines:
         self._heads: dict[int, bytes] = {}
         self._tasks: dict[int, bytes] = {}
 
-    def format(self, walk: PythonWalk, cpu: bytes) -> tuple[bytes, memoryview, memoryview]:
+    def format(self, walk: PythonWalk, cpu: bytes) -> tuple[bytes, memoryview, memoryview, bool]:
         lines: list[bytes] = []
         timestamps, ends = array("q"), array("Q")
         size = 0
@@ -277,7 +337,8 @@ class _PythonLines:
             size += len(line)
             timestamps.append(time)
             ends.append(size)
-        return b"".join(lines), memoryview(timestamps), memoryview(ends)
+        in_order = all(map(operator.le, timestamps, timestamps[1:]))
+        return b"".join(lines), memoryview(timestamps), memoryview(ends), in_order
 
     def _head(self, id: int) -> bytes:
         if id not in self._heads:

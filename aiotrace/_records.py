@@ -13,14 +13,14 @@ twins agree on any bytes.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from . import _layout as L
 from ._backend import c_module
 from ._errors import TraceFormatError
 
-__all__ = ["Found", "PythonWalk", "Walk", "new_totals", "tally", "walk"]
+__all__ = ["ALL", "Found", "PythonWalk", "Selection", "Walk", "new_totals", "tally", "walk"]
 
 Found = tuple[int, int, int, int, int]
 """(timestamp, id, pid, start of the payload, its length)."""
@@ -41,6 +41,35 @@ class Walk(Protocol):
     def __next__(self) -> Found: ...
 
 
+class Selection:
+    """Which records are worth more than being passed over.
+
+    Args:
+        ids, pids: The chosen ones; None: all.
+        start_ns: The first time, included.
+        end_ns: The last time, included.
+    """
+
+    __slots__ = ("bounds",)
+
+    def __init__(
+        self,
+        ids: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+    ) -> None:
+        self.bounds: Final = (
+            None if ids is None else _bits(ids),
+            None if pids is None else frozenset(pids),
+            TIME_MIN if start_ns is None else min(max(start_ns, TIME_MIN), TIME_MAX),
+            TIME_MAX if end_ns is None else min(max(end_ns, TIME_MIN), TIME_MAX),
+        )
+
+
+ALL: Final = Selection()
+
+
 def walk(
     data: Buffer,
     timestamp: int,
@@ -49,39 +78,23 @@ def walk(
     *,
     offset: int = 0,
     byte_order: str = L.BYTE_ORDER,
-    ids: frozenset[int] | None = None,
-    pids: frozenset[int] | None = None,
-    start_ns: int | None = None,
-    end_ns: int | None = None,
+    select: Selection = ALL,
 ) -> Walk:
     """The chosen events among the records in `data[start:end]`; it holds the buffer while it lives.
 
     Args:
         timestamp: Nanoseconds: the page's own, from which the first delta counts.
         start: Bytes; a multiple of 4.
-        offset: Nanoseconds, added to every timestamp.
+        offset: Nanoseconds, added to every timestamp before it is compared with the selection.
         byte_order: "<" or ">", of the data.
-        ids, pids: The chosen ones; None: all.
-        start_ns: The first time, included.
-        end_ns: The last time, included.
 
     The iterator raises TraceFormatError, with the offset in `data`, where a record cannot be. What came before it is
     right as far as structure can tell.
     """
-    if end is None:
-        end = len(data)
     make: Callable[..., Walk] = PythonWalk if c_module is None else c_module.Walk
+    timestamp &= (1 << 64) - 1
     return make(
-        data,
-        timestamp & (1 << 64) - 1,
-        start,
-        end,
-        _wrapped(offset),
-        byte_order == ">",
-        None if ids is None else _bits(ids),
-        None if pids is None else frozenset(pids),
-        TIME_MIN if start_ns is None else min(max(start_ns, TIME_MIN), TIME_MAX),
-        TIME_MAX if end_ns is None else min(max(end_ns, TIME_MIN), TIME_MAX),
+        data, timestamp, start, len(data) if end is None else end, _wrapped(offset), byte_order == ">", *select.bounds
     )
 
 
@@ -89,7 +102,7 @@ def _wrapped(time: int) -> int:
     return (time - TIME_MIN & (1 << 64) - 1) + TIME_MIN
 
 
-def _bits(ids: frozenset[int]) -> bytes:
+def _bits(ids: Iterable[int]) -> bytes:
     """A bit for each id that may be."""
     bits = bytearray(IDS // 8)
     for id in ids:

@@ -24,7 +24,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from . import _layout as L
 from ._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
@@ -33,9 +33,9 @@ from ._filter import Filter, compile_filter
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
 from ._lines import Chunk, Lines, chunk_of, format_time, merge
 from ._print import Names, Printer, compile_print, escape, format_pairs
-from ._store import is_unfinished
 from ._records import ALL, Selection, Walk, new_totals, tally, walk
-from ._tracefile import Buffer, CpuData, Damage, PageShape, TraceFile
+from ._store import is_unfinished
+from ._tracefile import Buffer, CpuData, Damage, FoundPage, PageShape, TraceFile
 from ._unfinished import UnfinishedFile
 from .abc import Page
 
@@ -50,6 +50,7 @@ __all__ = [
     "TraceStatistics",
     "WriterCount",
     "format_line",
+    "format_time",
     "open_trace",
 ]
 
@@ -597,10 +598,7 @@ class Trace:
             for now, id, pid, start, length in records:
                 yield now, Event(kind_of(id), now, pid, cpu, data[start : start + length], tables, buffer)
 
-        streams = [
-            ((now, (order, serial), event) for serial, (now, event) in enumerate(stream))
-            for order, stream in self._streams(wanted, read)
-        ]
+        streams = [_keyed(order, stream) for order, stream in self._streams(wanted, read)]
         merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
         test = wanted.where
         for _, _, event in merged:
@@ -759,6 +757,11 @@ class Trace:
             rows.append('<tr><td colspan="5">…</td></tr>')
         head = "".join(f"<th>{name}</th>" for name in ("time", "cpu", "task", "event", "fields"))
         return f"<table><caption>{html.escape(escape(self.path))}</caption><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _keyed(order: int, stream: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, tuple[int, int], Event]]:
+    """(time, place in the order of equals, event)."""
+    return ((now, (order, serial), event) for serial, (now, event) in enumerate(stream))
 
 
 def _matches(pattern: str, format: EventFormat) -> bool:

@@ -1292,7 +1292,7 @@ append_line(Lines *self, Text *text, const Record *record, PyObject *cpu, const 
     return status == FAILED ? -1 : text_append(text, "\n", 1);
 }
 
-PyDoc_STRVAR(lines_format_doc, "format(walk, cpu) -> (text, timestamps, ends); see aiotrace._lines.");
+PyDoc_STRVAR(lines_format_doc, "format(walk, cpu) -> (text, timestamps, ends, in_order); see aiotrace._lines.");
 
 static PyObject *
 lines_format(Lines *self, PyObject *const *arguments, Py_ssize_t count)
@@ -1308,11 +1308,14 @@ lines_format(Lines *self, PyObject *const *arguments, Py_ssize_t count)
     PyObject *result = NULL;
     Record record;
     Fault fault;
-    int status = ENDED;
+    int status = ENDED, in_order = 1;
+    int64_t before = INT64_MIN;
     while (text.size < CHUNK_SIZE && (status = walk_next(walk, &record, &fault)) == FOUND) {
         if (append_line(self, &text, &record, arguments[1], walk->cursor.data + record.start, walk->cursor.swap) < 0)
             goto exit;
         const uint64_t end = text.size;
+        in_order &= before <= record.time;
+        before = record.time;
         if (text_append(&timestamps, (const char *)&record.time, sizeof record.time) < 0 ||
             text_append(&ends, (const char *)&end, sizeof end) < 0)
             goto exit;
@@ -1323,9 +1326,10 @@ lines_format(Lines *self, PyObject *const *arguments, Py_ssize_t count)
         raise_damage(Py_TYPE(self), &fault);
         goto exit;
     }
-    result = Py_BuildValue("y#NN", text.data == NULL ? "" : text.data, (Py_ssize_t)text.size,
+    result = Py_BuildValue("y#NNO", text.data == NULL ? "" : text.data, (Py_ssize_t)text.size,
                            PyByteArray_FromStringAndSize(timestamps.data, (Py_ssize_t)timestamps.size),
-                           PyByteArray_FromStringAndSize(ends.data, (Py_ssize_t)ends.size));
+                           PyByteArray_FromStringAndSize(ends.data, (Py_ssize_t)ends.size),
+                           in_order ? Py_True : Py_False);
 exit:
     PyMem_Free(text.data);
     PyMem_Free(timestamps.data);
