@@ -17,7 +17,6 @@ setup(
             "aiotrace._c",
             sources=sorted(str(path) for path in FOLDER.glob("*.c")),
             depends=sorted(str(path) for path in FOLDER.glob("*.h")),
-            define_macros=[("AIOTRACE_WITH_EVENT", "1")] if (FOLDER / "event.c").exists() else [],
             extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
             optional=os.environ.get("AIOTRACE_REQUIRE_C") != "1",
         )

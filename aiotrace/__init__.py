@@ -20,7 +20,7 @@ from ._errors import AcknowledgeError, AiotraceError, ConfigurationError, Defini
 from ._event import Event, event, strict
 from ._reader import SinkOptions
 from ._recording import Recording, SyncRecording, record, recording, sink
-from ._span import span
+from ._span import span, span_type
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 
 __version__: Final = "0.1.0"
@@ -60,5 +60,6 @@ __all__ = [
     "recording",
     "sink",
     "span",
+    "span_type",
     "strict",
 ]

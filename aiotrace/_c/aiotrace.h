@@ -3,8 +3,9 @@
  *     module.c   the module itself; knows no page
  *     decode.c   reading: records, columns, lines of text
  *     event.c    writing: events
+ *     span.c     writing: spans, which are two events
  *
- * Each part adds its types in its own exec function; none calls another part.
+ * Each part adds its types in its own exec function; what one part asks of another stands at the end.
  */
 #ifndef AIOTRACE_H
 #define AIOTRACE_H
@@ -40,8 +41,11 @@ aiotrace_get_state(PyObject *module)
 
 /* Add the part's types and functions to the module. Return -1 with an exception set if that cannot be done. */
 int aiotrace_decode_exec(PyObject *module);
-#ifdef AIOTRACE_WITH_EVENT
 int aiotrace_event_exec(PyObject *module);
-#endif
+int aiotrace_span_exec(PyObject *module);
+
+/* event.c: whether any recording is open; CLOCK_MONOTONIC in nanoseconds. */
+int aiotrace_is_recording(void);
+uint64_t aiotrace_monotonic_ns(void);
 
 #endif

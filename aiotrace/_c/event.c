@@ -472,6 +472,18 @@ static PyType_Spec lease_spec = {
     lease_slots,
 };
 
+int
+aiotrace_is_recording(void)
+{
+    return gate & GATE_RECORDING;
+}
+
+uint64_t
+aiotrace_monotonic_ns(void)
+{
+    return monotonic_ns();
+}
+
 PyDoc_STRVAR(changed_doc,
              "changed(recording, strict)\n--\n\n"
              "The open recordings changed: every lease is stale. Returns the new epoch.");

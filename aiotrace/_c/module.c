@@ -51,9 +51,8 @@ static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, refuse_subinterpreter},
     {Py_mod_exec, take_errors},
     {Py_mod_exec, aiotrace_decode_exec},
-#ifdef AIOTRACE_WITH_EVENT
     {Py_mod_exec, aiotrace_event_exec},
-#endif
+    {Py_mod_exec, aiotrace_span_exec},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif
