@@ -8,10 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import custom_sink
 import http_app
 import pytest
 
-import aiotrace
+import aiotrace.testing
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
@@ -136,6 +137,11 @@ def test_sensors_that_wait_lose_nothing(backend: str) -> None:
 def test_a_sink_of_ones_own_counts_every_event() -> None:
     output = run("custom_sink.py", "--ticks", 5000)
     assert re.match(r"writer 0: 5,000 events in [\d,]+ bytes\n$", output)
+
+
+@pytest.mark.anyio
+async def test_a_sink_of_ones_own_keeps_the_contract() -> None:
+    await aiotrace.testing.check_sink(custom_sink.CountingSink)
 
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
