@@ -354,7 +354,6 @@ class TraceStore:
             if hello != self._hello or os.fstat(self._files.journal).st_size < self._journal_end:
                 self._files.close()
                 raise FileNotFoundError(errno.ENOENT, "the trace was replaced while its writer was away", self.path)
-            self._torn = True
 
     def close(self) -> None:
         """Close the descriptors and let the lock go. The trace stays as it is; `open` goes on with it."""
@@ -708,7 +707,7 @@ def _make(files: _Files, *, fsync: bool, verify: bool, report: RestoreReport) ->
     info = journal.info
     order = _arrange(columns, info.page_size)
     in_place = sum(len(column.slots) for column in order if not column.spooled)
-    os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in what will be holes
+    os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in holes, or at the end
     yield from _copy(files, order, info.page_size, verify)
     _write_tail(files, journal, info, order, fsync)
 
@@ -810,7 +809,6 @@ def _write_tail(files: _Files, journal: JournalReader, info: StreamInfo, order: 
     )
     _write_all(files.data, [T.initial_header(size), T.buffer_header(data_end)], 0)
     _write_all(files.data, [tail], data_end)
-    os.ftruncate(files.data, data_end + len(tail))
     if fsync:
         os.fdatasync(files.data)
     _write_all(files.data, [T.pack_options_offset(options)], T.OPTIONS_OFFSET_PLACE)

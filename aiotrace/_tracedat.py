@@ -296,7 +296,7 @@ def _event_formats(events: dict[int, EventDefinition]) -> bytes:
 
 
 def _kallsyms(symbols: dict[int, str]) -> bytes:
-    """Sorted, with an end marker: without one the last function would reach to the end of memory."""
+    """Sorted, with an end marker, as the kernel's has one (trace-cmd 3.1.6 would do without)."""
     lines = [f"{key:016x} t {_word(text)}" for key, text in sorted(symbols.items())]
     if symbols:
         lines.append(f"{max(symbols) + 1:016x} t _end_of_symbols")
@@ -310,8 +310,6 @@ def _printk_formats(symbols: dict[int, str]) -> bytes:
 def _command_lines(commands: dict[int, str]) -> bytes:
     lines = []
     for pid, name in commands.items():
-        if pid < 0:
-            continue  # libtraceevent asks for the names of such pids nowhere
         cut = _encode(_word(name))[:COMMAND_LENGTH]
         lines.append(b"%d %s\n" % (pid, cut.decode("utf-8", "ignore").encode()))
     return b"".join(lines)

@@ -89,6 +89,13 @@ def test_definitions_are_written_once() -> None:
     assert reader.definitions_missing == 2
 
 
+def test_definitions_that_come_again_are_not_doubled() -> None:
+    first, again = JournalWriter(INFO), JournalWriter(INFO)
+    data = first.hello() + first.definitions(fakes.DEFINITIONS, 3) + again.definitions(fakes.DEFINITIONS, 4)
+    reader, _ = read(data)
+    assert (reader.definitions, reader.definitions_missing) == (fakes.DEFINITIONS, 0)
+
+
 def test_damage_costs_the_page_that_it_is_in() -> None:
     frames = make_journal(5)
     frames[4] = b"\xff" + frames[4][1:]

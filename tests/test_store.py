@@ -125,6 +125,45 @@ def test_definitions_that_no_page_needed_are_in_the_trace(trace_cmd: str, path: 
     assert "worker_one-4200000" in report(trace_cmd, path)[0]
 
 
+def test_an_end_that_could_not_be_written_is_written_again(
+    trace_cmd: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = fakes.make_page()
+    page.definitions_needed = 3
+    store = make_store(path, [page])
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [NO_SPACE]}))
+    with pytest.raises(OSError, match="injected"):
+        store.end(fakes.DEFINITIONS, LEDGER)
+    store.end(fakes.DEFINITIONS, LEDGER)
+    with UnfinishedTrace(path) as trace:
+        assert (trace.definitions, trace.ledger) == (fakes.DEFINITIONS, LEDGER)
+
+
+def test_a_failed_write_keeps_no_view_of_a_page(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = bytearray(fakes.make_page().data)
+    page = fakes.make_page()
+    page.data = memoryview(memory)
+    store = make_store(path)
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [100, NO_SPACE]}))
+    with pytest.raises(OSError, match="injected") as caught:
+        store.write([page], fakes.DEFINITIONS)
+    page.data.release()
+    memory.clear()  # a BufferError if the traceback held one
+    assert caught.value.__traceback__ is not None
+
+
+def test_nothing_of_a_page_that_does_not_count_is_in_the_trace(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The spooled page comes to lie where the failed one was, and is shorter."""
+    store = make_store(path, [fakes.make_page(0, 0, 1), fakes.make_page(1, 0, 1)])
+    secret = fakes.make_page(0, 1, 60, payload=lambda n: b"secret!!" * 3)
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [None, NO_SPACE]}))
+    with pytest.raises(OSError, match="injected"):
+        store.write([secret], fakes.DEFINITIONS)
+    assert b"secret" in Path(path).read_bytes()
+    finish(store)
+    assert b"secret" not in Path(path).read_bytes()
+
+
 def test_a_page_that_is_offered_again_is_stored_once(trace_cmd: str, path: str) -> None:
     pages = fakes.make_pages(10, 2)
     store = make_store(path, pages[:6])
@@ -400,6 +439,18 @@ def test_a_growing_trace_is_read_as_far_as_it_is(path: str) -> None:
         store.end(fakes.DEFINITIONS, LEDGER)
         trace.refresh()
         assert (trace.ledger, trace.definitions, trace.definitions_missing) == (LEDGER, fakes.DEFINITIONS, 0)
+
+
+def test_a_torn_end_that_was_read_and_then_cut_off_does_no_harm(path: str) -> None:
+    pages = fakes.make_pages(4)
+    store = make_store(path, pages[:2])
+    with UnfinishedTrace(path) as trace:
+        with open(journal_path(path), "ab") as file:
+            file.write(MAGIC + bytes(30))
+        assert trace.refresh() == 0
+        store._torn = True
+        store.write(pages[2:], fakes.DEFINITIONS)
+        assert (trace.refresh(), trace.damage) == (2, [])
 
 
 def test_a_changed_bit_is_found_when_the_page_is_read(path: str) -> None:

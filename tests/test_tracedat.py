@@ -83,7 +83,7 @@ def test_trace_cmd_passes_over_an_empty_page(trace_cmd: str, tmp_path: Path) -> 
 
 def test_trace_cmd_prints_stacks_and_the_function_graph(trace_cmd: str, tmp_path: Path) -> None:
     def stack(n: int) -> bytes:
-        return struct.pack("=HBBiixxxx3Q", 4, 0, 0, fakes.PID, 3, KEY, KEY + 16, KEY - 16)
+        return struct.pack("=HBBiixxxx3Q", 4, 0, 0, fakes.PID, 3, KEY, KEY + 16, KEY + 40)
 
     def graph(n: int) -> bytes:
         if n % 2 == 0:
@@ -93,7 +93,7 @@ def test_trace_cmd_prints_stacks_and_the_function_graph(trace_cmd: str, tmp_path
     pages = [fakes.make_page(0, 0, 1, payload=stack), fakes.make_page(0, 1, 2, payload=graph)]
     definitions = [*fakes.DEFINITIONS, SymbolDefinition(KEY + 16, "module.function")]
     text = run(trace_cmd, "report", build(tmp_path / "t.dat", {0: pages}, definitions))
-    assert re.findall(r"=> (\S+)", text) == ["a_symbol", "module.function", "?"]
+    assert re.findall(r"=> (\S+)", text) == ["a_symbol", "module.function", f"{KEY + 40:x}"]
     assert "funcgraph" in text
     assert "module.function();" in text
 
