@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +196,14 @@ def test_every_file_stands_on_a_floor() -> None:
 def test_imports_point_down(module: str) -> None:
     faults = [fault for fault in map(faults_of, imports_of(module)) if fault]
     assert not faults
+
+
+def test_the_table_in_the_architecture_is_this_one() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Floors")[2]
+    table = re.split(r"^    (?=\d  )", text.partition("\n\nThe doors")[0], flags=re.MULTILINE)[1:]
+    written = {int(floor[0]): set(re.findall(r"\w+", floor)) for floor in table}
+    missing = [name for name, floor in FLOORS.items() if name.rpartition(".")[2] not in written[floor]]
+    assert not missing, "not on their floor in docs/architecture.md"
 
 
 def find_circle(graph: dict[str, set[str]]) -> list[str]:
