@@ -98,16 +98,15 @@ def run(arguments: argparse.Namespace) -> int:
         _check_clocks(traces)
         if arguments.follow and len(traces) > 1:
             raise ConfigurationError("--follow takes one file")
-        show = _shower(arguments, traces)
         write = sys.stdout.write
-        events = _merged(arguments, traces)
+        texts = _texts(arguments, traces)
         if arguments.follow or sys.stdout.isatty():
-            for trace, event in events:
-                write(show(trace, event))
+            for text in texts:
+                write(text)
                 sys.stdout.flush()
         else:
-            for trace, event in _with_progress(events, traces):
-                write(show(trace, event))
+            for text in _with_progress(texts, traces):
+                write(text)
         sys.stdout.flush()
         lost = [_losses.tell(NAME, trace) for trace in traces]
     return _losses.LOST if any(lost) else 0
@@ -120,15 +119,26 @@ def _check_clocks(traces: list[Trace]) -> None:
         raise ConfigurationError(f"traces of different clocks cannot be merged: {found}")
 
 
-def _merged(arguments: argparse.Namespace, traces: list[Trace]) -> Iterator[tuple[Trace, Event]]:
+def _texts(arguments: argparse.Namespace, traces: list[Trace]) -> Iterator[str]:
+    """A line or more at a time."""
     choice: dict[str, Any] = {
         "names": arguments.event,
         "start_ns": arguments.start,
         "end_ns": arguments.end,
         "cpus": arguments.cpu,
         "pids": arguments.pid,
-        "where": arguments.filter,
     }
+    is_plain = not (arguments.json or arguments.raw or arguments.follow or arguments.filter)
+    if is_plain and len(traces) == 1 and not any(traces[0].buffers):
+        return traces[0].text(**choice)
+    show = _shower(arguments, traces)
+    choice["where"] = arguments.filter
+    return (show(trace, event) for trace, event in _merged(arguments, traces, choice))
+
+
+def _merged(
+    arguments: argparse.Namespace, traces: list[Trace], choice: dict[str, Any]
+) -> Iterator[tuple[Trace, Event]]:
     if len(traces) == 1:
         trace = traces[0]
         events = trace.follow(**choice) if arguments.follow else trace.events(**choice)
@@ -187,22 +197,17 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _with_progress(events: Iterator[tuple[Trace, Event]], traces: list[Trace]) -> Iterator[tuple[Trace, Event]]:
-    """The same events; meanwhile stderr, if it is a terminal, says how far it is."""
+def _with_progress(texts: Iterator[str], traces: list[Trace]) -> Iterator[str]:
+    """The same texts; meanwhile stderr, if it is a terminal, says how far it is."""
     total = sum(trace.bytes_total for trace in traces)
     if total < PROGRESS_SIZE or not sys.stderr.isatty():
-        yield from events
+        yield from texts
         return
     due = time.monotonic() + PROGRESS_INTERVAL
-    for number, item in enumerate(events):
-        yield item
-        if not number & 1023 and time.monotonic() > due:
+    for text in texts:
+        yield text
+        if time.monotonic() > due:
             done = sum(trace.bytes_read for trace in traces)
-            print(
-                f"\r{100 * done // total:3d} % of {total >> 20} MiB, {number} events",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"\r{100 * done // total:3d} % of {total >> 20} MiB", end="", file=sys.stderr, flush=True)
             due = time.monotonic() + PROGRESS_INTERVAL
     print("\r\x1b[K", end="", file=sys.stderr, flush=True)
