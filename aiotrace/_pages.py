@@ -152,9 +152,13 @@ class Pages:
     def offer_prefix(self, mark: Mark) -> None:
         """Offer what a page that still fills holds so far, to the sinks that take prefixes and have room.
 
-        The caller holds the writer's guard, so the page cannot be sealed meanwhile.
+        The caller holds the writer's guard, so the page cannot be sealed meanwhile. Without effect while an older page
+        of this writer is in the ring (a sink that waits is full): it comes first.
         """
         with self.guard:
+            writer = self.arena.get(mark.page, L.WRITER)
+            if any(self.arena.get(page, L.WRITER) == writer for page in self.ring):
+                return
             for delivery in self.deliveries:
                 if delivery.prefixes and not delivery.closed and delivery.has_room and not delivery.holds(mark.page):
                     part = delivery.next_part(mark)
