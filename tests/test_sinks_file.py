@@ -282,6 +282,23 @@ async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(
     assert read(trace_cmd, path) == expected(pages[4:])
 
 
+async def test_a_file_that_is_being_closed_gets_no_more_pages(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fsync fails, then closing the file; called again, the sink closes it first."""
+    pages = fakes.make_pages(12)
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 4 * 4096)
+    plan = {"fdatasync": [None] * 4 + [EIO], "ftruncate": [None, EIO]}
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs(plan))
+    sink, stream = FileSink(path, fsync=True), fakes.FakeStream(pages)
+    with pytest.raises(OSError, match="injected"):
+        await sink(stream)
+    await sink(stream.again())
+    monkeypatch.undo()
+    assert read(trace_cmd, path.parent / "trace.1.dat") == expected(pages[:4])
+    assert read(trace_cmd, path) == expected(pages[4:])
+
+
 # --- cancellation -------------------------------------------------------------------------------
 
 
@@ -344,6 +361,21 @@ async def test_cancelled_anywhere_and_called_again_no_page_is_lost_or_doubled(
             file.unlink()
         if done:
             break
+
+
+async def test_pages_that_were_written_but_not_acknowledged_are_not_doubled_by_a_rotation(
+    trace_cmd: str, path: Path
+) -> None:
+    class Stream(fakes.FakeStream):
+        def acknowledge(self, page: Any) -> None:
+            raise RuntimeError("the outcome is lost, as a native cancellation loses it")
+
+    pages = fakes.make_pages(8)
+    sink, stream = FileSink(path, max_size=6 * 4096), Stream(pages)
+    with pytest.raises(RuntimeError, match="lost"):
+        await sink(stream)
+    await sink(stream.again())
+    assert read(trace_cmd, *path.parent.iterdir()) == expected(pages)
 
 
 async def test_a_sink_that_has_not_finished_refuses_another_recording(path: Path) -> None:

@@ -80,7 +80,6 @@ class FileSink:
         self._fsync = fsync
         self._store: TraceStore | None = None
         self._stored: dict[int, int] = {}
-        self._started = False
         self._begun = 0.0
         self._pid = os.getpid()
 
@@ -146,10 +145,9 @@ class FileSink:
                 raise ConfigurationError(f"{self.path} of another recording is unfinished: use a new FileSink")
             self._store.open()
             return
-        if self._overwrite and not self._started:
+        if self._overwrite:
             remove(self.path)
         self._create(stream)
-        self._started = True
 
     def _create(self, stream: PageStream) -> None:
         self._store = TraceStore(self.path, stream.info, fsync=self._fsync, stored=self._stored)
@@ -214,7 +212,7 @@ class FileSink:
     async def _close(self, worker: Worker, stream: PageStream) -> None:
         if self._store is not None:
             await self._finish(worker, self._store, stream, last=True)
-        self._store, self._stored, self._started = None, {}, False
+        self._store, self._stored = None, {}
 
     async def _finish(self, worker: Worker, store: TraceStore, stream: PageStream, *, last: bool) -> None:
         """Make the trace.dat, a step at a time, so that a cancellation is heard between two."""
