@@ -661,7 +661,7 @@ class TraceFile:
     def _read_commands(self, cursor: Cursor) -> None:
         for line in cursor.take(cursor.u64()).split(b"\n"):
             pid, space, name = line.partition(b" ")
-            if space and pid.isdigit() and len(pid) <= 10:
+            if space and pid.removeprefix(b"-").isdigit() and len(pid) <= 11:
                 self.commands[int(pid)] = text_of(name)
 
     def _read_time_offset(self) -> None:
