@@ -282,6 +282,14 @@ async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(
     assert read(trace_cmd, path) == expected(pages[4:])
 
 
+async def test_what_was_written_before_a_failure_is_acknowledged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [None] * 5 + [NO_SPACE]}))
+    sink, stream = FileSink(path), fakes.FakeStream(fakes.make_pages(9))
+    with pytest.raises(OSError, match="injected"):
+        await sink(stream)
+    assert [page.sequence for page in stream.acknowledged] == [0, 1, 2]  # two writes were the files' beginnings
+
+
 async def test_a_file_that_is_being_closed_gets_no_more_pages(
     trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
