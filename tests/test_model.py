@@ -1,7 +1,7 @@
 """R3: writers, ring, pool and deliveries against a short oracle, in any order of steps that hypothesis finds.
 
-Each event carries the number that its writer gave to the call, refused calls included. So the oracle needs no pages: it
-knows what was asked for and answered, and what each sink looked at and acknowledged, and says what the counters must be.
+Each event carries the number that its writer gave to the call, refused calls included. So the oracle needs no pages:
+it knows what was asked for and answered, and what each sink looked at and acknowledged, and so what the counters are.
 Sequence numbers of pages start near 2**32, where a wrap-around would show.
 """
 
