@@ -755,7 +755,8 @@ typedef struct {
     unsigned char is_signed;
     unsigned char conversion; /* d u x X o */
     unsigned char flags;
-    unsigned char bits; /* 8 to 64: to which an integer is cut */
+    unsigned char bits;    /* 8 to 64: to which an integer is cut */
+    unsigned char is_bare; /* no flags, no width, no precision */
     uint32_t offset;    /* offset + size is at most the event's size */
     uint32_t size;
     int width;
@@ -771,6 +772,12 @@ typedef struct {
 } LineEvent;
 
 typedef struct {
+    char *data;
+    size_t size;
+    size_t capacity;
+} Text;
+
+typedef struct {
     PyObject_HEAD
     PyObject *define;    /* (id) -> (head, size, parts or None) */
     PyObject *name_task; /* (pid) -> bytes */
@@ -778,17 +785,14 @@ typedef struct {
     PyObject *show_rest; /* (id, payload) -> str */
     PyObject *symbols;   /* dict: key -> str */
     PyObject *tasks;     /* dict: pid -> bytes */
+    PyObject *task;      /* the last one of them that was asked for, or NULL */
+    int32_t task_pid;
     int c_strings;
+    Text spare;        /* the memory of the last chunk, for the next */
     LineEvent **index; /* by id; made when it is first met, kept to the end: a callback may be running above us */
 } Lines;
 
-enum { TASKS_MAX = 65536, CHUNK_SIZE = 1 << 16 };
-
-typedef struct {
-    char *data;
-    size_t size;
-    size_t capacity;
-} Text;
+enum { TASKS_MAX = 65536, CHUNK_SIZE = 1 << 16, SPARE_MAX = 4 * CHUNK_SIZE };
 
 static int
 text_reserve(Text *text, size_t more)
@@ -814,6 +818,14 @@ text_append(Text *text, const char *data, size_t size)
     memcpy(text->data + text->size, data, size);
     text->size += size;
     return 0;
+}
+
+/* Where room was reserved. */
+static inline void
+text_put(Text *text, const char *data, size_t size)
+{
+    memcpy(text->data + text->size, data, size);
+    text->size += size;
 }
 
 static int
@@ -884,6 +896,10 @@ append_integer(Text *text, const Part *part, uint64_t value)
     const int is_decimal = part->conversion == 'd';
     if (part->bits < 64)
         value &= (UINT64_C(1) << part->bits) - 1;
+    if (part->is_bare && !(is_decimal && value >> (part->bits - 1))) {
+        const char *found = write_digits(buffer + sizeof buffer, value, part->conversion);
+        return text_append(text, found, (size_t)(buffer + sizeof buffer - found));
+    }
     if (is_decimal && value >> (part->bits - 1)) {
         prefix[prefix_size++] = '-';
         value = part->bits < 64 ? (UINT64_C(1) << part->bits) - value : -value;
@@ -1120,9 +1136,11 @@ append_rest(Lines *self, Text *text, const Record *record, const unsigned char *
     return status;
 }
 
-/* Seconds and microseconds, rounded, as trace-cmd shows a time. */
-static int
-append_time(Text *text, int64_t time)
+/* Seconds and microseconds, rounded, as trace-cmd shows a time; at most TIME_SIZE bytes, for which there is room. */
+enum { TIME_SIZE = 32 };
+
+static void
+put_time(Text *text, int64_t time)
 {
     /* In microseconds first, so that neither the rounding nor a negative time can overflow. */
     int64_t microseconds = time / 1000, rest = time % 1000;
@@ -1136,18 +1154,26 @@ append_time(Text *text, int64_t time)
         fraction += 1000000;
         seconds--;
     }
-    const Part five = {.conversion = 'd', .bits = 64, .width = 5, .precision = -1};
-    const Part six = {.conversion = 'd', .bits = 64, .width = 0, .precision = 6};
-    return append_integer(text, &five, (uint64_t)seconds) < 0 || text_append(text, ".", 1) < 0 ||
-                   append_integer(text, &six, (uint64_t)fraction) < 0
-               ? -1
-               : 0;
+    char buffer[32], *end = buffer + sizeof buffer;
+    for (int i = 0; i < 6; i++) {
+        *--end = (char)('0' + fraction % 10);
+        fraction /= 10;
+    }
+    *--end = '.';
+    char *digits = write_digits(end, seconds < 0 ? -(uint64_t)seconds : (uint64_t)seconds, 'd');
+    if (seconds < 0)
+        *--digits = '-';
+    while (end - digits < 5)
+        *--digits = ' ';
+    text_put(text, digits, (size_t)(buffer + sizeof buffer - digits));
 }
 
 /* Returns a new reference to `            name-pid  `. */
 static PyObject *
 find_task(Lines *self, int32_t pid)
 {
+    if (self->task != NULL && self->task_pid == pid)
+        return Py_NewRef(self->task);
     PyObject *key = PyLong_FromLong(pid);
     if (key == NULL)
         return NULL;
@@ -1166,6 +1192,10 @@ find_task(Lines *self, int32_t pid)
             Py_CLEAR(task);
     }
     Py_DECREF(key);
+    if (task != NULL) {
+        Py_XSETREF(self->task, Py_NewRef(task));
+        self->task_pid = pid;
+    }
     return task;
 }
 
@@ -1207,6 +1237,7 @@ part_parse(Part *part, PyObject *item, Py_ssize_t event_size)
         .conversion = (unsigned char)conversion,
         .flags = (unsigned char)flags,
         .bits = (unsigned char)bits,
+        .is_bare = flags == 0 && width == 0 && precision < 0,
         .offset = offset,
         .size = size,
         .width = width,
@@ -1277,12 +1308,20 @@ append_line(Lines *self, Text *text, const Record *record, PyObject *cpu, const 
     PyObject *task = event == NULL ? NULL : find_task(self, record->pid);
     if (task == NULL)
         return -1;
-    const int failed = text_append_bytes(text, task) < 0 || text_append_bytes(text, cpu) < 0 ||
-                       append_time(text, record->time) < 0 || text_append(text, ": ", 2) < 0 ||
-                       text_append_bytes(text, event->head) < 0;
-    Py_DECREF(task);
-    if (failed)
+    PyObject *const head[] = {task, cpu, event->head};
+    size_t room = TIME_SIZE + 2;
+    for (int i = 0; i < 3; i++)
+        room += (size_t)PyBytes_GET_SIZE(head[i]);
+    if (text_reserve(text, room) < 0) {
+        Py_DECREF(task);
         return -1;
+    }
+    text_put(text, PyBytes_AS_STRING(task), (size_t)PyBytes_GET_SIZE(task));
+    text_put(text, PyBytes_AS_STRING(cpu), (size_t)PyBytes_GET_SIZE(cpu));
+    put_time(text, record->time);
+    text_put(text, ": ", 2);
+    text_put(text, PyBytes_AS_STRING(event->head), (size_t)PyBytes_GET_SIZE(event->head));
+    Py_DECREF(task);
     const size_t mark = text->size;
     int status = append_fields(self, text, event, payload, record->length, swap);
     if (status == ENDED) {
@@ -1304,8 +1343,10 @@ lines_format(Lines *self, PyObject *const *arguments, Py_ssize_t count)
     Walk *walk = as_walk(PyType_GetModuleState(Py_TYPE(self)), arguments[0]);
     if (walk == NULL)
         return NULL;
-    Text text = {0}, timestamps = {0}, ends = {0};
+    Text text = self->spare, timestamps = {0}, ends = {0};
     PyObject *result = NULL;
+    self->spare = (Text){0}; /* a callback may come here too */
+    text.size = 0;
     Record record;
     Fault fault;
     int status = ENDED, in_order = 1;
@@ -1331,7 +1372,12 @@ lines_format(Lines *self, PyObject *const *arguments, Py_ssize_t count)
                            PyByteArray_FromStringAndSize(ends.data, (Py_ssize_t)ends.size),
                            in_order ? Py_True : Py_False);
 exit:
-    PyMem_Free(text.data);
+    PyMem_Free(self->spare.data);
+    self->spare = text;
+    if (text.capacity > SPARE_MAX) {
+        PyMem_Free(text.data);
+        self->spare = (Text){0};
+    }
     PyMem_Free(timestamps.data);
     PyMem_Free(ends.data);
     return result;
@@ -1375,6 +1421,7 @@ lines_traverse(Lines *self, visitproc visit, void *arg)
     Py_VISIT(self->show_rest);
     Py_VISIT(self->symbols);
     Py_VISIT(self->tasks);
+    Py_VISIT(self->task);
     return 0;
 }
 
@@ -1387,6 +1434,7 @@ lines_clear(Lines *self)
     Py_CLEAR(self->show_rest);
     Py_CLEAR(self->symbols);
     Py_CLEAR(self->tasks);
+    Py_CLEAR(self->task);
     return 0;
 }
 
@@ -1400,6 +1448,7 @@ lines_dealloc(Lines *self)
         if (self->index[id] != NULL)
             line_event_free(self->index[id]);
     PyMem_RawFree(self->index);
+    PyMem_Free(self->spare.data);
     type->tp_free(self);
     Py_DECREF(type);
 }
