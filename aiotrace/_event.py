@@ -147,8 +147,8 @@ _local: Final = _Local()
 
 def _renew() -> tuple[Writer, ...]:
     """Bring this thread's lease to the present epoch."""
-    epoch, targets = _active.epoch, _active.targets
-    native_epoch = c_module.get_epoch() if c_module is not None else 0
+    native_epoch = c_module.get_epoch() if c_module is not None else 0  # the oldest first: a change between makes
+    epoch, targets = _active.epoch, _active.targets  # the lease stale, not wrong
     if not _local.pid:
         _local.pid = threading.get_native_id()
         DEFINITIONS.name_command(_local.pid, _thread_name())

@@ -393,11 +393,19 @@ typedef struct {
     PyObject_VAR_HEAD
     uint64_t epoch;
     int32_t pid;
+    Cursor *only; /* if there is one, and its clock needs no Python; or NULL */
     Cursor *cursors[];
 } Lease;
 
+/* glibc keeps room for a pointer of a module that is loaded late: it is found without a call then. */
+#ifdef __GLIBC__
+#define THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
+#else
+#define THREAD_LOCAL __thread
+#endif
+
 static PyTypeObject *lease_type;
-static __thread Lease *this_thread;
+static THREAD_LOCAL Lease *this_thread;
 
 static PyObject *
 lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
@@ -423,6 +431,8 @@ lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
         Py_INCREF(PyTuple_GET_ITEM(writers, i));
         self->cursors[i] = (Cursor *)PyTuple_GET_ITEM(writers, i);
     }
+    if (count == 1 && self->cursors[0]->clock_kind != CLOCK_PYTHON)
+        self->only = self->cursors[0];
     this_thread = self;
     return (PyObject *)self;
 }
@@ -440,6 +450,7 @@ static int
 lease_clear(Lease *self)
 {
     self->epoch = 0; /* never current again */
+    self->only = NULL;
     for (Py_ssize_t i = 0; i < Py_SIZE(self); i++)
         Py_CLEAR(self->cursors[i]);
     return 0;
@@ -529,6 +540,8 @@ typedef struct {
     PyObject *emit;    /* created when first asked for */
     uint64_t mode_epoch;
     int mode;
+    uint64_t plain_epoch; /* `mode_epoch` if the mode is MODE_ALL, else 0, which no epoch is */
+    Py_ssize_t short_count; /* `fields_count` if there are numbers alone and no long record: see `record_short`; or -1 */
 } Event;
 
 /* What the open recordings make of an event, as of mode_epoch; `_event.PythonEvent` decides. */
@@ -635,6 +648,23 @@ measure(Event *self, PyObject *const *args, Measures *measures)
     return (uint32_t)((size + 3) & ~(uint64_t)3);
 }
 
+/* An int that CPython keeps in one piece: up to 30 bits at least. Returns 0 if it is longer. */
+static inline int
+as_compact(PyObject *value, int64_t *result)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    if (unlikely(!PyUnstable_Long_IsCompact((PyLongObject *)value)))
+        return 0;
+    *result = PyUnstable_Long_CompactValue((PyLongObject *)value);
+#else
+    Py_ssize_t digits = Py_SIZE(value);
+    if (unlikely(digits < -1 || digits > 1))
+        return 0;
+    *result = digits == 0 ? 0 : digits * (int64_t)((PyLongObject *)value)->ob_digit[0];
+#endif
+    return 1;
+}
+
 /* An int as 64 bits. Returns 0 if it is none or does not fit. A subclass's own __index__ is not asked, as `struct`
  * does not ask it either. */
 static inline int
@@ -642,18 +672,8 @@ as_s64(PyObject *value, int64_t *result)
 {
     if (unlikely(!PyLong_Check(value)))
         return 0;
-#if PY_VERSION_HEX >= 0x030C0000
-    if (likely(PyUnstable_Long_IsCompact((PyLongObject *)value))) {
-        *result = PyUnstable_Long_CompactValue((PyLongObject *)value);
+    if (likely(as_compact(value, result)))
         return 1;
-    }
-#else
-    Py_ssize_t digits = Py_SIZE(value);
-    if (likely(digits >= -1 && digits <= 1)) {
-        *result = digits == 0 ? 0 : digits * (int64_t)((PyLongObject *)value)->ob_digit[0];
-        return 1;
-    }
-#endif
     int overflow;
     *result = PyLong_AsLongLongAndOverflow(value, &overflow);
     return overflow == 0;
@@ -705,7 +725,7 @@ as_double(PyObject *value, double *result)
     }
 
 /* Convert one value and store it. Returns 0 if it does not fit or could run foreign code. */
-static inline int
+static __attribute__((noinline)) int
 store(char *place, char code, PyObject *value)
 {
     switch (code) {
@@ -761,6 +781,40 @@ store(char *place, char code, PyObject *value)
     return 1;
 }
 
+/* `store`, with what is most of all values without a call: a small int as 64 bits, and a float as a double. */
+static inline __attribute__((always_inline)) int
+store_number(char *place, char code, PyObject *value)
+{
+    int64_t number;
+    if (PyFloat_CheckExact(value) && code == 'd') {
+        double stored = PyFloat_AS_DOUBLE(value);
+        memcpy(place, &stored, sizeof stored);
+        return 1;
+    }
+    if ((code == 'Q' || code == 'q') && PyLong_CheckExact(value) && as_compact(value, &number) &&
+        (code == 'q' || number >= 0)) {
+        memcpy(place, &number, sizeof number);
+        return 1;
+    }
+    return store(place, code, value);
+}
+
+/* Convert the values of an event of numbers and store them. Returns 0 if one does not fit: nothing was committed. */
+static inline __attribute__((always_inline)) int
+store_numbers(Event *self, char *payload, int32_t pid, PyObject *const *args)
+{
+    if (unlikely(self->has_gaps))
+        memset(payload + 8, 0, self->fixed_size - 8);
+    uint32_t common = self->id;
+    memcpy(payload, &common, 4);
+    memcpy(payload + 4, &pid, 4);
+    for (const Field *field = self->fields, *end = field + self->fields_count; field != end; field++, args++) {
+        if (unlikely(!store_number(payload + field->offset, field->code, *args)))
+            return 0;
+    }
+    return 1;
+}
+
 /* Convert all values and store them at `payload`. Returns 0 if one does not fit: then nothing was committed. */
 static inline int
 store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const Measures *measures, uint32_t size)
@@ -790,7 +844,7 @@ store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const 
         else if (field.code == 'K') {
             memcpy(place, &measures->key[i], 8);
         }
-        else if (unlikely(!store(place, field.code, args[i]))) {
+        else if (unlikely(!store_number(place, field.code, args[i]))) {
             return 0;
         }
     }
@@ -823,7 +877,7 @@ bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, P
 }
 
 /* Write the event for every writer of the thread. Returns 0, without effect, if the slow way must be gone. */
-static inline int
+static __attribute__((noinline)) int
 record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     Lease *lease = this_thread;
@@ -870,13 +924,36 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
     return 1;
 }
 
+/* The same for what is most of all calls: numbers alone, in order, for one recording. Returns 0, without effect, if
+ * `record` has to see to it. With no recording open, no lease and no event is of the present epoch. */
+static inline __attribute__((always_inline)) int
+record_short(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Lease *lease = this_thread;
+    if (unlikely(self->plain_epoch != epoch || lease == NULL || lease->epoch != epoch))
+        return 0;
+    Cursor *cursor = lease->only;
+    if (unlikely(cursor == NULL || nargs != self->short_count || keywords != NULL))
+        return 0;
+    uint64_t now = now_ns(cursor), delta = now - cursor->last;
+    uint32_t size = self->fixed_size, end = cursor->end + 4 + size;
+    if (unlikely(delta > DELTA_MAX || end > cursor->limit))
+        return 0;
+    char *record = cursor->page + cursor->end;
+    *(uint32_t *)record = size >> 2 | (uint32_t)delta << 5;
+    if (unlikely(!store_numbers(self, record + 4, lease->pid, args)))
+        return 0;
+    commit(cursor, now, end);
+    return 1;
+}
+
 static PyObject *
 event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
-    if (gate == 0)
-        Py_RETURN_NONE;
     Event *self = (Event *)callable;
-    if (likely(record(self, args, PyVectorcall_NARGS(nargsf), keywords)))
+    if (likely(record_short(self, args, PyVectorcall_NARGS(nargsf), keywords)) || gate == 0)
+        Py_RETURN_NONE;
+    if (record(self, args, PyVectorcall_NARGS(nargsf), keywords))
         Py_RETURN_NONE;
     return PyObject_Vectorcall(self->twin, args, nargsf & ~PY_VECTORCALL_ARGUMENTS_OFFSET, keywords);
 }
@@ -884,9 +961,9 @@ event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
 static PyObject *
 event_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    if (gate == 0)
+    if (likely(record_short((Event *)self, args, nargs, keywords)) || gate == 0)
         Py_RETURN_NONE;
-    if (likely(record((Event *)self, args, nargs, keywords)))
+    if (record((Event *)self, args, nargs, keywords))
         Py_RETURN_NONE;
     return PyObject_Vectorcall(((Event *)self)->twin, args, (size_t)nargs, keywords);
 }
@@ -964,6 +1041,7 @@ event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
         filled = offset + size;
     }
     self->has_gaps |= filled != fixed_size;
+    self->short_count = !self->has_dynamic && fixed_size <= SHORT_PAYLOAD_MAX ? count : -1;
     Py_INCREF(twin);
     self->twin = twin;
     Py_INCREF(names);
@@ -1015,6 +1093,7 @@ event_set_mode(Event *self, PyObject *args)
         return NULL;
     self->mode_epoch = decided_in;
     self->mode = mode;
+    self->plain_epoch = mode == MODE_ALL ? decided_in : 0;
     Py_RETURN_NONE;
 }
 
