@@ -424,16 +424,17 @@ column_field_parse(ColumnField *field, PyObject *item, Py_ssize_t event_size)
 static int
 column_event_parse(ColumnPlan *self, PyObject *item)
 {
-    unsigned short id;
+    int id;
     Py_ssize_t size;
     PyObject *fields;
-    if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "HnO!", &id, &size, &PyTuple_Type, &fields)) {
+    if (!PyTuple_Check(item) || !PyArg_ParseTuple(item, "inO!", &id, &size, &PyTuple_Type, &fields)) {
         if (!PyErr_Occurred())
             PyErr_SetString(PyExc_TypeError, "an event is a tuple");
         return -1;
     }
-    if (size < AIOTRACE_RECORD_COMMON_SIZE || size > UINT32_MAX / 2 || self->index[id] != 0) {
-        PyErr_Format(PyExc_ValueError, "event %u of %zd bytes", (unsigned)id, size);
+    if (id < 0 || id > UINT16_MAX || size < AIOTRACE_RECORD_COMMON_SIZE || size > UINT32_MAX / 2 ||
+        self->index[id] != 0) {
+        PyErr_Format(PyExc_ValueError, "event %d of %zd bytes", id, size);
         return -1;
     }
     ColumnEvent *event = &self->events[self->events_count];
