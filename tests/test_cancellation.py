@@ -17,7 +17,6 @@ import anyio
 import pytest
 from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number, numbers_on
 
-import aiotrace
 from aiotrace import record
 from aiotrace.abc import Page, PageStream
 from aiotrace.worker import worker_thread
