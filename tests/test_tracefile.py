@@ -138,7 +138,7 @@ def test_damage_is_counted_anew_in_each_reading(path: Path) -> None:
     path.write_bytes(changed)
     with open_trace(path) as trace:
         assert [sum(event.is_loss for event in trace), trace.damage_count] == [1, 1]
-        assert [sum(event.is_loss for event in trace), trace.damage_count] == [1, 1]
+        assert [sum(event.is_loss for event in trace), len(trace.damage)] == [1, 1]
         assert trace.statistics().damage == 1
 
 
@@ -218,6 +218,29 @@ def test_a_frame_that_says_less_than_it_holds_is_refused() -> None:
     assert _tracefile.decompressor("zlib")(zlib.compress(b"abc"), 3) == b"abc"
     with pytest.raises(TraceFormatError, match="should be 4 bytes, there are 3"):
         _tracefile.decompressor("zlib")(zlib.compress(b"abc"), 4)
+
+
+def test_a_piece_of_pages_that_announces_too_much_is_not_expanded(path: Path) -> None:
+    path.write_bytes(ZLIB)
+    with TraceFileClosing(path) as file:
+        place = next(cpu.offset for cpu in file.buffers[0].cpus if cpu.size)
+    changed = bytearray(ZLIB)
+    struct.pack_into("<I", changed, place + 8, _tracefile.CHUNK_MAX + 1)
+    path.write_bytes(changed)
+    with open_trace(path) as trace:
+        list(trace)
+        assert f"that become {_tracefile.CHUNK_MAX + 1} should follow" in trace.damage[0].message
+
+
+def test_a_table_that_announces_too_much_is_not_expanded(path: Path) -> None:
+    path.write_bytes(ZLIB)
+    with TraceFileClosing(path) as file:
+        place = struct.unpack("<Q", file.option(_tracefile.OPTION_KALLSYMS) or b"")[0]
+    changed = bytearray(ZLIB)
+    struct.pack_into("<I", changed, place + 16 + 4, _tracefile.SECTION_MAX + 1)
+    path.write_bytes(changed)
+    with TraceFileClosing(path) as file:
+        assert f"at most {_tracefile.SECTION_MAX} are read" in file.damage[0].message
 
 
 def test_without_zstandard_the_error_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
