@@ -78,6 +78,8 @@ class PythonCursor:
         Args:
             payload: Whole; a multiple of 4 bytes.
         """
+        if not self._limit:
+            return False
         now = self._clock()
         delta = now - self._last
         size = len(payload)
