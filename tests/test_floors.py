@@ -70,12 +70,13 @@ FLOORS: dict[str, int] = {
     "aiotrace.decode": 5,
     "aiotrace._store": 5,
     "aiotrace._unfinished": 5,
+    "aiotrace._launch": 5,
+    "aiotrace._children": 5,
+    "aiotrace._shim": 5,
     "aiotrace._commands": 5,
     # beside the floors above 4: what produces events by itself
     "aiotrace._tracers": 5,
     "aiotrace.__main__": 5,
-    # what produces events by itself: found by name, imported by nobody
-    "aiotrace._tracers": 5,
     # sinks use the doors alone
     "aiotrace_sinks": 6,
     # whoever uses it all

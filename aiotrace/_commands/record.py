@@ -1,0 +1,203 @@
+"""Run a program and record its events.
+
+examples:
+  aiotrace record app.py --port 8000
+  aiotrace record -o run.dat -m mypackage ARGUMENTS
+  aiotrace record -e 'http:*' -f 'status >= 500' -e task -- uvicorn app:app
+  aiotrace record -e all -v 'http:debug_*' -b 64M --overrun app.py
+
+Without -e it records the program's own events, and the steps of its tasks. The program is started by execve: its exit
+status, its signals and all that it sees are its own. Children by fork and multiprocessing get a trace each, FILE with
+their pid in its name; `aiotrace report` takes them all. A program that a signal kills leaves its trace unfinished:
+`aiotrace report` reads it as it is, and `aiotrace restore` finishes it.
+
+exit status: the program's; before it begins: 1 the trace cannot be written, 2 wrong arguments, 126 no program that
+can be recorded, 127 no such program
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from .._errors import ConfigurationError
+from .._tracing import TRACERS
+from . import _programs
+
+NAME: Final = "record"
+HELP: Final = "run a program and record its events"
+
+OUTPUT: Final = "trace.dat"
+BUFFER: Final = "4M"
+PAGE_SIZE: Final = 65536
+PAGES_WANTED: Final = 16
+"""A buffer that has fewer pages of the usual size gets smaller ones."""
+PAGE_SIZE_MIN: Final = 4096
+_SIZE: Final = re.compile(r"(?P<number>\d+)(?P<unit>[kKmMgG]?)")
+_UNITS: Final = {"": 1 << 10, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "aiotrace record [OPTIONS] [--] PROGRAM | -m MODULE | -c CODE [ARGUMENTS]"
+    add = parser.add_argument
+    choice: dict[str, Any] = {"dest": "choices", "action": _Choose, "default": []}
+    add("-e", metavar="GLOB", **choice, help="record events like 'http:*', and no others; may be repeated")
+    add("-v", metavar="GLOB", **choice, help="but not events like this; what stands last decides")
+    add("-f", metavar="FILTER", **choice, help="of the -e before it only events with such fields: 'status >= 500'")
+    add("-R", metavar="TRIGGER", **choice, help="what the -e before it sets off: 'traceoff:1 if status >= 500'")
+    add("-p", metavar="TRACER", **choice, help="switch on a tracer that is not part of 'all', like function_graph")
+    add("-o", dest="output", metavar="FILE", help=f"the trace (default: {OUTPUT}, unless there is a --sink)")
+    add("--force", action="store_true", help="overwrite FILE")
+    add("--sink", dest="sinks", action="append", default=[], metavar="URL", help="where else to; may be repeated")
+    add(
+        "-b",
+        dest="buffer",
+        type=_size,
+        default=_size(BUFFER),
+        metavar="SIZE",
+        help=f"the buffer, in KiB or with a unit: 512, 64M (default: {BUFFER})",
+    )
+    add("--overrun", action="store_true", help="a full buffer loses the oldest events, not the newest")
+    add("--clock", default="mono", metavar="CLOCK", help="mono, or tsc: the same time, read faster")
+    add("-q", dest="quiet", action="store_true", help="say nothing at the end, unless events are missing")
+    what: dict[str, Any] = {"nargs": argparse.REMAINDER, "metavar": "..."}
+    add("-m", dest="module", **what, help="a module, as python -m; what follows are its arguments")
+    add("-c", dest="code", **what, help="a program, as python -c; what follows are its arguments")
+    add("program", **what, help="a file, or a command that is a Python program, and its arguments")
+
+
+class _Choose(argparse.Action):
+    """Keeps -e, -v, -f, -R and -p in the order in which they stand: what they mean depends on it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
+    ) -> None:
+        choices = list(getattr(namespace, self.dest))
+        if option in ("-f", "-R"):
+            globs = [glob for action, glob, _ in choices if action == "enable"]
+            if not globs:
+                parser.error(f"{option} {value!r} needs the events that it is for: put -e GLOB before it")
+            choices.append(("filter" if option == "-f" else "trigger", globs[-1], value))
+        else:
+            if option == "-p" and value not in TRACERS:
+                parser.error(f"-p {value!r}: there is no such tracer; known: {', '.join(TRACERS) or 'none yet'}")
+            choices.append(("disable" if option == "-v" else "enable", value, ""))
+        setattr(namespace, self.dest, choices)
+
+
+def _size(text: str) -> int:
+    """Bytes."""
+    match = _SIZE.fullmatch(text)
+    if match is None or not int(match["number"]):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a size in KiB, or with a unit: 512, 64M, 1G")
+    return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Does not return, if the program can be started."""
+    try:
+        path, *argv = _programs.command_of(_words(arguments))
+        environment = _environment(arguments)
+        os.execve(path, argv, environment)  # noqa: S606  # this is what the command is for
+    except _programs.RefusedError as error:
+        print(f"aiotrace record: {error}", file=sys.stderr)
+        return error.status
+
+
+def _words(arguments: argparse.Namespace) -> list[str]:
+    """
+    Raises:
+        ConfigurationError: There is no program among the arguments.
+    """
+    words: list[str] = arguments.program
+    if arguments.module is not None:
+        words = ["-m", *arguments.module]
+    elif arguments.code is not None:
+        words = ["-c", *arguments.code]
+    elif words[:1] == ["--"]:
+        words = words[1:]
+    if not words or (words[0] in ("-m", "-c") and len(words) < 2):
+        raise ConfigurationError("no program to record: aiotrace record [OPTIONS] PROGRAM [ARGUMENTS]")
+    return words
+
+
+def _environment(arguments: argparse.Namespace) -> dict[str, str]:
+    """Ours, with what makes the program's Python begin with the recording.
+
+    Raises:
+        ConfigurationError: The recording cannot work.
+        OSError: The trace cannot be written.
+    """
+    from .. import _launch
+
+    sinks = list(arguments.sinks)
+    if arguments.output is not None or not sinks:
+        sinks.insert(0, _file_url(arguments.output or OUTPUT, force=arguments.force))
+    page_size = PAGE_SIZE
+    while page_size > PAGE_SIZE_MIN and arguments.buffer // page_size < PAGES_WANTED:
+        page_size //= 2
+    plan = _launch.Plan(
+        pid=os.getpid(),
+        path=tuple(os.path.abspath(entry) for entry in sys.path),
+        sinks=tuple(map(_absolute, sinks)),
+        choices=_only(arguments.choices),
+        pages=arguments.buffer // page_size,
+        page_size=page_size,
+        overrun="drop_oldest" if arguments.overrun else "drop_newest",
+        clock=arguments.clock,
+        quiet=arguments.quiet,
+    )
+    plan.check()
+    shim = os.path.join(os.path.dirname(os.path.abspath(_launch.__file__)), "_shim")
+    if os.pathsep in shim:
+        raise ConfigurationError(
+            f"{shim!r} cannot stand in PYTHONPATH: install aiotrace where no {os.pathsep!r} is in the path"
+        )
+    before = os.environ.get("PYTHONPATH")
+    return {
+        **os.environ,
+        "PYTHONPATH": f"{shim}{os.pathsep}{before}" if before else shim,
+        "AIOTRACE_RECORD": json.dumps(plan.to_dict()),
+    }
+
+
+def _only(choices: Sequence[tuple[Any, str, str]]) -> tuple[Any, ...]:
+    """With an -e, only what is asked for; -v alone takes from what is recorded without."""
+    asked = any(action == "enable" for action, *_ in choices)
+    return (("disable", "all", ""), *choices) if asked else tuple(choices)
+
+
+def _file_url(path: str, *, force: bool) -> str:
+    """The URL of a file that can be written.
+
+    Raises:
+        ConfigurationError: It cannot stand in a URL.
+        OSError: A trace is there already, or the folder cannot be written.
+    """
+    from .._store import journal_path, spool_paths
+
+    if "?" in path:
+        raise ConfigurationError(f"{path!r}: choose a name without '?'")
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: the folder {folder} cannot be written")
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder: -o takes the name of a file")
+    there = [each for each in (path, journal_path(path), *spool_paths(path)) if os.path.lexists(each)]
+    if there and not force:
+        raise FileExistsError(f"{there[0]} exists: choose another name with -o, or overwrite it with --force")
+    return f"file:{path}{'?overwrite=yes' if force else ''}"
+
+
+def _absolute(url: str) -> str:
+    """A file's URL whose path does not depend on where the program goes."""
+    path, mark, query = url.partition("?")
+    scheme, _, name = path.partition(":")
+    return f"{scheme}:{os.path.abspath(name)}{mark}{query}" if scheme == "file" and name else url

@@ -1,0 +1,268 @@
+"""The launcher's part inside the traced program: a recording from before its first line to after its last.
+
+    aiotrace record --execve--> _shim/sitecustomize --enter--> Run.open ... the program ... Run.close, at exit
+
+The plan is what the command line asked for. The command makes the same recording of it as the program will, without
+opening it, so that whatever cannot work is refused before the program begins.
+
+Two laws. **The program is not harmed**: our threads take no signal that is meant for it, its exit status is its own,
+and in a child that cannot be recorded it just runs. **A recording that was asked for is there, or the program does not
+begin**: if it cannot be opened in the first process, that ends with status 1 and says why.
+
+This module does not know how children are followed (`_children`), nor what a command line is.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from ._definitions import DEFINITIONS, EventDefinition
+from ._errors import AiotraceError, ConfigurationError
+from ._recording import Overrun, SyncRecording, recording
+from ._selection import matches
+from ._statistics import Statistics
+from ._store import remove
+from ._tracing import TRACERS
+
+Choice = tuple[Literal["enable", "disable", "filter", "trigger"], str, str]
+"""A method of the recording, a glob, and for the last two a text."""
+
+FILE: Final = "file:"
+"""URLs whose names a child changes."""
+_FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
+"""Signals that a thread raises by its own doing: faulthandler wants them where they happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to record, and where to."""
+
+    pid: int
+    """The process that is meant: execve keeps it."""
+    path: tuple[str, ...]
+    """Where `record` found its modules."""
+    sinks: tuple[str, ...]
+    """URLs; a file's path is absolute, because the program may be anywhere when a child is made."""
+    choices: tuple[Choice, ...]
+    pages: int
+    page_size: int
+    """Bytes."""
+    overrun: Overrun
+    clock: str
+    quiet: bool
+    """Say nothing at the end, unless the trace is not what it should be."""
+
+    def recording(self) -> SyncRecording:
+        """The recording, not open yet.
+
+        Raises:
+            ConfigurationError: It cannot work.
+        """
+        return recording(*self.urls, page_size=self.page_size, pages=self.pages, overrun=self.overrun, clock=self.clock)
+
+    def check(self) -> None:
+        """See whether all of it can work, as far as can be told without doing it.
+
+        Raises:
+            ConfigurationError: It cannot; the message says what would.
+        """
+        selection = self.recording().selection
+        for action, glob, text in self.choices:
+            if action == "filter":
+                selection.filter(glob, text)
+            elif action == "trigger":
+                selection.trigger(glob, text)
+
+    @property
+    def is_for_us(self) -> bool:
+        """Whether this is the process that was asked for, and not a child."""
+        return os.getpid() == self.pid
+
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """The sinks of this process: in a child, files have its pid in their names."""
+        return self.sinks if self.is_for_us else tuple(child_url(url, os.getpid()) for url in self.sinks)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        choices = tuple((action, glob, text) for action, glob, text in values["choices"])
+        return cls(**{**values, "path": tuple(values["path"]), "sinks": tuple(values["sinks"]), "choices": choices})
+
+
+def child_url(url: str, pid: int) -> str:
+    """A file's URL with a pid in the name: file:/tmp/trace.dat is file:/tmp/trace.4615.dat. Other URLs as they are."""
+    if not url.startswith(FILE):
+        return url
+    path, mark, query = url.partition("?")
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}.{pid}{suffix}{mark}{query}"
+
+
+def file_of(url: str) -> str:
+    """The path in a file's URL."""
+    return url.removeprefix(FILE).partition("?")[0]
+
+
+# --- from the first line to the last ----------------------------------------------------------------
+
+
+class Run:
+    """The recording of this process."""
+
+    def __init__(self, plan: Plan) -> None:
+        """
+        Raises:
+            ConfigurationError: The plan cannot work.
+        """
+        self.plan = plan
+        self._recording = plan.recording()
+        self.pid = os.getpid()
+
+    def open(self) -> None:
+        """
+        Raises:
+            Exception: What a sink raised before it asked for its first page, or why a tracer cannot run.
+        """
+        atexit.register(self.close)
+        try:
+            with no_signals():
+                self._recording.__enter__()
+            self._choose()
+        except BaseException:
+            atexit.unregister(self.close)
+            self._recording.close()
+            raise
+
+    def _choose(self) -> None:
+        for action, glob, text in self.plan.choices:
+            if action in ("filter", "trigger"):
+                getattr(self._recording, action)(glob, text)
+            else:
+                getattr(self._recording, action)(glob)
+        if not self.plan.choices and "task" in TRACERS:
+            with contextlib.suppress(ConfigurationError):  # where tasks cannot be traced, the program's own events are
+                self._recording.enable("task:*")
+
+    def close(self) -> None:
+        """Finish the trace, and say what became of it. A second call, or one in a forked child, does nothing."""
+        global current
+        if current is not self or os.getpid() != self.pid:
+            return
+        current = None
+        self._recording.close()
+        statistics = self._recording.statistics()
+        tell(*self._report(statistics))
+        if not statistics.events_written and not self.plan.is_for_us:
+            self._remove_files()
+
+    def _report(self, statistics: Statistics) -> Iterator[str]:
+        told = not self.plan.quiet and self.plan.is_for_us
+        for url, sink in zip(self.plan.urls, statistics.sinks, strict=False):
+            name = file_of(url) if url.startswith(FILE) else url
+            if sink.state == "finished":
+                if told:
+                    yield f"{name}: {sink.events_delivered} events"
+                continue
+            why = f" ({sink.last_error})" if sink.last_error is not None else ""
+            complete = f"; `aiotrace restore {name}` completes it" if url.startswith(FILE) else ""
+            yield f"{name}: unfinished after {sink.events_delivered} events{why}{complete}"
+        if statistics.events_lost:
+            yield lost(statistics)
+        if told:
+            yield from self._unmatched()
+
+    def _remove_files(self) -> None:
+        """Children that recorded nothing leave nothing: programs fork for many reasons."""
+        for url in self.plan.urls:
+            if url.startswith(FILE):
+                with contextlib.suppress(OSError):
+                    remove(file_of(url))
+
+    def _unmatched(self) -> Iterator[str]:
+        """What was asked for and never was: most often a spelling mistake."""
+        names = [f"{each.system}:{each.name}" for each in DEFINITIONS if isinstance(each, EventDefinition)]
+        for action, glob, _ in self.plan.choices:
+            if action == "enable" and not any(matches(glob, name) for name in names):
+                known = f"it has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else "it has none"
+                yield f"-e {glob!r} matches no event of this process: {known}"
+
+
+def lost(statistics: Statistics) -> str:
+    """How many events are missing, and why."""
+    dropped = ", ".join(f"{count} {cause}" for cause, count in statistics.dropped.items() if count)
+    parts = [f"{statistics.events_dropped} refused ({dropped})"] if statistics.events_dropped else []
+    parts += [f"{statistics.events_overrun} overwritten by newer ones"] if statistics.events_overrun else []
+    parts += [f"{statistics.events_abandoned} given up with a sink"] if statistics.events_abandoned else []
+    return f"events lost: {statistics.events_lost}: {', '.join(parts)}"
+
+
+def tell(*lines: str) -> None:
+    """Print to the stderr that the program began with, if it is still there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        for line in lines:
+            print(f"aiotrace record: {line}", file=sys.__stderr__)
+        sys.__stderr__.flush()  # type: ignore[union-attr]  # None is an AttributeError
+
+
+@contextlib.contextmanager
+def no_signals() -> Iterator[None]:
+    """Threads that are started here take no signals: a program that blocks a signal, to wait for it with sigwait, must
+    not have it delivered to a thread that it does not know of."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+current: Run | None = None
+"""What is being recorded in this process."""
+
+
+def enter(values: Mapping[str, Any], *, spawned: bool) -> None:
+    """Begin, in the first process or in one that multiprocessing spawned.
+
+    Args:
+        values: A plan, as `Plan.to_dict` made it.
+    """
+    from . import _children
+
+    plan = Plan.from_dict(values)
+    if spawned:
+        follow(plan)
+    else:
+        try:
+            begin(plan)
+        except Exception as error:
+            tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
+            os._exit(1)  # an exception would be lost in site, and the program would run without us
+    _children.watch()
+
+
+def begin(plan: Plan) -> None:
+    """
+    Raises:
+        Exception: As `Run.open`.
+    """
+    global current
+    run = Run(plan)
+    run.open()
+    current = run
+
+
+def follow(plan: Plan) -> None:
+    """Record a child. If that cannot be, it is told, and the child just runs."""
+    try:
+        begin(plan)
+    except Exception as error:
+        tell(f"process {os.getpid()} is not recorded: {error}")
