@@ -2,8 +2,9 @@
 
     recording opened, closed, enable(), disable() -> follow -> start or stop each tracer
 
-A tracer is a module of the package `_tracers`, imported when it is first wanted, with `start()` and `stop()`; its events
-are defined with `by_default=False`, in a system of the tracer's own name. It must leave the program as it found it.
+A tracer is a module of the package `_tracers`, imported when it is first wanted, with `start()` and `stop()`; its
+events are defined with `by_default=False`, in a system of the tracer's own name. It must leave the program as it found
+it.
 """
 
 from __future__ import annotations
