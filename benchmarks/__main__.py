@@ -6,10 +6,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from . import page_allocations
+from . import decode, files, page_allocations
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[[], Table]]] = {
+    "decode": (decode.__doc__, decode.run),
+    "files": (files.__doc__, files.run),
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
 }
 

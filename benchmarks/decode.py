@@ -1,0 +1,192 @@
+"""What it costs to read events: into columns, as objects, as text; beside `trace-cmd report`.
+
+    a trace.dat of ours: three numbers (uniform), or those, a string and a symbol by turns (mixed), from two threads
+
+      columns          every page's records into arrays: timestamp, id, pid, place, and each field of each event
+      columns, twin    the same in Python
+      counts           `statistics()`: what `stat` does; no field is decoded
+      events           `for event in open_trace(path)`, no field looked at; then with `event.fields`
+      text             `Trace.text()`, thrown away
+      report           the program `aiotrace report FILE > /dev/null`, from its start to its end
+      trace-cmd        the program `trace-cmd report FILE > /dev/null`, likewise
+
+All rows are measured in one run, interleaved: each round takes every row once, in random order, and the ratio is the
+median over the rounds of a row's events per second to trace-cmd's in the same round. Rows in Python read a part.
+
+babeltrace2 is not here: it reads CTF, and a trace.dat would have to be converted first. What it took for a trace of
+LTTng's on the same kind of machine is in docs/native.md.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aiotrace_sinks import FileSink
+
+import aiotrace
+from aiotrace import _columns
+from aiotrace._columns import ColumnPlan
+from aiotrace._records import ALL, PythonWalk, walk
+from aiotrace._tracefile import FoundPage, TraceFile
+from aiotrace.decode import Trace, _read_header, open_trace
+
+from .table import Cell, Table
+
+EVENTS: Final = 2_000_000
+ROUNDS: Final = 7
+PART: Final = 40
+"""Pages that rows in Python read: they would take the run's time otherwise."""
+TRACE_CMD: Final = "trace-cmd"
+
+done = aiotrace.event("benchmark:done", status="u16", latency_ns="u64", size="u32")
+fetched = aiotrace.event("benchmark:fetched", path="str", count="u32", table="symbol")
+
+
+@dataclass
+class Row:
+    """One way to read."""
+
+    name: str
+    events: int
+    read: Callable[[], object]
+    seconds: list[float] = field(default_factory=list)
+
+    def measure(self) -> None:
+        began = time.perf_counter()
+        self.read()
+        self.seconds.append(time.perf_counter() - began)
+
+    def rate(self, round: int) -> float:
+        return self.events / self.seconds[round]
+
+
+def write_trace(path: Path, events: int, *, mixed: bool) -> int:
+    """Record them from two threads; returns how many came into the file."""
+
+    def work() -> None:
+        for number in range(events // 4 if mixed else events // 2):
+            done(200, number, 77)
+            if mixed:
+                fetched(f"/index/{number % 100}", 5, "users")
+
+    with aiotrace.recording(aiotrace.sink(FileSink(path), quota=192), pages=256) as recording:
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return recording.statistics().events_delivered
+
+
+class Pages:
+    """A file's pages in memory, so that columns are measured without its reading."""
+
+    def __init__(self, path: Path) -> None:
+        file = TraceFile(path)
+        self.found: list[FoundPage] = [
+            found for buffer in file.buffers for cpu in buffer.cpus for found in file.pages(buffer, cpu)
+        ]
+        self.headers = [_read_header(found.data, file.shape) for found in self.found]
+        self.plan = ColumnPlan(format for format in file.formats.values() if format.system == "benchmark")
+        self.events = tuple((f.id, f.size, tuple(map(_columns._planned, f.own_fields))) for f in self.plan.formats)
+        file.close()
+
+    def columns(self) -> int:
+        rows = 0
+        for found, header in zip(self.found, self.headers, strict=True):
+            records = walk(found.data, header.timestamp, header.start, header.end)
+            rows += len(self.plan.name(self.plan.decode(records), found.data, 0))
+        return rows
+
+    def twin(self) -> int:
+        rows = 0
+        plan = _columns._PythonPlan(self.events)
+        for found, header in zip(self.found[:PART], self.headers, strict=False):
+            records = PythonWalk(found.data, header.timestamp, header.start, header.end, 0, False, *ALL.bounds)
+            rows += len(plan.decode(records)[0])
+        return rows
+
+
+def _read(path: Path, use: Callable[[Trace], object]) -> None:
+    with open_trace(path) as trace:
+        use(trace)
+
+
+def _some(trace: Trace, count: int, fields: bool) -> None:
+    for number, event in enumerate(trace):
+        if fields:
+            event.fields  # noqa: B018  # reading it is what is measured
+        if number == count:
+            return
+
+
+def _run(*command: str | Path) -> None:
+    with open(os.devnull, "wb") as nothing:
+        subprocess.run(command, stdout=nothing, stderr=nothing, check=True)
+
+
+def rows_of(path: Path, events: int) -> list[Row]:
+    pages = Pages(path)
+    assert pages.columns() == events
+    part = min(events, 100_000)
+    rows = [
+        Row("columns", events, pages.columns),
+        Row("columns, twin", pages.twin(), pages.twin),
+        Row("counts", events, lambda: _read(path, Trace.statistics)),
+        Row("events", part, lambda: _read(path, lambda trace: _some(trace, part, False))),
+        Row("events, fields", part, lambda: _read(path, lambda trace: _some(trace, part, True))),
+        Row("text", events, lambda: _read(path, lambda trace: sum(map(len, trace.text())))),
+        Row("report", events, lambda: _run(sys.executable, "-m", "aiotrace", "report", path)),
+    ]
+    tool = shutil.which(TRACE_CMD)
+    if tool is not None:
+        rows.append(Row(TRACE_CMD, events, lambda: _run(tool, "report", "-i", path)))
+    return rows
+
+
+def line(kind: str, row: Row, reference: Row | None) -> tuple[Cell, ...]:
+    rates = [row.rate(round) / 1e6 for round in range(len(row.seconds))]
+    ratio: Cell = "NOT RUN"
+    if reference is not None:
+        ratio = statistics.median(row.rate(r) / reference.rate(r) for r in range(len(row.seconds)))
+    return kind, row.name, row.events, min(rates), statistics.median(rates), max(rates), ratio
+
+
+def run(events: int | None = None, rounds: int | None = None) -> Table:
+    """
+    Args:
+        events: How many each trace has.
+        rounds: How often each row is measured.
+    """
+    lines: list[tuple[Cell, ...]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("uniform", "mixed"):
+            path = Path(folder) / f"{kind}.dat"
+            rows = rows_of(path, write_trace(path, events or EVENTS, mixed=kind == "mixed"))
+            for _ in range(rounds or ROUNDS):
+                for row in random.sample(rows, len(rows)):
+                    row.measure()
+            reference = next((row for row in rows if row.name == TRACE_CMD), None)
+            lines += [line(kind, row, reference) for row in rows]
+    return Table(
+        title=f"Reading a trace.dat, in millions of events per second; back end {aiotrace.__backend__!r}",
+        columns=("trace", "what", "events", "min", "median", "max", "x trace-cmd"),
+        rows=lines,
+        notes=(
+            "x trace-cmd: the median over the rounds of the ratio within a round.",
+            "Goals: report at least 4, columns at least 30 million events per second.",
+            "report and trace-cmd are whole programs, with their start; the others run in this one.",
+        ),
+    )
