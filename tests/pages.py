@@ -134,6 +134,7 @@ other_records = st.one_of(
 )
 bad_records = st.one_of(
     st.binary(max_size=12),
+    st.builds(encode_record, deltas, st.binary(min_size=1, max_size=7)),  # no room for the common fields
     st.builds(lambda record, size: record[:size], good_records, st.integers(0, 60)),
     st.builds(lambda id, body: encode_record(1, struct.pack("=HBBi", id, 0, 0, 1) + body),
               st.sampled_from([format.id for format in FORMATS]), st.binary(max_size=60)),

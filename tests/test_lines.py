@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from aiotrace import _lines as lines
 from aiotrace._backend import c_module
 from aiotrace._errors import TraceFormatError
 from aiotrace._lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
-from aiotrace._page import encode_record
+from aiotrace._page import encode_absolute_timestamp, encode_record
 from aiotrace._records import ALL, PythonWalk, walk
 from aiotrace.decode import Event, _Tables, format_line
 
@@ -157,6 +158,49 @@ def test_lines_before_damage_are_printed_and_then_it_is_told() -> None:
     for _ in range(2):
         with pytest.raises(TraceFormatError, match="offset 32: a record of 112 bytes"):
             printer.format(records, 0)
+
+
+@pytest.mark.parametrize("text", ["plain ~", "\x7f", "\x1f", "\x1b[2J", "größe", "\ud800", "a\0b", "", "\u202e"])
+@pytest.mark.parametrize("c_strings", [True, False])
+@pytest.mark.parametrize("spec", ["%s", "%12s", "%-12s", "%.3s"])
+def test_any_string_is_printed_as_the_interpreter_does(text: str, c_strings: bool, spec: str) -> None:
+    format = kernel_format(300, "one", "__data_loc char[] s;8;4;0", f'"<{spec}>", __get_str(s)')
+    tables = _Tables({300: format}, {}, {}, None, c_strings=c_strings)
+    raw = text.encode("utf-8", "surrogatepass") + b"\0"
+    payload = struct.pack("=HBBiI", 300, 0, 0, 7, 12 | len(raw) << 16) + raw
+    data = encode_record(0, payload)
+    event = Event(tables.kind(300), 0, 7, 3, data[4:], tables)
+    assert Lines(tables).format(walk(data, 0), 3).text.decode() == format_line(event) + "\n"
+
+
+@pytest.mark.parametrize(
+    "time", [0, 499, 500, 999_999_499, 999_999_500, -1, -500, -501, 10**14, (1 << 63) - 1, -(1 << 63)]
+)
+def test_times_are_rounded_to_microseconds(time: int) -> None:
+    data = encode_record(0, NUMBERS.encode(100, 7, (1, 2, 3), lambda text: 0))
+    chunk = Lines(make_tables(False)).format(walk(data, time & (1 << 64) - 1), 3)
+    assert f"[003] {format_time(time)}: numbers: ".encode() in chunk.text
+
+
+def test_a_record_too_short_for_its_event_is_printed_as_damaged() -> None:
+    data = encode_record(0, struct.pack("=HBBi", 100, 0, 0, 7))
+    chunk = Lines(make_tables(False)).format(walk(data, 0), 3)
+    assert b"numbers:              damaged=a record of 8 bytes, where its event needs 28\n" in chunk.text
+
+
+def test_a_string_outside_of_its_record_is_printed_as_damaged() -> None:
+    format = kernel_format(300, "one", "int n;8;4;1\n__data_loc char[] s;12;4;0", '"n=%d s=%s", REC->n, __get_str(s)')
+    data = encode_record(0, struct.pack("=HBBiiI", 300, 0, 0, 7, 5, 16 | 1 << 16))
+    chunk = Lines(_Tables({300: format}, {}, {}, None)).format(walk(data, 0), 3)
+    assert chunk.text.endswith(b"one:                  damaged=field 's' lies at 16..17 of a record of 16 bytes\n")
+
+
+def test_lines_whose_time_goes_back_are_said_to_be_out_of_order() -> None:
+    record = encode_record(0, NUMBERS.encode(100, 7, (1, 2, 3), lambda text: 0))
+    forth, back = encode_absolute_timestamp(9) + record, encode_absolute_timestamp(8) + record
+    printer = Lines(make_tables(False))
+    assert not printer.format(walk(forth + back, 0), 3).in_order
+    assert printer.format(walk(back + forth, 0), 3).in_order
 
 
 @needs_c

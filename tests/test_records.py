@@ -14,6 +14,7 @@ from aiotrace import _page
 from aiotrace import _records as records
 from aiotrace._backend import c_module
 from aiotrace._errors import TraceFormatError
+from aiotrace._page import encode_absolute_timestamp
 from aiotrace._records import ALL, PythonWalk, Selection
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
@@ -74,6 +75,50 @@ def test_the_quick_walk_finds_what_the_plain_one_does(make: Any, data: bytes, ti
         failed = True
     found, damage = drained(make(data, timestamp, 0, len(data), 0, False, *ALL.bounds))
     assert ([(time, start, length) for time, _, _, start, length in found], damage is not None) == (plain, failed)
+
+
+@makers
+@pytest.mark.parametrize("record", [struct.pack("=II", 1, 7), struct.pack("=III", 0, 8, 7)])
+def test_a_record_without_room_for_the_common_fields_is_damage(make: Any, record: bytes) -> None:
+    found, damage = drained(make(record, 0, 0, len(record), 0, False, *ALL.bounds))
+    assert (found, damage) == ([], ("a record of 4 bytes where 4 are left", 0))
+
+
+@makers
+@pytest.mark.parametrize(("size", "problem"), [(4, None), (12, None), (16, 0), (5, 0), (0, 0), ((1 << 32) - 4, 0)])
+def test_padding_ends_within_the_data(make: Any, size: int, problem: int | None) -> None:
+    data = struct.pack("=II", 29 | 7 << 5, size) + bytes(8)
+    if size == 4:
+        data = data[:8]
+    found, damage = drained(make(data, 0, 0, len(data), 0, False, *ALL.bounds))
+    assert (found, damage) == ([], None if problem is None else (f"padding of {size} bytes", problem))
+
+
+@makers
+def test_padding_takes_its_time(make: Any) -> None:
+    data = struct.pack("=II", 29 | 7 << 5, 4) + struct.pack("=IHBBi", 2 | 1 << 5, 7, 0, 0, 1)
+    assert next(make(data, 100, 0, len(data), 0, False, *ALL.bounds))[0] == 108
+
+
+@makers
+def test_the_page_gives_an_absolute_time_the_bits_above_59(make: Any) -> None:
+    data = encode_absolute_timestamp(5) + struct.pack("=IHBBi", 2, 7, 0, 0, 1)
+    assert next(make(data, 3 << 59 | 77, 0, len(data), 0, False, *ALL.bounds))[0] == 3 << 59 | 5
+
+
+@makers
+@pytest.mark.parametrize(("first", "last", "found"), [(5, 5, 1), (6, 9, 0), (0, 4, 0)])
+def test_the_first_and_the_last_time_are_included(make: Any, first: int, last: int, found: int) -> None:
+    data = struct.pack("=IHBBi", 2, 7, 0, 0, 1)
+    assert len(list(make(data, 5, 0, len(data), 0, False, None, None, first, last))) == found
+
+
+@makers
+@pytest.mark.parametrize(("length", "found"), [(12, [(0, 7, 1, 8, 8)]), (13, []), (4, []), (9, [(0, 7, 1, 8, 8)])])
+def test_a_long_record_says_its_length_and_is_padded(make: Any, length: int, found: list[Any]) -> None:
+    data = struct.pack("=IIHBBi", 0, length, 7, 0, 0, 1)
+    records, damage = drained(make(data, 0, 0, len(data), 0, False, *ALL.bounds))
+    assert (records, damage is None) == (found, bool(found))
 
 
 @makers
