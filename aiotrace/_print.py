@@ -373,8 +373,10 @@ class _Compiler:
     def _postfix(self) -> Expression:
         kind, text = self._next()
         if kind == "number":
-            number = int(text, 0) if not re.fullmatch(r"0\d+", text) else int(text, 8)
-            number &= _MASK
+            try:
+                number = int(text, 8 if re.fullmatch(r"0\d+", text) else 0) & _MASK
+            except ValueError:  # 09, or more digits than Python reads
+                raise self._refuse(f"{text[:20]!r} is no number") from None
             return lambda values: number
         if kind == "string":
             literal = unquoted(text)
