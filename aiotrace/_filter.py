@@ -32,6 +32,8 @@ __all__ = ["Filter", "compile_filter"]
 
 LENGTH_MAX: Final = 10_000
 """Characters of a filter."""
+NUMBER_MAX: Final = 100
+"""Characters of a number: Python reads no more than 4300 digits."""
 DEPTH_MAX: Final = 50
 
 
@@ -192,7 +194,7 @@ class _Parser:
 
     def _value(self, op: str) -> Any:
         kind, word = self.kind, self.word
-        if kind not in ("string", "number", "name"):
+        if kind not in ("string", "number", "name") or (kind == "number" and len(word) > NUMBER_MAX):
             raise self.refuse("a number, a string or a word")
         if op == "&" and (kind != "number" or not isinstance(_number(word), int)):
             raise self.refuse("a whole number")

@@ -86,6 +86,7 @@ def test_a_filter_answers(text: str, expected: bool | None) -> None:
         ("(" * 60 + "n" + ")" * 60, "no more than 50 levels"),
         ("!" * 60 + "n", "no more than 50 levels"),
         ("n" * 10_001, "10001 characters"),
+        ("n == " + "9" * 5000, "a number, a string or a word should be at 5"),
     ],
 )
 def test_what_is_no_filter_is_refused_with_the_place(text: str, message: str) -> None:
