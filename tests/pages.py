@@ -71,6 +71,9 @@ KERNEL_FORMATS: Final = (
     kernel_format(203, "tail", "u8 n;8;1;0\nchar buf[];12;0;0", '"%u: %s", REC->n, REC->buf'),
     kernel_format(204, "symbolic", "u32 n;8;4;0", '"n=%s", __print_symbolic(REC->n, {0, "none"}, {1, "one"})'),
     kernel_format(205, "quiet", "__data_loc char[] s;8;4;0\nint n;12;4;1", '"n=%d", REC->n'),
+    kernel_format(
+        207, "truth", "bool b;8;1;0\nconst char * p;16;8;0", '"%u %.3s %-22s %d", REC->b, REC->p, REC->p, REC->b'
+    ),
     kernel_format(206, "left", "__rel_loc char[] s;8;4;0", '"<%-12s>", REC->s'),
 )
 FORMATS: Final = OUR_FORMATS + KERNEL_FORMATS
@@ -119,7 +122,7 @@ def _kernel_locations(id: int, first: bytes, second: bytes) -> bytes:
 encoded = texts.map(lambda text: text.encode("utf-8", "surrogatepass") + b"\0")
 kernel_payloads = st.one_of(
     st.builds(
-        _kernel_payload, st.sampled_from([200, 201, 203, 204, 205]), st.binary(min_size=40, max_size=60), encoded
+        _kernel_payload, st.sampled_from([200, 201, 203, 204, 205, 207]), st.binary(min_size=40, max_size=60), encoded
     ),
     st.builds(_kernel_locations, st.just(202), encoded, encoded),
     st.builds(_kernel_payload, st.sampled_from([202, 205, 206]), st.binary(min_size=16, max_size=16), encoded),

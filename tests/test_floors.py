@@ -33,6 +33,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._arena": 1,
     "aiotrace._cursor": 1,
     "aiotrace._ring": 1,
+    "aiotrace._crc": 1,
     "aiotrace._records": 1,
     "aiotrace._definitions": 1,
     "aiotrace.abc": 1,  # a public door, but types alone: whoever hands pages over speaks in them

@@ -104,6 +104,7 @@ def test_our_own_events_are_printed_in_parts() -> None:
         "symbolic": False,
         "quiet": False,  # its string is not printed, but may still make the record unreadable
         "left": True,
+        "truth": True,
     }
 
 

@@ -1,6 +1,7 @@
 /* What the C files of aiotrace._c share: the numbers of _layout.py, the module's state, and who sets up what.
  *
  *     module.c   the module itself; knows no page
+ *     crc.c      the crc32 of a page
  *     decode.c   reading: records, columns, lines of text
  *     event.c    writing: events
  *     span.c     writing: spans, which are two events
@@ -40,6 +41,7 @@ aiotrace_get_state(PyObject *module)
 }
 
 /* Add the part's types and functions to the module. Return -1 with an exception set if that cannot be done. */
+int aiotrace_crc_exec(PyObject *module);
 int aiotrace_decode_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);

@@ -50,6 +50,7 @@ module_free(void *module)
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, refuse_subinterpreter},
     {Py_mod_exec, take_errors},
+    {Py_mod_exec, aiotrace_crc_exec},
     {Py_mod_exec, aiotrace_decode_exec},
     {Py_mod_exec, aiotrace_event_exec},
     {Py_mod_exec, aiotrace_span_exec},
