@@ -5,6 +5,15 @@ between the lines that a lock protects, and may emit an event there. Waiting wou
 half-done state. So `enter` says no, and the event is counted as refused (cause "reentrant").
 
 Other threads wait: the protected sections are a few dozen lines without I/O.
+
+Program code, where a KeyboardInterrupt may be raised after any call, enters by the lock itself:
+
+    with guard.lock:            in C: no signal is looked for between it and the next line
+        if guard.busy: ...      refuse
+        guard.busy = True
+        try: ...
+        finally:
+            guard.busy = False
 """
 
 from __future__ import annotations
@@ -13,26 +22,26 @@ import threading
 
 
 class Guard:
-    __slots__ = ("_busy", "_lock")
+    __slots__ = ("busy", "lock")
 
     def __init__(self) -> None:
-        # An RLock, because it knows its owner; between its acquisition and `_busy` nothing is half done, so a
+        # An RLock, because it knows its owner; between its acquisition and `busy` nothing is half done, so a
         # handler that runs just there may go through.
-        self._lock = threading.RLock()
-        self._busy = False
+        self.lock = threading.RLock()
+        self.busy = False
 
     def enter(self) -> bool:
         """Returns False, without effect, if this thread is inside already."""
-        self._lock.acquire()
-        if self._busy:
-            self._lock.release()
+        self.lock.acquire()
+        if self.busy:
+            self.lock.release()
             return False
-        self._busy = True
+        self.busy = True
         return True
 
     def leave(self) -> None:
-        self._busy = False
-        self._lock.release()
+        self.busy = False
+        self.lock.release()
 
     def __enter__(self) -> None:
         entered = self.enter()

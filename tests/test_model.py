@@ -11,9 +11,16 @@ import struct
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from aiotrace import _layout as L
 from aiotrace._arena import Arena
@@ -264,5 +271,7 @@ class TestModel(CoreMachine.TestCase):
 
 
 @pytest.mark.long
-class TestModelLong(CoreMachine.TestCase):
-    settings = settings(max_examples=50_000, stateful_step_count=50, deadline=None)
+@pytest.mark.parametrize("number", range(25))
+def test_the_model_for_long(number: int) -> None:
+    machine = seed(number)(type("Machine", (CoreMachine,), {}))
+    run_state_machine_as_test(machine, settings=settings(max_examples=2000, stateful_step_count=40, deadline=None))

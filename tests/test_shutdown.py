@@ -167,7 +167,7 @@ with aiotrace.recording(sink, page_size=PAGE, pages=64) as recording:
 
 
 def test_a_stuck_sink_does_not_keep_the_interpreter() -> None:
-    out, err = run("""
+    out, _ = run("""
 async def stuck(stream):
     await stream.__anext__()
     while True:
