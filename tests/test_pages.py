@@ -1,0 +1,76 @@
+"""The life of pages under one guard: what the model test cannot say in a sentence."""
+
+from __future__ import annotations
+
+from aiotrace._arena import Arena
+from aiotrace._delivery import Delivery
+from aiotrace._pages import Pages
+from aiotrace._writer import Writers
+
+PAYLOAD = bytes(1000)
+
+
+def make(pages: int = 8) -> tuple[Pages, Writers]:
+    made = Pages(Arena(4096, pages), overrun=False)
+    return made, Writers(made, 1, lambda: 1000, ())
+
+
+def test_a_prefix_does_not_overtake_full_pages_of_its_writer() -> None:
+    """A sink that waits is full, so the ring keeps a page; the other must not get the next page's prefix first."""
+    pages, writers = make()
+    full, quick = Delivery(pages.arena, 1, "wait"), Delivery(pages.arena, 4, "wait")
+    quick.prefixes = True
+    pages.attach(full, {})
+    pages.attach(quick, {})
+    writer = writers.all[0]
+    for _ in range(9):  # two full pages, and one event on the third
+        assert writer.write(PAYLOAD)
+    assert pages.swap()
+    assert not pages.can_swap
+    mark = writer.mark()
+    assert mark is not None
+    pages.offer_prefix(mark)
+    assert quick.waiting == 1, "the first page only"
+    pages.acknowledge(full, full.look(1)[0])
+    assert pages.swap()
+    assert [part.sequence for part in quick.look(4)] == [0, 1]
+
+
+def test_a_page_comes_home_with_its_last_holder() -> None:
+    pages, writers = make()
+    one, two = Delivery(pages.arena, 4, "wait"), Delivery(pages.arena, 4, "wait")
+    pages.attach(one, {})
+    pages.attach(two, {})
+    for _ in range(5):
+        writers.all[0].write(PAYLOAD)
+    pages.swap()
+    came_home: list[int] = []
+    pages.on_free = lambda: came_home.append(1)
+    pages.acknowledge(one, one.look(1)[0])
+    assert not came_home
+    assert pages.delivered == 4
+    pages.detach(two)
+    assert came_home
+    assert two.abandoned == 4
+    assert pages.abandoned == 0, "one of them has it"
+
+
+def test_the_parts_of_a_page_settle_in_order() -> None:
+    pages, writers = make()
+    sink = Delivery(pages.arena, 4, "wait")
+    sink.prefixes = True
+    pages.attach(sink, {})
+    writer = writers.all[0]
+    writer.write(PAYLOAD)
+    mark = writer.mark()
+    assert mark is not None
+    pages.offer_prefix(mark)
+    for _ in range(4):
+        writer.write(PAYLOAD)
+    pages.swap()
+    first, rest = sink.look(2)
+    assert (first.complete, rest.complete, first.end) == (False, True, rest.offset)
+    pages.acknowledge(sink, rest)
+    assert sink.delivered == 0
+    pages.acknowledge(sink, first)
+    assert sink.delivered == pages.delivered == 4

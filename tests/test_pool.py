@@ -1,0 +1,44 @@
+"""The pool is a stack of free pages."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiotrace import _layout as L
+from aiotrace._arena import Arena
+from aiotrace._pool import Pool
+
+
+def go_home(pool: Pool, arena: Arena, page: int) -> None:
+    arena.move(page, L.FILLING, L.FREE)
+    pool.give_back(page)
+
+
+def test_the_page_that_came_home_last_is_taken_first_so_others_are_never_touched() -> None:
+    arena = Arena(4096, 8)
+    pool = Pool(arena)
+    for _ in range(100):
+        pages = [pool.take(), pool.take()]
+        for page in pages:
+            assert page is not None
+            go_home(pool, arena, page)
+    assert pool.allocated == 2
+    assert pool.recycled == 200
+
+
+def test_an_empty_pool_gives_nothing_and_changes_nothing() -> None:
+    arena = Arena(4096, 1)
+    pool = Pool(arena)
+    assert pool.take() == 0
+    states = arena.states()
+    assert pool.take() is None
+    assert arena.states() == states == (0, 1, 0, 0)
+
+
+def test_giving_back_a_page_that_is_not_free_is_an_error() -> None:
+    arena = Arena(4096, 2)
+    pool = Pool(arena)
+    page = pool.take()
+    assert page is not None
+    with pytest.raises(AssertionError):
+        pool.give_back(page)

@@ -1,0 +1,46 @@
+"""The ring: pages leave in the order in which they were sealed, and one that is looked at is not overrun."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiotrace import _layout as L
+from aiotrace._arena import Arena
+from aiotrace._pool import Pool
+from aiotrace._ring import Ring
+
+
+@pytest.fixture
+def ring() -> Ring:
+    """With pages 0, 1 and 2."""
+    arena = Arena(4096, 4)
+    pool, ring = Pool(arena), Ring(arena)
+    for _ in range(3):
+        page = pool.take()
+        assert page is not None
+        ring.seal(page)
+    return ring
+
+
+def test_pages_are_swapped_oldest_first(ring: Ring) -> None:
+    assert [ring.swap(), ring.swap(), ring.swap()] == [0, 1, 2]
+    assert ring._arena.states() == (1, 0, 0, 3)
+
+
+def test_overrun_takes_the_oldest_that_nobody_looks_at(ring: Ring) -> None:
+    ring._arena.set(0, L.HOLDERS, 1)
+    assert ring.overrun() == 1
+    assert list(ring) == [0, 2]
+    assert ring._arena.get(1, L.STATE) == L.FILLING
+
+
+def test_there_is_nothing_to_overrun_when_all_pages_are_looked_at(ring: Ring) -> None:
+    for page in ring:
+        ring._arena.set(page, L.HOLDERS, 1)
+    assert ring.overrun() is None
+    assert len(ring) == 3
+
+
+def test_a_page_that_nobody_fills_cannot_be_sealed(ring: Ring) -> None:
+    with pytest.raises(AssertionError, match="page 3 is free, not filling"):
+        ring.seal(3)

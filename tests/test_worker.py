@@ -1,0 +1,49 @@
+"""A worker's jobs run in order in one thread, and what they raise is raised where they were asked for."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import pytest
+
+from aiotrace.worker import worker_thread
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_jobs_run_one_at_a_time_in_order_in_one_thread() -> None:
+    ran: list[tuple[int, int]] = []
+    async with worker_thread("test") as worker, anyio.create_task_group() as group:
+        for n in range(10):
+            group.start_soon(worker.run, lambda n=n: ran.append((n, threading.get_ident())))
+    assert sorted(n for n, _ in ran) == list(range(10))
+    assert len({ident for _, ident in ran}) == 1
+    assert threading.get_ident() not in {ident for _, ident in ran}
+
+
+async def test_a_result_and_an_error_come_back() -> None:
+    async with worker_thread("test") as worker:
+        assert await worker.run(divmod, 7, 2) == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await worker.run(divmod, 7, 0)
+
+
+async def test_a_job_that_has_begun_ends_before_its_cancelled_caller_does() -> None:
+    began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def job() -> None:
+        began.set()
+        go_on.wait(5)
+        ended.set()
+
+    async with worker_thread("test") as worker:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(worker.run, job)
+                await anyio.lowlevel.checkpoint()
+                while not began.is_set():  # noqa: ASYNC110  # a thread's event
+                    await anyio.sleep(0.001)
+                scope.cancel()
+                threading.Timer(0.05, go_on.set).start()
+        assert ended.is_set()
