@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decode, files, page_allocations
+from . import decode, events, files, page_allocations, pipeline
 from .table import Table
 
-BENCHMARKS: dict[str, tuple[str | None, Callable[[], Table]]] = {
+BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "decode": (decode.__doc__, decode.run),
+    "events": (events.__doc__, events.run),
     "files": (files.__doc__, files.run),
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
+    "pipeline": (pipeline.__doc__, pipeline.run),
 }
 
 
@@ -25,11 +28,16 @@ def main() -> None:
     )
     parser.add_argument("name", nargs="?", choices=BENCHMARKS, metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
+    parser.add_argument("--seconds", type=float, metavar="S", help="pipeline: how long the sustained rate is kept up")
     arguments = parser.parse_args()
     if arguments.name is None:
         parser.print_help()
         return
-    table = BENCHMARKS[arguments.name][1]()
+    run = BENCHMARKS[arguments.name][1]
+    options = {} if arguments.seconds is None else {"seconds": arguments.seconds}
+    if not options.keys() <= inspect.signature(run).parameters.keys():
+        parser.error(f"{arguments.name} takes no --seconds")
+    table = run(**options)
     print(table)
     if arguments.json:
         table.write_json(arguments.json)

@@ -260,7 +260,7 @@ def structlog_row() -> Iterator[Row]:
     """The recipe for speed of its documentation, with the standard library's json."""
     import structlog
 
-    with tempfile.NamedTemporaryFile("w") as file:
+    with tempfile.TemporaryDirectory() as folder, open(Path(folder) / "log", "w") as file:
         logger = structlog.wrap_logger(
             structlog.WriteLogger(file),
             wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
@@ -278,17 +278,16 @@ def structlog_row() -> Iterator[Row]:
 
 @contextlib.contextmanager
 def opentelemetry_row() -> Iterator[Row]:
-    from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+    from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
-    class NullExporter(SpanExporter):
-        def export(self, spans: Any) -> SpanExportResult:
-            exported.extend(span.name for span in spans[:1] if isinstance(span, ReadableSpan))
-            return SpanExportResult.SUCCESS
+    def export(_: Any, spans: Any) -> Any:
+        exported.extend(span.name for span in spans[:1])
+        return SpanExportResult.SUCCESS
 
     exported: list[str] = []
     provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(NullExporter()))
+    provider.add_span_processor(BatchSpanProcessor(type("NullExporter", (SpanExporter,), {"export": export})()))
     tracer = provider.get_tracer("benchmark")
     statement = "start('three', attributes={'a': a, 'b': b, 'c': c}).end()"
     yield Row("OpenTelemetry span, null exporter", statement, {"start": tracer.start_span, **THREE}, "event")
