@@ -12,9 +12,13 @@ descriptors, and every change of owner goes through `transition`.
 from __future__ import annotations
 
 import mmap
+import struct
+from typing import Final
 
 from . import _layout as L
 from ._page import transition
+
+_WORDS: Final = tuple(struct.Struct(f"={count}Q") for count in range(L.DESCRIPTOR_WORDS + 1))
 
 
 class Arena:
@@ -45,6 +49,10 @@ class Arena:
 
     def set(self, page: int, field: int, value: int) -> None:
         self.descriptors[page * L.DESCRIPTOR_WORDS + field] = value
+
+    def set_from(self, page: int, field: int, *values: int) -> None:
+        """Set a field and those that follow it, in the price of one."""
+        _WORDS[len(values)].pack_into(self.descriptors, (page * L.DESCRIPTOR_WORDS + field) * 8, *values)
 
     def move(self, page: int, old: int, new: int) -> None:
         """Change a page's state; that it is in state `old` is the caller's law."""

@@ -11,13 +11,14 @@ Laws:
 2. Ledger: `written = delivered + overrun + abandoned + in flight`, in events, where *delivered* is acknowledged by
    at least one sink. What is counted here is everything after `written`.
 
-This module knows no event, clock or task. What happens outside is told by two callbacks, called without the guard:
-`on_full` (a page is in the ring) and `on_free` (a page came home).
+This module knows no event, clock or task. What happens outside is told by callbacks, called without the guard:
+`on_full` (a page is in the ring), `on_free` (a page came home) and `on_scarce` (a writer took one of the last pages).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from . import _layout as L
 from ._arena import Arena
@@ -25,6 +26,9 @@ from ._delivery import Delivery, Mark, Part, Position
 from ._guard import Guard
 from ._pool import Pool
 from ._ring import Ring
+
+_EMPTY: Final = (0,) * (L.DELIVERED - L.FIRST_EVENT)
+"""EVENTS to DELIVERED of a page that was just taken."""
 
 
 def _nothing() -> None:
@@ -51,33 +55,33 @@ class Pages:
         """Events overwritten in the ring, by writer."""
         self.on_full: Callable[[], object] = _nothing
         self.on_free: Callable[[], object] = _nothing
+        self.on_scarce: Callable[[], object] = _nothing
 
     # --- the writers' side ----------------------------------------------------------------------
 
     def take(self, writer: int, sequence: int, first_event: int) -> int | None:
         """A page to fill, with its descriptor set; None if there is none, or the guard refused (re-entry)."""
-        if not self.guard.enter():
-            return None
-        try:
-            page = self.pool.take()
-            if page is None and self.can_overrun:
-                page = self.ring.overrun()
+        guard = self.guard
+        with guard.lock:
+            if guard.busy:
+                return None
+            guard.busy = True
+            try:
+                page = self.pool.take()
+                if page is None and self.can_overrun:
+                    page = self.ring.overrun()
+                    if page is not None:
+                        self._count_overrun(page)
                 if page is not None:
-                    self._count_overrun(page)
-            if page is not None:
-                for field, value in (
-                    (L.WRITER, writer),
-                    (L.SEQUENCE, sequence),
-                    (L.FIRST_EVENT, first_event),
-                    (L.EVENTS, 0),
-                    (L.COMMITTED, 0),
-                    (L.HOLDERS, 0),
-                    (L.DELIVERED, 0),
-                ):
-                    self.arena.set(page, field, value)
-            return page
-        finally:
-            self.guard.leave()
+                    self.arena.set_from(page, L.WRITER, writer, sequence, first_event, *_EMPTY)
+                return page
+            finally:
+                guard.busy = False
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether less than a quarter of the pages is free, as of now."""
+        return 4 * len(self.pool) < self.arena.pages
 
     @property
     def can_take(self) -> bool:
@@ -90,12 +94,15 @@ class Pages:
         Returns:
             False, without effect, if the guard refused (re-entry).
         """
-        if not self.guard.enter():
-            return False
-        try:
-            self.ring.seal(page)
-        finally:
-            self.guard.leave()
+        guard = self.guard
+        with guard.lock:
+            if guard.busy:
+                return False
+            guard.busy = True
+            try:
+                self.ring.seal(page)
+            finally:
+                guard.busy = False
         self.on_full()
         return True
 

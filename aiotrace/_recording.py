@@ -19,6 +19,7 @@ import shlex
 import socket
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
@@ -224,6 +225,8 @@ class Recording(Chooser):
         self.selection = Selection()
         """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
         self._pages = Pages(self._arena, overrun=overrun == "drop_oldest")
+        if thread:
+            self._pages.on_scarce = _cede
         slots = max(1, min(WRITERS_MAX, (pages - sum(self._first_quotas)) // 2))
         self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
         self.info = StreamInfo(
@@ -463,6 +466,15 @@ def _sink_statistics(attachment: Attachment) -> SinkStatistics:
 
 
 # --- the service in a thread of its own -----------------------------------------------------------
+
+CEDE: Final = 1e-5
+"""Seconds; the system makes some 60 µs of it."""
+
+
+def _cede() -> None:
+    """Let the reader's thread have the interpreter: CPython would do that at any moment, but up to 5 ms later, when
+    the last pages are full too. A call of an event waits so at most once a page, and only while pages are scarce."""
+    time.sleep(CEDE)
 
 
 class _ServiceThread:

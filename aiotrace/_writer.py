@@ -42,7 +42,7 @@ class Writer(Cursor):
         super().__init__(clock)
         self.slot = slot
         self.guard = Guard()
-        self._enter, self._leave = self.guard.enter, self.guard.leave
+        self._lock = self.guard.lock
         self.payload_max = payload_max(pages.arena.page_size)
         self.dropped = dict.fromkeys(CAUSES, 0)
         self.page: int | None = None
@@ -67,23 +67,29 @@ class Writer(Cursor):
         Returns:
             False if it was refused and counted.
         """
-        if not self._enter():
-            self._refused.append("reentrant")
-            return False
-        try:
-            if self.put(payload):
-                return True
-            if self.closed:
+        guard = self.guard
+        with self._lock:
+            if guard.busy:
+                self._refused.append("reentrant")
                 return False
-            if len(payload) > self.payload_max:
-                self.dropped["too_long"] += 1
-                return False
-            if not self._turn():
-                self.dropped["no_page"] += 1
-                return False
-            return self.put(payload)
-        finally:
-            self._leave()
+            guard.busy = True
+            try:
+                if self.put(payload):
+                    return True
+                if self.closed:
+                    return False
+                if len(payload) > self.payload_max:
+                    self.dropped["too_long"] += 1
+                    return False
+                if not self._turn():
+                    self.dropped["no_page"] += 1
+                    return False
+                written = self.put(payload)
+            finally:
+                guard.busy = False
+        if self._pages.is_scarce:
+            self._pages.on_scarce()
+        return written
 
     def refuse(self, cause: str) -> None:
         """Count an event that was not written."""
@@ -95,12 +101,15 @@ class Writer(Cursor):
 
     def make_room(self, size: int) -> bool:
         """Turn the page if a payload of `size` bytes needs that. Returns whether there is room now."""
-        if not self.guard.enter():
-            return True  # a re-entrant call is refused by `write`, not made to wait
-        try:
-            return self.closed or self.fits(size) or (self._turn() and self.fits(size))
-        finally:
-            self.guard.leave()
+        guard = self.guard
+        with guard.lock:
+            if guard.busy:
+                return True  # a re-entrant call is refused by `write`, not made to wait
+            guard.busy = True
+            try:
+                return self.closed or self.fits(size) or (self._turn() and self.fits(size))
+            finally:
+                guard.busy = False
 
     def would_turn(self, size: int) -> bool:
         """Whether a payload of `size` bytes needs the next page."""
@@ -147,13 +156,7 @@ class Writer(Cursor):
         self.freeze()
         committed, last, written = self.state()
         arena = self._pages.arena
-        for field, value in (
-            (L.EVENTS, written - self._first_written),
-            (L.COMMITTED, committed),
-            (L.LAST_TIME, last),
-            (L.DEFINITIONS, len(self._definitions)),
-        ):
-            arena.set(page, field, value)
+        arena.set_from(page, L.EVENTS, written - self._first_written, committed, last, len(self._definitions))
         if not self._pages.seal(page):
             arena.set(page, L.EVENTS, 0)
             self.thaw()
