@@ -319,6 +319,8 @@ class Recording(Chooser):
     async def attach(self, sink: AnySink) -> None:
         """Add a sink. It is offered what is in the ring and what comes; returns when it asked for its first page.
 
+        Cancelled: the sink is let go again at once; it may have been given pages by then (an eager task factory).
+
         Raises:
             ConfigurationError: The recording is not open, or the sink is none.
             Exception: What the sink raised before it asked.

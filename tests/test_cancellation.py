@@ -131,9 +131,13 @@ async def test_attaching_a_sink(by: str, anyio_backend: Any) -> None:
             for n in range(300, 600):
                 await number.send(n, "")
             check_laws(recording.statistics(), 600)
+            if cancelled:
+                assert recording.statistics().sinks[1].state == "detached"
         check_closed(recording.statistics(), 600)
         check_sink_has(sink, recording.statistics(), range(600))
-        assert bool(guest.numbers) is not cancelled, "cancelled means no effect"
+        assert set(guest.numbers.values()) <= {1}
+        assert guest.numbers or cancelled
+        assert not {n for n in guest.numbers if n >= 300} or not cancelled, "it is let go at once"
 
     await at_each(by, anyio_backend, scenario)
 
