@@ -29,12 +29,12 @@ import enum
 import json
 import struct
 import sys
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from . import _layout as L
 from ._clock import Anchor
+from ._crc import crc32
 from ._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
 from ._errors import TraceFormatError
 from .abc import Ledger, StreamInfo, WriterLedger
@@ -105,10 +105,10 @@ def pack_frame_header(kind: Kind, stream_id: bytes, sequence: int, *body: Buffer
     crc = 0
     if check_body:
         for part in body:
-            crc = zlib.crc32(part, crc)
+            crc = crc32(part, crc)
     flags = 0 if check_body else FLAG_BODY_UNCHECKED
     header = _HEADER.pack(MAGIC, VERSION, kind, flags, length, crc, stream_id, sequence, 0)
-    return header + _U32.pack(zlib.crc32(header))
+    return header + _U32.pack(crc32(header))
 
 
 def encode_frame(kind: Kind, stream_id: bytes, sequence: int, body: bytes = b"") -> bytes:
@@ -180,7 +180,7 @@ class FrameReader:
                     self._skip(1, f"{len(self._buffer) - body_start} bytes are there of a body of {length}")
                     continue
                 body = bytes(self._buffer[body_start : body_start + length])
-                if not flags & FLAG_BODY_UNCHECKED and zlib.crc32(body) != crc:
+                if not flags & FLAG_BODY_UNCHECKED and crc32(body) != crc:
                     self._skip(1, "the body's crc32 is wrong")
                     continue
                 self._start = body_start + length
@@ -204,7 +204,7 @@ class FrameReader:
 
     def _refuse(self, header: bytes, version: int, kind: int, length: int, stream_id: bytes) -> str:
         """Why this is no frame to be read; "" if it is one."""
-        if zlib.crc32(header[:-4]) != _U32.unpack_from(header, HEADER_SIZE - 4)[0]:
+        if crc32(header[:-4]) != _U32.unpack_from(header, HEADER_SIZE - 4)[0]:
             return "the header's crc32 is wrong"
         if version != VERSION:
             return f"version {version} is not {VERSION}"

@@ -15,10 +15,10 @@ This module knows no file: `_store` reads and writes them.
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from ._crc import crc32
 from ._definitions import Definition
 from ._errors import TraceFormatError
 from ._frames import (
@@ -61,11 +61,11 @@ class Placed(NamedTuple):
     @classmethod
     def of(cls, entry: PageEntry, spooled: bool, place: int, data: Buffer) -> Placed:
         """With the crc32 of the records."""
-        return cls(entry, spooled, place, zlib.crc32(data))
+        return cls(entry, spooled, place, crc32(data))
 
     def check(self, data: Buffer) -> bool:
         """Whether these are the records that were written."""
-        return len(data) == self.entry.committed and zlib.crc32(data) == self.crc
+        return len(data) == self.entry.committed and crc32(data) == self.crc
 
 
 class JournalWriter:

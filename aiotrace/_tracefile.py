@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from . import _layout as L
+from ._crc import crc32
 from ._definitions import Definition
 from ._errors import TraceFormatError
 from ._format import EventFormat, parse_format, text_of
@@ -765,7 +766,7 @@ def _checked(page: FoundPage, row: PageRow | None, shape: PageShape) -> FoundPag
     length = (
         struct.unpack_from(shape.byte_order + "I", page.data, 8)[0] & L.COMMIT_MASK if len(page.data) >= start else 0
     )
-    if zlib.crc32(page.data[start : start + length]) != row.crc:
+    if crc32(page.data[start : start + length]) != row.crc:
         return FoundPage(page.offset, page.data, "its crc is another one", row.events_count)
     return page
 
