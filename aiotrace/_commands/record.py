@@ -137,7 +137,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
 
     sinks = list(arguments.sinks)
     if arguments.output is not None or not sinks:
-        sinks.insert(0, _file_url(arguments.output or OUTPUT, force=arguments.force))
+        sinks.insert(0, file_url(arguments.output or OUTPUT, force=arguments.force))
     page_size = PAGE_SIZE
     while page_size > PAGE_SIZE_MIN and arguments.buffer // page_size < PAGES_WANTED:
         page_size //= 2
@@ -172,7 +172,7 @@ def _only(choices: Sequence[tuple[Any, str, str]]) -> tuple[Any, ...]:
     return (("disable", "all", ""), *choices) if asked else tuple(choices)
 
 
-def _file_url(path: str, *, force: bool) -> str:
+def file_url(path: str, *, force: bool) -> str:
     """The URL of a file that can be written.
 
     Raises:

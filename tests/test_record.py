@@ -1,0 +1,433 @@
+"""`aiotrace record`: real programs in real processes, recorded and not, side by side.
+
+What a program sees of the world (MIRROR) must be the same in both; what it leaves must be a trace.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import aiotrace
+from aiotrace._commands import main
+from aiotrace._commands.record import file_url
+
+MIRROR = """
+import json, os, signal, sys, warnings
+print(json.dumps({
+    "name": __name__, "is main": sys.modules["__main__"].__dict__ is globals(), "file": globals().get("__file__"),
+    "argv": sys.argv, "orig_argv": sys.orig_argv, "path": sys.path, "flags": repr(sys.flags),
+    "environment": sorted(item for item in os.environ.items() if item[0] not in ("_", "SHLVL")),
+    "modules": [name for name in ("sitecustomize", "usercustomize") if name in sys.modules],
+    "signals": {str(number): str(signal.getsignal(number)) for number in signal.valid_signals()},
+    "mask": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "cwd": os.getcwd(), "umask": os.umask(0o22),
+    "warnings": repr(warnings.filters), "stdin": sys.stdin.read(), "spec": repr(globals().get("__spec__"))[:40],
+}))
+print("to stderr", file=sys.stderr)
+sys.exit(7)
+"""
+STEPS = """
+import aiotrace
+step = aiotrace.event("app:step", n="u32")
+other = aiotrace.event("app:other", text="str")
+for number in range(100):
+    step(number)
+other("once")
+"""
+
+
+def record(
+    *arguments: str | Path, cwd: Path, stdin: str = "", environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return run("-m", "aiotrace", "record", *arguments, cwd=cwd, stdin=stdin, environment=environment)
+
+
+def run(
+    *arguments: str | Path, cwd: Path, stdin: str = "", environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **(environment or {})},
+    )
+
+
+def events_of(path: Path) -> list[tuple[str, dict[str, object]]]:
+    with aiotrace.open_trace(path) as trace:
+        return [(event.name, dict(event.fields)) for event in trace.events()]
+
+
+def steps_of(path: Path) -> list[int]:
+    return [fields["n"] for name, fields in events_of(path) if name == "app:step"]  # type: ignore[misc]
+
+
+@pytest.fixture
+def app(tmp_path: Path) -> Path:
+    (tmp_path / "app.py").write_text(STEPS)
+    return tmp_path
+
+
+# --- the program is itself --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mirrors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the same program in every form that Python starts."""
+    folder = tmp_path_factory.mktemp("mirrors")
+    (folder / "app.py").write_text(MIRROR)
+    (folder / "package").mkdir()
+    (folder / "package" / "__init__.py").touch()
+    (folder / "package" / "__main__.py").write_text(MIRROR)
+    with zipfile.ZipFile(folder / "app.zip", "w") as archive:
+        archive.writestr("__main__.py", MIRROR)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["app.py", "-x", "--", "--force"], id="a file"),
+        pytest.param(["-m", "package", "-o", "x"], id="a module"),
+        pytest.param(["-c", MIRROR, "-m"], id="code"),
+        pytest.param(["package", "1"], id="a folder"),
+        pytest.param(["app.zip"], id="a zip file"),
+    ],
+)
+def test_the_program_sees_what_it_sees_without_us(mirrors: Path, tmp_path: Path, words: list[str]) -> None:
+    environment = {"PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), "/nowhere"]).lstrip(os.pathsep)}
+    alone = run(*words, cwd=mirrors, stdin="hello", environment=environment)
+    traced = record("-o", tmp_path / "t.dat", *words, cwd=mirrors, stdin="hello", environment=environment)
+    assert json.loads(traced.stdout) == json.loads(alone.stdout)
+    assert json.loads(traced.stdout)["stdin"] == "hello"
+    assert traced.returncode == alone.returncode == 7
+    assert traced.stderr.splitlines() == [*alone.stderr.splitlines(), f"aiotrace record: {tmp_path}/t.dat: 0 events"]
+
+
+def test_options_of_python_before_m_aiotrace_are_the_programs_too(mirrors: Path, tmp_path: Path) -> None:
+    options = ["-X", "dev", "-bb", "-Werror::UserWarning"]
+    alone = json.loads(run(*options, "app.py", "y", cwd=mirrors).stdout)
+    words = ["-m", "aiotrace", "record", "-q", "-o", tmp_path / "t.dat", "--", "app.py", "y"]
+    traced = run(*options, *words, cwd=mirrors)
+    assert json.loads(traced.stdout) == alone
+
+
+def test_a_command_on_path_is_run_as_it_is(mirrors: Path, tmp_path: Path) -> None:
+    command = tmp_path / "mirror"
+    command.write_text(f"#!{sys.executable}\n{MIRROR}")
+    command.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    alone = subprocess.run(
+        ["mirror", "a"], cwd=mirrors, capture_output=True, text=True, input="", env={**os.environ, **environment}
+    )
+    traced = record("-o", tmp_path / "t.dat", "mirror", "a", cwd=mirrors, environment=environment)
+    assert json.loads(traced.stdout) == json.loads(alone.stdout)
+    assert traced.returncode == 7
+
+
+def test_the_very_python_may_stand_in_front(mirrors: Path, tmp_path: Path) -> None:
+    traced = record("-o", tmp_path / "t.dat", sys.executable, "-X", "dev", "app.py", cwd=mirrors)
+    assert json.loads(traced.stdout) == json.loads(run("-X", "dev", "app.py", cwd=mirrors).stdout)
+
+
+def test_the_users_own_sitecustomize_is_imported(app: Path) -> None:
+    (app / "site").mkdir()
+    (app / "site" / "sitecustomize.py").write_text("import builtins\nbuiltins.chained = __file__\n")
+    path = os.pathsep.join(filter(None, [str(app / "site"), os.environ.get("PYTHONPATH")]))
+    (app / "app.py").write_text(STEPS + "import sys\nprint(chained, sys.modules['sitecustomize'].__file__)")
+    traced = record("app.py", cwd=app, environment={"PYTHONPATH": path})
+    expected = str(app / "site" / "sitecustomize.py")
+    assert traced.stdout.split() == [expected, expected]
+    assert len(steps_of(app / "trace.dat")) == 100
+
+
+def test_a_python_that_the_program_starts_knows_nothing_of_it(app: Path) -> None:
+    program = "import subprocess, sys; subprocess.run([sys.executable, 'app.py'], check=True)"
+    traced = record("-c", program, cwd=app)
+    assert traced.returncode == 0
+    assert traced.stderr == f"aiotrace record: {app}/trace.dat: 0 events\n"
+    assert sorted(path.name for path in app.iterdir()) == ["app.py", "trace.dat"]
+
+
+def test_a_python_that_inherits_the_variables_but_was_not_meant_cleans_up_and_is_silent(app: Path) -> None:
+    shim = Path(aiotrace.__file__).parent / "_shim"
+    before = os.environ.get("PYTHONPATH")
+    environment = {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(shim), before])),
+        "AIOTRACE_RECORD": '{"pid": 1, "path": []}',
+    }
+    program = "import os, sys; print([os.environ.get('PYTHONPATH'), 'AIOTRACE_RECORD' in os.environ, sys.path])"
+    alone = run("-c", program, cwd=app)
+    assert run("-c", program, cwd=app, environment=environment).stdout == alone.stdout
+    assert [path.name for path in app.iterdir()] == ["app.py"]
+
+
+# --- how it ends ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [
+        ("raise ValueError('unhandled')", 1),
+        ("raise SystemExit('a text')", 1),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGINT)", -signal.SIGINT),
+        ("import threading; threading.Thread(target=step, args=(100,)).start()", 0),
+    ],
+)
+def test_a_program_that_ends_by_itself_has_a_finished_trace_and_its_own_status(
+    app: Path, ending: str, status: int
+) -> None:
+    (app / "app.py").write_text(STEPS + ending)
+    alone, traced = run("app.py", cwd=app), record("app.py", cwd=app)
+    assert traced.returncode == alone.returncode == status
+    *theirs, ours = traced.stderr.splitlines()
+    assert theirs == alone.stderr.splitlines()
+    assert re.fullmatch(rf"aiotrace record: {app}/trace.dat: 10[12] events", ours)
+    assert steps_of(app / "trace.dat")[:100] == list(range(100))
+    assert not (app / "trace.dat.journal").exists()
+
+
+def test_a_program_that_a_signal_kills_leaves_a_trace_that_is_read_as_it_is_and_restored(app: Path) -> None:
+    many = "for number in range(20000):\n    step(number)\n"
+    wait = "import time, os, signal\nwhile os.stat('trace.dat').st_size < 200000: time.sleep(0.01)\n"
+    (app / "app.py").write_text(STEPS + many + wait + "os.kill(os.getpid(), signal.SIGTERM)\n")
+    traced = record("app.py", cwd=app)
+    assert traced.returncode == -signal.SIGTERM
+    assert traced.stderr == ""
+    as_it_is = steps_of(app / "trace.dat")
+    assert len(as_it_is) > 1000
+    assert run("-m", "aiotrace", "restore", "trace.dat", cwd=app).returncode == 0
+    assert steps_of(app / "trace.dat") == as_it_is
+
+
+def test_a_signal_that_the_program_waits_for_is_not_taken_by_a_thread_of_ours(app: Path) -> None:
+    """Were it not blocked in our threads, the kernel would give it to one of them, and the program would die."""
+    program = (
+        "import os, signal\n"
+        "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print(int(signal.sigwait([signal.SIGTERM])))\n"
+    )
+    traced = record("-q", "-c", program, cwd=app)
+    assert (traced.returncode, traced.stderr) == (0, "")
+    assert traced.stdout == "15\n"
+
+
+def test_a_trace_that_cannot_be_begun_stops_the_program_before_its_first_line(app: Path) -> None:
+    (app / "there.dat").touch()
+    traced = record("--sink", "file:there.dat", "-c", "print('ran')", cwd=app)
+    assert (traced.returncode, traced.stdout) == (1, "")
+    assert "there.dat" in traced.stderr
+
+
+def test_what_was_lost_is_told_also_by_a_quiet_recording(app: Path) -> None:
+    (app / "app.py").write_text(STEPS + "for _ in range(3):\n    step('no number')\n")
+    alone, traced = run("app.py", cwd=app), record("-q", "app.py", cwd=app)
+    assert (alone.stderr, traced.returncode) == ("", 0)
+    assert traced.stderr.splitlines()[-1] == "aiotrace record: events lost: 3: 3 refused (3 wrong_type)"
+    assert len(steps_of(app / "trace.dat")) == 100
+
+
+# --- which events -----------------------------------------------------------------------------------
+
+
+def test_choices_go_in_the_order_in_which_they_stand(app: Path) -> None:
+    (app / "app.py").write_text(STEPS + "aiotrace.event('web:hit')()\n")
+    choices = ["-e", "app", "-f", "n < 10", "-v", "app:other", "-e", "web", "-e", "htp:*"]
+    traced = record(*choices, "app.py", cwd=app)
+    assert [name for name, _ in events_of(app / "trace.dat")] == ["app:step"] * 10 + ["web:hit"]
+    first, second = traced.stderr.splitlines()
+    assert first == f"aiotrace record: {app}/trace.dat: 11 events"
+    assert re.fullmatch(r"aiotrace record: -e 'htp:\*' matches no event of this process: .*app:step, .*", second)
+
+
+def test_a_trigger_is_of_the_event_before_it(app: Path) -> None:
+    record("-q", "-e", "app", "-R", "traceoff:1 if n == 4", "app.py", cwd=app)
+    assert steps_of(app / "trace.dat") == [0, 1, 2, 3, 4]
+
+
+def test_with_v_alone_the_rest_is_recorded(app: Path) -> None:
+    record("-q", "-v", "app:step", "app.py", cwd=app)
+    assert events_of(app / "trace.dat") == [("app:other", {"text": "once"})]
+
+
+# --- children ---------------------------------------------------------------------------------------
+
+FORKS = """
+import os, subprocess, sys, warnings
+def in_child(function):
+    pid = os.fork()
+    if not pid:
+        function()
+    os.waitpid(pid, 0)
+def child():
+    step(1000)
+    in_child(grandchild)
+    sys.exit()
+def grandchild():
+    step(2000)
+    sys.exit()
+warnings.simplefilter("error")
+in_child(child)
+in_child(sys.exit)
+subprocess.run(["true"], preexec_fn=lambda: step(3000))
+"""
+PROCESSES = """
+import multiprocessing, sys, aiotrace
+step = aiotrace.event("app:step", n="u32")
+def child(context, depth):
+    step(depth)
+    if depth:
+        process = context.Process(target=child, args=(context, depth - 1))
+        process.start()
+        process.join()
+        sys.exit(process.exitcode)
+if __name__ == "__main__":
+    child(multiprocessing.get_context(sys.argv[1]), 2)
+"""
+
+
+def children_of(app: Path) -> list[list[int]]:
+    """What each trace of a child has."""
+    names = {path.name for path in app.iterdir() if path.name.startswith("trace.")}
+    assert "trace.dat" in names
+    assert all(re.fullmatch(r"trace\.(\d+\.)?dat", name) for name in names), names
+    return sorted(steps_of(app / name) for name in names - {"trace.dat"})
+
+
+def test_forked_children_have_a_trace_each_unless_they_exec_or_record_nothing(app: Path) -> None:
+    """Warnings are errors in it: a fork beside our threads alone is not warned of either."""
+    (app / "app.py").write_text(STEPS + FORKS)
+    traced = record("app.py", cwd=app)
+    assert (traced.returncode, traced.stderr) == (0, f"aiotrace record: {app}/trace.dat: 101 events\n")
+    assert children_of(app) == [[1000], [2000]]
+    assert len(steps_of(app / "trace.dat")) == 100
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_children_of_multiprocessing_have_a_trace_each(app: Path, method: str) -> None:
+    (app / "app.py").write_text(PROCESSES)
+    traced = record("app.py", method, cwd=app)
+    assert (traced.returncode, traced.stderr) == (0, f"aiotrace record: {app}/trace.dat: 1 events\n")
+    assert children_of(app) == [[0], [1]]
+    everything = run("-m", "aiotrace", "report", *app.glob("trace*.dat"), cwd=app)
+    assert [line.rpartition("n=")[2] for line in everything.stdout.splitlines()] == ["2", "1", "0"]
+
+
+def test_a_child_that_cannot_be_recorded_just_runs(app: Path) -> None:
+    """It may not open any more files."""
+    program = (
+        "import os, resource\n"
+        "before = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))\n"
+        "if os.fork():\n"
+        "    resource.setrlimit(resource.RLIMIT_NOFILE, before)\n"
+        "    os.wait()\n"
+        "else:\n"
+        "    step(1)\n"
+        "    print('ran')\n"
+    )
+    (app / "app.py").write_text(STEPS + program)
+    traced = record("app.py", cwd=app)
+    assert (traced.returncode, traced.stdout) == (0, "ran\n")
+    assert re.search(r"process \d+ is not recorded: .*Too many open files", traced.stderr)
+    assert children_of(app) == []
+
+
+# --- what is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        ([], 2, "no program"),
+        (["--"], 2, "no program"),
+        (["-m"], 2, "no program"),
+        (["-f", "n > 1", "app.py"], 2, "-e GLOB before it"),
+        (["-e", "app", "-f", "n >", "app.py"], 2, "n >"),
+        (["-e", "app", "-R", "explode", "app.py"], 2, "no action 'explode'"),
+        (["-e", "app", "-R", "traceoff if n >", "app.py"], 2, "n >"),
+        (["-p", "flying", "app.py"], 2, "no such tracer"),
+        (["-b", "0", "app.py"], 2, "'0' should be a size"),
+        (["-b", "12X", "app.py"], 2, "'12X' should be a size"),
+        (["-b", "4", "app.py"], 2, "pages=1 are too few"),
+        (["--clock", "sundial", "app.py"], 2, "'sundial'"),
+        (["--sink", "pigeon:post", "app.py"], 2, "'pigeon'"),
+        (["-o", "nowhere/trace.dat", "app.py"], 1, "no folder"),
+        (["-o", ".", "app.py"], 1, "is a folder"),
+        (["-o", "app.py", "app.py"], 1, "--force"),
+        (["absent.py"], 127, "absent.py"),
+        (["./absent"], 127, "./absent"),
+        (["true"], 126, "no Python program"),
+        (["/bin/true"], 126, "no Python program"),
+        (["script.sh"], 126, "no Python program"),
+        (["folder"], 126, "without a __main__.py"),
+        ([sys.executable, "-Im", "app"], 126, "-I"),
+        (["blind", "1"], 126, "-S"),
+        (["stranger", "1"], 126, "/other/bin/python3 -m aiotrace record"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_program_begins(
+    app: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    status: int,
+    message: str,
+) -> None:
+    (app / "script.sh").write_text("#!/bin/sh\necho ran\n")
+    (app / "folder").mkdir()
+    (app / "bin").mkdir()
+    for name, line in (("blind", f"#!{sys.executable} -S"), ("stranger", "#!/other/bin/python3")):
+        (app / "bin" / name).write_text(f"{line}\nprint('ran')\n")
+        (app / "bin" / name).chmod(0o755)
+    before = sorted(app.rglob("*"))
+    monkeypatch.chdir(app)
+    monkeypatch.setenv("PATH", f"{app}/bin{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(os, "execve", _must_not_be_called)
+    try:
+        found = main(["record", *words])
+    except SystemExit as error:  # argparse
+        found = error.code
+    stderr = capsys.readouterr().err
+    assert found == status
+    assert message in stderr
+    assert stderr.splitlines()[-1].startswith("aiotrace record: ")
+    assert sorted(app.rglob("*")) == before
+
+
+def _must_not_be_called(*arguments: object) -> None:
+    raise AssertionError(arguments)
+
+
+def test_a_folder_that_cannot_be_written_is_refused(app: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To root every folder is writable, so the answer of the system is put in its place."""
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match="cannot be written"):
+        file_url(str(app / "trace.dat"), force=False)
+
+
+def test_force_overwrites_and_only_force(app: Path) -> None:
+    first = record("-q", "app.py", cwd=app)
+    again = record("-q", "app.py", cwd=app)
+    forced = record("-q", "--force", "-e", "app:other", "app.py", cwd=app)
+    assert (first.returncode, again.returncode, forced.returncode) == (0, 1, 0)
+    assert "trace.dat exists" in again.stderr
+    assert [name for name, _ in events_of(app / "trace.dat")] == ["app:other"]
+
+
+def test_trace_cmd_reads_what_was_recorded(app: Path, trace_cmd: str) -> None:
+    record("-q", "app.py", cwd=app)
+    report = subprocess.run([trace_cmd, "report", "trace.dat"], cwd=app, capture_output=True, text=True, check=True)
+    assert report.stdout.count("step:") == 100
