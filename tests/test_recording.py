@@ -468,7 +468,7 @@ async def test_a_page_that_came_home_is_taken_again_so_few_are_ever_touched() ->
     statistics = recording.statistics()
     assert statistics.events_dropped == 0
     assert statistics.pages_recycled > 100
-    assert statistics.pages_allocated <= 6
+    assert statistics.pages_allocated <= 64 // 4 + 4, "the reader wakes when a quarter of the pool is full"
 
 
 @ONLY_ASYNCIO

@@ -48,7 +48,7 @@ async def test_a_slow_sink_that_skips_does_not_hold_back_the_fast_one() -> None:
                 check_laws(recording.statistics(), n + 1)
         await anyio.wait_all_tasks_blocked()
         assert len(slow.pages) <= 6
-        assert len(fast.numbers) > 4800
+        assert len(fast.numbers) > 4000, "all but what a resting reader leaves in the ring"
         slow.open = True
         slow.tick.set()
     statistics = recording.statistics()
