@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import custom_sink
 import http_app
+import load
 import pytest
 
 import aiotrace.testing
@@ -110,6 +113,21 @@ async def test_the_service_answers_what_it_is_asked(head: bytes, status: int, ke
     assert text.startswith(b"HTTP/1.1 %d " % status)
     assert b"Content-Length: %d\r\n" % len(body) in text
     assert (b"Connection: keep-alive" in text) == kept == keep_alive
+
+
+@pytest.mark.parametrize(("status", "good"), [(200, True), (404, False)])
+def test_the_client_checks_each_answer(status: int, good: bool) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nok" % status)
+        writer.close()
+
+    async def serve_and_load() -> bool:
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+            return await load.run(server.sockets[0].getsockname()[1], requests=3, connections=2)
+
+    assert asyncio.run(serve_and_load()) is good
 
 
 def test_the_client_says_when_no_service_is_there() -> None:
