@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Final, overload
 
 SYMBOL_BASE: Final = 0xFFFF_8000_0000_1000
@@ -22,6 +23,9 @@ SYMBOL_STEP: Final = 16
 SYMBOLS_MAX: Final = 65536
 COMMANDS_MAX: Final = 65536
 """Names of threads and tasks kept, per process."""
+FUNCTION_BASE: Final = 0x5000_0000_0000
+"""Address of the first function: far from the keys of symbols, and from any real address that a trace may hold."""
+FUNCTIONS_MAX: Final = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +57,21 @@ class CommandDefinition:
     name: str
 
 
-Definition = EventDefinition | SymbolDefinition | CommandDefinition
+@dataclass(frozen=True, slots=True)
+class FunctionDefinition:
+    """A function's place in stack traces: `address` is its first line, `address + n` the nth line after that."""
+
+    address: int
+    lines: int
+    """How many addresses it has."""
+    name: str
+    """Qualified, as in `Class.method`."""
+    file: str
+    line: int
+    """The first line of it in the file."""
+
+
+Definition = EventDefinition | SymbolDefinition | CommandDefinition | FunctionDefinition
 
 
 class Definitions(Sequence[Definition]):
@@ -64,6 +82,8 @@ class Definitions(Sequence[Definition]):
         self.symbols: dict[str, int] = {}
         """Keys by text: read by the C twin, written by `intern` alone."""
         self._commands: dict[int, str] = {}
+        self._functions: dict[CodeType, int] = {}
+        self._next_address = FUNCTION_BASE
         self._lock = threading.RLock()
         self.refused = 0
         """Symbols and command names that found the table full."""
@@ -98,6 +118,31 @@ class Definitions(Sequence[Definition]):
                 return
             self._commands[pid] = name
             self._items.append(CommandDefinition(pid, name))
+
+    def locate(self, code: CodeType, line: int | None) -> int:
+        """The address of a line of a function; 0 when the table is full (counted in `refused`).
+
+        The table keeps the code objects alive, so that none gets another's address.
+        """
+        base = self._functions.get(code)
+        if base is None:
+            with self._lock:
+                base = self._functions.get(code)
+                if base is None:
+                    if len(self._functions) >= FUNCTIONS_MAX:
+                        self.refused += 1
+                        return 0
+                    base = self._add_function(code)
+        return base + max(0, (line or 0) - code.co_firstlineno)
+
+    def _add_function(self, code: CodeType) -> int:
+        last = max((line for _, _, line in code.co_lines() if line is not None), default=code.co_firstlineno)
+        lines = max(1, last - code.co_firstlineno + 1)
+        base = self._next_address
+        self._next_address += -(-(lines + 1) // 16) * 16
+        self._items.append(FunctionDefinition(base, lines, code.co_qualname, code.co_filename, code.co_firstlineno))
+        self._functions[code] = base
+        return base
 
     def forget_lock(self) -> None:
         """In a forked child: the lock may be held by a thread that is not there."""

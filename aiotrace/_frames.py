@@ -35,7 +35,7 @@ from typing import Any, Final, NamedTuple
 from . import _layout as L
 from ._clock import Anchor
 from ._crc import crc32
-from ._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from ._errors import TraceFormatError
 from .abc import Ledger, StreamInfo, WriterLedger
 
@@ -342,6 +342,8 @@ def _pack_definition(definition: Definition) -> bytes:
             item = ["symbol", key, text]
         case CommandDefinition(pid, name):
             item = ["command", pid, name]
+        case FunctionDefinition(address, lines, name, file, line):
+            item = ["function", address, lines, name, file, line]
     packed = _to_json(item)
     if len(packed) > DEFINITION_LENGTH_MAX:  # nobody makes such a name but to break something
         packed = _to_json([part[:TEXT_CUT] if isinstance(part, str) else part for part in item])
@@ -367,6 +369,8 @@ def _unpack_definition(item: list[Any]) -> Definition:
             return SymbolDefinition(_number(key, 0), text)
         case ["command", pid, str(name)]:
             return CommandDefinition(_number(pid, -(1 << 31), (1 << 31) - 1), name)
+        case ["function", address, lines, str(name), str(file), line]:
+            return FunctionDefinition(_number(address, 0), _number(lines, 1), name, file, _number(line, 0))
     raise TraceFormatError(f"{str(item)[:80]} is no definition")
 
 

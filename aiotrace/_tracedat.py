@@ -16,6 +16,7 @@ no file and no journal.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import sys
@@ -23,7 +24,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from . import _layout as L
-from ._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 
@@ -154,7 +155,7 @@ def encode_tail(
         (SECTION_HEADER_INFO, _header_info(page_size)),
         (SECTION_FTRACE_EVENTS, _formats(FTRACE_FORMATS)),
         (SECTION_EVENT_FORMATS, _event_formats(table.events)),
-        (SECTION_KALLSYMS, _sized(_U32, _kallsyms(table.symbols))),
+        (SECTION_KALLSYMS, _sized(_U32, _kallsyms(table.symbols, table.functions))),
         (SECTION_PRINTK, _sized(_U32, _printk_formats(table.symbols))),
         (SECTION_CMDLINES, _sized(_U64, _command_lines(table.commands))),
     ):
@@ -204,6 +205,7 @@ class _Tables:
         self.events: dict[int, EventDefinition] = {}
         self.symbols: dict[int, str] = {}
         self.commands: dict[int, str] = {}
+        self.functions: dict[int, FunctionDefinition] = {}
         for definition in definitions:
             match definition:
                 case EventDefinition():
@@ -212,6 +214,8 @@ class _Tables:
                     self.symbols[key] = text
                 case CommandDefinition(pid, name):
                     self.commands[pid] = name
+                case FunctionDefinition():
+                    self.functions[definition.address] = definition
 
 
 # --- texts --------------------------------------------------------------------------------------
@@ -295,11 +299,16 @@ def _event_formats(events: dict[int, EventDefinition]) -> bytes:
     return _U32.pack(len(systems)) + b"".join(_text(name) + _formats(texts) for name, texts in systems.items())
 
 
-def _kallsyms(symbols: dict[int, str]) -> bytes:
-    """Sorted, with an end marker, as the kernel's has one (trace-cmd 3.1.6 would do without)."""
-    lines = [f"{key:016x} t {_word(text)}" for key, text in sorted(symbols.items())]
-    if symbols:
-        lines.append(f"{max(symbols) + 1:016x} t _end_of_symbols")
+def _kallsyms(symbols: dict[int, str], functions: dict[int, FunctionDefinition]) -> bytes:
+    """Sorted, with an end marker, as the kernel's has one (trace-cmd 3.1.6 would do without). Functions carry their
+    file and line in their name: trace-cmd prints no more than that."""
+    names = {key: (key + 1, _word(text)) for key, text in symbols.items()}
+    for address, each in functions.items():
+        place = f"{each.name}@{os.path.basename(each.file)}:{each.line}"
+        names[address] = (address + each.lines, _word(place))
+    lines = [f"{address:016x} t {name}" for address, (_, name) in sorted(names.items())]
+    if names:
+        lines.append(f"{max(end for end, _ in names.values()):016x} t _end_of_symbols")
     return _encode("".join(line + "\n" for line in lines))
 
 

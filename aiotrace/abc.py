@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ._clock import Anchor
-from ._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 
 __all__ = [
     "Anchor",
     "CommandDefinition",
     "Definition",
     "EventDefinition",
+    "FunctionDefinition",
     "Ledger",
     "Page",
     "PageStream",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aiotrace import TraceFormatError
 from aiotrace import _frames as frames
 from aiotrace._frames import Damage, Frame, FrameReader, Kind, PageEntry, encode_frame
-from aiotrace.abc import CommandDefinition, EventDefinition, Ledger, SymbolDefinition, WriterLedger
+from aiotrace.abc import CommandDefinition, EventDefinition, FunctionDefinition, Ledger, SymbolDefinition, WriterLedger
 
 ID = b"0123456789abcdef"
 OTHER = b"fedcba9876543210"
@@ -151,6 +151,9 @@ definitions = st.lists(
         st.builds(EventDefinition, st.integers(1, 65535), texts, texts, texts),
         st.builds(SymbolDefinition, st.integers(0, 2**64 - 1), texts),
         st.builds(CommandDefinition, st.integers(-(2**31), 2**31 - 1), texts),
+        st.builds(
+            FunctionDefinition, st.integers(0, 2**64 - 1), st.integers(1, 10**6), texts, texts, st.integers(0, 10**6)
+        ),
     ),
     max_size=10,
 )
