@@ -122,12 +122,16 @@ class Pages:
     @property
     def can_swap(self) -> bool:
         """Whether the reader may take a page: somebody has room, and nobody who waits is full."""
-        deliveries = [delivery for delivery in self.deliveries if not delivery.closed]
-        return (
-            len(self.ring) > 0
-            and any(delivery.has_room for delivery in deliveries)
-            and all(delivery.has_room for delivery in deliveries if delivery.on_full == "wait")
-        )
+        can = False
+        if len(self.ring):
+            for delivery in self.deliveries:
+                if delivery.closed:
+                    continue
+                if delivery.has_room:
+                    can = True
+                elif delivery.on_full == "wait":
+                    return False
+        return can
 
     def swap(self) -> bool:
         """Take the oldest full page out of the ring and offer it to every sink.

@@ -95,7 +95,7 @@ class Service:
     async def start(self) -> None:
         self._loop = Loop()
         self._waker = Waker(self._loop)
-        self._pages.on_full = self._on_full
+        self._pages.on_full = self._wake_for_full
         self._pages.on_free = self._on_free
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
 
@@ -188,7 +188,8 @@ class Service:
             self._info,
             self._definitions,
             on_first_request=first_request,
-            on_room=self._waker.wake,
+            on_prefixes=self._waker.wake,
+            on_room=self._wake_for_full,
             account=self.ledger,
         )
         try:
@@ -236,12 +237,8 @@ class Service:
     async def _read(self) -> None:
         next_flush = 0.0
         while True:
-            if self._offer_full() and not self._draining:
-                self._resting = True
-                with anyio.move_on_after(self._rest):
-                    await self._waker.wait()
-                self._resting = False
-                continue  # what got full meanwhile woke nobody
+            self._resting = False  # before it looks: what gets full later wakes it
+            moved = self._offer_full()
             timeout = None
             if any(attachment.delivery.prefixes for attachment in self.attachments):
                 timeout = next_flush - anyio.current_time()
@@ -249,12 +246,16 @@ class Service:
                     self._flush()
                     timeout = self._flush_interval
                     next_flush = anyio.current_time() + timeout
+            if moved and not self._draining:
+                self._resting = True
+                timeout = self._rest if timeout is None else min(self._rest, timeout)
             with anyio.move_on_after(timeout):
                 await self._waker.wait()
 
-    def _on_full(self) -> None:
-        """A page is full. In the thread of whoever filled it."""
-        if not self._resting or 4 * len(self._pages.ring) >= self._pages.arena.pages:
+    def _wake_for_full(self) -> None:
+        """A page got full, or there is room for one. From any thread."""
+        full = len(self._pages.ring)
+        if full and (not self._resting or 4 * full >= self._pages.arena.pages):
             self._waker.wake()
 
     def _offer_full(self) -> bool:

@@ -83,6 +83,7 @@ class Stream:
 
     Args:
         ended: Whether no page will be offered any more.
+        on_prefixes: Called when the sink asks for prefixes: the reader may be waiting for full pages alone.
         on_room: Called when a page was acknowledged: the reader may offer more.
         account: Gives the sink's ledger.
     """
@@ -95,6 +96,7 @@ class Stream:
         definitions: Sequence[Definition],
         *,
         on_first_request: Callable[[], object],
+        on_prefixes: Callable[[], object],
         on_room: Callable[[], object],
         account: Callable[[Delivery], Ledger],
     ) -> None:
@@ -103,6 +105,7 @@ class Stream:
         self._info = info
         self._definitions = definitions
         self._on_first_request = on_first_request
+        self._on_prefixes = on_prefixes
         self._on_room = on_room
         self._account = account
         self._looked: dict[DeliveredPage, None] = {}
@@ -126,7 +129,7 @@ class Stream:
 
     def accept_prefixes(self) -> None:
         self._delivery.prefixes = True
-        self._on_room()  # the reader may be waiting for full pages alone
+        self._on_prefixes()
 
     def __aiter__(self) -> Self:
         return self

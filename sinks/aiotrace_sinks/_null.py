@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from aiotrace.abc import PageStream
+
+BATCH: Final = 64
+"""Pages: a request is a checkpoint, which costs more than the page."""
 
 
 class NullSink:
@@ -14,5 +19,6 @@ class NullSink:
         return cls()
 
     async def __call__(self, stream: PageStream) -> None:
-        async for page in stream:
-            stream.acknowledge(page)
+        while batch := await stream.next_batch(BATCH):
+            for page in batch:
+                stream.acknowledge(page)
