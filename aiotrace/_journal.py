@@ -9,7 +9,7 @@ trace itself or in the spool of their writer. The law: **a page is in the trace 
 journal, whole**; whatever else lies in the files is not there. So a journal cut anywhere is a journal, and a torn
 tail is no damage to what stands before it.
 
-This module knows no file: `_store` reads and writes them.
+This module knows no file: `_store` writes them, `_growing` and `_closing` read them.
 """
 
 from __future__ import annotations

@@ -25,10 +25,10 @@ from typing import Any, Final, Literal
 
 from ._definitions import DEFINITIONS, EventDefinition
 from ._errors import AiotraceError, ConfigurationError
+from ._files import remove
 from ._recording import Overrun, SyncRecording, recording
 from ._selection import matches
 from ._statistics import Statistics
-from ._store import remove
 from ._tracing import TRACERS
 
 Choice = tuple[Literal["enable", "disable", "filter", "trigger"], str, str]

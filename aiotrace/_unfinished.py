@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from . import _layout as L
 from ._definitions import Definition
 from ._errors import TraceFormatError
+from ._files import journal_path
 from ._format import EventFormat, parse_format
+from ._growing import UnfinishedTrace
 from ._journal import Placed
-from ._store import UnfinishedTrace, journal_path
 from ._tracedat import FTRACE_FORMATS
 from ._tracefile import DAMAGE_MAX, Buffer, CpuData, Damage, FoundPage, Functions, PageShape, losses_after
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fnmatch
 import heapq
 import html
+import itertools
 import os
 import time
 from array import array
@@ -31,10 +32,10 @@ from ._definitions import CommandDefinition, Definition, EventDefinition, Symbol
 from ._errors import TraceFormatError
 from ._filter import Filter, compile_filter
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
+from ._growing import is_unfinished
 from ._lines import Chunk, Lines, chunk_of, format_time, merge
 from ._print import Names, Printer, compile_print, escape, format_pairs
 from ._records import ALL, Selection, Walk, new_totals, tally, walk
-from ._store import is_unfinished
 from ._tracefile import Buffer, CpuData, Damage, FoundPage, PageShape, TraceFile
 from ._unfinished import UnfinishedFile
 from .abc import Page
@@ -708,9 +709,9 @@ class Trace:
         for buffer in self._file.buffers:
             for cpu in buffer.cpus:
                 result.writers.append(self._count_writer(buffer, cpu, totals))
-        for id, count in enumerate(totals[::2]):
-            if count:
-                result.events[self._tables.kind(id).name] = EventCount(count, totals[2 * id + 1])
+        counts = totals[::2]
+        for id in itertools.compress(range(len(counts)), counts):
+            result.events[self._tables.kind(id).name] = EventCount(counts[id], totals[2 * id + 1])
         result.damage = self.damage_count
         return result
 

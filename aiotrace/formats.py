@@ -7,7 +7,9 @@ sockets and brokers, without any socket.
 
 from __future__ import annotations
 
+from ._closing import RestoreReport, restore
 from ._errors import TraceFormatError
+from ._files import remove
 from ._frames import (
     LENGTH_MAX,
     Acknowledgement,
@@ -32,17 +34,9 @@ from ._frames import (
     unpack_hello,
     unpack_page,
 )
+from ._growing import StoredPage, UnfinishedTrace, is_unfinished, page_entry
 from ._journal import JournalReader, Placed
-from ._store import (
-    RestoreReport,
-    StoredPage,
-    TraceStore,
-    UnfinishedTrace,
-    is_unfinished,
-    page_entry,
-    remove,
-    restore,
-)
+from ._store import TraceStore
 
 __all__ = [
     "LENGTH_MAX",

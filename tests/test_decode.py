@@ -22,9 +22,9 @@ from aiotrace._frames import PageEntry
 from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_record, walk
 from aiotrace._records import walk as quick_walk
 from aiotrace._schema import Schema
-from aiotrace._store import StoredPage, TraceStore
 from aiotrace.abc import Ledger, StreamInfo, WriterLedger
 from aiotrace.decode import Decoder, Event, format_line, open_trace
+from aiotrace.formats import StoredPage, TraceStore
 
 DATA = Path(__file__).parent / "data"
 KEPT = sorted(path.name for path in DATA.glob("*.dat"))

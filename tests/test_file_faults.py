@@ -90,7 +90,7 @@ async def test_a_full_disk_harms_nobody_and_nothing_is_lost_that_was_delivered(
 FAULTY = """
 import asyncio, json, os, sys
 import aiotrace
-from aiotrace import _store
+from aiotrace import _files
 from aiotrace_sinks import FileSink
 
 class Os:
@@ -105,7 +105,7 @@ async def main():
     happened = aiotrace.event("faulty:happened", n="u64", filling="str")
     sink = FileSink(sys.argv[1], max_size=30 * 4096, fsync=sys.argv[2] == "fsync")
     async with aiotrace.record(sink, page_size=4096, pages=64, flush_interval=0.01, drain_timeout=60) as recording:
-        _store.os = Os()
+        _files.os = Os()
         for n in range(int(sys.argv[3])):
             await happened.send(n, "x" * 40)
     statistics = recording.statistics()

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._frames import Damage, Kind, encode_frame
+from aiotrace._growing import page_entry
 from aiotrace._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
-from aiotrace._store import page_entry
 from aiotrace.abc import Ledger, WriterLedger
 
 INFO = fakes.make_info()

@@ -16,11 +16,12 @@ from typing import Any
 import anyio
 import fakes
 import pytest
+import stores
 from aiotrace_sinks import FileSink
 
 import aiotrace
-from aiotrace import ConfigurationError, _store
-from aiotrace.formats import is_unfinished, restore
+from aiotrace import ConfigurationError
+from aiotrace.formats import TraceStore, UnfinishedTrace, is_unfinished, restore
 
 pytestmark = pytest.mark.anyio
 
@@ -103,7 +104,7 @@ async def test_a_batch_is_about_a_mebibyte(path: Path) -> None:
 async def test_a_page_is_acknowledged_only_when_it_is_in_the_trace(path: Path) -> None:
     class Stream(fakes.FakeStream):
         def acknowledge(self, page: Any) -> None:
-            with _store.UnfinishedTrace(str(path)) as trace:
+            with UnfinishedTrace(str(path)) as trace:
                 found = {(placed.entry.writer, placed.entry.sequence) for placed in trace.pages if trace.read(placed)}
             assert (page.writer, page.sequence) in found
             super().acknowledge(page)
@@ -136,7 +137,7 @@ async def test_overwrite_replaces_a_trace_and_an_unfinished_one(trace_cmd: str, 
     await FileSink(path, overwrite=True)(fakes.FakeStream(pages))
     assert read(trace_cmd, path) == expected(pages)
     path.unlink()
-    left = _store.TraceStore(str(path), fakes.make_info())
+    left = TraceStore(str(path), fakes.make_info())
     left.write(fakes.make_pages(8, 4), fakes.DEFINITIONS)
     left.close()
     with pytest.raises(FileExistsError, match="aiotrace restore"):
@@ -212,7 +213,7 @@ async def test_a_sink_that_failed_goes_on_with_the_same_file(
 ) -> None:
     pages = fakes.make_pages(40, 3)
     for call in range(3, 25, 4):
-        monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [None] * call + [NO_SPACE] * 3}))
+        stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * call + [NO_SPACE] * 3}))
         monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 7 * 4096)
         stream = await run_until_done(FileSink(path, overwrite=True), fakes.FakeStream(pages))
         assert (stream.held, stream.offered) == ([], [])
@@ -225,7 +226,7 @@ async def test_errors_at_random_lose_and_double_nothing(
 ) -> None:
     pages = fakes.make_pages(60, 3)
     monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 5 * 4096)
-    monkeypatch.setattr(_store, "os", fakes.FaultyOs(seed=seed, rate=0.03, short=0.2))
+    stores.replace_os(monkeypatch, fakes.FaultyOs(seed=seed, rate=0.03, short=0.2))
     # The very first call may refuse to begin at all: as record() does, such a sink is not called again.
     sink = FileSink(path, max_size=25 * 4096, overwrite=True)
     stream = await run_until_done(sink, fakes.FakeStream(pages), 500)
@@ -255,8 +256,8 @@ async def test_a_rotation_that_fails_goes_on_where_it_was(
             faulty.faults.setdefault(failing, plan)
 
         monkeypatch.setattr(sink, "_begin", begin_and_break)
-        for module in ("aiotrace._store.os", "aiotrace_sinks._file.os"):
-            monkeypatch.setattr(module, faulty)
+        stores.replace_os(monkeypatch, faulty)
+        monkeypatch.setattr("aiotrace_sinks._file.os", faulty)
         stream = await run_until_done(sink, fakes.FakeStream(pages))
         monkeypatch.undo()
         assert (stream.held, stream.offered) == ([], [])
@@ -273,7 +274,7 @@ async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(
     pages = fakes.make_pages(12)
     monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 4 * 4096)
     # Two at the beginning, two for the first batch; then the second batch's fails.
-    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"fdatasync": [None] * 4 + [EIO]}))
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"fdatasync": [None] * 4 + [EIO]}))
     stream = fakes.FakeStream(pages)
     await FileSink(path, fsync=True)(stream)
     monkeypatch.undo()
@@ -283,7 +284,7 @@ async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(
 
 
 async def test_what_was_written_before_a_failure_is_acknowledged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_store, "os", fakes.FaultyOs({"pwritev": [None] * 5 + [NO_SPACE]}))
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * 5 + [NO_SPACE]}))
     sink, stream = FileSink(path), fakes.FakeStream(fakes.make_pages(9))
     with pytest.raises(OSError, match="injected"):
         await sink(stream)
@@ -297,7 +298,7 @@ async def test_a_file_that_is_being_closed_gets_no_more_pages(
     pages = fakes.make_pages(12)
     monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 4 * 4096)
     plan = {"fdatasync": [None] * 4 + [EIO], "ftruncate": [None, EIO]}
-    monkeypatch.setattr(_store, "os", fakes.FaultyOs(plan))
+    stores.replace_os(monkeypatch, fakes.FaultyOs(plan))
     sink, stream = FileSink(path, fsync=True), fakes.FakeStream(pages)
     with pytest.raises(OSError, match="injected"):
         await sink(stream)

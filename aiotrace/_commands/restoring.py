@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from .._store import restore
+    from .._closing import restore
 
     report = restore(arguments.file)
     name = escape(arguments.file)

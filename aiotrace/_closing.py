@@ -1,0 +1,272 @@
+"""Closing and restoring: how the files of a trace become one trace.dat. Blocking file I/O.
+
+    closing         append the spools to NAME, write the sections, write the options offset, unlink the rest
+                                                                   ^ commit point
+    restoring       the same, from the journal alone, after checking each page's crc32
+
+The law: **the commit point is the last write**. Until then the journal is the truth, and closing can begin again from
+nothing; from then on NAME is, and the rest is litter. Damage costs what it hit: a page that is not what was written is
+left empty, and its events are counted as lost before the page that follows it.
+
+Both go in steps, so that whoever waits can stop between two.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from . import _layout as L
+from . import _tracedat as T
+from ._errors import TraceFormatError
+from ._files import TraceFiles, copy_range, journal_path, sync_folder, write_all
+from ._frames import Damage
+from ._growing import read_journal
+from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
+from ._page import pack_header, pack_lost_count
+from .abc import StreamInfo
+
+_STEP: Final = 16 << 20
+"""Bytes that one step of closing copies or checks: some 10 ms, so that whoever waits can stop soon."""
+
+
+@dataclass(slots=True)
+class RestoreReport:
+    """What was found and done."""
+
+    pages: int = 0
+    """Intact, and in the trace.dat."""
+    events: int = 0
+    """On these pages."""
+    damaged: list[Placed] = field(default_factory=list)
+    """Pages that are not what was written; their events are counted as lost with the page that follows."""
+    journal_damage: list[Damage] = field(default_factory=list)
+    """Of the journal; a torn tail is among it."""
+    was_complete: bool = False
+    """The trace.dat was complete already, only the journal had not been removed."""
+
+
+def restore(path: str, *, progress: Callable[[int], None] | None = None) -> RestoreReport:
+    """Make a trace.dat of what a killed program left. Blocks; killed itself, it can be begun again.
+
+    Args:
+        progress: Called now and then with the bytes that were checked or copied since.
+
+    Raises:
+        FileNotFoundError: There is no journal, so nothing to restore.
+        BlockingIOError: A running program is still writing this trace.
+        TraceFormatError: The journal is no journal, or lost its beginning.
+        OSError: A file cannot be read or written.
+    """
+    report = RestoreReport()
+    files = TraceFiles(path)
+    files.open_existing()
+    try:
+        if T.unpack_options_offset(os.pread(files.data, T.INITIAL_HEADER_SIZE, 0)):
+            report.was_complete = True
+            files.unlink_litter()
+            return report
+        for done in make_trace(files, fsync=True, verify=True, report=report):
+            if progress is not None:
+                progress(done)
+        files.unlink_litter()
+        sync_folder(path)
+    finally:
+        files.close()
+    return report
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A page's place in the trace.dat."""
+
+    placed: Placed | None
+    """None: the journal lost the frame of the page that is here."""
+    damaged: bool
+    lost: int
+    """As in `PageEntry.lost_before`, with what damage before it has cost."""
+
+
+@dataclass(slots=True)
+class _Column:
+    """The pages of one writer, in order."""
+
+    writer: int
+    spooled: bool
+    slots: list[_Slot] = field(default_factory=list)
+    offset: int = 0
+    """Of the first page, in the trace.dat."""
+    lost_at_end: int = 0
+
+    def add(self, placed: Placed, damaged: bool) -> None:
+        entry = placed.entry
+        lost = _add_lost(self.lost_at_end, entry.lost_before)
+        self.slots.append(_Slot(placed, damaged, 0 if damaged else lost))
+        self.lost_at_end = _add_lost(lost, entry.events_count) if damaged else 0
+
+
+def _add_lost(first: int, second: int) -> int:
+    return -1 if first < 0 or second < 0 else first + second
+
+
+def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreReport) -> Iterator[int]:
+    """Make NAME a trace.dat from what the journal says; yields bytes of work done."""
+    journal = JournalReader()
+    columns: dict[int, _Column] = {}
+    done = 0
+    for batch in read_journal(files.journal, journal, final=True):
+        for placed in batch:
+            done += _add_page(files, columns, placed, verify, report, journal)
+            if done >= _STEP:
+                yield done
+                done = 0
+    if journal.info is None:
+        raise TraceFormatError("no intact hello: nothing can be restored", path=journal_path(files.path), offset=0)
+    report.journal_damage = journal.damage
+    info = journal.info
+    order = _arrange(columns, info.page_size)
+    in_place = sum(len(column.slots) for column in order if not column.spooled)
+    os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in holes, or at the end
+    yield from _copy(files, order, info.page_size, verify)
+    _write_tail(files, journal, info, order, fsync)
+
+
+def _add_page(
+    files: TraceFiles,
+    columns: dict[int, _Column],
+    placed: Placed,
+    verify: bool,
+    report: RestoreReport,
+    journal: JournalReader,
+) -> int:
+    """Take a page into its writer's column; returns the bytes that were checked."""
+    assert journal.info is not None, "a page before hello is damage"
+    writer = placed.entry.writer
+    column = columns.get(writer) or _Column(writer, placed.spooled)
+    gap = 0 if placed.spooled else placed.place // journal.info.page_size - 1 - len(column.slots)
+    damaged = verify and not _is_intact(files, placed)
+    if placed.spooled != column.spooled or not 0 <= gap <= _frames_lost(journal):
+        report.damaged.append(placed)  # it cannot be where it says
+        return 0
+    if not placed.spooled and any(not other.spooled for other in columns.values() if other is not column):
+        report.damaged.append(placed)
+        return 0
+    columns[writer] = column
+    column.slots += [_Slot(None, True, 0) for _ in range(gap)]
+    column.add(placed, damaged)
+    if damaged:
+        report.damaged.append(placed)
+    else:
+        report.pages += 1
+        report.events += placed.entry.events_count
+    return placed.entry.committed if verify else 0
+
+
+def _frames_lost(journal: JournalReader) -> int:
+    """Frames of pages that damage to the journal can have cost, so far."""
+    return sum(1 + damage.length // PLACED_SIZE for damage in journal.damage)
+
+
+def _is_intact(files: TraceFiles, placed: Placed) -> bool:
+    fd = files.spool(placed.entry.writer) if placed.spooled else files.data
+    try:
+        return placed.check(os.pread(fd, placed.entry.committed, placed.place + L.PAGE_HEADER_SIZE))
+    except OSError:
+        return False
+
+
+def _arrange(columns: dict[int, _Column], page_size: int) -> list[_Column]:
+    """The columns in the order in which they lie in the file: the one that is there already comes first."""
+    order = sorted(columns.values(), key=lambda column: (column.spooled, column.writer))
+    offset = page_size
+    for column in order:
+        column.offset = offset
+        offset += len(column.slots) * page_size
+    return order
+
+
+def _copy(files: TraceFiles, order: list[_Column], page_size: int, verify: bool) -> Iterator[int]:
+    """Bring the pages of the spools to their places. After a check also the headers of all are written anew: no
+    crc32 covers them, and the losses may be more."""
+    done = 0
+    for column in order:
+        time = 0
+        for number, slot in enumerate(column.slots):
+            target = column.offset + number * page_size
+            placed = slot.placed
+            if placed is not None:
+                time = placed.entry.timestamp
+            if placed is None or slot.damaged:
+                write_all(files.data, [pack_header(time, 0)], target)
+                continue
+            committed = placed.entry.committed
+            if column.spooled:
+                size = L.PAGE_HEADER_SIZE + committed + len(pack_lost_count(placed.entry.lost_before))
+                copy_range(files.spool(column.writer), placed.place, files.data, target, size)
+                done += size
+            if verify:
+                write_all(files.data, [pack_header(time, committed, slot.lost)], target)
+                write_all(files.data, [pack_lost_count(slot.lost)], target + L.PAGE_HEADER_SIZE + committed)
+            if done >= _STEP:
+                yield done
+                done = 0
+    yield done
+
+
+def _write_tail(files: TraceFiles, journal: JournalReader, info: StreamInfo, order: list[_Column], fsync: bool) -> None:
+    """The sections, and then the commit point."""
+    size = info.page_size
+    regions = [T.Region(column.writer, column.offset, len(column.slots) * size) for column in order]
+    data_end = regions[-1].offset + regions[-1].size if regions else size
+    tail, options = T.encode_tail(
+        data_end,
+        page_size=size,
+        clock=info.clock,
+        regions=regions or [T.Region(0, size, 0)],
+        definitions=journal.definitions,
+        options=_options(journal, info, order),
+    )
+    write_all(files.data, [T.initial_header(size), T.buffer_header(data_end)], 0)
+    write_all(files.data, [tail], data_end)
+    if fsync:
+        os.fdatasync(files.data)
+    write_all(files.data, [T.pack_options_offset(options)], T.OPTIONS_OFFSET_PLACE)
+    if fsync:
+        os.fdatasync(files.data)
+
+
+def _options(journal: JournalReader, info: StreamInfo, order: list[_Column]) -> Iterator[tuple[int, bytes]]:
+    writer = JournalWriter(info)
+    frames = writer.hello() + writer.definitions(journal.definitions, len(journal.definitions))
+    if journal.ledger is not None:
+        frames += writer.end(journal.ledger)
+    yield T.OPTION_STREAM, frames
+    yield T.OPTION_PAGES, T.pack_page_rows(_row(column, slot) for column in order for slot in column.slots)
+    yield T.OPTION_VERSION, b"aiotrace\0"
+    yield T.OPTION_TRACEID, info.stream_id[:8]
+    ledgers = {ledger.writer: ledger for ledger in journal.ledger.writers} if journal.ledger else {}
+    for column in order:
+        intact = [slot for slot in column.slots if slot.placed is not None and not slot.damaged]
+        entries = [slot.placed.entry for slot in intact if slot.placed is not None]
+        lost = sum(max(slot.lost, 0) for slot in intact) + max(column.lost_at_end, 0)
+        ledger = ledgers.get(column.writer)
+        overrun = min(ledger.overrun, lost) if ledger else 0
+        statistics = T.CpuStatistics(
+            column.writer,
+            sum(entry.events_count for entry in entries),
+            overrun,
+            lost - overrun + (ledger.lost_after if ledger else 0),
+            sum(entry.committed for entry in entries),
+        )
+        yield T.OPTION_CPUSTAT, T.cpu_statistics(statistics)
+
+
+def _row(column: _Column, slot: _Slot) -> T.PageRow:
+    if slot.placed is None:
+        return T.PageRow(0, column.writer, 0, 0, T.PAGE_DAMAGED)
+    entry = slot.placed.entry
+    if slot.damaged:
+        return T.PageRow(entry.sequence, column.writer, entry.events_count, 0, T.PAGE_DAMAGED)
+    return T.PageRow(entry.sequence, column.writer, entry.events_count, slot.placed.crc, 0)
