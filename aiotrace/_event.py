@@ -144,6 +144,18 @@ class _Local(threading.local):
 
 _local: Final = _Local()
 
+if c_module is None:
+
+    def _get_pid() -> int:
+        return _local.pid
+
+else:
+    _get_task: Final[Callable[[], int]] = c_module.get_task
+
+    def _get_pid() -> int:
+        """common_pid of a record: the task's that runs here, if tasks are traced, else the thread's."""
+        return _get_task() or _local.pid
+
 
 def _renew() -> tuple[Writer, ...]:
     """Bring this thread's lease to the present epoch."""
@@ -251,9 +263,9 @@ class PythonEvent:
             if keywords:
                 arguments = self._schema.bind(arguments, keywords)
             if self._pack is not None:
-                payload = self._pack(self.id, 0, 0, _local.pid, *arguments)
+                payload = self._pack(self.id, 0, 0, _get_pid(), *arguments)
             else:
-                payload = self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern)
+                payload = self._encode(self.id, _get_pid(), arguments, DEFINITIONS.intern)
         except Exception as error:
             self._refuse(error, arguments, writers)
             return
@@ -261,7 +273,7 @@ class PythonEvent:
             if len(payload) <= writer.payload_max:
                 writer.write(payload)
             else:
-                writer.write(self._encode(self.id, _local.pid, arguments, DEFINITIONS.intern, writer.payload_max))
+                writer.write(self._encode(self.id, _get_pid(), arguments, DEFINITIONS.intern, writer.payload_max))
         if plan is not None:
             self._fire(plan, arguments, keywords)
 

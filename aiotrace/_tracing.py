@@ -37,6 +37,7 @@ TRACERS: Final[dict[str, str]] = {
     "exception": f"{_PACKAGE}.exceptions",
     "gc": f"{_PACKAGE}.garbage",
     "log": f"{_PACKAGE}.logs",
+    "task": f"{_PACKAGE}.task",
     "thread": f"{_PACKAGE}.threads",
     "warning": f"{_PACKAGE}.warned",
 }

@@ -45,9 +45,26 @@ int aiotrace_crc_exec(PyObject *module);
 int aiotrace_decode_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
+int aiotrace_task_exec(PyObject *module);
 
 /* event.c: whether any recording is open; CLOCK_MONOTONIC in nanoseconds. */
 int aiotrace_is_recording(void);
 uint64_t aiotrace_monotonic_ns(void);
+
+/* event.c, for task.c: the pid of the task that runs in this thread, which records carry as common_pid; 0: none. */
+int32_t aiotrace_get_task(void);
+void aiotrace_set_task(int32_t pid);
+
+/* event.c, for task.c: whether an object is an event of ours; whether no recording takes it. */
+int aiotrace_event_check(PyObject *event);
+int aiotrace_event_is_off(PyObject *event);
+
+/* Record an event of numbers and symbols' keys alone.
+ *
+ *     now      CLOCK_MONOTONIC in ns, of just now
+ *     fields   what the record holds after the common fields, byte for byte, `fixed_size` less 8
+ *
+ * Returns 0, without effect, if the event has to be called instead (a full page, a filter, several recordings). */
+int aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields);
 
 #endif

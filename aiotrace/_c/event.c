@@ -322,6 +322,8 @@ cursor_put(Cursor *self, PyObject *payload)
     }
     uint64_t now;
     uint32_t end;
+    if (self->limit == 0)
+        Py_RETURN_FALSE;
     if (read_clock(self, &now) < 0)
         return NULL;
     if (PyBytes_GET_SIZE(payload) > 1 << 20)
@@ -392,7 +394,8 @@ static uint64_t epoch = 1;
 typedef struct {
     PyObject_VAR_HEAD
     uint64_t epoch;
-    int32_t pid;
+    int32_t pid; /* of a record: the task's that runs, if there is one, else the thread's */
+    int32_t thread_pid;
     Cursor *only; /* if there is one, and its clock needs no Python; or NULL */
     Cursor *cursors[];
 } Lease;
@@ -406,6 +409,7 @@ typedef struct {
 
 static PyTypeObject *lease_type;
 static THREAD_LOCAL Lease *this_thread;
+static THREAD_LOCAL int32_t this_task; /* the pid of the task that runs here; 0: none, or nobody says */
 
 static PyObject *
 lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
@@ -426,7 +430,8 @@ lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
     if (self == NULL)
         return NULL;
     self->epoch = made_in;
-    self->pid = pid;
+    self->thread_pid = pid;
+    self->pid = this_task ? this_task : pid;
     for (Py_ssize_t i = 0; i < count; i++) {
         Py_INCREF(PyTuple_GET_ITEM(writers, i));
         self->cursors[i] = (Cursor *)PyTuple_GET_ITEM(writers, i);
@@ -493,6 +498,28 @@ uint64_t
 aiotrace_monotonic_ns(void)
 {
     return monotonic_ns();
+}
+
+int32_t
+aiotrace_get_task(void)
+{
+    return this_task;
+}
+
+void
+aiotrace_set_task(int32_t pid)
+{
+    this_task = pid;
+    if (this_thread != NULL)
+        this_thread->pid = pid ? pid : this_thread->thread_pid;
+}
+
+PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in this thread; 0 if nobody traces tasks.");
+
+static PyObject *
+get_task(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromLong(this_task);
 }
 
 PyDoc_STRVAR(changed_doc,
@@ -947,6 +974,42 @@ record_short(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *key
     return 1;
 }
 
+int
+aiotrace_event_check(PyObject *event)
+{
+    return PyObject_TypeCheck(event, event_type);
+}
+
+int
+aiotrace_event_is_off(PyObject *event)
+{
+    Event *self = (Event *)event;
+    return gate == 0 || (self->mode_epoch == epoch && self->mode == MODE_OFF);
+}
+
+int
+aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields)
+{
+    Event *self = (Event *)event;
+    Lease *lease = this_thread;
+    if (aiotrace_event_is_off(event))
+        return 1;
+    if (unlikely(self->plain_epoch != epoch || lease == NULL || lease->epoch != epoch || lease->only == NULL))
+        return 0;
+    Cursor *cursor = lease->only;
+    if (cursor->clock_kind != CLOCK_MONO || now < cursor->last)
+        now = now_ns(cursor);
+    uint32_t end, common = self->id, size = self->fixed_size;
+    char *payload = reserve(cursor, &now, size, &end);
+    if (unlikely(payload == NULL))
+        return 0;
+    memcpy(payload, &common, 4);
+    memcpy(payload + 4, &lease->pid, 4);
+    memcpy(payload + 8, fields, size - 8);
+    commit(cursor, now, end);
+    return 1;
+}
+
 static PyObject *
 event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
@@ -1169,6 +1232,7 @@ tsc_calibrate(PyObject *Py_UNUSED(module), PyObject *argument)
 static PyMethodDef functions[] = {
     {"changed", changed, METH_VARARGS, changed_doc},
     {"get_epoch", get_epoch, METH_NOARGS, get_epoch_doc},
+    {"get_task", get_task, METH_NOARGS, get_task_doc},
     {"tsc_calibrate", tsc_calibrate, METH_O, tsc_calibrate_doc},
     {NULL, NULL, 0, NULL},
 };

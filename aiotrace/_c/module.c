@@ -54,6 +54,7 @@ static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, aiotrace_decode_exec},
     {Py_mod_exec, aiotrace_event_exec},
     {Py_mod_exec, aiotrace_span_exec},
+    {Py_mod_exec, aiotrace_task_exec},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

@@ -1,0 +1,324 @@
+"""Hooks: how the tracer of tasks gets between a runtime and its tasks, and out again.
+
+    Asyncio   `asyncio.events.Handle` is a C subclass of itself, which every callback of every loop is made with
+    Uvloop    `uvloop.Loop.call_soon` puts a C callable around a task's callback
+    Trio      an instrument puts a C coroutine around `task.coro` when a task is spawned
+
+All of them leave what a program can see of its tasks as it was: `get_coro()`, names, `all_tasks()`, tracebacks. A
+library that is imported later is hooked then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+import warnings
+import weakref
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, Final, Protocol
+
+from ._imports import Import
+
+CANCELLED_MAX: Final = 1000
+"""Tasks that one cancellation of a scope is told of."""
+
+
+class Hook(Protocol):
+    def put(self) -> None:
+        """Get in.
+
+        Raises:
+            ValueError: What is there is not as we know it.
+        """
+
+    def take_back(self) -> None:
+        """Get out, unless somebody else has got in on top of us: then ours does nothing but pass on."""
+
+
+class Method:
+    """A method of a class that is replaced: `make(original)` stands in its place. None: it is not there itself."""
+
+    def __init__(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
+        self._owner = owner
+        self._name = name
+        self._had = name in vars(owner)
+        self._original = getattr(owner, name)
+        self._ours = make(self._original)
+        setattr(owner, name, self._ours)
+
+    def take_back(self) -> None:
+        if vars(self._owner).get(self._name) is not self._ours:
+            return
+        if self._had:
+            setattr(self._owner, self._name, self._original)
+        else:
+            delattr(self._owner, self._name)
+
+
+# --- asyncio --------------------------------------------------------------------------------------
+
+
+class Asyncio:
+    def __init__(self, native: ModuleType) -> None:
+        self._native = native
+        self._factories = Factories(native, asyncio.BaseEventLoop)
+
+    def put(self) -> None:
+        base: type = asyncio.Handle
+        ours = self._native.task_handle(base, asyncio.BaseEventLoop.get_debug, report)
+        if asyncio.events.Handle is base:
+            asyncio.events.Handle = ours  # type: ignore[misc]
+        self._factories.put()
+        for task in _all_tasks():
+            self._native.task_know(task)
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            return
+        current = asyncio.current_task(loop)
+        if type(loop).__module__ != "uvloop" and current is not None:
+            self._native.task_running(current)
+        if not is_hooked(loop):
+            warnings.warn(
+                f"the tasks of {loop!r} are not traced: it does not schedule them as asyncio's and uvloop's loops do",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+
+    def take_back(self) -> None:
+        ours = self._native.task_handle(asyncio.Handle, asyncio.BaseEventLoop.get_debug, report)
+        if asyncio.events.Handle is ours:
+            asyncio.events.Handle = asyncio.Handle  # type: ignore[misc]
+        self._factories.take_back()
+
+
+def is_hooked(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the steps of a loop's tasks are seen."""
+    kind = type(loop)
+    if kind.__module__.partition(".")[0] == "uvloop":
+        return True
+    plain: Any = asyncio.BaseEventLoop
+    ours: Any = kind
+    return isinstance(loop, plain) and ours.call_soon is plain.call_soon and ours._call_soon is plain._call_soon
+
+
+def report(handle: Any, error: BaseException) -> None:
+    """What `Handle._run` does of an exception, in its words."""
+    format = asyncio.format_helpers._format_callback_source  # type: ignore[attr-defined]
+    options = {"debug": handle._loop.get_debug()} if sys.version_info >= (3, 13) else {}
+    context = {
+        "message": f"Exception in callback {format(handle._callback, handle._args, **options)}",
+        "exception": error,
+        "handle": handle,
+    }
+    if handle._source_traceback:
+        context["source_traceback"] = handle._source_traceback
+    handle._loop.call_exception_handler(context)
+
+
+def _all_tasks() -> list[Any]:
+    """The tasks of all loops."""
+    tasks: Any = asyncio.tasks
+    found: list[Any] = []
+    for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks"):
+        for _ in range(10):  # another thread may add one meanwhile
+            try:
+                found += list(getattr(tasks, name, ()))
+                break
+            except RuntimeError:
+                continue
+    return [task for task in found if not task.done()]
+
+
+# --- task factories -------------------------------------------------------------------------------
+
+
+class _Factory:
+    """A task factory, called so that a task that it runs at once is traced."""
+
+    def __init__(self, native: ModuleType, factory: Callable[..., Any]) -> None:
+        self._make = native.task_make
+        self.factory = factory
+
+    def __call__(self, loop: Any, coroutine: Any, **keywords: Any) -> Any:
+        return self._make(self.factory, loop, coroutine, **keywords)
+
+
+class Factories:
+    """The task factories of a class of loops, from 3.12 on, where a task may run before it is scheduled."""
+
+    def __init__(self, native: ModuleType, owner: Any) -> None:
+        self._native = native
+        self._owner = owner
+        self._loops: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._methods: list[Method] = []
+        self._set: Callable[..., None] = owner.set_task_factory
+        self._get: Callable[..., Any] = owner.get_task_factory
+
+    def put(self) -> None:
+        if sys.version_info < (3, 12):
+            return
+        self._methods = [
+            Method(self._owner, "set_task_factory", self._make_setter),
+            Method(self._owner, "get_task_factory", self._make_getter),
+        ]
+        loop = asyncio._get_running_loop()
+        if isinstance(loop, self._owner):
+            factory = self._get(loop)
+            if factory is not None:
+                self._owner.set_task_factory(loop, factory)
+
+    def take_back(self) -> None:
+        for loop in list(self._loops):
+            factory = self._get(loop)
+            if isinstance(factory, _Factory):
+                self._set(loop, factory.factory)
+        for method in self._methods:
+            method.take_back()
+        self._methods = []
+
+    def _make_setter(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def set_task_factory(loop: Any, factory: Any) -> Any:
+            if factory is None or not callable(factory):
+                return original(loop, factory)
+            self._loops.add(loop)
+            return original(loop, _Factory(self._native, factory))
+
+        return set_task_factory
+
+    def _make_getter(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_task_factory(loop: Any) -> Any:
+            factory = original(loop)
+            return factory.factory if isinstance(factory, _Factory) else factory
+
+        return get_task_factory
+
+
+# --- uvloop ---------------------------------------------------------------------------------------
+
+
+class Uvloop:
+    def __init__(self, native: ModuleType) -> None:
+        self._native = native
+        self._import = Import("uvloop", self._hook)
+        self._call_soon: Method | None = None
+        self._factories: Factories | None = None
+
+    def put(self) -> None:
+        self._import.put()
+
+    def _hook(self, uvloop: Any) -> None:
+        owner = uvloop.Loop
+        self._call_soon = Method(owner, "call_soon", lambda original: self._native.task_call_soon(owner, original))
+        self._factories = Factories(self._native, owner)
+        self._factories.put()
+
+    def take_back(self) -> None:
+        self._import.take_back()
+        if self._call_soon is not None and self._factories is not None:
+            self._call_soon.take_back()
+            self._factories.take_back()
+
+
+# --- trio -----------------------------------------------------------------------------------------
+
+
+class Trio:
+    def __init__(self, native: ModuleType, parts: dict[str, Any]) -> None:
+        self._native = native
+        self._parts = parts
+        self._import = Import("trio", self._hook)
+        self._runners: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._setup: Any = None
+        self._cancel: Method | None = None
+        self._is_active = False
+
+    def put(self) -> None:
+        self._is_active = True
+        self._import.put()
+
+    def _hook(self, trio: Any) -> None:
+        import outcome
+
+        run: Any = sys.modules["trio._core._run"]
+        self._run = run
+        self._parts.update(trio_cancelled=trio.Cancelled, trio_error=outcome.Error)
+        self._native.task_start(self._parts)
+        self._instrument = _make_instrument(trio, self)
+        original = self._original = run.setup_runner
+
+        def setup_runner(*args: Any, **keywords: Any) -> Any:
+            runner = original(*args, **keywords)
+            if self._is_active:
+                self._runners.add(runner)
+                runner.instruments.add_instrument(self._instrument)
+            return runner
+
+        self._setup = run.setup_runner = setup_runner
+        self._cancel = Method(trio.CancelScope, "cancel", self._make_cancel)
+        runner = getattr(run.GLOBAL_RUN_CONTEXT, "runner", None)
+        if runner is not None:
+            self._runners.add(runner)
+            runner.instruments.add_instrument(self._instrument)
+            for task in list(runner.tasks):
+                self.wrap(task, is_new=False)
+
+    def wrap(self, task: Any, is_new: bool) -> None:
+        if self._is_active:
+            self._swap(task, self._native.task_wrap(task, is_new))
+
+    def _make_cancel(self, original: Callable[..., None]) -> Callable[..., None]:
+        def cancel(scope: Any, *args: Any, **keywords: Any) -> None:
+            is_first = not scope.cancel_called
+            original(scope, *args, **keywords)
+            if is_first and self._is_active:
+                message = str(keywords.get("reason") or "")
+                for task in _tasks_in(scope):
+                    self._native.task_cancelled(task, message)
+
+        return functools.wraps(original)(cancel)
+
+    @staticmethod
+    def _swap(task: Any, coroutine: Any) -> None:
+        """Give a task another coroutine object, also for the step that is scheduled already."""
+        next_call = task._next_send_fn
+        if next_call is not None and getattr(next_call, "__self__", None) is task.coro:
+            task._next_send_fn = getattr(coroutine, next_call.__name__)
+        task.coro = coroutine
+
+    def take_back(self) -> None:
+        self._is_active = False
+        self._import.take_back()
+        if self._setup is None:
+            return
+        if self._cancel is not None:
+            self._cancel.take_back()
+        if self._run.setup_runner is self._setup:
+            self._run.setup_runner = self._original
+        here: Any = getattr(self._run.GLOBAL_RUN_CONTEXT, "runner", None)
+        for runner in list(self._runners):
+            if runner is here:  # in another thread its tasks may run just now: what is there passes calls on
+                runner.instruments.remove_instrument(self._instrument)
+                for task in list(runner.tasks):
+                    self._swap(task, self._native.task_unwrap(task.coro))
+
+
+def _tasks_in(scope: Any) -> list[Any]:
+    """The tasks that a scope cancels: those of its own and of what is nested in it."""
+    statuses = [scope._cancel_status] if getattr(scope, "_cancel_status", None) is not None else []
+    found: list[Any] = []
+    while statuses and len(found) < CANCELLED_MAX:
+        status = statuses.pop()
+        if status.effectively_cancelled:
+            found += status._tasks
+            statuses += status._children
+    return found[:CANCELLED_MAX]
+
+
+def _make_instrument(trio: Any, hook: Trio) -> Any:
+    class Instrument(trio.abc.Instrument):  # type: ignore[misc]  # trio is imported late
+        def task_spawned(self, task: Any) -> None:
+            hook.wrap(task, is_new=True)
+
+    return Instrument()

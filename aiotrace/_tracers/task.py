@@ -1,0 +1,184 @@
+"""task: every task of asyncio, uvloop and trio, step by step. One schema; what a runtime cannot say is 0 or "?".
+
+    task:spawn      task, parent, name, coro, site         a task was made, by what runs in `parent`, at `site`
+    task:name       task, name                             it has another name by its first step
+    task:ready      task                                   it may run again; common_pid says who woke it
+    task:step       ready_ns, duration_ns, awaited, waker  it ran; written at the end, so it began duration_ns before
+    task:done       task, result, exception                "returned", "raised", "cancelled"; "lost": destroyed pending
+    task:cancel     task, by, site, message                somebody asked for its cancellation
+    task:delivered  task                                   the cancellation is raised in it
+    task:caught     task, at                               it did not end by that: it cleans up, or goes on
+    task:swallowed  task, at                               it goes on or ended otherwise, and the request still stands
+    task:alive      task, parent, name, coro               a keyframe: all live tasks, about once a second
+    task:loop       ready, poll_ns, late_ns                an iteration of the loop begins (asyncio)
+
+While a task runs, all records of its thread have its id as their common_pid; the names of pids are the tasks' names.
+Ids begin at `(1 + pid % 511) << 22`, above those of the kernel, and are used again after 2**22 tasks.
+
+aiotrace's own tasks are not traced. How each runtime is hooked is in `_runtimes.py`; what runs per step is `_c/task.c`,
+so without the C module there is no such tracer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from types import CodeType, ModuleType
+from typing import Any, Final
+
+from .. import _schema
+from .._backend import c_module
+from .._definitions import DEFINITIONS
+from .._errors import ConfigurationError
+from .._event import define
+from ._iterations import Iterations
+from ._runtimes import Asyncio, Hook, Trio, Uvloop
+
+FIELDS: Final[dict[str, dict[str, _schema.FieldType]]] = {
+    "spawn": {"task": "s32", "parent": "s32", "name": "str", "coro": "symbol", "site": "symbol"},
+    "name": {"task": "s32", "name": "str"},
+    "ready": {"task": "s32"},
+    "step": {"ready_ns": "u64", "duration_ns": "u64", "awaited": "symbol", "waker": "s32"},
+    "done": {"task": "s32", "result": "symbol", "exception": "symbol"},
+    "cancel": {"task": "s32", "by": "s32", "site": "symbol", "message": "str"},
+    "delivered": {"task": "s32"},
+    "caught": {"task": "s32", "at": "symbol"},
+    "swallowed": {"task": "s32", "at": "symbol"},
+    "alive": {"task": "s32", "parent": "s32", "name": "str", "coro": "symbol"},
+    "loop": {"ready": "u32", "poll_ns": "u64", "late_ns": "u64"},
+}
+EVENTS: Final = {name: define(f"task:{name}", fields, by_default=False) for name, fields in FIELDS.items()}
+
+_LIBRARY, _TRAP, _OURS = 1, 2, 4
+"""What C wants to know of code: a runtime's own, where a runtime waits for everything, ours."""
+_LIBRARIES: Final = ("asyncio", "anyio", "trio", "uvloop")
+
+
+def _folder(module: str) -> str:
+    return os.sep + module + os.sep
+
+
+_OUR_FOLDER: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+_TRAPS: Final = os.path.join("trio", "_core", "_traps.py")
+_FOLDERS: Final = tuple(map(_folder, _LIBRARIES))
+
+
+def describe(subject: CodeType | type | str, line: int) -> tuple[str, int, int]:
+    """The text of code, of a line of it, or of a type; its key as a symbol; and what kind of code it is."""
+    if isinstance(subject, CodeType):
+        text = f"{subject.co_qualname} ({subject.co_filename}:{line or subject.co_firstlineno})"
+        return text, DEFINITIONS.intern(text), _kind(subject.co_filename)
+    text = subject if isinstance(subject, str) else _type_name(subject)
+    return text, DEFINITIONS.intern(text), 0
+
+
+def _kind(path: str) -> int:
+    if path.startswith(_OUR_FOLDER):
+        return _LIBRARY | _OURS
+    if path.endswith(_TRAPS):
+        return _LIBRARY | _TRAP
+    return _LIBRARY if any(folder in path for folder in _FOLDERS) else 0
+
+
+def _type_name(kind: type) -> str:
+    if kind.__module__ in ("builtins", "_asyncio", "asyncio.futures", "asyncio.tasks", "asyncio.exceptions"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def find_line(task: Any) -> str:
+    """Where a task is suspended: the innermost line that is not a runtime's own, or the innermost of all."""
+    coroutine = task.get_coro() if hasattr(task, "get_coro") else task.coro
+    found = "?"
+    is_program = False
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        outside = not _kind(frame.f_code.co_filename)
+        if outside or not is_program:
+            found = describe(frame.f_code, frame.f_lineno)[0]
+            is_program |= outside
+        coroutine = coroutine.cr_await
+    return found
+
+
+def _parts() -> dict[str, Any]:
+    step, wakeup, task_type = _probe()
+    python_task: Any = asyncio.tasks._PyTask  # type: ignore[attr-defined]  # CPython's own, where C tasks are too
+    return {
+        **EVENTS,
+        "describe": describe,
+        "name_command": DEFINITIONS.name_command,
+        "find_line": find_line,
+        "task_type": task_type,
+        "step_type": None if step is None else type(step),
+        "wakeup": wakeup,
+        "python_step": python_task._Task__step,
+        "python_wakeup": python_task._Task__wakeup,
+        "cancelled_error": asyncio.CancelledError,
+        "trio_cancelled": None,
+        "trio_error": None,
+    }
+
+
+def _probe() -> tuple[Callable[..., Any] | None, Callable[..., Any] | None, type | None]:
+    """What a C task gives to its loop and to the future that it waits for, and the type of C tasks."""
+    try:
+        import _asyncio
+    except ImportError:
+        return None, None, None
+    scheduled: list[Callable[..., Any]] = []
+
+    class Loop:
+        def call_soon(self, callback: Callable[..., Any], *args: object, context: object = None) -> None:
+            scheduled.append(callback)
+
+        def get_debug(self) -> bool:
+            return False
+
+    async def wait() -> None:
+        await future
+
+    loop: Any = Loop()
+    future: asyncio.Future[None] = _asyncio.Future(loop=loop)
+    _asyncio.Task(wait(), loop=loop, name="")
+    step = scheduled[0]
+    step()
+    future.set_result(None)
+    wakeup = scheduled[1]
+    wakeup(future)
+    return step, wakeup, _asyncio.Task
+
+
+_hooks: list[Hook] = []
+_started: dict[str, Any] = {}
+
+
+def start() -> None:
+    """
+    Raises:
+        ConfigurationError: There is no C module, or this Python's asyncio is not as we know it.
+    """
+    native = _need_c()
+    if not _started:
+        _started.update(_parts())
+    native.task_start(_started)
+    hooks: list[Hook] = [Asyncio(native), Uvloop(native), Trio(native, _started), Iterations(native, EVENTS["loop"])]
+    try:
+        for hook in hooks:
+            hook.put()
+            _hooks.append(hook)
+    except ValueError as error:
+        stop()
+        raise ConfigurationError(f"tasks cannot be traced on this Python: {error}") from error
+
+
+def stop() -> None:
+    while _hooks:
+        _hooks.pop().take_back()
+    _need_c().task_stop()
+
+
+def _need_c() -> ModuleType:
+    if c_module is None:
+        raise ConfigurationError("tracing tasks (task:*) needs the C module: install aiotrace with a C compiler there")
+    return c_module
