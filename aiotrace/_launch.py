@@ -1,6 +1,6 @@
 """The launcher's part inside the traced program: a recording from before its first line to after its last.
 
-    aiotrace record --execve--> _shim/sitecustomize --enter--> Run.open ... the program ... Run.close, at exit
+    aiotrace record --execve--> _shim/sitecustomize --lead--> Run.open ... the program ... Run.close, at exit
 
 The plan is what the command line asked for. The command makes the same recording of it as the program will, without
 opening it, so that whatever cannot work is refused before the program begins.
@@ -229,24 +229,13 @@ current: Run | None = None
 """What is being recorded in this process."""
 
 
-def enter(values: Mapping[str, Any], *, spawned: bool) -> None:
-    """Begin, in the first process or in one that multiprocessing spawned.
-
-    Args:
-        values: A plan, as `Plan.to_dict` made it.
-    """
-    from . import _children
-
-    plan = Plan.from_dict(values)
-    if spawned:
-        follow(plan)
-    else:
-        try:
-            begin(plan)
-        except Exception as error:
-            tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
-            os._exit(1)  # an exception would be lost in site, and the program would run without us
-    _children.watch()
+def lead(plan: Plan) -> None:
+    """Record the process that was asked for. If that cannot be, it ends here."""
+    try:
+        begin(plan)
+    except Exception as error:
+        tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
+        os._exit(1)  # an exception would be lost in site, and the program would run without us
 
 
 def begin(plan: Plan) -> None:

@@ -63,9 +63,11 @@ def enter(text: str, *, spawned: bool = False) -> None:
     added = [entry for entry in plan["path"] if entry not in sys.path]
     sys.path += added
     try:
-        from aiotrace import _launch
+        from aiotrace import _children, _launch
 
-        _launch.enter(plan, spawned=spawned)
+        begin = _launch.follow if spawned else _launch.lead
+        begin(_launch.Plan.from_dict(plan))
+        _children.watch()
     finally:
         for entry in added:
             sys.path.remove(entry)
