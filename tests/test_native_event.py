@@ -21,9 +21,10 @@ from hypothesis import strategies as st
 
 import aiotrace
 from aiotrace import _event
+from aiotrace import _layout as L
 from aiotrace._backend import c_module
 from aiotrace._page import encode_record, unpack_header, walk
-from aiotrace._schema import Schema
+from aiotrace._schema import Schema, WrongValueError
 
 if c_module is None:
     pytest.skip("needs the C module", allow_module_level=True)
@@ -157,6 +158,24 @@ def test_whatever_it_is_called_with_it_agrees_with_the_twin_or_hands_over_all(da
         assert payloads_on(page) == [native.expected(*arguments)]
 
 
+OUT_OF_RANGE = [
+    *((f"u{bits}", value) for bits in (8, 16, 32, 64) for value in (-1, 1 << bits, -(1 << 70))),
+    *((f"s{bits}", value) for bits in (8, 16, 32, 64) for value in (1 << bits - 1, -(1 << bits - 1) - 1, 1 << 70)),
+    ("f32", 1e39), ("f64", 1 << 1024), ("u64", 1.0), ("f64", "1"), ("str", b"x"), ("bytes", "x"), ("symbol", b"?"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("type", "value"), OUT_OF_RANGE)
+def test_what_the_twin_refuses_is_handed_over(type: str, value: object) -> None:
+    native, page = Native(before="u8", a=type), bytearray(PAGE)
+    with pytest.raises(WrongValueError):
+        native.expected(1, value)
+    with native.writing(cursor_on(page)):
+        native.call(1, value)
+    assert native.handed_over == [((1, value), {})]
+    assert payloads_on(page) == []
+
+
 @given(st.permutations(["a", "b", "c", "d"]), st.integers(0, 4), st.integers(0, 2**64 - 1))
 def test_keywords_in_any_order_are_the_fields(order: list[str], positional: int, number: int) -> None:
     values: dict[str, Any] = {"a": number, "b": "text", "c": -1.5, "d": b"bytes"}
@@ -203,8 +222,9 @@ def test_a_text_that_has_to_be_cut_is_handed_over(size: int) -> None:
         assert payloads_on(page) == [native.expected("x" * size)]
 
 
-def test_the_last_byte_that_is_free_is_used_and_no_further_one() -> None:
-    native, page = Native(a="u64"), bytearray(16 + 8 + 3 * 20)
+@pytest.mark.parametrize("spare", [0, 4, 8, 12, 16])
+def test_the_last_byte_that_is_free_is_used_and_no_further_one(spare: int) -> None:
+    native, page = Native(a="u64"), bytearray(16 + 8 + 3 * 20 + spare)
     cursor = cursor_on(page)
     with native.writing(cursor):
         for number in range(4):
@@ -226,13 +246,18 @@ def test_two_recordings_are_written_both_or_neither() -> None:
 
 
 def test_a_clock_of_python_is_handed_over_before_anything_is_written() -> None:
+    def clock() -> int:
+        return time.monotonic_ns()
+
     native, pages = Native(a="u64"), (bytearray(PAGE), bytearray(PAGE))
-    with native.writing(cursor_on(pages[0], lambda: 1), cursor_on(pages[1])):
+    with native.writing(cursor_on(pages[0], clock), cursor_on(pages[1])):
         native.call(1)
-    with native.writing(cursor_on(pages[0], lambda: 1)):
+    with native.writing(cursor_on(pages[1]), cursor_on(pages[0], clock)):
         native.call(2)
-    assert native.handed_over == [((1,), {}), ((2,), {})]
-    assert payloads_on(pages[1]) == []
+    with native.writing(cursor_on(pages[0], clock)):
+        native.call(3)
+    assert native.handed_over == [((1,), {}), ((2,), {}), ((3,), {})]
+    assert [payloads_on(page) for page in pages] == [[], []]
 
 
 def test_a_frozen_page_is_not_written() -> None:
@@ -329,6 +354,17 @@ def test_the_tsc_is_the_monotonic_clock() -> None:
     # Calibrated to a few millionths, and anchored here: half a microsecond off, at the very most, in so short a time.
     slack = 500 + (after - before) // 10_000
     assert before - slack <= unpack_header(page).timestamp <= last <= after + slack
+
+
+def test_a_pause_longer_than_a_delta_is_handed_to_the_longer_way_in_c() -> None:
+    native, page = Native(a="u64"), bytearray(PAGE)
+    cursor = cursor_on(page)
+    with native.writing(cursor):
+        time.sleep((L.TIME_DELTA_MAX + 1) / 1e9)  # the clock is the system's own: no other way to pass 134 ms
+        native.call(1)
+    assert native.handed_over == []
+    assert payloads_on(page) == [native.expected(1)]
+    assert cursor.state()[0] == 8 + 4 + len(native.expected(1))
 
 
 MILLION = 1_000_000
