@@ -11,14 +11,17 @@ Laws:
 2. Ledger: `written = delivered + overrun + abandoned + in flight`, in events, where *delivered* is acknowledged by
    at least one sink. What is counted here is everything after `written`.
 
+A KeyboardInterrupt, or whatever a signal handler raises, may end `take` and `seal` after any call in them. The
+descriptors say all the same who owns which page, and `recover` brings the views back to what they say.
+
 This module knows no event, clock or task. What happens outside is told by callbacks, called without the guard:
 `on_full` (a page is in the ring), `on_free` (a page came home) and `on_scarce` (a writer took one of the last pages).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
 from . import _layout as L
 from ._arena import Arena
@@ -31,8 +34,22 @@ _EMPTY: Final = (0,) * (L.DELIVERED - L.FIRST_EVENT)
 """EVENTS to DELIVERED of a page that was just taken."""
 
 
+class Owner(Protocol):
+    """Who fills pages: a writer."""
+
+    slot: int
+    sequence: int
+    """Number of its next page."""
+    page: int | None
+    """The page that it fills."""
+
+
 def _nothing() -> None:
     pass
+
+
+def _nobody() -> Sequence[Owner]:
+    return ()
 
 
 class Pages:
@@ -56,11 +73,16 @@ class Pages:
         self.on_full: Callable[[], object] = _nothing
         self.on_free: Callable[[], object] = _nothing
         self.on_scarce: Callable[[], object] = _nothing
+        self.owners: Callable[[], Sequence[Owner]] = _nobody
+        """All that may fill a page."""
 
     # --- the writers' side ----------------------------------------------------------------------
 
-    def take(self, writer: int, sequence: int, first_event: int) -> int | None:
-        """A page to fill, with its descriptor set; None if there is none, or the guard refused (re-entry)."""
+    def take(self, owner: Owner, first_event: int) -> int | None:
+        """A page to fill, with its descriptor set; None if there is none, or the guard refused (re-entry).
+
+        It is the owner's, in the same step.
+        """
         guard = self.guard
         with guard.lock:
             if guard.busy:
@@ -73,7 +95,10 @@ class Pages:
                     if page is not None:
                         self._count_overrun(page)
                 if page is not None:
-                    self.arena.set_from(page, L.WRITER, writer, sequence, first_event, *_EMPTY)
+                    self.arena.set_from(page, L.WRITER, owner.slot, owner.sequence, first_event, *_EMPTY)
+                    # No call from here on.
+                    owner.sequence += 1
+                    owner.page = page
                 return page
             finally:
                 guard.busy = False
@@ -114,8 +139,26 @@ class Pages:
 
     def _count_overrun(self, page: int) -> None:
         writer = self.arena.get(page, L.WRITER)
-        lost = self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
-        self.overrun[writer] = self.overrun.get(writer, 0) + lost
+        total = self.overrun.get(writer, 0) + self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+        events = page * L.DESCRIPTOR_WORDS + L.EVENTS
+        delivered = page * L.DESCRIPTOR_WORDS + L.DELIVERED
+        descriptors = self.arena.descriptors
+        # No call from here on: counted once, whatever interrupts.
+        self.overrun[writer] = total
+        descriptors[events] = descriptors[delivered] = 0
+
+    def recover(self) -> None:
+        """After an interrupt in `take` or `seal`: every page goes where its descriptor says."""
+        with self.guard:
+            owned = {owner.page for owner in self.owners()}
+            for page in range(self.arena.pages):
+                state = self.arena.get(page, L.STATE)
+                if state == L.FILLING and page not in owned:
+                    self._count_overrun(page)
+                    self.arena.move(page, L.FILLING, L.FREE)
+                    state = L.FREE
+                (self.ring.keep if state == L.FULL else self.ring.drop)(page)
+                (self.pool.keep if state == L.FREE else self.pool.drop)(page)
 
     # --- the reader's side ----------------------------------------------------------------------
 
@@ -234,6 +277,7 @@ class Pages:
 
     def _go_home(self, page: int) -> None:
         self.abandoned += self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+        self.arena.set_from(page, L.EVENTS, *_EMPTY)  # when it is taken again, it holds nothing from the first moment
         self.arena.move(page, L.IN_FLIGHT, L.FREE)
         self.pool.give_back(page)
 

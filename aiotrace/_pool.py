@@ -36,6 +36,16 @@ class Pool:
         self.allocated += not takes
         return page
 
+    def keep(self, page: int) -> None:
+        """After an interrupt: a page that is free by its descriptor is here."""
+        if page not in self._free:
+            self._free.append(page)
+
+    def drop(self, page: int) -> None:
+        """After an interrupt: a page that is not free by its descriptor is not here."""
+        if page in self._free:
+            self._free.remove(page)
+
     def give_back(self, page: int) -> None:
         """The page, free already by its descriptor, comes home."""
         assert self._arena.get(page, L.STATE) == L.FREE

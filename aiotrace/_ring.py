@@ -35,6 +35,16 @@ class Ring:
         self._arena.move(page, L.FILLING, L.FULL)
         self._full.append(page)
 
+    def keep(self, page: int) -> None:
+        """After an interrupt: a page that is full by its descriptor is here, last if it was not."""
+        if page not in self._full:
+            self._full.append(page)
+
+    def drop(self, page: int) -> None:
+        """After an interrupt: a page that is not full by its descriptor is not here."""
+        if page in self._full:
+            self._full.remove(page)
+
     def swap(self) -> int:
         """Take the oldest page out; it is in flight. The ring must not be empty."""
         page = self._full.popleft()
@@ -45,8 +55,8 @@ class Ring:
         """Take the oldest page that nobody looks at, to be filled anew; None if there is none."""
         for page in self._full:
             if self._arena.get(page, L.HOLDERS) == 0:
-                self._full.remove(page)
                 self._arena.move(page, L.FULL, L.FILLING)
+                self._full.remove(page)
                 return page
         return None
 

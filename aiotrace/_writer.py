@@ -51,7 +51,9 @@ class Writer(Cursor):
         self.closed = False
         self._pages = pages
         self._definitions = definitions
-        self._sequence = first_sequence
+        self.sequence = first_sequence
+        """Number of its next page."""
+        self._turning = False
         self._refused: deque[str] = deque()  # appended to by re-entrant calls, which own nothing: it is atomic
         self._first_event = 0
         self._first_written = 0
@@ -133,23 +135,38 @@ class Writer(Cursor):
     # --- pages ----------------------------------------------------------------------------------
 
     def _turn(self) -> bool:
-        """Seal the page and take the next. Returns False if there is none; then no page is being filled."""
-        if not self._seal():
-            return False
-        number = self.number
-        page = self._pages.take(self.slot, self._sequence, number)
+        """Seal the page and take the next. Returns False if there is none; then no page is being filled.
+
+        What a signal handler raises in here passes on to the program; the next turn finds `_turning` and rolls the
+        half-done one forward, by the descriptors.
+        """
+        if self._turning:
+            self._recover()
+        self._turning = True
+        turned = self._seal() and self._take()
+        self._turning = False
+        return turned
+
+    def _take(self) -> bool:
+        self._first_written = self.written
+        self._first_event = self.number
+        page = self._pages.take(self, self._first_event)
         if page is None:
             return False
-        self._sequence += 1
-        self._first_event = number
-        self._first_written = self.written
         self.enter(self._pages.arena.page(page))
-        self.page = page
         return True
 
+    def _recover(self) -> None:
+        self._pages.recover()
+        if self.page is not None and self._pages.arena.get(self.page, L.STATE) != L.FILLING:
+            self.leave()
+            self.page = None
+
     def _seal(self) -> bool:
-        while self._refused:
-            self.dropped[self._refused.popleft()] += 1
+        refused = self._refused
+        for _ in range(len(refused)):  # not more: a handler that emits may add to it all the while
+            self.dropped[refused[0]] += 1
+            del refused[0]  # not popleft: no call in between, so that an interrupt finds it counted once
         page = self.page
         if page is None:
             return True
@@ -161,8 +178,8 @@ class Writer(Cursor):
             arena.set(page, L.EVENTS, 0)
             self.thaw()
             return False
-        self.page = None
         self.leave()
+        self.page = None
         return True
 
     def mark(self) -> Mark | None:
@@ -196,8 +213,9 @@ class Writer(Cursor):
         with self.guard:
             self.closed = True
             self.freeze()
+            if self._turning:
+                self._recover()
             if self.page is not None and not self.events_on_page:
-                self.freeze()
                 self.leave()
                 self._pages.return_empty(self.page)
                 self.page = None
@@ -223,6 +241,7 @@ class Writers:
         self.all: list[Writer] = []
         self._arguments = (clock, definitions, first_sequence)
         self._pages = pages
+        pages.owners = lambda: tuple(self.all)
         self.all.append(Writer(pages, 0, *self._arguments))
         self._free = [self.all[0]]
         self._shared = 0

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
 from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 import aiotrace
@@ -182,10 +183,7 @@ def test_a_logging_handler_that_emits_and_an_event_that_warns() -> None:
 
 
 def test_a_keyboard_interrupt_anywhere_in_a_write_leaves_no_lock_behind() -> None:
-    """Where CPython looks for signals: after each call, and where a function begins or jumps back.
-
-    Not shown for a write that turns its page: there an interrupt can still leave the page with no owner.
-    """
+    """Where CPython looks for signals: after each call, and where a function begins or jumps back."""
     at = 0
     while True:
         at += 1
@@ -201,6 +199,34 @@ def test_a_keyboard_interrupt_anywhere_in_a_write_leaves_no_lock_behind() -> Non
         check_laws(recording.statistics())
         assert {3, 4} <= set(sink.numbers), f"strike {at}: {recording.statistics()}"
         if not struck:
+            break
+
+
+@pytest.mark.parametrize("overrun", ["drop_newest", "drop_oldest"])
+@pytest.mark.parametrize("sinks", [0, 1])
+def test_a_keyboard_interrupt_anywhere_in_a_turn_loses_no_page(overrun: Any, sinks: int) -> None:
+    """The turn's own steps: seal, take, overrun. What was done by half is rolled forward at the next turn."""
+    at = 0
+    while True:
+        at += 1
+        sink = Collect()
+        calls = 0
+        with aiotrace.recording(*[sink] * sinks, page_size=PAGE, pages=5, overrun=overrun) as recording:
+            for n in range(20):  # in the ring: full, or as full as it gets
+                number(n, "x" * 1500)
+                calls += 1
+            struck = _strike(at, lambda: [number(n, "y" * 1500) for n in (100, 101, 102)] and None)
+            for n in range(200, 210):
+                number(n, "z" * 1500)
+        statistics = recording.statistics()
+        check_laws(statistics)
+        check_closed(statistics)
+        asked = calls + 10
+        assert asked <= statistics.calls <= asked + 3
+        assert len(sink.numbers) == len(set(sink.numbers)) == statistics.events_delivered
+        assert statistics.pages_free == 5
+        if not struck:
+            assert statistics.calls == asked + 3
             break
 
 
