@@ -269,4 +269,7 @@ def _row(column: _Column, slot: _Slot) -> T.PageRow:
     entry = slot.placed.entry
     if slot.damaged:
         return T.PageRow(entry.sequence, column.writer, entry.events_count, 0, T.PAGE_DAMAGED)
-    return T.PageRow(entry.sequence, column.writer, entry.events_count, slot.placed.crc, 0)
+    crc = T.page_crc(
+        slot.placed.crc, pack_header(entry.timestamp, entry.committed, slot.lost), pack_lost_count(slot.lost)
+    )
+    return T.PageRow(entry.sequence, column.writer, entry.events_count, crc, 0)

@@ -24,7 +24,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from . import _layout as L
+from ._crc import crc32
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from ._errors import TraceFormatError
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 
@@ -40,6 +42,8 @@ OPTION_STREAM: Final = 0x4101
 trace-cmd passes over options that it does not know."""
 OPTION_PAGES: Final = 0x4102
 """Ours: a `PageRow` for each page, in the order of the pages in the file."""
+OPTION_CHECK: Final = 0x4103
+"""Ours, and the last: u64 where the sections begin, u32 crc32 of everything that is no page (`check_of`)."""
 
 SECTION_OPTIONS: Final = 0
 SECTION_BUFFER: Final = 3
@@ -60,6 +64,7 @@ _REGION = struct.Struct(_O + "IQQ")
 _PAGE_ROW = struct.Struct(_O + "QIIII")
 _U32 = struct.Struct(_O + "I")
 _U64 = struct.Struct(_O + "Q")
+_CHECK = struct.Struct(_O + "QI")
 
 
 class Region(NamedTuple):
@@ -79,13 +84,21 @@ class PageRow(NamedTuple):
     writer: int
     events_count: int
     crc: int
-    """crc32 of the records."""
+    """crc32 of the page, by `page_crc`."""
     flags: int
     """`PAGE_DAMAGED`, or 0."""
 
 
 PAGE_DAMAGED: Final = 1
 """The page was damaged when the file was made: it is empty here, and its events are counted as lost."""
+
+
+def page_crc(records_crc: int, header: bytes, lost_count: bytes) -> int:
+    """crc32 of a page: of its records first, which is known since they were written, then of what stands around them.
+
+    Losses are counted together with damage when a trace is closed, so the header is made only then.
+    """
+    return crc32(header + lost_count, records_crc)
 
 
 class CpuStatistics(NamedTuple):
@@ -171,11 +184,44 @@ def encode_tail(
         *places,
         (OPTION_BUFFER, buffer),
         *options,
+        (OPTION_CHECK, _CHECK.pack(offset, 0)),
         (OPTION_DONE, _U64.pack(0)),
     ]
     content = b"".join(_OPTION.pack(kind, len(data)) + data for kind, data in known)
     pieces.append(_SECTION.pack(SECTION_OPTIONS, 0, 0, len(content)) + content)
-    return b"".join(pieces), position
+    tail = b"".join(pieces)
+    crc = check_of(initial_header(page_size, position) + buffer_header(offset), tail)
+    place = len(tail) - CHECK_PLACE
+    return tail[:place] + _U32.pack(crc) + tail[place + _U32.size :], position
+
+
+CHECK_PLACE: Final = _OPTION.size + _U64.size + _U32.size
+"""Bytes from the crc32 of `OPTION_CHECK` to the end of the options: only the end of the list comes after it."""
+CHECKED_HEAD: Final = INITIAL_HEADER_SIZE + _SECTION.size
+"""Bytes at the beginning of the file that say something."""
+
+
+def unpack_check(content: bytes) -> tuple[int, int]:
+    """Where the sections begin, and the crc32: the content of `OPTION_CHECK`.
+
+    Raises:
+        TraceFormatError: It is none.
+    """
+    if len(content) != _CHECK.size:
+        raise TraceFormatError(f"{_CHECK.size} bytes should say the crc32 of the sections, {len(content)} do")
+    begin, crc = _CHECK.unpack(content)
+    return begin, crc
+
+
+def check_of(head: bytes, tail: bytes) -> int:
+    """The crc32 of all that is no page, its own 4 bytes taken as 0.
+
+    Args:
+        head: The first `CHECKED_HEAD` bytes of the file, complete.
+        tail: From the first section to the end of the options.
+    """
+    place = len(tail) - CHECK_PLACE
+    return crc32(tail[place + _U32.size :], crc32(bytes(_U32.size), crc32(tail[:place], crc32(head))))
 
 
 def pack_page_rows(rows: Iterable[PageRow]) -> bytes:

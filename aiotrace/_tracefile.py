@@ -32,7 +32,19 @@ from ._definitions import Definition
 from ._errors import TraceFormatError
 from ._format import EventFormat, parse_format, text_of
 from ._journal import JournalReader
-from ._tracedat import OPTION_PAGES, OPTION_STREAM, PAGE_DAMAGED, PageRow, pack_page_rows, unpack_page_rows
+from ._tracedat import (
+    CHECKED_HEAD,
+    OPTION_CHECK,
+    OPTION_PAGES,
+    OPTION_STREAM,
+    PAGE_DAMAGED,
+    PageRow,
+    check_of,
+    pack_page_rows,
+    page_crc,
+    unpack_check,
+    unpack_page_rows,
+)
 from .abc import Ledger
 
 __all__ = ["Buffer", "CpuData", "Damage", "FoundPage", "Functions", "PageShape", "TraceFile"]
@@ -278,6 +290,10 @@ class Functions:
             return None
         return self._names[index], address - self._addresses[index]
 
+    def locate(self, address: int) -> str | None:
+        """The place in a source file: a kallsyms does not say."""
+        return None
+
     def _read(self) -> None:
         if not self._text:
             return
@@ -422,6 +438,7 @@ class TraceFile:
             self._expand = decompressor(self.compression)
         if self.options_offset:
             self._read_options_sections(self.options_offset)
+            self._check_own()
             self._read_own_stream()
             self._read_version_7_tables()
             self._read_version_7_buffers()
@@ -483,9 +500,31 @@ class TraceFile:
             size = cursor.u32()
             data = cursor.take(size)
             if number == 0:
+                if cursor.left:
+                    self.note_damage(self.options_offset, f"{cursor.left} bytes stand behind the end of the options")
                 return Cursor(data, self.byte_order).u64() if size >= 8 else 0
             self.options.append((number, data))
         raise cursor.fail(f"more than {OPTIONS_MAX} options")
+
+    def _check_own(self) -> None:
+        """What is no page of ours has a crc32 as a whole. A part of it that is damaged is read all the same, as far
+        as it can be."""
+        content = self.option(OPTION_CHECK)
+        if content is None:
+            if self.is_ours:
+                self.note_damage(self.options_offset, "the crc32 of the sections should be among the options")
+            return
+        try:
+            begin, crc = unpack_check(content)
+            end = self.options_offset + 16 + Cursor(self.source.read(self.options_offset + 8, 8), self.byte_order).u64()
+            if not begin <= self.options_offset or end - begin > SECTION_MAX:
+                raise TraceFormatError(f"sections from {begin} to {end} cannot be")
+            if check_of(self.source.read(0, CHECKED_HEAD), self.source.read(begin, end - begin)) != crc:
+                raise TraceFormatError(
+                    "the crc32 of the sections is another one: a name, a table or an option is not what was written"
+                )
+        except TraceFormatError as error:
+            self.note_damage(self.options_offset, error.message)
 
     def _read_own_stream(self) -> None:
         """The hello, definitions and ledger that we keep beside the kernel's tables."""
@@ -762,13 +801,21 @@ def _checked(page: FoundPage, row: PageRow | None, shape: PageShape) -> FoundPag
         return FoundPage(page.offset, page.data, "the file does not list this page")
     if row.flags & PAGE_DAMAGED:
         return FoundPage(page.offset, page.data, "it was damaged before the file was closed", row.events_count)
-    start = shape.data_offset
-    length = (
-        struct.unpack_from(shape.byte_order + "I", page.data, 8)[0] & L.COMMIT_MASK if len(page.data) >= start else 0
-    )
-    if crc32(page.data[start : start + length]) != row.crc:
+    if _crc_of(page.data, shape) != row.crc:
         return FoundPage(page.offset, page.data, "its crc is another one", row.events_count)
     return page
+
+
+def _crc_of(page: bytes, shape: PageShape) -> int:
+    """By its own account of where its records end."""
+    start = shape.data_offset
+    if len(page) < start:
+        return -1
+    commit = struct.unpack_from(shape.byte_order + "I", page, 8)[0]
+    end = start + (commit & L.COMMIT_MASK)
+    counted = commit & L.COMMIT_MISSED_EVENTS and commit & L.COMMIT_MISSED_STORED
+    lost_count = page[end : end + L.LOST_COUNT_SIZE] if counted else b""
+    return page_crc(crc32(page[start:end]), page[:start], lost_count)
 
 
 class _FileCursor(Cursor):
