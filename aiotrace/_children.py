@@ -34,7 +34,7 @@ def watch() -> None:
     if _watching:
         return
     _watching = True
-    os.register_at_fork(before=_before_fork, after_in_parent=_silence.stop, after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
     if "multiprocessing.spawn" in sys.modules:
         stow_away()
     else:
@@ -46,24 +46,32 @@ def watch() -> None:
 
 class _Silence:
     """From 3.12 on, a fork of a process with several threads is warned of. With no threads but ours that would be a
-    warning that the program does not have without us."""
+    warning that the program does not have without us.
 
-    FILTER: Final = ("ignore", None, DeprecationWarning, None, 0)
+    It is the filter's pattern itself, so that it goes when it has been used: 3.12 warns before the hooks that follow a
+    fork, 3.13 after them.
+    """
 
     def __init__(self) -> None:
-        self.active = False
+        self._filter: Any = ("ignore", self, DeprecationWarning, None, 0)
+
+    def match(self, text: str) -> bool:
+        """As of a compiled regular expression."""
+        if "use of fork() may lead to deadlocks" not in text:
+            return False
+        self.stop()
+        return True
 
     def start(self) -> None:
         ours = sum(thread.name.startswith("aiotrace") for thread in threading.enumerate())
         if len(os.listdir("/proc/self/task")) - ours <= 1:
+            self.stop()
             # Not by warnings.filterwarnings: that would show once more what was shown once already.
-            warnings.filters.insert(0, self.FILTER)  # type: ignore[attr-defined]
-            self.active = True
+            warnings.filters.insert(0, self._filter)  # type: ignore[attr-defined]
 
     def stop(self) -> None:
-        if self.active:
-            self.active = False
-            warnings.filters.remove(self.FILTER)  # type: ignore[attr-defined]
+        if self._filter in warnings.filters:
+            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
 
 _silence: Final = _Silence()

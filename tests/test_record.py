@@ -169,7 +169,8 @@ def test_a_python_that_inherits_the_variables_but_was_not_meant_cleans_up_and_is
     }
     program = "import os, sys; print([os.environ.get('PYTHONPATH'), 'AIOTRACE_RECORD' in os.environ, sys.path])"
     alone = run("-c", program, cwd=app)
-    assert run("-c", program, cwd=app, environment=environment).stdout == alone.stdout
+    meant_for_another = run("-c", program, cwd=app, environment=environment)
+    assert (meant_for_another.stdout, meant_for_another.stderr) == (alone.stdout, "")
     assert [path.name for path in app.iterdir()] == ["app.py"]
 
 
@@ -243,7 +244,7 @@ def test_what_was_lost_is_told_also_by_a_quiet_recording(app: Path) -> None:
 
 
 def test_choices_go_in_the_order_in_which_they_stand(app: Path) -> None:
-    (app / "app.py").write_text(STEPS + "aiotrace.event('web:hit')()\n")
+    (app / "app.py").write_text(STEPS + "aiotrace.event('web:hit')(), aiotrace.event('db:query')()\n")
     choices = ["-e", "app", "-f", "n < 10", "-v", "app:other", "-e", "web", "-e", "htp:*"]
     traced = record(*choices, "app.py", cwd=app)
     assert [name for name, _ in events_of(app / "trace.dat")] == ["app:step"] * 10 + ["web:hit"]
@@ -265,7 +266,7 @@ def test_with_v_alone_the_rest_is_recorded(app: Path) -> None:
 # --- children ---------------------------------------------------------------------------------------
 
 FORKS = """
-import os, subprocess, sys, warnings
+import os, subprocess, sys
 def in_child(function):
     pid = os.fork()
     if not pid:
@@ -278,7 +279,6 @@ def child():
 def grandchild():
     step(2000)
     sys.exit()
-warnings.simplefilter("error")
 in_child(child)
 in_child(sys.exit)
 subprocess.run(["true"], preexec_fn=lambda: step(3000))
@@ -307,12 +307,24 @@ def children_of(app: Path) -> list[list[int]]:
 
 
 def test_forked_children_have_a_trace_each_unless_they_exec_or_record_nothing(app: Path) -> None:
-    """Warnings are errors in it: a fork beside our threads alone is not warned of either."""
     (app / "app.py").write_text(STEPS + FORKS)
     traced = record("app.py", cwd=app)
     assert (traced.returncode, traced.stderr) == (0, f"aiotrace record: {app}/trace.dat: 101 events\n")
     assert children_of(app) == [[1000], [2000]]
     assert len(steps_of(app / "trace.dat")) == 100
+
+
+@pytest.mark.parametrize(
+    "beside", ["", "import threading; threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"]
+)
+def test_a_fork_is_warned_of_if_it_is_without_us(app: Path, beside: str) -> None:
+    """From 3.12 on, where the program has threads of its own; not because of ours."""
+    fork = "if not os.fork():\n    os._exit(0)\nos.wait()\n"
+    (app / "app.py").write_text(f"import os, time, warnings\nwarnings.simplefilter('always')\n{beside}\n{fork}{fork}print(warnings.filters)")
+    alone, traced = run("app.py", cwd=app), record("-q", "app.py", cwd=app)
+    assert traced.stdout == alone.stdout
+    assert alone.stderr.count("use of fork()") == (2 if beside and sys.version_info >= (3, 12) else 0)
+    assert re.sub(r"pid=\d+", "pid", traced.stderr) == re.sub(r"pid=\d+", "pid", alone.stderr)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
