@@ -31,7 +31,17 @@ with atheris.instrument_imports(include=["aiotrace"]):
     from aiotrace._journal import JournalWriter
     from aiotrace._page import encode_padding, encode_record, pack_header, pack_lost_count, unpack_header
     from aiotrace._print import compile_print
-    from aiotrace._tracedat import OPTION_PAGES, OPTION_STREAM, PageRow, pack_page_rows
+    from aiotrace._tracedat import (
+        CHECK_PLACE,
+        CHECKED_HEAD,
+        OPTION_CHECK,
+        OPTION_PAGES,
+        OPTION_STREAM,
+        PageRow,
+        check_of,
+        pack_page_rows,
+        page_crc,
+    )
     from aiotrace.abc import StreamInfo
     from aiotrace.decode import format_line, open_trace
 
@@ -110,14 +120,25 @@ def version_7(packed: bool) -> bytes:
     options = b"".join(struct.pack("<HIQ", kind, 8, place) for kind, place in places.items())
     options += struct.pack("<HI", 3, len(option)) + option
     if not packed:
-        records = [PAGES[at + 16 : at + 16 + unpack_header(PAGES[at : at + 1024]).committed] for at in (0, 1024)]
-        rows = pack_page_rows(PageRow(n, 0, 3, zlib.crc32(data), 0) for n, data in enumerate(records))
+        rows = pack_page_rows(PageRow(n, 0, 3, _crc(PAGES[at : at + 1024]), 0) for n, at in enumerate((0, 1024)))
         frames = JournalWriter(StreamInfo(bytes(16), 4096, 1, "mono", Anchor(1, 2, ""), 5, "h", "c")).hello()
         options += struct.pack("<HI", OPTION_STREAM, len(frames)) + frames
         options += struct.pack("<HI", OPTION_PAGES, len(rows)) + rows
+        options += struct.pack("<HIQI", OPTION_CHECK, 12, buffer + 16 + len(data), 0)
     options += struct.pack("<HIQ", 0, 8, 0)
     content[len(head) : len(head) + 8] = struct.pack("<Q", len(content))
-    return bytes(content + struct.pack("<HHIQ", 0, 0, 0, len(options)) + options)
+    content += struct.pack("<HHIQ", 0, 0, 0, len(options)) + options
+    if not packed:
+        place = len(content) - CHECK_PLACE
+        crc = check_of(bytes(content[:CHECKED_HEAD]), bytes(content[buffer + 16 + len(data) :]))
+        content[place : place + 4] = struct.pack("<I", crc)
+    return bytes(content)
+
+
+def _crc(page: bytes) -> int:
+    header = unpack_header(page)
+    end = 16 + header.committed
+    return page_crc(zlib.crc32(page[16:end]), page[:16], pack_lost_count(header.lost))
 
 
 SEEDS = [version_6(), version_7(True), version_7(False), HEAD % 7]
