@@ -15,10 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from anyio.lowlevel import current_token
+
+SWEEPS_AT_ONCE: Final = 3
+SWEEP_PAUSE: Final = 0.5
+"""Seconds before a task that was cancelled more often than that is started again."""
 
 
 class Loop:
@@ -73,6 +77,7 @@ class Task:
         self._loop = loop
         self._done = anyio.Event()
         self._cancelled = False
+        self._timer: asyncio.TimerHandle | None = None
         self.sweeps = 0
         """How often somebody else cancelled it."""
         self._start()
@@ -100,7 +105,11 @@ class Task:
 
     def cancel(self) -> None:
         self._cancelled = True
-        if self._loop.is_asyncio:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            self._done.set()
+        elif self._loop.is_asyncio:
             self._task.cancel()
         else:
             self._scope.cancel()
@@ -117,11 +126,24 @@ class Task:
                 self.sweeps += 1
                 if _anybody_goes_on():
                     restarted = True
-                    self._start()
+                    self._start_again()
             raise
         finally:
             if not restarted:
                 self._done.set()
+
+    def _start_again(self) -> None:
+        """At once, after a sweep; after a pause if that happens over and over: a sink that raises CancelledError by
+        itself must not keep the loop busy."""
+        if self.sweeps < SWEEPS_AT_ONCE:
+            self._start()
+            return
+
+        def start() -> None:
+            self._timer = None
+            self._start()
+
+        self._timer = asyncio.get_running_loop().call_later(SWEEP_PAUSE, start)
 
     async def _run_trio(self) -> None:
         try:

@@ -10,6 +10,7 @@ detached; a sweep over all tasks of the loop does not end them.
 
 from __future__ import annotations
 
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -195,6 +196,8 @@ class Service:
         try:
             await attachment.options.sink(stream)
         except Exception as error:
+            # It is kept, for statistics(): its frames need not keep what they hold, views of pages among it.
+            traceback.clear_frames(error.__traceback__)
             return error
         else:
             if stream.reached_end and not attachment.delivery.held:

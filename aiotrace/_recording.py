@@ -38,7 +38,7 @@ from ._errors import ConfigurationError
 from ._event import activate, deactivate, open_selections, reconsider
 from ._loop import Loop
 from ._pages import Pages
-from ._reader import Attachment, Service, SinkOptions
+from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
 from ._selection import Selection, Trigger
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._tracing import follow
@@ -271,7 +271,7 @@ class Recording(Chooser):
             return  # a forked child's copy: it is the parent's to close
         self._stop_writing()
         try:
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True), anyio.move_on_after(self._drain_limit):
                 await self._in_service(self._drain)
         finally:  # also when a native cancellation cut the drain: then what is left is abandoned
             self._finalize()
@@ -283,6 +283,12 @@ class Recording(Chooser):
 
     async def _drain(self) -> None:
         await self._service.drain(self._drain_timeout)
+
+    @property
+    def _drain_limit(self) -> float:
+        """Seconds after which a drain has ended by itself, unless a sink blocks the service's thread. (In the
+        program's own loop such a sink blocks the program, and no time-out is heard.)"""
+        return 2 * (self._drain_timeout + CANCEL_GRACE) + 1
 
     def _start_writing(self) -> None:
         self._state = "open"
@@ -303,8 +309,8 @@ class Recording(Chooser):
         """Synchronous, and the end: every page comes home and is counted."""
         self._state = "closed"
         if self._thread is not None:
-            idle = self._thread.call(self._service.abort)
-            self._thread.stop()
+            idle = self._thread.call(self._service.abort, CANCEL_GRACE)
+            self._thread.stop(CANCEL_GRACE)
         else:
             idle = self._service.abort()
         self._pages.clear_ring()
@@ -492,6 +498,11 @@ class _ServiceThread:
     def _run(self) -> None:
         try:
             self._loop.run_forever()
+            left = asyncio.all_tasks(self._loop)  # none, unless a sink blocked the thread until now
+            for task in left:
+                task.cancel()
+            if left:
+                self._loop.run_until_complete(asyncio.wait(left))
         finally:
             self._loop.close()
 
@@ -512,20 +523,37 @@ class _ServiceThread:
         # In an empty context: the caller's says "trio" where the caller's loop is one.
         return contextvars.Context().run(asyncio.run_coroutine_threadsafe, function(), self._loop)
 
-    def call(self, function: Callable[[], T]) -> T:
-        """Call something synchronous there and wait for it: short calls only."""
+    def call(self, function: Callable[[], T], timeout: float) -> T:
+        """Call something synchronous there and wait for it: short calls only.
 
-        async def run() -> T:
-            return function()
+        A sink that blocks the thread keeps it from being called for `timeout` seconds; then it is called here, while
+        the thread stands still.
+        """
 
         if not self._thread.is_alive():
             return function()
-        return self.submit(run).result()
+        future: Future[T] = Future()
 
-    def stop(self) -> None:
+        def call() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:  # whatever it is belongs to the caller
+                    future.set_exception(error)
+
+        self._loop.call_soon_threadsafe(call)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            if not future.cancel():  # it has begun meanwhile
+                return future.result()
+            return function()
+
+    def stop(self, timeout: float) -> None:
+        """End the thread; one that a sink blocks is left behind, and ends with the program."""
         if self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout=5)
+            self._thread.join(timeout)
 
 
 class SyncRecording(Chooser):
@@ -565,7 +593,9 @@ class SyncRecording(Chooser):
             return
         inner._stop_writing()
         try:
-            self._service.submit(inner._drain).result()
+            self._service.submit(inner._drain).result(inner._drain_limit)
+        except TimeoutError:
+            pass  # a sink blocks the thread: what it holds is abandoned
         finally:
             inner._finalize()
 

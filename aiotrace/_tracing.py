@@ -10,7 +10,9 @@ it.
 from __future__ import annotations
 
 import importlib
+import os
 import threading
+import warnings
 from collections.abc import Iterable
 from typing import Final, Protocol
 
@@ -64,7 +66,7 @@ def follow(selections: Iterable[Selection]) -> None:
     failures = []
     with _lock:
         for system in sorted(_running.keys() - wanted):
-            _running.pop(system).stop()
+            _stop(system)
         for system in sorted(wanted - _running.keys()):
             tracer: Tracer = importlib.import_module(TRACERS[system])
             try:
@@ -75,3 +77,24 @@ def follow(selections: Iterable[Selection]) -> None:
                 _running[system] = tracer
     if failures:
         raise failures[0]
+
+
+def _stop(system: str) -> None:
+    try:
+        _running.pop(system).stop()
+    except Exception as error:  # also at the close of a recording, where nothing of ours may raise: law 6
+        try:
+            warnings.warn(f"aiotrace: tracer {system} did not stop: {error!r}", RuntimeWarning, stacklevel=4)
+        except RuntimeWarning:
+            pass
+
+
+def _after_fork_in_child() -> None:
+    """A child has no recordings, and perhaps not the thread that held the lock."""
+    global _lock
+    _lock = threading.RLock()
+    for system in tuple(_running):
+        _stop(system)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

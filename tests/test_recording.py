@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 import warnings
+import weakref
 from typing import Any
 
 import anyio
@@ -562,3 +565,65 @@ async def test_a_synchronous_recording_raises_what_its_sink_raised_first() -> No
     with pytest.raises(FileExistsError), aiotrace.recording(refuses):
         raise AssertionError("it was entered")
     assert "aiotrace" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_sink_that_blocks_its_thread_cannot_hold_up_the_close() -> None:
+    release = threading.Event()
+    entered = threading.Event()
+
+    async def blocking(stream: PageStream) -> None:
+        async for page in stream:
+            entered.set()
+            release.wait()
+            stream.acknowledge(page)
+
+    try:
+        with aiotrace.recording(blocking, page_size=PAGE, pages=8, drain_timeout=0.05) as recording:
+            for n in range(300):
+                number(n, "")
+            assert entered.wait(10)
+        statistics = recording.statistics()
+        check_closed(statistics)
+        assert statistics.events_abandoned > 0
+    finally:
+        release.set()
+
+
+@ONLY_ASYNCIO
+async def test_a_sink_that_keeps_raising_a_cancellation_does_not_keep_the_loop_busy() -> None:
+    calls = 0
+
+    async def confused(stream: PageStream) -> None:
+        nonlocal calls
+        calls += 1
+        async for _ in stream:
+            raise asyncio.CancelledError
+
+    async with aiotrace.record(confused, page_size=PAGE, pages=8, drain_timeout=0) as recording:
+        for n in range(300):
+            number(n, "")
+        for _ in range(1000):
+            await asyncio.sleep(0)
+        assert 1 < calls <= 4
+    check_closed(recording.statistics())
+
+
+def test_a_sinks_error_keeps_nothing_of_its_frames_alive() -> None:
+    class Thing:
+        pass
+
+    gone: list[weakref.ref[Thing]] = []
+
+    async def failing(stream: PageStream) -> None:
+        thing = Thing()
+        gone.append(weakref.ref(thing))
+        async for _ in stream:
+            raise OSError(5, "mine")
+
+    with aiotrace.recording(aiotrace.sink(failing, on_error="detach"), page_size=PAGE, pages=8) as recording:
+        for n in range(300):
+            number(n, "")
+    (statistics,) = recording.statistics().sinks
+    assert isinstance(statistics.last_error, OSError)
+    gc.collect()
+    assert [ref() for ref in gone] == [None]
