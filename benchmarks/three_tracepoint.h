@@ -1,9 +1,11 @@
-/* An LTTng-UST tracepoint of the same three numbers. Included several times over, as LTTng has it. */
+/* An LTTng-UST tracepoint of the same three numbers. Included several times over, as LTTng has it, from its own folder:
+ * a file called tracepoint.h would be LTTng's.
+ */
 #undef LTTNG_UST_TRACEPOINT_PROVIDER
 #define LTTNG_UST_TRACEPOINT_PROVIDER aiotrace_benchmark
 
 #undef LTTNG_UST_TRACEPOINT_INCLUDE
-#define LTTNG_UST_TRACEPOINT_INCLUDE "tracepoint.h"
+#define LTTNG_UST_TRACEPOINT_INCLUDE "three_tracepoint.h"
 
 #if !defined(AIOTRACE_TRACEPOINT_H) || defined(LTTNG_UST_TRACEPOINT_HEADER_MULTI_READ)
 #define AIOTRACE_TRACEPOINT_H
