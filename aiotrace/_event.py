@@ -273,9 +273,18 @@ class PythonEvent:
             if len(payload) <= writer.payload_max:
                 writer.write(payload)
             else:
-                writer.write(self._encode(self.id, _get_pid(), arguments, DEFINITIONS.intern, writer.payload_max))
+                self._write_cut(writer, arguments)
         if plan is not None:
             self._fire(plan, arguments, keywords)
+
+    def _write_cut(self, writer: Writer, arguments: tuple[Any, ...]) -> None:
+        """Write texts that are too long for this recording's pages. What converted once may fail the second time."""
+        try:
+            payload = self._encode(self.id, _get_pid(), arguments, DEFINITIONS.intern, writer.payload_max)
+        except Exception as error:
+            self._refuse(error, arguments, (writer,))
+        else:
+            writer.write(payload)
 
     def _make_plan(self) -> dict[Target, Decision] | None:
         """What the open recordings make of this event; None if all take it always. Kept for the epoch."""

@@ -98,3 +98,26 @@ def test_a_text_longer_than_a_page_is_cut_and_counted() -> None:
     statistics = recording.statistics()
     assert statistics.events_written == 2
     assert statistics.events_cut == 1
+
+
+def test_a_value_that_converts_only_once_is_counted_where_its_text_must_be_cut() -> None:
+    class Once:
+        calls = 0
+
+        def __index__(self) -> int:
+            self.calls += 1
+            if self.calls > 1:
+                raise ZeroDivisionError
+            return 7
+
+    number_and_text = aiotrace.event("eventtest:cut", n="u64", text="str")
+    aiotrace.strict(False)
+    try:
+        with aiotrace.recording(page_size=4096, pages=8) as recording, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            number_and_text(Once(), "x" * 10_000)
+            number_and_text(1, "y" * 10_000)
+            statistics = recording.statistics()
+    finally:
+        aiotrace.strict()
+    assert (statistics.events_written, statistics.events_cut, statistics.dropped["wrong_type"]) == (1, 1, 1)
