@@ -49,6 +49,9 @@ class Names(Protocol):
     def find(self, address: int) -> tuple[str, int] | None:
         """The function that an address is in, and how far from its beginning."""
 
+    def locate(self, address: int) -> str | None:
+        """The place of an address in a source file, `app.py:17`, where that is known."""
+
 
 Printer = Callable[[Values], str]
 
@@ -107,13 +110,14 @@ def compile_print(format: EventFormat, names: Names | None = None, *, long_size:
 
 
 def _stack(values: Values, names: Names | None) -> str:
-    """As trace-cmd shows a stack trace."""
+    """As trace-cmd shows a stack trace; functions of ours with their file and line instead of the address."""
     lines = ["<stack trace >"]
     callers = values.get("caller", ())
     for address in callers if isinstance(callers, tuple) else ():
         if not isinstance(address, int) or address & _MASK == _MASK:
             break
-        lines.append(f"=> {_symbol(address, names, False)} ({address:x})")
+        place = names.locate(address) if names is not None else None
+        lines.append(f"=> {_symbol(address, names, False)} ({f'{address:x}' if place is None else escape(place)})")
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ is passed over by its id and pid, and its fields are read when they are looked a
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
 import heapq
 import html
@@ -28,7 +29,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from . import _layout as L
-from ._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from ._errors import TraceFormatError
 from ._filter import Filter, compile_filter
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
@@ -211,7 +212,7 @@ class _Tables:
         self.formats = formats
         self.symbols = symbols
         self.commands = commands
-        self.functions = functions
+        self.functions = _FunctionNames(functions, symbols)
         self.byte_order = byte_order
         self.long_size = long_size
         self.c_strings = c_strings
@@ -252,6 +253,8 @@ class _Tables:
                 self.symbols[key] = text
             case CommandDefinition(pid, name):
                 self.commands[pid] = name
+            case FunctionDefinition():
+                self.functions.define(definition)
 
     def name(self, id: int) -> str:
         """`system:event`."""
@@ -272,17 +275,36 @@ class _Tables:
 
 
 class _FunctionNames:
-    """Functions of kallsyms, and interned strings, each of which is at its key alone."""
+    """Functions, by our own definitions before those of kallsyms, and interned strings, each at its key alone."""
 
     def __init__(self, functions: Names | None, symbols: Mapping[int, str]) -> None:
         self._functions = functions
         self._symbols = symbols
+        self._defined: dict[int, FunctionDefinition] = {}
+        self._addresses: list[int] = []
+
+    def define(self, definition: FunctionDefinition) -> None:
+        if definition.address not in self._defined:
+            bisect.insort(self._addresses, definition.address)
+        self._defined[definition.address] = definition
 
     def find(self, address: int) -> tuple[str, int] | None:
         text = self._symbols.get(address)
         if text is not None:
             return text, 0
+        own = self._find_own(address)
+        if own is not None:
+            return own.name, address - own.address
         return self._functions.find(address) if self._functions is not None else None
+
+    def locate(self, address: int) -> str | None:
+        own = self._find_own(address)
+        return None if own is None else f"{os.path.basename(own.file)}:{own.line + address - own.address}"
+
+    def _find_own(self, address: int) -> FunctionDefinition | None:
+        index = bisect.bisect_right(self._addresses, address) - 1
+        own = self._defined[self._addresses[index]] if index >= 0 else None
+        return own if own is not None and address < own.address + own.lines else None
 
 
 # --- a page -------------------------------------------------------------------------------------
@@ -419,7 +441,7 @@ class Trace:
             file.formats,
             file.symbols,
             file.commands,
-            _FunctionNames(file.functions, file.symbols),
+            file.functions,
             byte_order=file.byte_order,
             long_size=file.shape.commit_size,
             c_strings=not file.is_ours,
@@ -472,8 +494,7 @@ class Trace:
 
     def find_function(self, address: int) -> tuple[str, int] | None:
         """The function that an address is in, and how far from its beginning; None if the trace names none."""
-        names = self._tables.functions
-        return names.find(address) if names is not None else None
+        return self._tables.functions.find(address)
 
     @property
     def cpus(self) -> list[tuple[str, int]]:
@@ -799,8 +820,7 @@ class Decoder:
     def __init__(self, definitions: Sequence[Definition]) -> None:
         self._definitions = definitions
         self._known = 0
-        symbols: dict[int, str] = {}
-        self._tables = _Tables({}, symbols, {}, _FunctionNames(None, symbols))
+        self._tables = _Tables({}, {}, {}, None)
 
     def events(self, page: Page) -> Iterator[Event]:
         """The events of a page, oldest first; a loss before it comes first. They stay good after the page is

@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 
 from aiotrace import _layout as L
 from aiotrace._clock import Anchor
-from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from aiotrace._errors import TraceFormatError
 from aiotrace._frames import PageEntry
 from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_record, walk
 from aiotrace._records import walk as quick_walk
 from aiotrace._schema import Schema
 from aiotrace.abc import Ledger, StreamInfo, WriterLedger
-from aiotrace.decode import Decoder, Event, format_line, open_trace
+from aiotrace.decode import Decoder, Event, _Tables, format_line, open_trace
 from aiotrace.formats import StoredPage, TraceStore
 
 DATA = Path(__file__).parent / "data"
@@ -283,6 +283,21 @@ def test_a_decoder_reads_definitions_as_pages_need_them() -> None:
     (event,) = decoder.events(page([1]))
     assert event.fields["sym"] == 'a "symbol"\n'
     assert event.comm == "a thread whose name is long"
+
+
+def test_an_address_has_the_name_file_and_line_of_its_function() -> None:
+    tables = _Tables({}, {0x5050: "a symbol"}, {}, None)
+    tables.define(FunctionDefinition(0x5000, 3, "Handler.get", "/srv/app.py", 17))
+    tables.define(FunctionDefinition(0x4000, 1, "main", "/srv/main.py", 5))
+    found = [(tables.functions.find(a), tables.functions.locate(a)) for a in (0x5000, 0x5002, 0x4000)]
+    assert found == [
+        (("Handler.get", 0), "app.py:17"),
+        (("Handler.get", 2), "app.py:19"),
+        (("main", 0), "main.py:5"),
+    ]
+    assert [tables.functions.locate(a) for a in (0x3FFF, 0x4001, 0x4FFF, 0x5003, 0x5050)] == [None] * 5
+    assert tables.functions.find(0x5003) is None
+    assert tables.functions.find(0x5050) == ("a symbol", 0)
 
 
 def test_a_decoder_tells_of_a_loss_first() -> None:

@@ -30,6 +30,9 @@ class Names:
     def find(self, address: int) -> tuple[str, int] | None:
         return ("function", address - 0x1000) if 0x1000 <= address < 0x2000 else None
 
+    def locate(self, address: int) -> str | None:
+        return "a\n.py:17" if address == 0x1011 else None
+
 
 def parse(print_format: str) -> EventFormat:
     return parse_format(f"name: one\nID: 7\nformat:\n{FIELDS}\nprint fmt: {print_format}\n", "test")
@@ -125,8 +128,8 @@ def test_a_stack_is_printed_as_trace_cmd_does() -> None:
         "\tfield:unsigned long caller[8];offset:16;size:64;signed:0;\n",
         "ftrace",
     )
-    text = compile_print(format, Names())({"size": 3, "caller": (0x1001, 5, (1 << 64) - 1, 7)})
-    assert text == "<stack trace >\n=> function (1001)\n=> 0x5 (5)"
+    text = compile_print(format, Names())({"size": 3, "caller": (0x1001, 0x1011, 5, (1 << 64) - 1, 7)})
+    assert text == "<stack trace >\n=> function (1001)\n=> function (a\\n.py:17)\n=> 0x5 (5)"
 
 
 def test_deep_nesting_and_huge_widths_cost_nothing() -> None:
