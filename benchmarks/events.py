@@ -338,16 +338,17 @@ def judge(row: Row, costs: Costs) -> tuple[Cell, ...]:
     """A line of the table."""
     loop = costs[EMPTY_LOOP]
     if row.name == EMPTY_LOOP:
-        return row.name, min(loop), statistics.median(loop), "", "", "", ""
+        return row.name, min(loop), statistics.median(loop), *[""] * 5
     numbers = min(costs[row.name]) - min(loop), statistics.median(costs[row.name]) - statistics.median(loop)
     if not row.reference or row.reference not in costs:
-        return row.name, *numbers, "", "", "", ""
+        return row.name, *numbers, *[""] * 5
+    least = numbers[0] / (min(costs[row.reference]) - min(loop))
     found = ratio(costs, row.name, row.reference)
     if row.goal is None:
-        return row.name, *numbers, found, row.reference, "", ""
+        return row.name, *numbers, found, least, row.reference, "", ""
     how, limit = row.goal
     reached = found <= limit if how == "<=" else found >= limit
-    return row.name, *numbers, found, row.reference, f"{how} {limit}", "yes" if reached else "no"
+    return row.name, *numbers, found, least, row.reference, f"{how} {limit}", "yes" if reached else "no"
 
 
 TWIN_GOAL = 1500.0
@@ -358,11 +359,12 @@ def judge_twin(costs: Costs, twin: Costs) -> tuple[Cell, ...]:
     """The twin was measured by another process: its figures are brought to this one's speed by the floor's."""
     name = "event, Python twin"
     if REFERENCE not in costs or REFERENCE not in twin:
-        return name, "", "", "", "no C compiler", "", ""
+        return name, "", "", "", "", "no C compiler", "", ""
     there = ratio(twin, name, REFERENCE)
-    floor = net(costs, REFERENCE)
-    least, median = there * min(floor), there * statistics.median(floor)
-    return name, least, median, there, REFERENCE, "<= 1,500 ns", "yes" if median <= TWIN_GOAL else "no"
+    least, median = (
+        there * (figure(costs[REFERENCE]) - figure(costs[EMPTY_LOOP])) for figure in (min, statistics.median)
+    )
+    return name, least, median, there, "", REFERENCE, "<= 1,500 ns", "yes" if least <= TWIN_GOAL else "no"
 
 
 def measure_twin(rounds: int, window: float) -> Costs:
@@ -394,10 +396,10 @@ def run(rounds: int | None = None, window: float | None = None) -> Table:
     costs = {row.name: row.costs for row in rows}
     outcome = [judge(row, costs) for row in rows]
     outcome.append(judge_twin(costs, twin))
-    outcome += [(name, "", "", "", why, "", "") for name, why in absent]
+    outcome += [(name, "", "", "", "", why, "", "") for name, why in absent]
     return Table(
         title=f"An event of three numbers, in nanoseconds; back end {aiotrace.__backend__!r}",
-        columns=("what", "min", "median", "ratio", "to", "goal", "reached"),
+        columns=("what", "min", "median", "ratio", "of minima", "to", "goal", "reached"),
         rows=outcome,
         notes=(
             f"{rounds} rounds, windows of {window * 1e3:g} ms, random order; the empty loop's cost is subtracted from",

@@ -49,7 +49,7 @@ def test_a_row_counts_executions_and_the_loop_is_subtracted_round_by_round() -> 
     assert len(made) == 80 + 80 // 8
     costs = {EMPTY_LOOP: [1.0, 2.0, 3.0], "other": [11.0, 12.0, 13.0], "append": [16.0, 42.0, 23.0]}
     assert events.ratio(costs, "append", "other") == 2.0 == statistics.median([1.5, 4.0, 2.0])
-    assert events.judge(row, costs) == ("append", 15.0, 21.0, 2.0, "other", "<= 2.0", "yes")
+    assert events.judge(row, costs) == ("append", 15.0, 21.0, 2.0, 1.5, "other", "<= 2.0", "yes")
     costs["append"] = [cost + 0.1 for cost in costs["append"]]
     assert events.judge(row, costs)[-1] == "no"
 
