@@ -84,8 +84,14 @@ def sink(
     for name, value, known in (("on_full", on_full, get_args(OnFull)), ("on_error", on_error, get_args(OnError))):
         if value not in known:
             raise ConfigurationError(f"{name}={value!r}: one of {', '.join(map(repr, known))}")
-    name = getattr(made, "__name__", None) or repr(made)
-    return SinkOptions(made, quota, on_full, on_error, sink if isinstance(sink, str) else name)
+    return SinkOptions(made, quota, on_full, on_error, sink if isinstance(sink, str) else _name(made))
+
+
+def _name(sink: Sink) -> str:
+    """What messages and statistics call a sink: a function's name, an object's repr if it has one of its own."""
+    if type(sink).__repr__ is object.__repr__:
+        return f"{type(sink).__name__}()"
+    return getattr(sink, "__name__", None) or repr(sink)
 
 
 def _is_same(one: Sink, other: Sink) -> bool:

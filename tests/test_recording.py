@@ -627,3 +627,17 @@ def test_a_sinks_error_keeps_nothing_of_its_frames_alive() -> None:
     assert isinstance(statistics.last_error, OSError)
     gc.collect()
     assert [ref() for ref in gone] == [None]
+
+
+def test_messages_call_a_sink_by_a_name_that_says_something() -> None:
+    class Quiet:
+        async def __call__(self, stream: PageStream) -> None: ...
+
+    class Named(Quiet):
+        def __repr__(self) -> str:
+            return "Named('x')"
+
+    assert aiotrace.sink(Quiet()).name == "Quiet()"
+    assert aiotrace.sink(Named()).name == "Named('x')"
+    assert aiotrace.sink(nothing).name == "nothing"
+    assert aiotrace.sink("null:").name == "null:"
