@@ -89,7 +89,7 @@ def sink(
 
 def _name(sink: Sink) -> str:
     """What messages and statistics call a sink: a function's name, an object's repr if it has one of its own."""
-    if type(sink).__repr__ is object.__repr__:
+    if getattr(type(sink), "__repr__", None) is object.__repr__:
         return f"{type(sink).__name__}()"
     return getattr(sink, "__name__", None) or repr(sink)
 
@@ -198,7 +198,9 @@ class Chooser:
         self._reconsider()
 
     def trigger(self, glob: str, text: str) -> None:
-        """Let events set something off: "traceoff", "traceon", each with ":COUNT" and "if FILTER".
+        """Let events set something off: "traceoff", "traceon" or "stacktrace", each with ":COUNT" and "if FILTER".
+
+        A stack trace is the Python stack of the event before it, innermost call first, aiotrace's own left out.
 
         Raises:
             ConfigurationError: It does not parse, or there is no such action.
