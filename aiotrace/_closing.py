@@ -6,7 +6,8 @@
 
 The law: **the commit point is the last write**. Until then the journal is the truth, and closing can begin again from
 nothing; from then on NAME is, and the rest is litter. Damage costs what it hit: a page that is not what was written is
-left empty, and its events are counted as lost before the page that follows it.
+left empty, and its events are counted as lost before the page that follows it. Of a page that came in parts, those
+before the damaged one stay.
 
 Both go in steps, so that whoever waits can stop between two.
 """
@@ -37,11 +38,12 @@ class RestoreReport:
     """What was found and done."""
 
     pages: int = 0
-    """Intact, and in the trace.dat."""
+    """In the trace.dat, intact, or at least their beginning."""
     events: int = 0
     """On these pages."""
     damaged: list[Placed] = field(default_factory=list)
-    """Pages that are not what was written; their events are counted as lost with the page that follows."""
+    """Pages that are not what was written, and what came after them on the same page; their events are counted as lost
+    with the page that follows."""
     journal_damage: list[Damage] = field(default_factory=list)
     """Of the journal; a torn tail is among it."""
     was_complete: bool = False
@@ -80,13 +82,46 @@ def restore(path: str, *, progress: Callable[[int], None] | None = None) -> Rest
 
 @dataclass(slots=True)
 class _Slot:
-    """A page's place in the trace.dat."""
+    """A page's place in the trace.dat: what is intact of it."""
 
-    placed: Placed | None
-    """None: the journal lost the frame of the page that is here."""
-    damaged: bool
-    lost: int
+    first: Placed | None = None
+    """The page, or its first part; None: the journal lost the frame of the page that is here."""
+    lost: int = 0
     """As in `PageEntry.lost_before`, with what damage before it has cost."""
+    parts: int = 0
+    """0: the page is damaged from its beginning."""
+    committed: int = 0
+    """Bytes of records."""
+    events: int = 0
+    crc: int = 0
+    """crc32 of the records."""
+    whole: bool = False
+    """The page came in one piece, so its header is in the file already."""
+    broken: bool = False
+    """A part was damaged: what came after it cannot be used."""
+
+    @property
+    def timestamp(self) -> int:
+        return self.first.entry.timestamp if self.first is not None else 0
+
+    def header(self) -> bytes:
+        return pack_header(self.timestamp, self.committed, self.lost)
+
+    def goes_on_with(self, part: Placed) -> bool:
+        return self.first is not None and part.start > 0 and part.place == self.first.place
+
+    def add(self, part: Placed) -> bool:
+        """Take an intact part; false if it does not follow on what is there."""
+        assert self.first is not None, "a slot is made for a part"
+        follows = part.start == self.committed and part.crc_before == self.crc
+        if self.broken or not follows or part.entry.sequence != self.first.entry.sequence:
+            return False
+        self.whole = not self.parts and part.entry.complete
+        self.parts += 1
+        self.committed += part.entry.committed
+        self.events += part.entry.events_count
+        self.crc = part.crc
+        return True
 
 
 @dataclass(slots=True)
@@ -100,11 +135,19 @@ class _Column:
     """Of the first page, in the trace.dat."""
     lost_at_end: int = 0
 
-    def add(self, placed: Placed, damaged: bool) -> None:
-        entry = placed.entry
-        lost = _add_lost(self.lost_at_end, entry.lost_before)
-        self.slots.append(_Slot(placed, damaged, 0 if damaged else lost))
-        self.lost_at_end = _add_lost(lost, entry.events_count) if damaged else 0
+    def add(self, part: Placed, intact: bool) -> bool:
+        """Take a page, or a part of one; false if its events are lost."""
+        if not (self.slots and self.slots[-1].goes_on_with(part)):
+            self.slots.append(_Slot(part))
+            self.lost_at_end = _add_lost(self.lost_at_end, part.entry.lost_before)
+        slot = self.slots[-1]
+        if not (intact and slot.add(part)):
+            slot.broken = True
+            self.lost_at_end = _add_lost(self.lost_at_end, part.entry.events_count)
+            return False
+        if slot.first is part:
+            slot.lost, self.lost_at_end = self.lost_at_end, 0
+        return True
 
 
 def _add_lost(first: int, second: int) -> int:
@@ -141,12 +184,13 @@ def _add_page(
     report: RestoreReport,
     journal: JournalReader,
 ) -> int:
-    """Take a page into its writer's column; returns the bytes that were checked."""
+    """Take a page, or a part of one, into its writer's column; returns the bytes that were checked."""
     assert journal.info is not None, "a page before hello is damage"
     writer = placed.entry.writer
     column = columns.get(writer) or _Column(writer, placed.spooled)
-    gap = 0 if placed.spooled else placed.place // journal.info.page_size - 1 - len(column.slots)
-    damaged = verify and not _is_intact(files, placed)
+    goes_on = bool(column.slots) and column.slots[-1].goes_on_with(placed)
+    gap = 0 if placed.spooled or goes_on else placed.place // journal.info.page_size - 1 - len(column.slots)
+    intact = not verify or _is_intact(files, placed)
     if placed.spooled != column.spooled or not 0 <= gap <= _frames_lost(journal):
         report.damaged.append(placed)  # it cannot be where it says
         return 0
@@ -154,13 +198,12 @@ def _add_page(
         report.damaged.append(placed)
         return 0
     columns[writer] = column
-    column.slots += [_Slot(None, True, 0) for _ in range(gap)]
-    column.add(placed, damaged)
-    if damaged:
-        report.damaged.append(placed)
-    else:
-        report.pages += 1
+    column.slots += [_Slot() for _ in range(gap)]
+    if column.add(placed, intact):
+        report.pages += column.slots[-1].first is placed
         report.events += placed.entry.events_count
+    else:
+        report.damaged.append(placed)
     return placed.entry.committed if verify else 0
 
 
@@ -172,7 +215,7 @@ def _frames_lost(journal: JournalReader) -> int:
 def _is_intact(files: TraceFiles, placed: Placed) -> bool:
     fd = files.spool(placed.entry.writer) if placed.spooled else files.data
     try:
-        return placed.check(os.pread(fd, placed.entry.committed, placed.place + L.PAGE_HEADER_SIZE))
+        return placed.check(os.pread(fd, placed.entry.committed, placed.records_place))
     except OSError:
         return False
 
@@ -188,27 +231,27 @@ def _arrange(columns: dict[int, _Column], page_size: int) -> list[_Column]:
 
 
 def _copy(files: TraceFiles, order: list[_Column], page_size: int, verify: bool) -> Iterator[int]:
-    """Bring the pages of the spools to their places. After a check also the headers of all are written anew: no
-    crc32 covers them, and the losses may be more."""
+    """Bring the pages of the spools to their places. The headers of pages in parts are written now, and after a check
+    those of all: no crc32 covers them while a trace grows, and the losses may be more."""
     done = 0
     for column in order:
         time = 0
         for number, slot in enumerate(column.slots):
             target = column.offset + number * page_size
-            placed = slot.placed
-            if placed is not None:
-                time = placed.entry.timestamp
-            if placed is None or slot.damaged:
+            time = slot.timestamp or time
+            if slot.first is None or not slot.parts:
                 write_all(files.data, [pack_header(time, 0)], target)
                 continue
-            committed = placed.entry.committed
+            end = L.PAGE_HEADER_SIZE + slot.committed
+            lost_count = pack_lost_count(slot.lost)
+            is_complete = slot.whole and not verify
             if column.spooled:
-                size = L.PAGE_HEADER_SIZE + committed + len(pack_lost_count(placed.entry.lost_before))
-                copy_range(files.spool(column.writer), placed.place, files.data, target, size)
+                size = end + len(lost_count) if is_complete else end
+                copy_range(files.spool(column.writer), slot.first.place, files.data, target, size)
                 done += size
-            if verify:
-                write_all(files.data, [pack_header(time, committed, slot.lost)], target)
-                write_all(files.data, [pack_lost_count(slot.lost)], target + L.PAGE_HEADER_SIZE + committed)
+            if not is_complete:
+                write_all(files.data, [slot.header()], target)
+                write_all(files.data, [lost_count], target + end)
             if done >= _STEP:
                 yield done
                 done = 0
@@ -243,33 +286,37 @@ def _options(journal: JournalReader, info: StreamInfo, order: list[_Column]) -> 
     if journal.ledger is not None:
         frames += writer.end(journal.ledger)
     yield T.OPTION_STREAM, frames
-    yield T.OPTION_PAGES, T.pack_page_rows(_row(column, slot) for column in order for slot in column.slots)
+    yield T.OPTION_PAGES, T.pack_page_rows(row for column in order for row in _rows(column))
     yield T.OPTION_VERSION, b"aiotrace\0"
     yield T.OPTION_TRACEID, info.stream_id[:8]
     ledgers = {ledger.writer: ledger for ledger in journal.ledger.writers} if journal.ledger else {}
     for column in order:
-        intact = [slot for slot in column.slots if slot.placed is not None and not slot.damaged]
-        entries = [slot.placed.entry for slot in intact if slot.placed is not None]
+        intact = [slot for slot in column.slots if slot.parts]
         lost = sum(max(slot.lost, 0) for slot in intact) + max(column.lost_at_end, 0)
         ledger = ledgers.get(column.writer)
         overrun = min(ledger.overrun, lost) if ledger else 0
         statistics = T.CpuStatistics(
             column.writer,
-            sum(entry.events_count for entry in entries),
+            sum(slot.events for slot in intact),
             overrun,
             lost - overrun + (ledger.lost_after if ledger else 0),
-            sum(entry.committed for entry in entries),
+            sum(slot.committed for slot in intact),
         )
         yield T.OPTION_CPUSTAT, T.cpu_statistics(statistics)
 
 
-def _row(column: _Column, slot: _Slot) -> T.PageRow:
-    if slot.placed is None:
+def _rows(column: _Column) -> Iterator[T.PageRow]:
+    # A page that follows tells of the loss: a reader must not count it twice.
+    told = max((number for number, slot in enumerate(column.slots) if slot.parts), default=-1)
+    for number, slot in enumerate(column.slots):
+        yield _row(column, slot, is_told=number < told)
+
+
+def _row(column: _Column, slot: _Slot, *, is_told: bool) -> T.PageRow:
+    if slot.first is None:
         return T.PageRow(0, column.writer, 0, 0, T.PAGE_DAMAGED)
-    entry = slot.placed.entry
-    if slot.damaged:
-        return T.PageRow(entry.sequence, column.writer, entry.events_count, 0, T.PAGE_DAMAGED)
-    crc = T.page_crc(
-        slot.placed.crc, pack_header(entry.timestamp, entry.committed, slot.lost), pack_lost_count(slot.lost)
-    )
-    return T.PageRow(entry.sequence, column.writer, entry.events_count, crc, 0)
+    entry = slot.first.entry
+    if not slot.parts:
+        return T.PageRow(entry.sequence, column.writer, 0 if is_told else entry.events_count, 0, T.PAGE_DAMAGED)
+    crc = T.page_crc(slot.crc, slot.header(), pack_lost_count(slot.lost))
+    return T.PageRow(entry.sequence, column.writer, slot.events, crc, 0)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-from . import _layout as L
 from . import _tracedat as T
 from ._definitions import Definition
 from ._errors import TraceFormatError
@@ -29,7 +28,7 @@ _JOURNAL_CHUNK: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """A copy of a page, with all that an `aiotrace.abc.Page` has."""
+    """A copy of a page, or of a part of one, with all that an `aiotrace.abc.Page` has."""
 
     entry: PageEntry
     data: memoryview
@@ -110,7 +109,7 @@ class UnfinishedTrace:
         """
         self.path = path
         self.pages: list[Placed] = []
-        """All that is in the trace, in the order in which it was written."""
+        """All that is in the trace, in the order in which it was written; a page in parts is there in parts."""
         self._journal = JournalReader()
         self._fds: dict[str, int] = {}
         self._open(journal_path(path))
@@ -146,7 +145,7 @@ class UnfinishedTrace:
         return self._journal.damage
 
     def refresh(self) -> int:
-        """Read what the journal has got since; returns how many pages that are."""
+        """Read what the journal has got since; returns how many pages and parts that are."""
         before = len(self.pages)
         self._journal.forget_incomplete()  # a writer whose write failed cuts its beginning off again
         fd = self._open(journal_path(self.path))
@@ -155,13 +154,13 @@ class UnfinishedTrace:
         return len(self.pages) - before
 
     def read(self, placed: Placed) -> StoredPage:
-        """A page, whose records are those that were written.
+        """A page, or a part of one, whose records are those that were written.
 
         Raises:
             TraceFormatError: They are not: the crc32 is wrong, or the file ends before.
         """
         path = spool_path(self.path, placed.entry.writer) if placed.spooled else self.path
-        data = os.pread(self._open(path), placed.entry.committed, placed.place + L.PAGE_HEADER_SIZE)
+        data = os.pread(self._open(path), placed.entry.committed, placed.records_place)
         if not placed.check(data):
             found = f"page {placed.entry.sequence} of writer {placed.entry.writer} is not what was written"
             raise TraceFormatError(found, path=path, offset=placed.place)

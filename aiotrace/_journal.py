@@ -9,6 +9,9 @@ trace itself or in the spool of their writer. The law: **a page is in the trace 
 journal, whole**; whatever else lies in the files is not there. So a journal cut anywhere is a journal, and a torn
 tail is no damage to what stands before it.
 
+The same holds for each part of a page that comes in parts. They have one place, and the crc32 goes on from part to
+part: each can be checked alone, and the last one's is that of the page.
+
 This module knows no file: `_store` writes them, `_growing` and `_closing` read them.
 """
 
@@ -18,6 +21,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
+from . import _layout as L
 from ._crc import crc32
 from ._definitions import Definition
 from ._errors import TraceFormatError
@@ -42,30 +46,42 @@ from ._frames import (
 )
 from .abc import Ledger, StreamInfo
 
-_PLACE = struct.Struct("<QII")
+_PLACE = struct.Struct("<QIIII")
 PLACED_SIZE: Final = HEADER_SIZE + PAGE_ENTRY_SIZE + _PLACE.size
-"""Bytes that a page takes in the journal."""
+"""Bytes that a page, or a part of one, takes in the journal."""
 
 
 class Placed(NamedTuple):
-    """A page and where it is."""
+    """A page, or a part of one, and where it is."""
 
     entry: PageEntry
     spooled: bool
     """False: in the trace itself. True: in the spool of its writer."""
     place: int
     """Offset of the page's header in that file, in bytes; always a multiple of the page size."""
+    start: int
+    """Bytes of records that stand before these at this place. Other than `entry.offset` if the beginning of the page
+    is in an earlier file."""
+    crc_before: int
+    """crc32 of those; 0 if there are none."""
     crc: int
-    """crc32 of the records."""
+    """crc32 of all records at this place up to the end of these."""
 
     @classmethod
-    def of(cls, entry: PageEntry, spooled: bool, place: int, data: Buffer) -> Placed:
+    def of(
+        cls, entry: PageEntry, spooled: bool, place: int, data: Buffer, start: int = 0, crc_before: int = 0
+    ) -> Placed:
         """With the crc32 of the records."""
-        return cls(entry, spooled, place, crc32(data))
+        return cls(entry, spooled, place, start, crc_before, crc32(data, crc_before))
+
+    @property
+    def records_place(self) -> int:
+        """Offset of the records in that file, in bytes."""
+        return self.place + L.PAGE_HEADER_SIZE + self.start
 
     def check(self, data: Buffer) -> bool:
         """Whether these are the records that were written."""
-        return len(data) == self.entry.committed and crc32(data) == self.crc
+        return len(data) == self.entry.committed and crc32(data, self.crc_before) == self.crc
 
 
 class JournalWriter:
@@ -98,7 +114,7 @@ class JournalWriter:
         return b"".join(self._frame(Kind.DEFINITIONS, body) for body in pack_definitions(first, new))
 
     def placed(self, placed: Placed) -> bytes:
-        place = _PLACE.pack(placed.place, int(placed.spooled), placed.crc)
+        place = _PLACE.pack(placed.place, int(placed.spooled), placed.start, placed.crc_before, placed.crc)
         return self._frame(Kind.PLACED, pack_page_entry(placed.entry) + place)
 
     def end(self, ledger: Ledger) -> bytes:
@@ -176,11 +192,11 @@ class JournalReader:
         entry = unpack_page_entry(body)
         if len(body) != PAGE_ENTRY_SIZE + _PLACE.size:
             raise TraceFormatError(f"{len(body)} bytes where {PAGE_ENTRY_SIZE + _PLACE.size} say where a page is")
-        place, spooled, crc = _PLACE.unpack_from(body, PAGE_ENTRY_SIZE)
+        place, spooled, start, crc_before, crc = _PLACE.unpack_from(body, PAGE_ENTRY_SIZE)
         if self.info is None:
             raise TraceFormatError("a page before hello: its size is unknown")
         if place % self.info.page_size or entry.writer >= self.info.writers:
             raise TraceFormatError(f"a page of writer {entry.writer} at {place} cannot be")
-        if entry.committed > self.info.page_size - 16:
-            raise TraceFormatError(f"{entry.committed} bytes of records on a page of {self.info.page_size}")
-        return Placed(entry, bool(spooled), place, crc)
+        if start + entry.committed > self.info.page_size - L.PAGE_HEADER_SIZE:
+            raise TraceFormatError(f"{start} + {entry.committed} bytes of records on a page of {self.info.page_size}")
+        return Placed(entry, bool(spooled), place, start, crc_before, crc)

@@ -8,8 +8,11 @@ The laws. **A page is in the trace when its frame is in the journal, whole**: pa
 of a batch in one write, so a kill at any moment leaves no torn page that could be taken for one. **Positions follow
 from what was journalled**: what failed in between is written over.
 
-A page takes a whole page of the file, its empty tail a hole. A forked child closes the files and does nothing. This
-module knows no event loop: its callers run it in a thread.
+A page takes a whole page of the file, its empty tail a hole. It may come in parts, while it still fills: each goes
+behind the one before it and has a frame of its own. Their header stays that of the first until the trace is closed:
+nobody reads it before. A part whose page began in an earlier file becomes a page of its own.
+
+A forked child closes the files and does nothing. This module knows no event loop: its callers run it in a thread.
 """
 
 from __future__ import annotations
@@ -28,31 +31,34 @@ from ._growing import page_entry
 from ._journal import JournalWriter, Placed
 from .abc import Ledger, Page, StreamInfo
 
+Position = tuple[int, int]
+"""How far a writer's stream has come: the number of a page, and bytes of its records."""
+Positions = dict[int, Position]
+"""By writer."""
+
 
 @dataclass(slots=True)
 class _Batch:
     """What will be true when the frames are in the journal."""
 
     mark: tuple[int, int]
-    ends: dict[int, int]
+    last: dict[int, Placed]
+    stored: Positions
     in_place: int | None
     frames: list[bytes] = field(default_factory=list)
-    stored: dict[int, int] = field(default_factory=dict)
     pages: int = 0
 
 
 class TraceStore:
     """A trace that grows. Not for two threads at once; every method blocks."""
 
-    def __init__(
-        self, path: str, info: StreamInfo, *, fsync: bool = False, stored: dict[int, int] | None = None
-    ) -> None:
+    def __init__(self, path: str, info: StreamInfo, *, fsync: bool = False, stored: Positions | None = None) -> None:
         """Create the files.
 
         Args:
             path: NAME; its folder must exist.
             fsync: `write` returns when the pages are on the disk.
-            stored: For each writer the sequence number of the last page that an earlier file already has.
+            stored: How far earlier files have each writer's stream.
 
         Raises:
             FileExistsError: A trace, or an unfinished one, is there; the message says what would do.
@@ -61,7 +67,7 @@ class TraceStore:
         self.path = path
         self.info = info
         self.stored = dict(stored or {})
-        """For each writer the sequence number of the last page that is in the trace."""
+        """How far the trace, with those before it, has each writer's stream."""
         self.sync_failed = False
         """After a failed fsync nobody knows what is on the disk: `discard_unsynced`, finish, and go on elsewhere."""
         self.closing = False
@@ -72,7 +78,8 @@ class TraceStore:
         self._hello = self._journal.hello()
         self._journal_end = 0
         self._torn = False
-        self._ends: dict[int, int] = {}
+        self._last: dict[int, Placed] = {}
+        """The last page of each writer, or part of one, in this file."""
         self._in_place: int | None = None
         self._pages = 0
         self._foreign = False
@@ -99,12 +106,28 @@ class TraceStore:
     def pages_count(self) -> int:
         return self._pages
 
+    def has(self, page: Page) -> bool:
+        """Whether a page, or a part of one, is in the trace or in those before it."""
+        return _has(self.stored, page)
+
+    def fitting(self, pages: Sequence[Page], size: int) -> int:
+        """How many of the first of these pages go in before `size` exceeds so many bytes; a part that goes on with a
+        page that is there takes no room."""
+        left = (size - self.size) // self.info.page_size
+        ends = {writer: _end_of(placed) for writer, placed in self._last.items()}
+        for count, page in enumerate(pages):
+            left -= not _goes_on(ends.get(page.writer), page)
+            if left < 0:
+                return count
+            ends[page.writer] = page.sequence, page.offset + len(page.data)
+        return len(pages)
+
     def write(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> None:
         """Put pages, and the definitions that they need, into the trace. Those that are in it already (offered again
         after a failure) are passed over.
 
         Args:
-            pages: For each writer in the order of their sequence numbers.
+            pages: For each writer in the order of its stream.
             definitions: All of the stream's.
 
         Raises:
@@ -115,12 +138,12 @@ class TraceStore:
             return
         assert not self.closing and not self.sync_failed
         self.open()
-        batch = _Batch(self._journal.mark(), dict(self._ends), self._in_place)
+        batch = _Batch(self._journal.mark(), dict(self._last), dict(self.stored), self._in_place)
         touched = set()
         failure: OSError | None = None
         try:
             for page in pages:
-                if page.sequence > max(self.stored.get(page.writer, -1), batch.stored.get(page.writer, -1)):
+                if not _has(batch.stored, page):
                     touched.add(self._write_page(batch, page, definitions))
         except OSError as error:
             failure = error  # the pages before it are whole: with a disk that often fails, this is how it gets on
@@ -137,28 +160,35 @@ class TraceStore:
         in_place = writer if batch.in_place is None else batch.in_place
         spooled = writer != in_place
         fd = self._files.spool(writer) if spooled else self._files.data
-        place = batch.ends.get(writer, 0 if spooled else self.info.page_size)
-        write_all(fd, [page.header(), records, page.lost_count()], place)
+        last = batch.last.get(writer)
+        if last is not None and _goes_on(_end_of(last), page):
+            start = last.start + last.entry.committed
+            placed = Placed.of(page_entry(page), spooled, last.place, records, start, last.crc)
+            write_all(fd, [records], placed.records_place)
+        else:
+            first = 0 if spooled else self.info.page_size
+            place = first if last is None else last.place + self.info.page_size
+            placed = Placed.of(page_entry(page), spooled, place, records)
+            write_all(fd, [page.header(), records, page.lost_count()], place)
+            batch.pages += 1
         batch.frames.append(self._journal.definitions(definitions, page.definitions_needed))
-        batch.frames.append(self._journal.placed(Placed.of(page_entry(page), spooled, place, records)))
-        batch.ends[writer] = place + self.info.page_size
+        batch.frames.append(self._journal.placed(placed))
+        batch.last[writer] = placed
         batch.in_place = in_place
-        batch.stored[writer] = page.sequence
-        batch.pages += 1
+        batch.stored[writer] = _end_of(placed)
         return fd
 
     def _commit(self, batch: _Batch) -> None:
         """The pages of a batch are in the trace when its frames are in the journal."""
-        if not batch.pages:
+        if not batch.frames:
             return
         try:
             self._append(b"".join(batch.frames))
         except OSError:
             self._journal.rewind(batch.mark)
             raise
-        self._ends, self._in_place = batch.ends, batch.in_place
+        self._last, self.stored, self._in_place = batch.last, batch.stored, batch.in_place
         self._pages += batch.pages
-        self.stored.update(batch.stored)
 
     def _append(self, frames: bytes) -> None:
         """One write to the journal. If it fails, its beginning may be there: that is cut off again before anything
@@ -189,7 +219,7 @@ class TraceStore:
             self.sync_failed = True
             raise
 
-    def _state(self) -> tuple[int, int, dict[int, int]]:
+    def _state(self) -> tuple[int, int, Positions]:
         return self._journal_end, self._pages, dict(self.stored)
 
     def discard_unsynced(self) -> None:
@@ -265,6 +295,19 @@ class TraceStore:
     def _abandon(self) -> None:
         self._foreign = True
         self._files.close()
+
+
+def _has(stored: Positions, page: Page) -> bool:
+    return page.writer in stored and (page.sequence, page.offset + len(page.data)) <= stored[page.writer]
+
+
+def _end_of(placed: Placed) -> Position:
+    return placed.entry.sequence, placed.entry.offset + placed.entry.committed
+
+
+def _goes_on(end: Position | None, page: Page) -> bool:
+    """Whether a part belongs where the page that ends there is. A loss before it would need a header of its own."""
+    return page.offset > 0 and (page.sequence, page.offset) == end and not page.lost_before
 
 
 _stores: weakref.WeakSet[TraceStore] = weakref.WeakSet()

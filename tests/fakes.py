@@ -108,6 +108,33 @@ def make_page(
     return FakePage(writer, sequence, timestamp, memoryview(data), events, lost)
 
 
+def cut(page: FakePage, *counts: int, complete: bool = True) -> list[FakePage]:
+    """The same page in parts of so many events, as a sink gets it that takes prefixes; the last part has the rest.
+
+    Args:
+        complete: False: the last part is as large as its page grew, but was delivered while it might still have grown.
+    """
+    size, first, parts = len(page.data) // page.events_count, 0, []
+    for count in (*counts, page.events_count - sum(counts)):
+        data = page.data[first * size : (first + count) * size]
+        is_last = first + count == page.events_count
+        parts.append(
+            FakePage(
+                page.writer,
+                page.sequence,
+                page.timestamp + first * 1000,
+                data,
+                count,
+                0 if first else page.lost_before,
+                page.definitions_needed,
+                first * size,
+                complete and is_last,
+            )
+        )
+        first += count
+    return parts
+
+
 def make_pages(count: int, writers: int = 1, events: int = 20) -> list[FakePage]:
     return [make_page(n % writers, n // writers, events) for n in range(count)]
 

@@ -11,7 +11,7 @@ import pytest
 import stores
 from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, flip, make_store, numbers, report, rest
 
-from aiotrace import TraceFormatError
+from aiotrace import TraceFormatError, open_trace
 from aiotrace import _tracedat as trace_dat
 from aiotrace._closing import RestoreReport, make_trace, restore
 from aiotrace._files import journal_path, remove
@@ -137,6 +137,45 @@ def test_damaged_pages_are_counted_as_lost_in_their_place(trace_cmd: str, path: 
     assert [line for line in lines if "DROPPED" in line] == ["CPU:0 [25 EVENTS DROPPED]"]
 
 
+@pytest.mark.parametrize("writer", [0, 1])
+@pytest.mark.parametrize(("hit", "kept"), [(0, 0), (1, 5), (2, 10), (3, 15)])
+def test_a_damaged_part_costs_its_page_from_there_on(
+    trace_cmd: str, path: str, writer: int, hit: int, kept: int
+) -> None:
+    page = fakes.make_page(writer, 1, 20, lost=3)
+    parts = fakes.cut(page, 5, 5, 5)
+    others = [fakes.make_page(0, 0), fakes.make_page(1, 0), fakes.make_page(writer, 2)]
+    make_store(path, [*others[:2], *parts, others[2]]).close()
+    flip(path + ".cpu1" if writer else path, 4096 * (2 - writer) + 16 + parts[hit].offset + 9)
+    found = restore(path)
+    assert [placed.entry.offset for placed in found.damaged] == [part.offset for part in parts[hit:]]
+    assert (found.pages, found.events) == (4 if hit else 3, 60 + kept)
+    lines = report(trace_cmd, path)
+    intact = numbers([]) + expected(others)
+    intact.update((writer, 1000 + n) for n in range(kept))
+    assert numbers(lines) == intact
+    told = [f"CPU:{writer} [{lost} EVENTS DROPPED]" for lost in ([3, 20 - kept] if hit else [23])]
+    assert [line for line in lines if "DROPPED" in line] == told
+    with open_trace(path) as trace:
+        assert trace.statistics().lost == 23 - kept
+
+
+@pytest.mark.parametrize("hit", range(4))
+def test_the_frame_of_a_part_that_is_lost_costs_its_page_from_there_on(trace_cmd: str, path: str, hit: int) -> None:
+    """Of the part itself nobody knows any more how many events it had."""
+    pages = [fakes.make_page(0, number) for number in range(3)]
+    make_store(path, [pages[0], *fakes.cut(pages[1], 5, 5, 5), pages[2]]).close()
+    size = os.path.getsize(journal_path(path))
+    flip(journal_path(path), size - (5 - hit) * PLACED_SIZE + 60)
+    found = restore(path)
+    assert [placed.entry.offset // 140 for placed in found.damaged] == list(range(hit + 1, 4))
+    lines = report(trace_cmd, path)
+    intact = expected([pages[0], pages[2]])
+    intact.update((0, 1000 + n) for n in range(5 * hit))
+    assert numbers(lines) == intact
+    assert ["DROPPED" in line for line in lines].count(True) == (hit < 3)
+
+
 def test_a_page_header_is_restored_from_the_journal(trace_cmd: str, path: str) -> None:
     pages = fakes.make_pages(6, 2)
     make_store(path, pages).close()
@@ -173,9 +212,9 @@ def test_a_journal_that_tells_of_impossible_places_costs_no_memory(path: str) ->
     store = make_store(path, fakes.make_pages(2))
     empty = fakes.make_page(0, 7, 0)
     entry = page_entry(empty)
-    store._append(store._journal.placed(Placed(entry, False, 1 << 62, 0)))
-    store._append(store._journal.placed(Placed(entry._replace(writer=1), False, 4096, 0)))
-    store._append(store._journal.placed(Placed(entry._replace(sequence=8), True, 0, 0)))
+    store._append(store._journal.placed(Placed.of(entry, False, 1 << 62, b"")))
+    store._append(store._journal.placed(Placed.of(entry._replace(writer=1), False, 4096, b"")))
+    store._append(store._journal.placed(Placed.of(entry._replace(sequence=8), True, 0, b"")))
     store.close()
     found = restore(path)
     assert (found.pages, len(found.damaged)) == (2, 3)

@@ -160,6 +160,38 @@ asyncio.run(main())
 """
 
 
+QUIET = """
+import asyncio, sys
+import aiotrace
+from aiotrace_sinks import FileSink
+
+async def main():
+    happened = aiotrace.event("quiet:happened", n="u64")
+    async with aiotrace.record(FileSink(sys.argv[1]), flush_interval=0.01) as recording:
+        for n in range(10):
+            happened(n)
+            while recording.statistics().events_delivered <= n:
+                await asyncio.sleep(0)
+        print("ten", flush=True)
+        await asyncio.sleep(1000)
+
+asyncio.run(main())
+"""
+
+
+def test_what_a_quiet_program_did_before_it_was_killed_is_restored(trace_cmd: str, tmp_path: Path) -> None:
+    path = tmp_path / "trace.dat"
+    command = [sys.executable, "-c", QUIET, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "ten\n"
+        program.send_signal(signal.SIGKILL)
+    with aiotrace.open_trace(path) as trace:
+        assert [event.fields["n"] for event in trace] == list(range(10))
+    assert restore(str(path)).pages == 1
+    assert count(trace_cmd, path) == list(range(10))
+
+
 @pytest.mark.parametrize("lines", [1, 3])
 def test_what_a_killed_program_had_acknowledged_is_restored(trace_cmd: str, tmp_path: Path, lines: int) -> None:
     """R4, as far as a file reaches: each page that was acknowledged is there, and the events are without a gap."""

@@ -37,6 +37,21 @@ def test_a_growing_trace_is_read_as_far_as_it_is(path: str) -> None:
         assert (trace.ledger, trace.definitions, trace.definitions_missing) == (LEDGER, fakes.DEFINITIONS, 0)
 
 
+def test_the_parts_of_a_page_are_read_as_they_come_and_each_can_be_checked(path: str) -> None:
+    parts = fakes.cut(fakes.make_page(0, 3, 20, lost=4), 5, 5, 5)
+    store = make_store(path)
+    with UnfinishedTrace(path) as trace:
+        for number, part in enumerate(parts):
+            store.write([part], fakes.DEFINITIONS)
+            assert trace.refresh() == 1
+            found = trace.read(trace.pages[number])
+            assert (bytes(found.data), found.header(), found.offset) == (part.data, part.header(), part.offset)
+        flip(path, 4096 + 16 + parts[1].offset + 5)
+        with pytest.raises(TraceFormatError, match="not what was written"):
+            trace.read(trace.pages[1])
+        assert trace.read(trace.pages[2]).events_count == 5
+
+
 def test_a_torn_end_that_was_read_and_then_cut_off_does_no_harm(path: str) -> None:
     pages = fakes.make_pages(4)
     store = make_store(path, pages[:2])

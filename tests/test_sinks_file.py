@@ -114,10 +114,51 @@ async def test_a_page_is_acknowledged_only_when_it_is_in_the_trace(path: Path) -
     assert len(stream.acknowledged) == 20
 
 
-async def test_whole_pages_are_asked_for(path: Path) -> None:
-    stream = fakes.FakeStream([])
-    await FileSink(path)(stream)
-    assert not stream.prefixes
+async def test_a_full_file_is_rotated_between_pages_and_a_page_that_goes_on_needs_no_room(
+    trace_cmd: str, path: Path
+) -> None:
+    first, second, third = (fakes.make_page(0, number, 20) for number in range(3))
+    await FileSink(path, max_size=2 * 4096)(fakes.FakeStream([first, *fakes.cut(second, 5, 5, 5), third]))
+    assert names(path) == ["trace.1.dat", "trace.dat"]
+    assert read(trace_cmd, path.parent / "trace.1.dat") == expected([first, second])
+    assert read(trace_cmd, path) == expected([third])
+
+
+async def test_a_page_that_goes_on_after_a_rotation_is_a_page_of_the_new_file(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = fakes.cut(fakes.make_page(1, 7, 20), 5, 5, 5, complete=False)
+    now = 100.0
+    monkeypatch.setattr(anyio, "current_time", lambda: now)
+
+    class Stream(fakes.FakeStream):
+        async def next_batch(self, pages: int) -> list[Any]:
+            nonlocal now
+            now += 4
+            return await super().next_batch(1)
+
+    await FileSink(path, max_age=8)(Stream([fakes.make_page(), *parts]))
+    found = []
+    for name in ("trace.1.dat", "trace.2.dat", "trace.dat"):
+        with aiotrace.open_trace(path.parent / name) as trace:
+            found.append([(event.fields["n"], event.timestamp_ns) for event in trace])
+    assert [len(events) for events in found] == [25, 10, 5]
+    assert [event for events in found for event in events][20:] == [
+        (7000 + n, parts[0].timestamp + 1000 * (n + 1)) for n in range(20)
+    ]
+
+
+async def test_the_parts_of_a_page_are_stored_once_whatever_fails(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = [fakes.make_page(n % 2, n // 2, 20) for n in range(12)]
+    parts = [part for page in whole for part in fakes.cut(page, 3, 1, 9)]
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 5 * 4096)
+    for seed in range(4):
+        stores.replace_os(monkeypatch, fakes.FaultyOs(seed=seed, rate=0.1, short=0.2))
+        stream = await run_until_done(FileSink(path, overwrite=True), fakes.FakeStream(parts), 500)
+        assert (stream.held, stream.offered) == ([], [])
+        assert read(trace_cmd, path) == expected(whole), seed
 
 
 # --- what is there already ----------------------------------------------------------------------
@@ -473,6 +514,20 @@ def test_a_url_that_cannot_be_is_named(url: str, message: str) -> None:
 
 
 # --- the whole way ------------------------------------------------------------------------------
+
+
+async def test_what_a_quiet_program_did_is_in_the_files_while_it_runs(path: Path) -> None:
+    happened = aiotrace.event("file_sink_test:seldom", n="u32")
+    async with aiotrace.record(FileSink(path), flush_interval=0.01) as recording:
+        for n in range(30):
+            happened(n)
+            while recording.statistics().events_delivered <= n:
+                await anyio.lowlevel.checkpoint()
+            with aiotrace.open_trace(path) as trace:
+                assert [event.fields["n"] for event in trace] == list(range(n + 1))
+    with aiotrace.open_trace(path) as trace:
+        assert [event.fields["n"] for event in trace] == list(range(30))
+        assert [writer.pages for writer in trace.statistics().writers] == [1]
 
 
 async def test_a_recording_and_trace_cmd_agree_on_the_number_of_events(trace_cmd: str, path: Path) -> None:

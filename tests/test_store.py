@@ -13,7 +13,9 @@ from pathlib import Path
 import fakes
 import pytest
 import stores
-from stores import EIO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
+from hypothesis import given
+from hypothesis import strategies as st
+from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
 
 from aiotrace._closing import restore
 from aiotrace._files import remove
@@ -89,6 +91,83 @@ def test_a_page_that_is_offered_again_is_stored_once(trace_cmd: str, path: str) 
     assert numbers(report(trace_cmd, path)) == expected(pages)
 
 
+@given(data=st.data())
+def test_a_trace_is_the_same_in_whatever_parts_and_batches_its_pages_come(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Byte by byte: also where what was written is offered again, from anywhere."""
+    lost = st.sampled_from([0, 0, 3, 70_000])
+    pages = [fakes.make_page(n % 2, n // 2, data.draw(st.integers(1, 12)), lost=data.draw(lost)) for n in range(8)]
+    parts: list[fakes.FakePage] = []
+    for page in pages:
+        counts, left = [], page.events_count
+        while (count := data.draw(st.integers(1, left))) < left:
+            counts.append(count)
+            left -= count
+        parts += fakes.cut(page, *counts)
+    folder = tmp_path_factory.mktemp("parts")
+    whole, other = str(folder / "whole.dat"), str(folder / "other.dat")
+    finish(make_store(whole, pages))
+    store = TraceStore(other, INFO)
+    position = 0
+    while position < len(parts):
+        again = data.draw(st.integers(0, min(position, 4)))
+        size = data.draw(st.integers(1, 6))
+        store.write(parts[position - again : position + size], fakes.DEFINITIONS)
+        position += size
+    assert store.pages_count == len(pages)
+    if data.draw(st.booleans()):
+        finish(store)
+    else:
+        store.end(fakes.DEFINITIONS, LEDGER)
+        store.close()
+        assert restore(other).events == sum(page.events_count for page in pages)
+    assert Path(other).read_bytes() == Path(whole).read_bytes()
+
+
+@pytest.mark.parametrize("call", range(9))
+@pytest.mark.parametrize("fault", [NO_SPACE, 17, 100], ids=str)
+def test_parts_of_which_one_failed_can_be_written_again_or_elsewhere(
+    trace_cmd: str, path: str, monkeypatch: pytest.MonkeyPatch, call: int, fault: OSError | int
+) -> None:
+    """What did not get into this file goes on in the next; a loss is told in the first."""
+    page = fakes.make_page(1, 5, 20, lost=41)
+    parts = fakes.cut(page, 4, 4, 4)
+    store = make_store(path, [fakes.make_page(), *parts[:1]])
+    plan = [fault] if fault is NO_SPACE else [fault, NO_SPACE]
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * call + plan}))
+    try:
+        store.write(parts[1:], fakes.DEFINITIONS)
+    except OSError:
+        pass
+    monkeypatch.undo()
+    finish(store, None)
+    following = TraceStore(path + "2", INFO, stored=store.stored)
+    following.write(parts, fakes.DEFINITIONS)
+    finish(following)
+    first, second = report(trace_cmd, path), report(trace_cmd, path + "2")
+    assert numbers(first) + numbers(second) == expected([fakes.make_page(), page])
+    assert [line for line in first + second if "DROPPED" in line] == ["CPU:1 [41 EVENTS DROPPED]"]
+
+
+def test_a_part_with_a_loss_before_it_is_a_page_of_its_own(trace_cmd: str, path: str) -> None:
+    first, second = fakes.cut(fakes.make_page(0, 0, 6), 3)
+    second.lost_before = 9
+    finish(make_store(path, [first, second]))
+    lines = report(trace_cmd, path)
+    assert [n for n, line in enumerate(lines) if "[9 EVENTS DROPPED]" in line] == [3]
+    assert sum(numbers(lines).values()) == 6
+
+
+def test_what_fits_is_counted_in_pages_not_in_parts(path: str) -> None:
+    pages = [fakes.make_page(n % 2, n // 2, 6) for n in range(6)]
+    parts = [part for page in pages for part in fakes.cut(page, 2, 2)]
+    store = make_store(path, parts[:4])
+    room = [store.fitting(parts[4:], size * 4096 + 4095) for size in range(6)]
+    assert room == [0, 0, 2, 5, 8, 11]
+    assert store.fitting(pages[2:], 5 * 4096) == 3
+
+
 def test_sequence_numbers_may_begin_anywhere_and_leave_gaps(trace_cmd: str, path: str) -> None:
     pages = [fakes.make_page(0, n, 3, start_ns=0) for n in (2**32 - 1, 2**32, 2**32 + 7)]
     finish(make_store(path, pages))
@@ -150,7 +229,7 @@ def test_the_pages_before_one_that_cannot_be_written_are_in_the_trace(
     stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * 3 + [NO_SPACE]}))
     with pytest.raises(OSError, match="injected"):
         store.write(fakes.make_pages(9), fakes.DEFINITIONS)
-    assert store.stored == {0: 2}
+    assert [store.has(fakes.make_page(0, number)) for number in (2, 3)] == [True, False]
     assert restore_copy(store, path) == 3
 
 
@@ -209,7 +288,7 @@ def test_after_a_failed_fsync_the_pages_since_the_last_one_are_taken_out(
         store.write(pages[4:], fakes.DEFINITIONS)
     assert store.sync_failed
     store.discard_unsynced()
-    assert store.stored == {0: 1, 1: 1}
+    assert [store.has(page) for page in pages[2:6]] == [True, True, False, False]
     finish(store)
     assert numbers(report(trace_cmd, path)) == expected(pages[:4])
 
@@ -253,7 +332,8 @@ import fakes
 from aiotrace._store import TraceStore
 store = TraceStore(sys.argv[1], fakes.make_info())
 for start in itertools.count(0, 6):
-    store.write([fakes.make_page(n % 3, n // 3) for n in range(start, start + 6)], fakes.DEFINITIONS)
+    pages = [fakes.make_page(n % 3, n // 3) for n in range(start, start + 6)]
+    store.write([part for page in pages for part in fakes.cut(page, *range(1, page.sequence % 5))], fakes.DEFINITIONS)
     print(start + 6, flush=True)
 """
 

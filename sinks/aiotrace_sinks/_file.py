@@ -2,9 +2,11 @@
 
     pages --> a batch of about 1 MiB --> one hop to the sink's thread --> written and journalled --> acknowledged
 
-A page is acknowledged when it is in the trace: written, and its frame in the journal; with `fsync=True` also on the
-disk. Until then it will be offered again, so whatever fails (a full disk, an I/O error, a cancellation) the sink can be
-called again and goes on where it was; a page that is in the trace already is not written twice.
+It takes pages in parts: what a quiet program did is in the files after `flush_interval`, and a kill does not take it.
+
+A page or a part is acknowledged when it is in the trace: written, and its frame in the journal; with `fsync=True` also
+on the disk. Until then it will be offered again, so whatever fails (a full disk, an I/O error, a cancellation) the sink
+can be called again and goes on where it was; what is in the trace already is not written twice.
 
 How the files lie is the business of `aiotrace.formats.TraceStore`; this module knows when to begin, to rotate and to
 close one.
@@ -79,7 +81,7 @@ class FileSink:
         self._overwrite = overwrite
         self._fsync = fsync
         self._store: TraceStore | None = None
-        self._stored: dict[int, int] = {}
+        self._stored: dict[int, tuple[int, int]] = {}
         self._begun = 0.0
         self._pid = os.getpid()
 
@@ -116,6 +118,7 @@ class FileSink:
             ConfigurationError: `max_size` has no room for a page, or an unfinished trace is of another stream.
         """
         self._pid = os.getpid()
+        stream.accept_prefixes()
         async with worker_thread("aiotrace file sink") as worker:
             try:
                 await worker.run(self._begin, stream)
@@ -155,7 +158,7 @@ class FileSink:
     async def _write(self, worker: Worker, stream: PageStream, batch: list[Page]) -> None:
         """Put a batch into the trace, or into several, and acknowledge it."""
         while batch:
-            fitting = self._fitting(stream, len(batch))
+            fitting = self._fitting(batch)
             if not fitting:
                 await self._rotate(worker, stream)
                 continue
@@ -174,7 +177,7 @@ class FileSink:
     def _acknowledge(self, stream: PageStream, pages: list[Page]) -> None:
         """Those that are in the trace: all, or after a failure the first ones."""
         for page in pages:
-            if self._store is not None and page.sequence <= self._store.stored.get(page.writer, -1):
+            if self._store is not None and self._store.has(page):
                 stream.acknowledge(page)
 
     def _write_pages(self, pages: list[Page], stream: PageStream) -> None:
@@ -182,7 +185,7 @@ class FileSink:
             return
         self._store.write(pages, stream.definitions)
 
-    def _fitting(self, stream: PageStream, pages: int) -> int:
+    def _fitting(self, pages: list[Page]) -> int:
         """How many of the next pages go into the current file."""
         store = self._store
         if store is None:  # a rotation was interrupted between two files
@@ -193,9 +196,7 @@ class FileSink:
             self._begun = anyio.current_time()
         elif self._max_age is not None and anyio.current_time() - self._begun >= self._max_age:
             return 0
-        if self._max_size is None:
-            return pages
-        return min(pages, (self._max_size - store.size) // stream.info.page_size)
+        return len(pages) if self._max_size is None else store.fitting(pages, self._max_size)
 
     # --- rotation and end -----------------------------------------------------------------------
 
