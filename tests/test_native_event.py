@@ -234,12 +234,28 @@ def test_the_last_byte_that_is_free_is_used_and_no_further_one(spare: int) -> No
     assert bytes(page[-8:]) == bytes(8)
 
 
-def test_two_recordings_are_written_both_or_neither() -> None:
-    native, pages = Native(text="str"), (bytearray(4096), bytearray(PAGE))
+def test_numbers_too_many_for_a_short_record_have_a_long_one() -> None:
+    native, page = Native(**{f"f{n}": "u64" for n in range(20)}), bytearray(PAGE)
+    with native.writing(cursor_on(page)):
+        native.call(*range(20))
+    assert payloads_on(page) == [native.expected(*range(20))]
+
+
+def test_a_symbol_that_is_not_interned_yet_is_handed_over() -> None:
+    native, page = Native(a="symbol"), bytearray(PAGE)
+    with native.writing(cursor_on(page)):
+        native.call("never seen")
+    assert native.handed_over == [(("never seen",), {})]
+    assert payloads_on(page) == []
+
+
+@pytest.mark.parametrize("sizes", [(4096, PAGE), (PAGE, 4096)])
+def test_two_recordings_are_written_both_or_neither(sizes: tuple[int, int]) -> None:
+    native, pages = Native(text="str"), tuple(bytearray(size) for size in sizes)
     cursors = [cursor_on(page) for page in pages]
     with native.writing(*cursors):
         native.call("x" * 2000)
-        native.call("x" * 2500)  # has room in the second alone
+        native.call("x" * 2500)  # has room in one alone
     assert native.handed_over == [(("x" * 2500,), {})]
     assert [payloads_on(page) for page in pages] == [[native.expected("x" * 2000)]] * 2
     assert [cursor.written for cursor in cursors] == [1, 1]
@@ -392,6 +408,10 @@ def test_a_million_events_leave_no_object_behind() -> None:
                     for _ in range(1000):
                         event.call(*arguments, **keywords)
                     event.handed_over.clear()
+
+        timed = cursor_on(page, lambda: time.monotonic_ns())
+        for _ in range(times // 100):
+            timed.put(b"12345678")
 
     call(7000)
     gc.collect()
