@@ -39,6 +39,7 @@ TRACERS: Final[dict[str, str]] = {
     "exception": f"{_PACKAGE}.exceptions",
     "gc": f"{_PACKAGE}.garbage",
     "log": f"{_PACKAGE}.logs",
+    "loop": f"{_PACKAGE}.loops",
     "task": f"{_PACKAGE}.task",
     "thread": f"{_PACKAGE}.threads",
     "warning": f"{_PACKAGE}.warned",

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decode, events, files, page_allocations, pipeline
+from . import decode, events, files, page_allocations, pipeline, tracing
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "files": (files.__doc__, files.run),
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
     "pipeline": (pipeline.__doc__, pipeline.run),
+    "tracing": (tracing.__doc__, tracing.run),
 }
 
 

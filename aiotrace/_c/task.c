@@ -20,15 +20,78 @@
 #include <stddef.h>
 #include <structmember.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <x86intrin.h>
+#endif
+
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* glibc keeps room for a little of a module that is loaded late: it is found without a call then. */
+#ifdef __GLIBC__
+#define THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
+#else
+#define THREAD_LOCAL __thread
+#endif
 
 #define IDS (1 << 22)              /* ids of a process: from `first_id` on, used again after the last */
 #define NAMES_MAX 65536            /* code objects, lines and types whose text is kept */
 #define ROUND_NS 1000000000u       /* a keyframe of all live tasks at most this often */
 #define SLICE 64                   /* tasks of a keyframe that one step writes */
-#define COMMANDS_A_ROUND 1024      /* pids that are named between two keyframes: 1 to 2 us each */
+#define COMMANDS_A_ROUND 512       /* pids that are named between two keyframes: 1 to 2 us each */
 #define DEPTH_MAX 64               /* coroutines that await each other, looked into */
+
+/* --- time --------------------------------------------------------------------------------------------- */
+
+#define ANCHOR_NS 100000000u     /* CLOCK_MONOTONIC is read again at least this often */
+#define CALIBRATION_NS 20000000u /* it is read to some 50 ns, so the counter's rate is known to a few millionths */
+
+static struct {
+    int is_constant;     /* whether the processor's counter has a constant rate */
+    uint64_t first_tick; /* of the calibration; `first_ns` belongs to it */
+    uint64_t first_ns;
+    uint64_t tick, ns;  /* the anchor */
+    uint64_t multiplier; /* nanoseconds a tick, in 2**-32; 0: not known yet */
+} counter;
+
+/* CLOCK_MONOTONIC in nanoseconds, mostly by the processor's counter: three readings a step are what it costs most. May
+ * go backwards by what the counter has strayed in ANCHOR_NS. */
+static inline uint64_t
+now_ns(void)
+{
+#if defined(__x86_64__)
+    if (likely(counter.is_constant)) {
+        uint64_t tick = __rdtsc();
+        if (likely(counter.multiplier)) {
+            uint64_t passed = (uint64_t)(((unsigned __int128)(tick - counter.tick) * counter.multiplier) >> 32);
+            if (likely(passed < ANCHOR_NS))
+                return counter.ns + passed;
+        }
+        uint64_t now = aiotrace_monotonic_ns();
+        counter.tick = __rdtsc();
+        counter.ns = now;
+        if (now - counter.first_ns > CALIBRATION_NS && counter.multiplier == 0)
+            counter.multiplier = (uint64_t)((double)(now - counter.first_ns) /
+                                            (double)(counter.tick - counter.first_tick) * 4294967296.0);
+        return now;
+    }
+#endif
+    return aiotrace_monotonic_ns();
+}
+
+static void
+start_clock(void)
+{
+#if defined(__x86_64__)
+    unsigned a, b, c, d;
+    if (counter.is_constant || !__get_cpuid(0x80000007, &a, &b, &c, &d) || !(d & 1u << 8))
+        return;
+    counter.first_ns = aiotrace_monotonic_ns();
+    counter.first_tick = __rdtsc();
+    counter.is_constant = 1;
+#endif
+}
 
 /* --- what Python gave us -------------------------------------------------------------------------- */
 
@@ -60,6 +123,7 @@ typedef struct {
     PyCFunction method;
     getter get;
     void *closure;
+    Py_ssize_t offset; /* of an object in the object; 0: it is not so simple */
 } Door;
 
 static Door door_waiter = {.text = "_fut_waiter"}, door_must_cancel = {.text = "_must_cancel"},
@@ -76,6 +140,7 @@ open_door(Door *door, PyTypeObject *type)
         return -1;
     door->method = NULL;
     door->get = NULL;
+    door->offset = 0;
     if (type == NULL)
         return 0;
     PyObject *found = PyObject_GetAttr((PyObject *)type, door->name);
@@ -91,15 +156,20 @@ open_door(Door *door, PyTypeObject *type)
              ((PyMethodDescrObject *)found)->d_method->ml_flags == METH_NOARGS) {
         door->method = ((PyMethodDescrObject *)found)->d_method->ml_meth;
     }
+    else if (Py_TYPE(found) == &PyMemberDescr_Type && ((PyMemberDescrObject *)found)->d_member->type == T_OBJECT) {
+        door->offset = ((PyMemberDescrObject *)found)->d_member->offset;
+    }
     Py_DECREF(found);
     return 0;
 }
 
 /* A new reference, or NULL without an exception. `is_known`: the object is of the type that the door was opened on. */
-static PyObject *
+static inline PyObject *
 read_door(const Door *door, PyObject *object, int is_known)
 {
     PyObject *value;
+    if (is_known && door->offset)
+        return Py_XNewRef(*(PyObject **)((char *)object + door->offset));
     if (likely(is_known && door->get != NULL))
         value = door->get(object, door->closure);
     else if (likely(is_known && door->method != NULL))
@@ -226,6 +296,7 @@ typedef struct Known {
     int holders;
     int32_t id, parent;
     long cancels;  /* requests to cancel it that were told */
+    uint32_t runs; /* in which run of the tracer it was known */
     char runtime;
     char is_silent; /* one of aiotrace's own: it is not traced */
     char is_named;
@@ -239,6 +310,7 @@ static Known **tasks;
 static size_t tasks_size, tasks_used;
 static Known *free_known;
 
+static uint32_t runs; /* how often the tracer was started */
 static int32_t first_id;
 static uint32_t next_id, unchecked_ids; /* ids from `next_id` on that are known to be nobody's */
 
@@ -345,14 +417,14 @@ grow_tasks(void)
 
 /* Call an event; steals the references to its arguments, any of which may be NULL after an error. */
 static void
-emit(int event, int count, PyObject **arguments)
+call_event(PyObject *event, int count, PyObject **arguments)
 {
     int complete = 1;
     for (int i = 0; i < count; i++)
         complete &= arguments[i] != NULL;
-    PyObject *result = complete ? PyObject_Vectorcall(events[event], arguments, (size_t)count, NULL) : NULL;
+    PyObject *result = complete ? PyObject_Vectorcall(event, arguments, (size_t)count, NULL) : NULL;
     if (result == NULL)
-        PyErr_WriteUnraisable(events[event]);
+        PyErr_WriteUnraisable(event);
     Py_XDECREF(result);
     for (int i = 0; i < count; i++)
         Py_XDECREF(arguments[i]);
@@ -361,7 +433,7 @@ emit(int event, int count, PyObject **arguments)
 #define EMIT(event, ...)                                                                     \
     do {                                                                                     \
         PyObject *arguments_[] = {__VA_ARGS__};                                              \
-        emit(event, (int)(sizeof arguments_ / sizeof *arguments_), arguments_);              \
+        call_event(events[event], (int)(sizeof arguments_ / sizeof *arguments_), arguments_);              \
     } while (0)
 
 #define IS_OFF(event) aiotrace_event_is_off(events[event])
@@ -452,7 +524,7 @@ typedef struct Making {
     struct Making *outer;
 } Making;
 
-static __thread Making *making;
+static THREAD_LOCAL Making *making;
 
 /* --- knowing a task ------------------------------------------------------------------------------------ */
 
@@ -488,11 +560,26 @@ tell_name(Known *known, PyObject *task)
     Py_XDECREF(old);
 }
 
+static Name name_yield, name_done, name_nothing, name_returned, name_raised, name_cancelled, name_lost;
+
+/* What task:done holds; the order and the padding of _tracers/task.py's definition. */
+typedef struct {
+    int32_t task, padding;
+    uint64_t result, exception;
+} DoneRecord;
+
+static void
+tell_end(int32_t id, const Name *result, const Name *exception)
+{
+    DoneRecord record = {id, 0, result->key, exception->key};
+    if (!IS_OFF(DONE) && !aiotrace_event_numbers(events[DONE], now_ns(), &record))
+        EMIT(DONE, PyLong_FromLong(id), text_of(result), text_of(exception));
+}
+
 static void
 tell_lost(int32_t id)
 {
-    if (!IS_OFF(DONE))
-        EMIT(DONE, PyLong_FromLong(id), PyUnicode_FromString("lost"), PyUnicode_FromString(""));
+    tell_end(id, &name_lost, &name_nothing);
 }
 
 /* Come to know a task; a new reference to what is known of it, or NULL.
@@ -546,6 +633,7 @@ know_task(PyObject *task, int runtime, int is_new)
     known->holders = 2;
     known->id = id ? id : new_id();
     known->parent = parent;
+    known->runs = runs;
     known->runtime = (char)runtime;
     known->is_silent = (name.flags & IS_OURS) != 0;
     known->round = round_number;
@@ -624,6 +712,8 @@ go_on_with_round(uint64_t now)
 
 /* --- cancellation -------------------------------------------------------------------------------------- */
 
+static PyObject *zero; /* the int */
+
 static long
 count_cancels(PyObject *task)
 {
@@ -661,7 +751,7 @@ cancel_message(PyObject *task, PyObject *waiter)
  *     waiter    what the task waits for, or NULL
  *     is_here   what runs now in this thread asks; otherwise nobody knows who did */
 static void
-tell_cancels(Known *known, PyObject *task, PyObject *waiter, int is_here)
+tell_more_cancels(Known *known, PyObject *task, PyObject *waiter, int is_here)
 {
     long count = count_cancels(task), before = known->cancels;
     known->cancels = count;
@@ -670,6 +760,23 @@ tell_cancels(Known *known, PyObject *task, PyObject *waiter, int is_here)
     Name site = is_here ? find_site() : unknown_name;
     EMIT(CANCEL, PyLong_FromLong(known->id), PyLong_FromLong(is_here ? aiotrace_get_task() : 0), text_of(&site),
          cancel_message(task, waiter));
+}
+
+/* The same, at the price of a call for the many that nobody ever cancelled. */
+static inline void
+tell_cancels(Known *known, PyObject *task, PyObject *waiter, int is_here)
+{
+    if (likely(known->cancels == 0 && door_cancelling.method != NULL && is_fast(task))) {
+        PyObject *count = door_cancelling.method(task, NULL);
+        if (likely(count == zero)) {
+            Py_DECREF(count);
+            return;
+        }
+        if (count == NULL)
+            PyErr_Clear();
+        Py_XDECREF(count);
+    }
+    tell_more_cancels(known, task, waiter, is_here);
 }
 
 static int
@@ -702,7 +809,9 @@ find_innermost(PyObject *coroutine, int *depth, Name *name, int *is_handling)
     *depth = 0;
     *is_handling = 0;
     for (int i = 0; each != NULL && PyCoro_CheckExact(each) && i < DEPTH_MAX; i++) {
-        *is_handling |= is_cancelled_error(((PyCoroObject *)each)->cr_exc_state.exc_value);
+        PyObject *handled = ((PyCoroObject *)each)->cr_exc_state.exc_value;
+        if (unlikely(handled != NULL && handled != Py_None))
+            *is_handling |= is_cancelled_error(handled);
         PyObject *next = read_door(&door_await, each, 1);
         int goes_on = next != NULL && PyCoro_CheckExact(next);
         Name here = goes_on ? unknown_name : name_coroutine(each);
@@ -723,7 +832,8 @@ find_innermost(PyObject *coroutine, int *depth, Name *name, int *is_handling)
 /* --- steps ------------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    uint64_t ns; /* when it was made ready; 0: not known */
+    Known *known; /* held; NULL: it is no task's, or nothing was traced when it was scheduled */
+    uint64_t ns;  /* when it was made ready; 0: not known */
     int32_t waker;
 } Ready;
 
@@ -736,8 +846,7 @@ typedef struct {
     char is_delivered;
 } Step;
 
-static Name name_yield, name_done;
-static __thread int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
+static THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
 
 /* What task:step holds; the order and the padding of _tracers/task.py's definition. */
 typedef struct {
@@ -789,13 +898,13 @@ made_ready(PyObject *callback, PyObject *argument, Ready *ready)
         known->holders++;
     else if ((known = know_task(task, ON_ASYNCIO, is_step(callback))) == NULL)
         return;
+    ready->known = known;
     if (likely(!known->is_silent)) {
         tell_cancels(known, task, argument, 1);
-        ready->ns = aiotrace_monotonic_ns();
+        ready->ns = now_ns();
         if (!IS_OFF(READY) && !aiotrace_event_numbers(events[READY], ready->ns, &known->id))
             EMIT(READY, PyLong_FromLong(known->id));
     }
-    release(known);
 }
 
 static void
@@ -809,7 +918,7 @@ begin_known(Step *step, Known *known, PyObject *task, const Ready *ready)
     aiotrace_set_task(known->is_silent ? 0 : known->id);
     if (unlikely(known->name != NULL || (!known->is_named && commands_left > 0)) && !known->is_silent)
         tell_name(known, task);
-    step->began = aiotrace_monotonic_ns();
+    step->began = now_ns();
 }
 
 static void
@@ -824,14 +933,26 @@ tell_delivered(Step *step)
 
 /* A step of an asyncio task begins, if the callback is one. `argument`: what the callback is called with, or NULL. */
 static inline void
-begin_step(Step *step, PyObject *callback, PyObject *argument, const Ready *ready)
+begin_step(Step *step, PyObject *callback, PyObject *argument, Ready *ready)
 {
     PyObject *task;
     step->known = NULL;
-    if (!is_active || !aiotrace_is_recording() || (task = task_of(callback)) == NULL)
+    if (!is_active || !aiotrace_is_recording())
         return;
-    Known *known = find_task(task);
+    Known *known = ready->known;
+    if (likely(known != NULL)) { /* its reference is ours now */
+        ready->known = NULL;
+        task = referent(known->ref);
+        if (unlikely(task == NULL || known->runs != runs)) {
+            release(known);
+            known = NULL;
+        }
+    }
+    if (unlikely(known == NULL) && (task = task_of(callback)) == NULL)
+        return;
     if (likely(known != NULL))
+        ;
+    else if ((known = find_task(task)) != NULL)
         known->holders++;
     else if ((known = know_task(task, ON_ASYNCIO, 0)) == NULL)
         return;
@@ -885,26 +1006,15 @@ tell_outcome(Step *step, int is_done, int is_cancelled, int is_handling)
 static void
 tell_done(Step *step, int is_cancelled, PyObject *error)
 {
-    Known *known = step->known;
-    if (!IS_OFF(DONE)) {
-        const char *result = is_cancelled ? "cancelled" : error != NULL ? "raised" : "returned";
-        PyObject *kind;
-        if (error != NULL && !is_cancelled) {
-            Name name = find_name((PyObject *)Py_TYPE(error), 0);
-            kind = text_of(&name);
-        }
-        else {
-            kind = PyUnicode_FromString("");
-        }
-        EMIT(DONE, PyLong_FromLong(known->id), PyUnicode_FromString(result), kind);
-    }
+    Name exception = error == NULL || is_cancelled ? name_nothing : find_name((PyObject *)Py_TYPE(error), 0);
+    tell_end(step->known->id, is_cancelled ? &name_cancelled : error != NULL ? &name_raised : &name_returned, &exception);
 }
 
 static void
 record_step(Step *step, const Name *awaited)
 {
-    uint64_t now = aiotrace_monotonic_ns();
-    StepRecord record = {step->ready.ns, now - step->began, awaited->key, step->ready.waker};
+    uint64_t now = now_ns();
+    StepRecord record = {step->ready.ns, now > step->began ? now - step->began : 0, awaited->key, step->ready.waker};
     if (unlikely(!aiotrace_event_numbers(events[STEP], now, &record)))
         EMIT(STEP, PyLong_FromUnsignedLongLong(record.ready_ns), PyLong_FromUnsignedLongLong(record.duration_ns),
              text_of(awaited), PyLong_FromLong(record.waker));
@@ -986,6 +1096,10 @@ static PyObject *python_init, *python_run;
 static PyObject *get_debug_name, *debug_name, *plain_get_debug;
 static PyTypeObject *last_loop_type; /* held: a loop type whose get_debug is BaseEventLoop's */
 
+#define FREE_HANDLES 64
+static PyObject *free_handles[FREE_HANDLES];
+static int free_handles_count;
+
 #define SLOT(self, n) (*(PyObject **)((char *)(self) + slot_offsets[n]))
 #define EXTRA(self) ((Ready *)((char *)(self) + extra_offset))
 
@@ -1007,6 +1121,10 @@ is_debug(PyObject *loop)
         Py_INCREF(Py_TYPE(loop));
         Py_XSETREF(last_loop_type, Py_TYPE(loop));
     }
+    PyObject **dict = _PyObject_GetDictPtr(loop); /* where it is nearly always: some 40 ns less */
+    if (likely(dict != NULL && *dict != NULL && (value = PyDict_GetItemWithError(*dict, debug_name)) != NULL))
+        return value == Py_False ? 0 : PyObject_IsTrue(value);
+    PyErr_Clear();
     value = PyObject_GetAttr(loop, debug_name);
 answer:
     if (value == NULL)
@@ -1014,6 +1132,15 @@ answer:
     int is_true = value == Py_False ? 0 : PyObject_IsTrue(value);
     Py_DECREF(value);
     return is_true;
+}
+
+static inline void
+forget_ready(Ready *ready)
+{
+    Known *known = ready->known;
+    ready->known = NULL;
+    if (known != NULL)
+        release(known);
 }
 
 static inline PyObject *
@@ -1050,6 +1177,20 @@ handle_init(PyObject *self, PyObject *args, PyObject *keywords)
     return 0;
 }
 
+/* An untracked handle, empty. Each callback has one, so a few that are free are kept. */
+static PyObject *
+new_handle(PyTypeObject *type)
+{
+    PyObject *self;
+    if (likely(type == handle_type && free_handles_count > 0)) {
+        self = free_handles[--free_handles_count];
+        return PyObject_Init(self, type);
+    }
+    if ((self = type->tp_alloc(type, 0)) != NULL)
+        PyObject_GC_UnTrack(self);
+    return self;
+}
+
 static PyObject *
 handle_vectorcall(PyObject *type, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
@@ -1058,7 +1199,7 @@ handle_vectorcall(PyObject *type, PyObject *const *args, size_t nargsf, PyObject
     int debug = 1;
     if (keywords == NULL && (count == 3 || count == 4) && (debug = is_debug(args[2])) < 0)
         return NULL;
-    PyObject *self = cls->tp_alloc(cls, 0);
+    PyObject *self = new_handle(cls);
     if (self == NULL)
         return NULL;
     if (debug) { /* or called in another way: as Python does it */
@@ -1073,6 +1214,7 @@ handle_vectorcall(PyObject *type, PyObject *const *args, size_t nargsf, PyObject
             result = PyObject_Vectorcall(python_init, stack, (size_t)count + 1, keywords);
         }
         if (result == NULL) {
+            PyObject_GC_Track(self);
             Py_DECREF(self);
             return NULL;
         }
@@ -1081,6 +1223,7 @@ handle_vectorcall(PyObject *type, PyObject *const *args, size_t nargsf, PyObject
     else {
         PyObject *context = count == 4 && args[3] != Py_None ? Py_NewRef(args[3]) : PyContext_CopyCurrent();
         if (context == NULL) {
+            PyObject_GC_Track(self);
             Py_DECREF(self);
             return NULL;
         }
@@ -1092,6 +1235,7 @@ handle_vectorcall(PyObject *type, PyObject *const *args, size_t nargsf, PyObject
         SLOT(self, S_TRACEBACK) = Py_NewRef(Py_None);
         SLOT(self, S_REPR) = Py_NewRef(Py_None);
     }
+    PyObject_GC_Track(self);
     handle_made(self);
     return self;
 }
@@ -1121,7 +1265,12 @@ handle_dealloc(PyObject *self)
     Py_TRASHCAN_BEGIN(self, handle_dealloc)
     PyObject_ClearWeakRefs(self);
     handle_clear(self);
-    type->tp_free(self);
+    forget_ready(EXTRA(self));
+    *EXTRA(self) = (Ready){NULL, 0, 0};
+    if (type == handle_type && free_handles_count < FREE_HANDLES)
+        free_handles[free_handles_count++] = self;
+    else
+        type->tp_free(self);
     Py_DECREF(type);
     Py_TRASHCAN_END
 }
@@ -1282,6 +1431,8 @@ typedef struct {
 } Callback;
 
 static PyTypeObject *callback_type;
+static Callback *free_callbacks[FREE_HANDLES];
+static int free_callbacks_count;
 static PyObject *call_soon; /* the loop's own */
 
 static PyObject *
@@ -1310,7 +1461,11 @@ callback_dealloc(Callback *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_CLEAR(self->callback);
-    type->tp_free((PyObject *)self);
+    forget_ready(&self->ready);
+    if (free_callbacks_count < FREE_HANDLES)
+        free_callbacks[free_callbacks_count++] = self;
+    else
+        type->tp_free((PyObject *)self);
     Py_DECREF(type);
 }
 
@@ -1355,14 +1510,16 @@ traced_call_soon(PyObject *loop, PyObject *const *args, Py_ssize_t nargs, PyObje
     stack[0] = loop;
     memcpy(stack + 1, args, all * sizeof *args);
     if (nargs > 0 && is_active && aiotrace_is_recording() && task_of(args[0]) != NULL) {
-        Callback *made = PyObject_GC_New(Callback, callback_type);
+        Callback *made = free_callbacks_count ? (Callback *)PyObject_Init((PyObject *)free_callbacks[--free_callbacks_count],
+                                                                          callback_type)
+                                              : PyObject_GC_New(Callback, callback_type);
         if (made == NULL) {
             PyErr_Clear();
         }
         else {
             made->vectorcall = callback_vectorcall;
             made->callback = Py_NewRef(args[0]);
-            made->ready = (Ready){0, 0};
+            made->ready = (Ready){NULL, 0, 0};
             made_ready(args[0], nargs > 1 ? args[1] : NULL, &made->ready);
             PyObject_GC_Track(made);
             stack[1] = stand_in = (PyObject *)made;
@@ -1392,6 +1549,100 @@ task_call_soon(PyObject *Py_UNUSED(module), PyObject *args)
     return PyDescr_NewMethod(type, &call_soon_def);
 }
 
+/* --- asyncio: iterations ----------------------------------------------------------------------------------------- */
+
+static PyObject *iteration; /* the event */
+static PyObject *select_method; /* the selector's own */
+static PyObject *get_running_loop, *selector_name, *ready_name, *scheduled_name, *when_name;
+
+/* What loop:iteration holds; the order and the padding of _tracers/loops.py's definition. */
+typedef struct {
+    uint32_t ready, padding;
+    uint64_t poll_ns, late_ns;
+} IterationRecord;
+
+/* Record an iteration: its loop has just been told what files are ready. */
+static void
+tell_iteration(PyObject *selector, PyObject *found, uint64_t began)
+{
+    uint64_t now = now_ns(), late = 0;
+    PyObject *loop = PyObject_CallNoArgs(get_running_loop);
+    PyObject *own = loop == NULL || loop == Py_None ? NULL : PyObject_GetAttr(loop, selector_name);
+    if (own == selector) { /* others use selectors too */
+        PyObject *ready = PyObject_GetAttr(loop, ready_name), *timers = PyObject_GetAttr(loop, scheduled_name);
+        Py_ssize_t count = ready == NULL ? -1 : PyObject_Size(ready), more = PyObject_Size(found);
+        if (timers != NULL && PyList_CheckExact(timers) && PyList_GET_SIZE(timers)) {
+            PyObject *when = PyObject_GetAttr(PyList_GET_ITEM(timers, 0), when_name);
+            double due = when == NULL ? -1 : PyFloat_AsDouble(when);
+            if (due > 0 && due * 1e9 < (double)now)
+                late = now - (uint64_t)(due * 1e9);
+            Py_XDECREF(when);
+        }
+        PyErr_Clear();
+        if (count >= 0 && more >= 0) {
+            IterationRecord record = {(uint32_t)(count + more), 0, now > began ? now - began : 0, late};
+            if (!aiotrace_event_numbers(iteration, now, &record))
+                call_event(iteration, 3,
+                           (PyObject *[]){PyLong_FromUnsignedLong(record.ready), PyLong_FromUnsignedLongLong(record.poll_ns),
+                                          PyLong_FromUnsignedLongLong(late)});
+        }
+        Py_XDECREF(ready);
+        Py_XDECREF(timers);
+    }
+    PyErr_Clear();
+    Py_XDECREF(own);
+    Py_XDECREF(loop);
+}
+
+static PyObject *
+traced_select(PyObject *selector, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    PyObject *stack[4];
+    size_t all = (size_t)nargs + (keywords != NULL ? (size_t)PyTuple_GET_SIZE(keywords) : 0);
+    if (all > 3) {
+        PyErr_SetString(PyExc_TypeError, "select() takes at most 1 argument");
+        return NULL;
+    }
+    stack[0] = selector;
+    memcpy(stack + 1, args, all * sizeof *args);
+    int is_wanted = !aiotrace_event_is_off(iteration);
+    uint64_t began = is_wanted ? now_ns() : 0;
+    PyObject *found = PyObject_Vectorcall(select_method, stack, (size_t)nargs + 1, keywords);
+    if (is_wanted && found != NULL)
+        tell_iteration(selector, found, began);
+    return found;
+}
+
+static PyMethodDef select_def = {"select", (PyCFunction)(void (*)(void))traced_select, METH_FASTCALL | METH_KEYWORDS,
+                                 NULL};
+
+PyDoc_STRVAR(task_select_doc,
+             "task_select(type, original, get_running_loop, event)\n--\n\n"
+             "What stands for select in a type of selectors, and records the iterations of loops.");
+
+static PyObject *
+task_select(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyTypeObject *type;
+    PyObject *original, *running, *event;
+    if (!PyArg_ParseTuple(args, "O!OOO:task_select", &PyType_Type, &type, &original, &running, &event))
+        return NULL;
+    if (!aiotrace_event_check(event)) {
+        PyErr_SetString(PyExc_TypeError, "task_select takes an event of ours");
+        return NULL;
+    }
+    start_clock();
+    if ((selector_name = PyUnicode_InternFromString("_selector")) == NULL ||
+        (ready_name = PyUnicode_InternFromString("_ready")) == NULL ||
+        (scheduled_name = PyUnicode_InternFromString("_scheduled")) == NULL ||
+        (when_name = PyUnicode_InternFromString("_when")) == NULL)
+        return NULL;
+    Py_XSETREF(select_method, Py_NewRef(original));
+    Py_XSETREF(get_running_loop, Py_NewRef(running));
+    Py_XSETREF(iteration, Py_NewRef(event));
+    return PyDescr_NewMethod(type, &select_def);
+}
+
 /* --- eager factories ---------------------------------------------------------------------------------------------- */
 
 PyDoc_STRVAR(task_make_doc,
@@ -1409,7 +1660,7 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
         return PyObject_Vectorcall(args[0], args + 1, 2, keywords);
     Making here = {args[2], new_id(), aiotrace_get_task(), making};
     int32_t previous = here.parent;
-    uint64_t began = aiotrace_monotonic_ns();
+    uint64_t began = now_ns();
     making = &here;
     aiotrace_set_task(here.id);
     PyObject *task = PyObject_Vectorcall(args[0], args + 1, 2, keywords);
@@ -1419,7 +1670,7 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
         Known *known = know_task(task, ON_ASYNCIO, 1);
         making = here.outer;
         if (known != NULL) {
-            begin_known(&step, known, task, &(Ready){0, 0});
+            begin_known(&step, known, task, &(Ready){NULL, 0, 0});
             step.began = began;
             end_step(&step);
         }
@@ -1452,7 +1703,7 @@ begin_trio(Coroutine *self, Step *step, PyObject *sent)
     else
         known = know_task(task, ON_TRIO, 0);
     if (known != NULL) {
-        begin_known(step, known, task, &(Ready){0, 0});
+        begin_known(step, known, task, &(Ready){NULL, 0, 0});
         if (sent != NULL && Py_TYPE(sent) == trio_error) {
             PyObject *error = PyObject_GetAttrString(sent, "error");
             if (error == NULL)
@@ -1766,7 +2017,12 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
         return NULL;
     if (door_self.get == NULL)
         step_type = NULL;
-    if (take_name(&unknown_name, "?") < 0 || take_name(&name_yield, "yield") < 0 || take_name(&name_done, "done") < 0)
+    if (zero == NULL && (zero = PyLong_FromLong(0)) == NULL)
+        return NULL;
+    if (take_name(&unknown_name, "?") < 0 || take_name(&name_yield, "yield") < 0 || take_name(&name_done, "done") < 0 ||
+        take_name(&name_nothing, "") < 0 || take_name(&name_returned, "returned") < 0 ||
+        take_name(&name_raised, "raised") < 0 || take_name(&name_cancelled, "cancelled") < 0 ||
+        take_name(&name_lost, "lost") < 0)
         return NULL;
     if (first_id != base_id()) {
         first_id = base_id();
@@ -1774,7 +2030,10 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
         unchecked_ids = IDS;
     }
     commands_left = COMMANDS_A_ROUND;
-    round_began = aiotrace_monotonic_ns();
+    if (!is_active)
+        runs++;
+    start_clock();
+    round_began = now_ns();
     round_place = tasks_size;
     is_active = 1;
     Py_RETURN_NONE;
@@ -1834,18 +2093,6 @@ task_id(PyObject *Py_UNUSED(module), PyObject *task)
     return PyLong_FromLong(known == NULL || known->is_silent ? 0 : known->id);
 }
 
-PyDoc_STRVAR(task_wants_doc, "task_wants(event)\n--\n\nWhether some recording may take an event.");
-
-static PyObject *
-task_wants(PyObject *Py_UNUSED(module), PyObject *event)
-{
-    if (!aiotrace_event_check(event)) {
-        PyErr_SetString(PyExc_TypeError, "task_wants takes an event");
-        return NULL;
-    }
-    return PyBool_FromLong(!aiotrace_event_is_off(event));
-}
-
 PyDoc_STRVAR(task_counts_doc, "task_counts()\n--\n\nHow many tasks and names are known, for tests.");
 
 static PyObject *
@@ -1863,10 +2110,10 @@ static PyMethodDef functions[] = {
     {"task_know", task_know, METH_O, task_know_doc},
     {"task_make", (PyCFunction)(void (*)(void))task_make, METH_FASTCALL | METH_KEYWORDS, task_make_doc},
     {"task_running", task_running, METH_O, task_running_doc},
+    {"task_select", task_select, METH_VARARGS, task_select_doc},
     {"task_start", task_start, METH_O, task_start_doc},
     {"task_stop", task_stop, METH_NOARGS, task_stop_doc},
     {"task_unwrap", task_unwrap, METH_O, task_unwrap_doc},
-    {"task_wants", task_wants, METH_O, task_wants_doc},
     {"task_wrap", task_wrap, METH_VARARGS, task_wrap_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -10,7 +10,6 @@
     task:caught     task, at                               it did not end by that: it cleans up, or goes on
     task:swallowed  task, at                               it goes on or ended otherwise, and the request still stands
     task:alive      task, parent, name, coro               a keyframe: all live tasks, about once a second
-    task:loop       ready, poll_ns, late_ns                an iteration of the loop begins (asyncio)
 
 While a task runs, all records of its thread have its id as their common_pid; the names of pids are the tasks' names.
 Ids begin at `(1 + pid % 511) << 22`, above those of the kernel, and are used again after 2**22 tasks.
@@ -32,7 +31,6 @@ from .._backend import c_module
 from .._definitions import DEFINITIONS
 from .._errors import ConfigurationError
 from .._event import define
-from ._iterations import Iterations
 from ._runtimes import Asyncio, Hook, Trio, Uvloop
 
 FIELDS: Final[dict[str, dict[str, _schema.FieldType]]] = {
@@ -46,7 +44,6 @@ FIELDS: Final[dict[str, dict[str, _schema.FieldType]]] = {
     "caught": {"task": "s32", "at": "symbol"},
     "swallowed": {"task": "s32", "at": "symbol"},
     "alive": {"task": "s32", "parent": "s32", "name": "str", "coro": "symbol"},
-    "loop": {"ready": "u32", "poll_ns": "u64", "late_ns": "u64"},
 }
 EVENTS: Final = {name: define(f"task:{name}", fields, by_default=False) for name, fields in FIELDS.items()}
 
@@ -162,7 +159,7 @@ def start() -> None:
     if not _started:
         _started.update(_parts())
     native.task_start(_started)
-    hooks: list[Hook] = [Asyncio(native), Uvloop(native), Trio(native, _started), Iterations(native, EVENTS["loop"])]
+    hooks: list[Hook] = [Asyncio(native), Uvloop(native), Trio(native, _started)]
     try:
         for hook in hooks:
             hook.put()
