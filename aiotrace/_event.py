@@ -31,6 +31,7 @@ from ._errors import DefinitionError
 from ._loop import Loop, Waker
 from ._schema import FieldType, Schema, WrongValueError
 from ._selection import PLAIN, Decision, Selection, Trigger
+from ._stack import pack_current_stack
 from ._writer import Writer, Writers
 
 FIRST_ID: Final = 2048
@@ -58,7 +59,7 @@ class Target(Protocol):
         """A `send` waited."""
 
     def fire(self, trigger: Trigger) -> None:
-        """Do what a trigger says, now, in the thread of the event that set it off."""
+        """Do what a trigger says (a stack trace aside), now, in the thread of the event that set it off."""
 
     clock: Clock
     selection: Selection
@@ -317,7 +318,11 @@ class PythonEvent:
             if decision.triggers:
                 fields = self._name_values(arguments, keywords)
                 for trigger in decision.triggers:
-                    if decision.accepts(fields) and trigger.fires(fields):
+                    if not (decision.accepts(fields) and trigger.fires(fields)):
+                        continue
+                    if trigger.action == "stacktrace":
+                        _write_stack(target)
+                    else:
                         target.fire(trigger)
 
     def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
@@ -401,6 +406,14 @@ class PythonEvent:
                 warnings.warn(f"{error} (dropped and counted; told once)", RuntimeWarning, stacklevel=3)
             except Warning:  # the program turns warnings into errors: not for the telemetry's sake
                 pass
+
+
+def _write_stack(target: Target) -> None:
+    """Record this thread's Python stack, after the event that set it off."""
+    payload = pack_current_stack(_get_pid())
+    for lease, writer in zip(_local.leases, _local.writers, strict=False):
+        if lease.target is target:
+            writer.write(payload)
 
 
 async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:

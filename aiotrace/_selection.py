@@ -2,7 +2,7 @@
 
     rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
     filters    all that match an event must agree
-    triggers   what a recorded event sets off: recording goes off, and on again
+    triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded
 
 A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
 An event asks `decide` once for each change, never per call.
@@ -19,8 +19,8 @@ from typing import Any, Final, Literal
 from ._errors import ConfigurationError
 from ._filter import Filter, compile_filter
 
-Action = Literal["traceon", "traceoff"]
-ACTIONS: Final = ("traceon", "traceoff")
+Action = Literal["traceon", "traceoff", "stacktrace"]
+ACTIONS: Final = ("traceon", "traceoff", "stacktrace")
 _TRIGGER: Final = re.compile(r"\s*(?P<action>\w+)(:(?P<count>\d+))?(\s+if\s+(?P<filter>.+))?\s*", re.DOTALL)
 
 

@@ -23,6 +23,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from . import _ftrace
 from . import _layout as L
 from ._crc import crc32
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
@@ -166,7 +167,7 @@ def encode_tail(
     places: list[tuple[int, bytes]] = []
     for kind, content in (
         (SECTION_HEADER_INFO, _header_info(page_size)),
-        (SECTION_FTRACE_EVENTS, _formats(FTRACE_FORMATS)),
+        (SECTION_FTRACE_EVENTS, _formats([_encode(event.format) for event in _ftrace.EVENTS])),
         (SECTION_EVENT_FORMATS, _event_formats(table.events)),
         (SECTION_KALLSYMS, _sized(_U32, _kallsyms(table.symbols, table.functions))),
         (SECTION_PRINTK, _sized(_U32, _printk_formats(table.symbols))),
@@ -265,56 +266,6 @@ class _Tables:
 
 
 # --- texts --------------------------------------------------------------------------------------
-
-_COMMON_FIELDS: Final = (
-    ("unsigned short common_type", 2, 0),
-    ("unsigned char common_flags", 1, 0),
-    ("unsigned char common_preempt_count", 1, 0),
-    ("int common_pid", 4, 1),
-)
-
-
-def _ftrace_format(id: int, name: str, fields: Sequence[tuple[str, int, int, int]], print_format: str) -> bytes:
-    """A format text; fields are (declaration, offset, size, signed)."""
-    lines = [f"name: {name}", f"ID: {id}", "format:"]
-    offset = 0
-    for declaration, size, signed in _COMMON_FIELDS:
-        lines.append(f"\tfield:{declaration};\toffset:{offset};\tsize:{size};\tsigned:{signed};")
-        offset += size
-    lines.append("")
-    for declaration, offset, size, signed in fields:
-        lines.append(f"\tfield:{declaration};\toffset:{offset};\tsize:{size};\tsigned:{signed};")
-    return ("\n".join(lines) + f"\n\nprint fmt: {print_format}\n").encode()
-
-
-FTRACE_FORMATS: Final = (
-    _ftrace_format(
-        4,
-        "kernel_stack",
-        [("int size", 8, 4, 1), ("unsigned long caller[8]", 16, 64, 0)],
-        " ".join(['"\\t=> %ps\\n"'] * 8) + ", " + ", ".join(f"(void *)REC->caller[{n}]" for n in range(8)),
-    ),
-    _ftrace_format(
-        11,
-        "funcgraph_entry",
-        [("unsigned long func", 8, 8, 0), ("int depth", 16, 4, 1)],
-        '"--> %ps (%d)", (void *)REC->func, REC->depth',
-    ),
-    _ftrace_format(
-        10,
-        "funcgraph_exit",
-        [
-            ("unsigned long func", 8, 8, 0),
-            ("int depth", 16, 4, 1),
-            ("unsigned int overrun", 20, 4, 0),
-            ("unsigned long long calltime", 24, 8, 0),
-            ("unsigned long long rettime", 32, 8, 0),
-        ],
-        '"<-- %ps (%d) (start: %llx  end: %llx) over: %d", '
-        "(void *)REC->func, REC->depth, REC->calltime, REC->rettime, REC->depth",
-    ),
-)
-"""The kernel's ids and fields: trace-cmd's plugins know stacks and the function graph by them."""
 
 
 def _header_info(page_size: int) -> bytes:

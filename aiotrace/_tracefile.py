@@ -294,10 +294,6 @@ class Functions:
         """The place in a source file: a kallsyms does not say."""
         return None
 
-    def locate(self, address: int) -> str | None:
-        """The place in a source file: a kallsyms does not say."""
-        return None
-
     def _read(self) -> None:
         if not self._text:
             return

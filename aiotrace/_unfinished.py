@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from . import _ftrace
 from . import _layout as L
 from ._definitions import Definition
 from ._errors import TraceFormatError
@@ -17,7 +18,6 @@ from ._files import journal_path
 from ._format import EventFormat, parse_format
 from ._growing import UnfinishedTrace
 from ._journal import Placed
-from ._tracedat import FTRACE_FORMATS
 from ._tracefile import DAMAGE_MAX, Buffer, CpuData, Damage, FoundPage, Functions, PageShape, losses_after
 
 __all__ = ["UnfinishedFile"]
@@ -42,7 +42,7 @@ class UnfinishedFile:
         self.symbols: dict[int, str] = {}
         self.commands: dict[int, str] = {}
         self.functions = Functions()
-        formats = [parse_format(text.decode(), "ftrace") for text in FTRACE_FORMATS]
+        formats = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
         self.formats: dict[int, EventFormat] = {format.id: format for format in formats}
         self._page_damage: list[Damage] = []
         self._page_damage_count = 0

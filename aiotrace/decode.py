@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
+from . import _ftrace
 from . import _layout as L
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from ._errors import TraceFormatError
@@ -820,7 +821,8 @@ class Decoder:
     def __init__(self, definitions: Sequence[Definition]) -> None:
         self._definitions = definitions
         self._known = 0
-        self._tables = _Tables({}, {}, {}, None)
+        known = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
+        self._tables = _Tables({format.id: format for format in known}, {}, {}, None)
 
     def events(self, page: Page) -> Iterator[Event]:
         """The events of a page, oldest first; a loss before it comes first. They stay good after the page is
