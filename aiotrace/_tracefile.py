@@ -45,7 +45,7 @@ from ._tracedat import (
     unpack_check,
     unpack_page_rows,
 )
-from .abc import Ledger
+from .abc import Ledger, StreamInfo
 
 __all__ = ["Buffer", "CpuData", "Damage", "FoundPage", "Functions", "PageShape", "TraceFile"]
 
@@ -348,6 +348,9 @@ class TraceFile:
         self.definitions: list[Definition] = []
         """Those of our own option, which come before what the tables say: each has a crc, and no name is cut."""
         self.ledger: Ledger | None = None
+        self.info: StreamInfo | None = None
+        """What our own option says of the stream."""
+        self._dropped: dict[tuple[str, int], int] = {}
         self._tables = _Tables()
         self._expand: Callable[[bytes, int], bytes] | None = None
         self._seen_sections: set[int] = set()
@@ -430,6 +433,7 @@ class TraceFile:
         self.shape = PageShape(self.byte_order, self.long_size)
         if self.version == 6:
             self._read_version_6(cursor.position)
+            self._read_dropped()
             return
         self.compression = cursor.string()
         cursor.string()  # the version of the compression's library
@@ -442,6 +446,7 @@ class TraceFile:
             self._read_own_stream()
             self._read_version_7_tables()
             self._read_version_7_buffers()
+            self._read_dropped()
 
     def _checked_page_size(self, size: int) -> int:
         if not 1024 <= size <= L.PAGE_SIZE_MAX or size & (size - 1):
@@ -536,7 +541,7 @@ class TraceFile:
             self.note_damage(0, "our own option holds a page")
         for damage in journal.damage:
             self.note_damage(0, f"our own option, at {damage.offset}: {damage.reason}")
-        self.definitions, self.ledger = journal.definitions, journal.ledger
+        self.definitions, self.ledger, self.info = journal.definitions, journal.ledger, journal.info
 
     def _read_version_7_tables(self) -> None:
         readers = (
@@ -753,7 +758,26 @@ class TraceFile:
 
     def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
         """(count, reason) of what is missing after the last page of a CPU: no page can tell of it."""
-        return losses_after(self.ledger, cpu.cpu)
+        if self.is_ours:
+            return losses_after(self.ledger, cpu.cpu)
+        dropped = self._dropped.get((buffer.name, cpu.cpu), 0)
+        return [(dropped, "dropped, says the account at the end")] if dropped else []
+
+    def _read_dropped(self) -> None:
+        """What the kernel refused for want of room (CPUSTAT): its pages tell only of what it has overwritten.
+
+        The account of an instance follows an option "Buffer: NAME".
+        """
+        name = ""
+        for number, data in self.options:
+            if number != OPTION_CPUSTAT:
+                continue
+            lines = dict(line.split(b": ", 1) for line in data.strip(b"\n\0").split(b"\n") if b": " in line)
+            name = text_of(lines[b"Buffer"]) if b"Buffer" in lines else name
+            numbers = [lines.get(key, b"0")[:20] for key in (b"CPU", b"commit overrun", b"dropped events")]
+            if b"CPU" in lines and all(number.strip().isdigit() for number in numbers):
+                cpu, nested, dropped = map(int, numbers)
+                self._dropped[name, cpu] = nested + dropped
 
     def _compressed_pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
         # trace-cmd's size leaves out the count at the beginning.

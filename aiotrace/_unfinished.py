@@ -49,9 +49,10 @@ class UnfinishedFile:
         self._taken = 0
         self._writers: dict[int, list[Placed]] = {}
         self._unread: dict[int, int] = {}
+        self._told: set[int] = set()
         self._trace = UnfinishedTrace(path)
         try:
-            self._info = self._trace.info
+            self.info = self._trace.info
         except TraceFormatError:
             self._trace.close()
             raise
@@ -74,9 +75,9 @@ class UnfinishedFile:
 
     @property
     def buffers(self) -> list[Buffer]:
-        size = self._info.page_size
+        size = self.info.page_size
         cpus = tuple(CpuData(writer, 0, len(pages) * size) for writer, pages in sorted(self._writers.items()))
-        return [Buffer("", self._info.clock, size, cpus)]
+        return [Buffer("", self.info.clock, size, cpus)]
 
     @property
     def damage(self) -> list[Damage]:
@@ -98,6 +99,7 @@ class UnfinishedFile:
         self._page_damage.clear()
         self._page_damage_count = 0
         self._unread.clear()
+        self._told.clear()
 
     def refresh(self) -> bool:
         """Read what the journal has got since. From now on only pages that were not handed out before are.
@@ -128,7 +130,10 @@ class UnfinishedFile:
             yield FoundPage(placed.place, page.header() + page.data + page.lost_count())
 
     def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
-        """(count, reason) of what is missing after the last page of a writer."""
+        """(count, reason) of what is missing after the last page of a writer; told once in each reading."""
+        if self._trace.ledger is None or cpu.cpu in self._told:
+            return []
+        self._told.add(cpu.cpu)
         return losses_after(self._trace.ledger, cpu.cpu)
 
     def close(self) -> None:

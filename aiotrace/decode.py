@@ -30,6 +30,7 @@ from typing import Any, Final, TypeVar
 
 from . import _ftrace
 from . import _layout as L
+from ._clock import Anchor
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from ._errors import TraceFormatError
 from ._filter import Filter, compile_filter
@@ -450,6 +451,8 @@ class Trace:
         self._defined = 0
         self._define()
         self._losses: dict[tuple[str, int], Loss] = {}
+        self._reached: dict[tuple[str, int], int] = {}
+        """The last time of each CPU: a file that grows goes on from there."""
         self.bytes_read = 0
         """Bytes of pages that the last iteration has read, out of `bytes_total`."""
 
@@ -487,6 +490,11 @@ class Trace:
     def clock(self) -> str:
         """The clock of the timestamps, as in /sys/kernel/tracing/trace_clock; "" if it is not known."""
         return self._file.buffers[0].clock if self._file.buffers else ""
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The moment that ties the clock to the time of day, and the boot; None if the file does not say."""
+        return self._file.info.anchor if self._file.info is not None else None
 
     @property
     def formats(self) -> list[EventFormat]:
@@ -661,6 +669,7 @@ class Trace:
     def _restart(self) -> None:
         self.bytes_read = 0
         self._losses = {}
+        self._reached = {}
         self._file.forget_page_damage()
 
     def _streams(self, wanted: _Wanted, read: _Read[_T]) -> list[tuple[int, Iterator[tuple[int, _T | Event]]]]:
@@ -677,7 +686,7 @@ class Trace:
     ) -> Iterator[tuple[int, _T | Event]]:
         """What `read` makes of one CPU's records, and a loss where some are missing, each with its time."""
         shape, name, number = self._file.shape, buffer.name, cpu.cpu
-        now = 0
+        now = self._reached.get((name, number), 0)
 
         def lost(count: int | None, reason: str) -> tuple[int, Event]:
             self._count_loss(name, number, count)
@@ -697,6 +706,7 @@ class Trace:
                 yield lost(found.events_count, f"damage at {found.offset}: {error.message}")
         for count, reason in self._file.losses_after(buffer, cpu):
             yield lost(count, reason)
+        self._reached[name, number] = now
 
     def _walk(self, found: FoundPage, shape: PageShape, select: Selection) -> tuple[_Header, Walk]:
         """

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_decode import DATA, INFO, definitions, numbers, page, store
 
+from aiotrace._clock import Anchor
 from aiotrace._commands import main
 from aiotrace._commands.report import to_json
 from aiotrace._store import TraceStore
@@ -103,6 +105,23 @@ def test_files_of_different_clocks_are_not_merged(trace: str, capsys: Capture) -
         clock = kernels.clock
     if clock != "mono":
         assert "different clocks" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("boots", "status"), [(("a", "b"), 2), (("a", "a"), 0), (("a", ""), 0)])
+def test_times_of_different_boots_are_not_merged(
+    tmp_path: Path, boots: tuple[str, str], status: int, capsys: Capture
+) -> None:
+    paths = [str(tmp_path / f"{number}.dat") for number in range(2)]
+    for path, boot in zip(paths, boots, strict=True):
+        made = TraceStore(path, replace(INFO, anchor=Anchor(5, 6, boot)))
+        made.write([page([1])], definitions())
+        made.end(definitions(), Ledger(()))
+        list(made.finish())
+    assert main(["report", *paths]) == status
+    out = capsys.readouterr()
+    assert len(out.out.splitlines()) == (2 if status == 0 else 0)
+    if status:
+        assert f"times since different boots cannot be merged: {paths[0]}: boot a, {paths[1]}: boot b" in out.err
 
 
 def test_losses_stand_in_their_place_and_make_exit_status_3(lossy: str, capsys: Capture) -> None:

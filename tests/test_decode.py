@@ -205,9 +205,24 @@ def test_following_gives_what_was_there_what_comes_and_the_end(tmp_path: Path) -
         assert next(events).fields["n"] == 2
         assert next(events).fields["n"] == 3
         made.end(definitions(), Ledger((WriterLedger(0, 3, 0, 0, 0, 4),)))
-        assert next(events).fields["count"] == 4
+        loss = next(events)
+        assert (loss.fields["count"], loss.timestamp_ns) == (4, 2000)
         assert next(events, None) is None
     made.close()
+
+
+def test_following_orders_what_came_at_once_and_tells_of_the_last_losses_once(tmp_path: Path) -> None:
+    path = tmp_path / "t"
+    growing = TraceStore(str(path), INFO)
+    growing.write([page([10, 11], writer=1, start=5000), page([1, 2], start=4995)], definitions())
+    with open_trace(path) as trace:
+        events = trace.follow(interval=0)
+        assert numbers([next(events) for _ in range(4)]) == [1, 10, 2, 11]
+        growing.write([page([12], writer=1, sequence=1, start=9000), page([3], sequence=1, start=6000)], definitions())
+        growing.end(definitions(), Ledger((WriterLedger(1, 9, 4, 0, 0, 4),)))
+        assert numbers(list(events)) == [3, 12, 4]
+        assert [(loss.cpu, loss.count) for loss in trace.losses] == [(1, 4)]
+    growing.close()
 
 
 def test_following_a_finished_trace_ends_with_it(tmp_path: Path) -> None:

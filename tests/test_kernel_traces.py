@@ -95,3 +95,27 @@ def test_every_event_of_the_kernels_agrees_with_trace_cmd(kind: str, trace_cmd: 
         count = kernel.compare(trace, kernel.raw_report(trace_cmd, str(path)))
         assert not trace.damage
     assert count >= EVENTS_WANTED
+
+
+@pytest.mark.root
+def test_events_that_the_kernel_refused_are_told_after_the_last_page(trace_cmd: str, tmp_path: Path) -> None:
+    """Pages tell of what was overwritten only; what found no room stands in the account of trace-cmd's file."""
+    path = tmp_path / "trace.dat"
+    with instance() as folder:
+        (folder / "options" / "overwrite").write_text("0")
+        (folder / "buffer_size_kb").write_text("16")
+        (folder / "events" / "kmem" / "enable").write_text("1")
+        subprocess.run([sys.executable, "-I", "-c", WORK], check=True)
+        (folder / "tracing_on").write_text("0")
+        dropped = {
+            int(stats.parent.name.removeprefix("cpu")): int(stats.read_text().split("dropped events:")[1].split()[0])
+            for stats in folder.glob("per_cpu/cpu*/stats")
+        }
+        subprocess.run([trace_cmd, "extract", "-B", folder.name, "-o", str(path)], check=True, capture_output=True)
+    assert max(dropped.values()) > 1000
+    with open_trace(path) as trace:
+        events = list(trace)
+        assert {loss.cpu: loss.count for loss in trace.losses} == {cpu: n for cpu, n in dropped.items() if n}
+    assert [event.fields["count"] for event in events if event.is_loss] != []
+    for cpu in {event.cpu for event in events if event.is_loss}:
+        assert [event.is_loss for event in events if event.cpu == cpu][-2:] == [False, True]

@@ -7,8 +7,8 @@ examples:
   aiotrace report trace.dat --json --pid 4615 > events.jsonl
   aiotrace report trace.dat --follow
 
-Several files are merged by their clock, which must be the same. The exit status is 3 if events are missing: a line on
-stderr says how many and where.
+Several files are merged by their clock, which must be the same, and of the same boot. The exit status is 3 if events
+are missing: a line on stderr says how many and where.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
+from .._clock import MONO
 from .._errors import ConfigurationError
 from .._filter import Filter, compile_filter
 from .._print import escape
@@ -117,6 +118,10 @@ def _check_clocks(traces: list[Trace]) -> None:
     if len(clocks) > 1:
         found = ", ".join(f"{trace.path}: {trace.clock or 'unknown'}" for trace in traces)
         raise ConfigurationError(f"traces of different clocks cannot be merged: {found}")
+    boots = {trace.path: trace.anchor.boot_id for trace in traces if trace.anchor and trace.anchor.boot_id}
+    if clocks == {MONO} and len(set(boots.values())) > 1:
+        found = ", ".join(f"{path}: boot {boot}" for path, boot in boots.items())
+        raise ConfigurationError(f"times since different boots cannot be merged: {found}; report each trace by itself")
 
 
 def _texts(arguments: argparse.Namespace, traces: list[Trace]) -> Iterator[str]:
