@@ -33,6 +33,7 @@ class Arena:
         self.page_size = page_size
         self.pages = pages
         first = -(-pages * L.DESCRIPTOR_SIZE // page_size) * page_size
+        self._first = first
         self._memory = mmap.mmap(-1, first + pages * page_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._view = memoryview(self._memory)
         self.descriptors = self._view[: pages * L.DESCRIPTOR_SIZE].cast("Q")
@@ -65,6 +66,10 @@ class Arena:
         for state in self.descriptors[L.STATE :: L.DESCRIPTOR_WORDS].tolist():
             counts[state] += 1
         return counts[0], counts[1], counts[2], counts[3]
+
+    def forget(self, page: int) -> None:
+        """Give a page's memory back to the operating system; it reads as zeros then."""
+        self._memory.madvise(mmap.MADV_DONTNEED, self._first + page * self.page_size, self.page_size)
 
     def close(self) -> bool:
         """Give the memory back.

@@ -80,8 +80,9 @@ class Mark:
 class Delivery:
     """One sink's queue and account."""
 
-    def __init__(self, arena: Arena, quota: int, on_full: OnFull) -> None:
+    def __init__(self, arena: Arena, quota: int, on_full: OnFull, name: str = "") -> None:
         self._arena = arena
+        self.name = name
         self.quota = quota
         self.on_full = on_full
         self.prefixes = False

@@ -253,8 +253,10 @@ class PythonEvent:
             if _is_strict():
                 self._payload(arguments, keywords)
             return
-        writers = _local.writers if _local.epoch is _active.epoch else _renew()
         plan = self._plan if self._plan_epoch is _active.epoch else self._make_plan()
+        if plan is not None and not plan:
+            return  # nobody takes it: this thread needs no writer for it
+        writers = _local.writers if _local.epoch is _active.epoch else _renew()
         if plan is not None:
             writers = self._choose(plan, arguments, keywords)
             if not writers:

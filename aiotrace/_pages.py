@@ -34,6 +34,10 @@ _EMPTY: Final = (0,) * (L.DELIVERED - L.FIRST_EVENT)
 """EVENTS to DELIVERED of a page that was just taken."""
 
 
+Told = tuple[str, int, int, int]
+"""One of aiotrace's own events, and its fields."""
+
+
 class Owner(Protocol):
     """Who fills pages: a writer."""
 
@@ -42,9 +46,11 @@ class Owner(Protocol):
     """Number of its next page."""
     page: int | None
     """The page that it fills."""
+    untold: list[Told]
+    """What happened in `take`, to be told to `on_event` when no guard is held."""
 
 
-def _nothing() -> None:
+def _nothing(*_: object) -> None:
     pass
 
 
@@ -73,6 +79,8 @@ class Pages:
         self.on_full: Callable[[], object] = _nothing
         self.on_free: Callable[[], object] = _nothing
         self.on_scarce: Callable[[], object] = _nothing
+        self.on_event: Callable[..., object] = _nothing
+        """Called with the name of one of aiotrace's own events and its fields."""
         self.owners: Callable[[], Sequence[Owner]] = _nobody
         """All that may fill a page."""
 
@@ -89,12 +97,16 @@ class Pages:
                 return None
             guard.busy = True
             try:
+                allocated = self.pool.allocated
                 page = self.pool.take()
                 if page is None and self.can_overrun:
                     page = self.ring.overrun()
                     if page is not None:
+                        owner.untold.append(("overrun", page, self.arena.get(page, L.WRITER), self._undelivered(page)))
                         self._count_overrun(page)
                 if page is not None:
+                    if self.pool.allocated != allocated:
+                        owner.untold.append(("page_alloc", page, owner.slot, owner.sequence))
                     self.arena.set_from(page, L.WRITER, owner.slot, owner.sequence, first_event, *_EMPTY)
                     # No call from here on.
                     owner.sequence += 1
@@ -139,13 +151,16 @@ class Pages:
 
     def _count_overrun(self, page: int) -> None:
         writer = self.arena.get(page, L.WRITER)
-        total = self.overrun.get(writer, 0) + self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+        total = self.overrun.get(writer, 0) + self._undelivered(page)
         events = page * L.DESCRIPTOR_WORDS + L.EVENTS
         delivered = page * L.DESCRIPTOR_WORDS + L.DELIVERED
         descriptors = self.arena.descriptors
         # No call from here on: counted once, whatever interrupts.
         self.overrun[writer] = total
         descriptors[events] = descriptors[delivered] = 0
+
+    def _undelivered(self, page: int) -> int:
+        return self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
 
     def recover(self) -> None:
         """After an interrupt in `take` or `seal`: every page goes where its descriptor says."""
@@ -182,7 +197,7 @@ class Pages:
         Returns:
             False, without effect, if `can_swap` is.
         """
-        home = False
+        home: list[int] = []
         with self.guard:
             if not self.can_swap:
                 return False
@@ -198,9 +213,8 @@ class Pages:
             self._offer(mark)
             if self.arena.get(page, L.HOLDERS) == 0:
                 self._go_home(page)
-                home = True
-        if home:
-            self.on_free()
+                home.append(page)
+        self._tell_free(home)
         return True
 
     def offer_prefix(self, mark: Mark) -> None:
@@ -246,25 +260,29 @@ class Pages:
 
     def detach(self, delivery: Delivery) -> None:
         """The sink has no more to do with these pages; what it still holds is abandoned."""
-        freed = False
         with self.guard:
-            for part in delivery.abandon():
-                freed |= self._release(part)
+            freed = [part.page for part in delivery.abandon() if self._release(part)]
             self.deliveries.remove(delivery)
-        if freed:
-            self.on_free()
+        self._tell_free(freed)
 
     def acknowledge(self, delivery: Delivery, part: Part) -> None:
         """The sink is done with a part; with its last holder the page goes home."""
-        freed = False
+        freed: list[int] = []
         with self.guard:
             for settled in delivery.acknowledge(part):
                 before = self.arena.get(settled.page, L.DELIVERED)
                 if settled.page_events > before:
                     self.arena.set(settled.page, L.DELIVERED, settled.page_events)
                     self.delivered += settled.page_events - before
-                freed |= self._release(settled)
-        if freed:
+                if self._release(settled):
+                    freed.append(settled.page)
+        self.on_event("sink_ack", delivery.name, part.page, part.events)
+        self._tell_free(freed)
+
+    def _tell_free(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            self.on_event("page_recycle", page)
+        if pages:
             self.on_free()
 
     def _release(self, part: Part) -> bool:

@@ -18,7 +18,9 @@ class Pool:
         self._arena = arena
         self._free = list(reversed(range(arena.pages)))
         self.allocated = 0
-        """Pages whose memory was touched at all."""
+        """Times that a page's memory was allocated: for each page once, when it is first taken, if it is kept."""
+        self.keeps = True
+        """Whether a page that comes home keeps its memory. False is for measuring what that saves."""
         self.recycled = 0
         """Times that a page came home."""
 
@@ -49,5 +51,8 @@ class Pool:
     def give_back(self, page: int) -> None:
         """The page, free already by its descriptor, comes home."""
         assert self._arena.get(page, L.STATE) == L.FREE
+        if not self.keeps:
+            self._arena.forget(page)
+            self._arena.set(page, L.TAKES, 0)
         self._free.append(page)
         self.recycled += 1

@@ -108,7 +108,7 @@ class Service:
         Raises:
             Exception: What the sink raised before that; then it is not attached.
         """
-        attachment = Attachment(options, Delivery(self._pages.arena, quota, options.on_full))
+        attachment = Attachment(options, Delivery(self._pages.arena, quota, options.on_full, options.name))
         self._pages.attach(attachment.delivery, next_events())
         self.attachments.append(attachment)
         attachment.task = self._loop.spawn(lambda: self._run_sink(attachment), f"aiotrace sink {options.name}")

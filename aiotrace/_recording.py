@@ -37,6 +37,7 @@ from ._delivery import OnError, OnFull
 from ._errors import ConfigurationError
 from ._event import activate, deactivate, open_selections, reconsider
 from ._loop import Loop
+from ._own import has_free_list, tell
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
 from ._selection import Selection, Trigger
@@ -233,6 +234,8 @@ class Recording(Chooser):
         self.selection = Selection()
         """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
         self._pages = Pages(self._arena, overrun=overrun == "drop_oldest")
+        self._pages.pool.keeps = has_free_list()
+        self._pages.on_event = tell
         if thread:
             self._pages.on_scarce = _cede
         slots = max(1, min(WRITERS_MAX, (pages - sum(self._first_quotas)) // 2))

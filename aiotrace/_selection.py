@@ -24,6 +24,10 @@ ACTIONS: Final = ("traceon", "traceoff", "stacktrace")
 _TRIGGER: Final = re.compile(r"\s*(?P<action>\w+)(:(?P<count>\d+))?(\s+if\s+(?P<filter>.+))?\s*", re.DOTALL)
 
 
+EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph"})
+"""Systems that are no part of "all", being too dear or about ourselves: they are switched on by their own name."""
+
+
 class Trigger:
     """What an event sets off, at most `left` times (None: always), where its filter agrees."""
 
@@ -63,6 +67,11 @@ def matches(glob: str, name: str) -> bool:
     if glob == "all" or fnmatch.fnmatchcase(name, glob):
         return True
     return ":" not in glob and any(fnmatch.fnmatchcase(part, glob) for part in name.split(":"))
+
+
+def _is_everything(glob: str) -> bool:
+    """Whether a glob names no system."""
+    return glob == "all" or not glob.partition(":")[0].strip("*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +125,9 @@ class Selection:
 
     def is_enabled(self, name: str, *, by_default: bool) -> bool:
         """Whether the rules take an event, filters and switches aside."""
+        system = name.partition(":")[0]
         for glob, on in reversed(self._rules):
-            if matches(glob, name):
+            if matches(glob, name) and not (on and system in EXPLICIT and _is_everything(glob)):
                 return on
         return by_default
 
@@ -130,7 +140,7 @@ class Selection:
         wanted = False
         for glob, on in self._rules:
             part, _, rest = glob.partition(":")
-            everything = glob == "all" or not part.strip("*")
+            everything = _is_everything(glob)
             if everything and explicit and on:
                 continue
             if everything or fnmatch.fnmatchcase(system, part):

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Final, Protocol
 
-from ._selection import Selection
+from ._selection import EXPLICIT, Selection
 
 
 class Tracer(Protocol):
@@ -45,8 +45,6 @@ TRACERS: Final[dict[str, str]] = {
     "warning": f"{_PACKAGE}.warned",
 }
 """Systems and the modules that trace them."""
-EXPLICIT: Final = frozenset({"function", "function_graph"})
-"""Too dear to be part of "all": they are switched on by their own name only."""
 
 _running: Final[dict[str, Tracer]] = {}
 _lock = threading.RLock()

@@ -22,7 +22,7 @@ from ._clock import Clock
 from ._cursor import Cursor
 from ._delivery import Mark
 from ._guard import Guard
-from ._pages import Pages
+from ._pages import Pages, Told
 
 CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")
 """Why an event is refused."""
@@ -53,6 +53,7 @@ class Writer(Cursor):
         self._definitions = definitions
         self.sequence = first_sequence
         """Number of its next page."""
+        self.untold: list[Told] = []
         self._turning = False
         self._refused: deque[str] = deque()  # appended to by re-entrant calls, which own nothing: it is atomic
         self._first_event = 0
@@ -89,9 +90,16 @@ class Writer(Cursor):
                 written = self.put(payload)
             finally:
                 guard.busy = False
+        if self.untold:
+            self._tell()
         if self._pages.is_scarce:
             self._pages.on_scarce()
         return written
+
+    def _tell(self) -> None:
+        """Tell what a turn did. This may write an event here, and turn again."""
+        while self.untold:
+            self._pages.on_event(*self.untold.pop(0))
 
     def refuse(self, cause: str) -> None:
         """Count an event that was not written."""
@@ -109,9 +117,12 @@ class Writer(Cursor):
                 return True  # a re-entrant call is refused by `write`, not made to wait
             guard.busy = True
             try:
-                return self.closed or self.fits(size) or (self._turn() and self.fits(size))
+                has_room = self.closed or self.fits(size) or (self._turn() and self.fits(size))
             finally:
                 guard.busy = False
+        if self.untold:
+            self._tell()
+        return has_room
 
     def would_turn(self, size: int) -> bool:
         """Whether a payload of `size` bytes needs the next page."""

@@ -55,6 +55,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._tracefile": 2,
     # tasks; anyio; still no file, no socket
     "aiotrace._loop": 3,
+    "aiotrace._own": 3,
     "aiotrace._selection": 3,
     "aiotrace._stack": 3,
     "aiotrace._tracing": 3,
