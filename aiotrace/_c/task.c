@@ -103,6 +103,7 @@ static PyObject *events[EVENTS];
 static PyObject *describe;     /* (code or type, line) -> (text, key, flags) */
 static PyObject *name_command; /* (pid, name) */
 static PyObject *find_line;    /* (task) -> text: where it is suspended */
+static PyObject *find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
 static PyObject *report;       /* (handle, exception): what events.Handle does of an exception */
 static PyTypeObject *step_type; /* TaskStepMethWrapper */
 static PyCFunction wakeup;      /* what C tasks give to futures */
@@ -521,6 +522,7 @@ name_coroutine(PyObject *coroutine)
 typedef struct Making {
     PyObject *coroutine;
     int32_t id, parent;
+    PyObject *task; /* what the factory returned, when it has; borrowed */
     struct Making *outer;
 } Making;
 
@@ -591,12 +593,21 @@ know_task(PyObject *task, int runtime, int is_new)
     int32_t parent = is_new ? aiotrace_get_task() : 0, id = 0, lost = 0;
     PyObject *coroutine = coroutine_of(task, runtime);
     for (Making *each = making; each != NULL; each = each->outer) {
-        if (each->coroutine == coroutine) {
+        if (each->coroutine == coroutine || each->task == task) {
             id = each->id;
             parent = each->parent;
+            Py_XSETREF(coroutine, Py_NewRef(each->coroutine)); /* a task that is done has none any more */
         }
     }
     Name name = name_coroutine(coroutine);
+    if (name.flags & IS_LIBRARY && !(name.flags & IS_OURS) && !(IS_OFF(SPAWN) && IS_OFF(ALIVE))) {
+        PyObject *inner = PyObject_CallOneArg(find_inner, coroutine);
+        if (inner == NULL)
+            PyErr_WriteUnraisable(find_inner);
+        else if (inner != Py_None)
+            name = name_coroutine(inner);
+        Py_XDECREF(inner);
+    }
     Py_XDECREF(coroutine);
     PyObject *ref = PyWeakref_NewRef(task, NULL);
     if (ref == NULL) {
@@ -669,17 +680,9 @@ forget_task(PyObject *task, Known *known)
 
 /* Go on with the round over all tasks: say which are alive, and which are gone that were never done. */
 static void
-go_on_with_round(uint64_t now)
+write_round(int most)
 {
-    if (round_place >= tasks_size) {
-        if (now - round_began < ROUND_NS)
-            return;
-        round_began = now;
-        round_number++;
-        round_place = 0;
-        commands_left = COMMANDS_A_ROUND;
-    }
-    for (int written = 0; written < SLICE && round_place < tasks_size;) {
+    for (int written = 0; written < most && round_place < tasks_size;) {
         Known *known = tasks[round_place];
         if (known == NULL) {
             round_place++;
@@ -708,6 +711,26 @@ go_on_with_round(uint64_t now)
         }
         release(known);
     }
+}
+
+static void
+begin_round(uint64_t now)
+{
+    round_began = now;
+    round_number++;
+    round_place = 0;
+    commands_left = COMMANDS_A_ROUND;
+}
+
+static void
+go_on_with_round(uint64_t now)
+{
+    if (round_place >= tasks_size) {
+        if (now - round_began < ROUND_NS)
+            return;
+        begin_round(now);
+    }
+    write_round(SLICE);
 }
 
 /* --- cancellation -------------------------------------------------------------------------------------- */
@@ -1658,7 +1681,7 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
     }
     if (!is_active || !aiotrace_is_recording())
         return PyObject_Vectorcall(args[0], args + 1, 2, keywords);
-    Making here = {args[2], new_id(), aiotrace_get_task(), making};
+    Making here = {args[2], new_id(), aiotrace_get_task(), NULL, making};
     int32_t previous = here.parent;
     uint64_t began = now_ns();
     making = &here;
@@ -1667,6 +1690,7 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
     aiotrace_set_task(previous);
     if (task != NULL && task_type != NULL && PyObject_TypeCheck(task, task_type) && find_task(task) == NULL) {
         Step step;
+        here.task = task;
         Known *known = know_task(task, ON_ASYNCIO, 1);
         making = here.outer;
         if (known != NULL) {
@@ -1933,6 +1957,24 @@ task_unwrap(PyObject *Py_UNUSED(module), PyObject *coroutine)
 
 /* --- start and stop --------------------------------------------------------------------------------------------------- */
 
+static void
+forget_all(void)
+{
+    while (tasks_used) {
+        for (size_t i = 0; i < tasks_size; i++)
+            while (tasks[i] != NULL)
+                remove_at(i);
+    }
+}
+
+static void
+begin_ids(uint32_t next)
+{
+    first_id = base_id();
+    next_id = next;
+    unchecked_ids = 0; /* look first */
+}
+
 static int
 take_name(Name *name, const char *text)
 {
@@ -2000,7 +2042,7 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
     }
     PyObject *sample;
     if (take(&describe, parts, "describe") < 0 || take(&name_command, parts, "name_command") < 0 ||
-        take(&find_line, parts, "find_line") < 0 || take((PyObject **)&task_type, parts, "task_type") < 0 ||
+        take(&find_line, parts, "find_line") < 0 || take(&find_inner, parts, "find_inner") < 0 || take((PyObject **)&task_type, parts, "task_type") < 0 ||
         take((PyObject **)&step_type, parts, "step_type") < 0 || take(&python_step, parts, "python_step") < 0 ||
         take(&python_wakeup, parts, "python_wakeup") < 0 || take(&cancelled_error, parts, "cancelled_error") < 0 ||
         take(&trio_cancelled, parts, "trio_cancelled") < 0 || take((PyObject **)&trio_error, parts, "trio_error") < 0 ||
@@ -2024,11 +2066,8 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
         take_name(&name_raised, "raised") < 0 || take_name(&name_cancelled, "cancelled") < 0 ||
         take_name(&name_lost, "lost") < 0)
         return NULL;
-    if (first_id != base_id()) {
-        first_id = base_id();
-        next_id = 0;
-        unchecked_ids = IDS;
-    }
+    if (first_id != base_id())
+        begin_ids(0);
     commands_left = COMMANDS_A_ROUND;
     if (!is_active)
         runs++;
@@ -2055,6 +2094,41 @@ task_know(PyObject *Py_UNUSED(module), PyObject *task)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(task_round_doc, "task_round()\n--\n\nWrite a keyframe of all tasks now.");
+
+static PyObject *
+task_round(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    begin_round(now_ns());
+    while (round_place < tasks_size)
+        write_round(SLICE);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(task_forked_doc,
+             "task_forked()\n--\n\nIn a forked child: its tasks are not the parent's, and its ids neither.");
+
+static PyObject *
+task_forked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    aiotrace_set_task(0);
+    forget_all();
+    begin_ids(0);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(task_ids_doc, "task_ids(next)\n--\n\nLet ids go on with the one of that number; for tests.");
+
+static PyObject *
+task_ids(PyObject *Py_UNUSED(module), PyObject *argument)
+{
+    unsigned long next = PyLong_AsUnsignedLong(argument);
+    if (next == (unsigned long)-1 && PyErr_Occurred())
+        return NULL;
+    begin_ids((uint32_t)(next % IDS));
+    return PyLong_FromLong(first_id);
+}
+
 PyDoc_STRVAR(task_running_doc,
              "task_running(task)\n--\n\nA known task runs here just now, in a step that began before tracing did.");
 
@@ -2075,11 +2149,7 @@ static PyObject *
 task_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     is_active = 0;
-    while (tasks_used) {
-        for (size_t i = 0; i < tasks_size; i++)
-            while (tasks[i] != NULL)
-                remove_at(i);
-    }
+    forget_all();
     aiotrace_set_task(0);
     Py_RETURN_NONE;
 }
@@ -2110,6 +2180,9 @@ static PyMethodDef functions[] = {
     {"task_know", task_know, METH_O, task_know_doc},
     {"task_make", (PyCFunction)(void (*)(void))task_make, METH_FASTCALL | METH_KEYWORDS, task_make_doc},
     {"task_running", task_running, METH_O, task_running_doc},
+    {"task_forked", task_forked, METH_NOARGS, task_forked_doc},
+    {"task_ids", task_ids, METH_O, task_ids_doc},
+    {"task_round", task_round, METH_NOARGS, task_round_doc},
     {"task_select", task_select, METH_VARARGS, task_select_doc},
     {"task_start", task_start, METH_O, task_start_doc},
     {"task_stop", task_stop, METH_NOARGS, task_stop_doc},

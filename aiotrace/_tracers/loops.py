@@ -1,4 +1,4 @@
-"""loop: the iterations of asyncio's loops, seen where a loop asks its selector. uvloop and trio do not let us look there.
+"""loop: the iterations of asyncio's loops, seen where a loop asks its selector. uvloop and trio let nobody look there.
 
     callbacks of the last iteration | select: poll_ns | loop:iteration | callbacks of this iteration ...
 

@@ -98,6 +98,17 @@ def find_line(task: Any) -> str:
     return found
 
 
+def find_inner(coroutine: Any) -> Any:
+    """The program's coroutine that a runtime's own is about to run, as anyio wraps it; None: there is none."""
+    frame = getattr(coroutine, "cr_frame", None)
+    values = list(frame.f_locals.values()) if frame is not None else []
+    for value in [*values, *[getattr(value, "_coro", None) for value in values]]:  # anyio.TaskHandle has it there
+        code = getattr(value, "cr_code", None)
+        if code is not None and not _kind(code.co_filename):
+            return value
+    return None
+
+
 def _parts() -> dict[str, Any]:
     step, wakeup, task_type = _probe()
     python_task: Any = asyncio.tasks._PyTask  # type: ignore[attr-defined]  # CPython's own, where C tasks are too
@@ -106,6 +117,7 @@ def _parts() -> dict[str, Any]:
         "describe": describe,
         "name_command": DEFINITIONS.name_command,
         "find_line": find_line,
+        "find_inner": find_inner,
         "task_type": task_type,
         "step_type": None if step is None else type(step),
         "wakeup": wakeup,
@@ -173,6 +185,14 @@ def stop() -> None:
     while _hooks:
         _hooks.pop().take_back()
     _need_c().task_stop()
+
+
+def _after_fork_in_child() -> None:
+    if _hooks:
+        _need_c().task_forked()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 def _need_c() -> ModuleType:
