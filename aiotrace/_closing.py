@@ -97,8 +97,6 @@ class _Slot:
     """crc32 of the records."""
     whole: bool = False
     """The page came in one piece, so its header is in the file already."""
-    broken: bool = False
-    """A part was damaged: what came after it cannot be used."""
 
     @property
     def timestamp(self) -> int:
@@ -111,10 +109,8 @@ class _Slot:
         return self.first is not None and part.start > 0 and part.place == self.first.place
 
     def add(self, part: Placed) -> bool:
-        """Take an intact part; false if it does not follow on what is there."""
-        assert self.first is not None, "a slot is made for a part"
-        follows = part.start == self.committed and part.crc_before == self.crc
-        if self.broken or not follows or part.entry.sequence != self.first.entry.sequence:
+        """Take an intact part; false if one before it is missing, so that it does not follow on what is there."""
+        if part.start != self.committed:
             return False
         self.whole = not self.parts and part.entry.complete
         self.parts += 1
@@ -142,7 +138,6 @@ class _Column:
             self.lost_at_end = _add_lost(self.lost_at_end, part.entry.lost_before)
         slot = self.slots[-1]
         if not (intact and slot.add(part)):
-            slot.broken = True
             self.lost_at_end = _add_lost(self.lost_at_end, part.entry.events_count)
             return False
         if slot.first is part:

@@ -307,7 +307,7 @@ def _end_of(placed: Placed) -> Position:
 
 def _goes_on(end: Position | None, page: Page) -> bool:
     """Whether a part belongs where the page that ends there is. A loss before it would need a header of its own."""
-    return page.offset > 0 and (page.sequence, page.offset) == end and not page.lost_before
+    return (page.sequence, page.offset) == end and not page.lost_before
 
 
 _stores: weakref.WeakSet[TraceStore] = weakref.WeakSet()

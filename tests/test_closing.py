@@ -135,6 +135,8 @@ def test_damaged_pages_are_counted_as_lost_in_their_place(trace_cmd: str, path: 
     lines = report(trace_cmd, path)
     assert numbers(lines) == expected(page for n, page in enumerate(pages) if n not in (2, 19))
     assert [line for line in lines if "DROPPED" in line] == ["CPU:0 [25 EVENTS DROPPED]"]
+    with open_trace(path) as trace:
+        assert trace.statistics().lost == 25 + 20
 
 
 @pytest.mark.parametrize("writer", [0, 1])

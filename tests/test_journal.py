@@ -111,6 +111,7 @@ def test_what_cannot_be_is_damage() -> None:
         good._replace(place=4097),
         good._replace(entry=good.entry._replace(writer=INFO.writers)),
         good._replace(entry=good.entry._replace(committed=INFO.page_size - 15)),
+        good._replace(start=INFO.page_size - 15 - good.entry.committed),
     ]
     before_hello = writer.placed(good)
     other = encode_frame(Kind.PAGE, INFO.stream_id, 0, b"")
@@ -118,5 +119,5 @@ def test_what_cannot_be_is_damage() -> None:
     data = before_hello + writer.hello() + b"".join(writer.placed(placed) for placed in impossible) + other + cut
     reader, placed = read(data + writer.placed(good))
     assert placed == [good]
-    assert len(reader.damage) == 6
+    assert len(reader.damage) == 7
     assert all(isinstance(damage, Damage) for damage in reader.damage)
