@@ -2,12 +2,12 @@
 
     aiotrace record --execve--> _shim/sitecustomize --lead--> Run.open ... the program ... Run.close, at exit
 
-The plan is what the command line asked for. The command makes the same recording of it as the program will, without
-opening it, so that whatever cannot work is refused before the program begins.
+The plan is what the command line asked for.
 
 Two laws. **The program is not harmed**: our threads take no signal that is meant for it, its exit status is its own,
 and in a child that cannot be recorded it just runs. **A recording that was asked for is there, or the program does not
-begin**: if it cannot be opened in the first process, that ends with status 1 and says why.
+begin**: if it cannot be opened in the first process, that says why and ends, with status 2 if what was asked for cannot
+work, and else 1.
 
 This module does not know how children are followed (`_children`), nor what a command line is.
 """
@@ -23,13 +23,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
+import anyio
+
 from ._definitions import DEFINITIONS, EventDefinition
 from ._errors import AiotraceError, ConfigurationError
 from ._files import remove
+from ._filter import compile_filter
 from ._recording import Overrun, SyncRecording, recording
-from ._selection import matches
+from ._selection import matches, parse_trigger
 from ._statistics import Statistics
-from ._tracing import TRACERS
 
 Choice = tuple[Literal["enable", "disable", "filter", "trigger"], str, str]
 """A method of the recording, a glob, and for the last two a text."""
@@ -66,19 +68,6 @@ class Plan:
             ConfigurationError: It cannot work.
         """
         return recording(*self.urls, page_size=self.page_size, pages=self.pages, overrun=self.overrun, clock=self.clock)
-
-    def check(self) -> None:
-        """See whether all of it can work, as far as can be told without doing it.
-
-        Raises:
-            ConfigurationError: It cannot; the message says what would.
-        """
-        selection = self.recording().selection
-        for action, glob, text in self.choices:
-            if action == "filter":
-                selection.filter(glob, text)
-            elif action == "trigger":
-                selection.trigger(glob, text)
 
     @property
     def is_for_us(self) -> bool:
@@ -127,6 +116,11 @@ class Run:
         self.plan = plan
         self._recording = plan.recording()
         self.pid = os.getpid()
+        for action, _, text in plan.choices:
+            if action == "filter":
+                compile_filter(text)
+            elif action == "trigger":
+                parse_trigger(text)
 
     def open(self) -> None:
         """
@@ -137,21 +131,26 @@ class Run:
         try:
             with no_signals():
                 self._recording.__enter__()
+        except BaseException:
+            atexit.unregister(self.close)
+            raise
+        try:
             self._choose()
         except BaseException:
             atexit.unregister(self.close)
             self._recording.close()
+            self._remove_files()
             raise
 
     def _choose(self) -> None:
+        if not any(action == "enable" for action, *_ in self.plan.choices):
+            with contextlib.suppress(ConfigurationError):  # where tasks cannot be traced, the program's own events are
+                self._recording.enable("task:*")
         for action, glob, text in self.plan.choices:
             if action in ("filter", "trigger"):
                 getattr(self._recording, action)(glob, text)
             else:
                 getattr(self._recording, action)(glob)
-        if not self.plan.choices and "task" in TRACERS:
-            with contextlib.suppress(ConfigurationError):  # where tasks cannot be traced, the program's own events are
-                self._recording.enable("task:*")
 
     def close(self) -> None:
         """Finish the trace, and say what became of it. A second call, or one in a forked child, does nothing."""
@@ -163,7 +162,7 @@ class Run:
         statistics = self._recording.statistics()
         tell(*self._report(statistics))
         if not statistics.events_written and not self.plan.is_for_us:
-            self._remove_files()
+            self._remove_files()  # programs fork for many reasons
 
     def _report(self, statistics: Statistics) -> Iterator[str]:
         told = not self.plan.quiet and self.plan.is_for_us
@@ -182,7 +181,6 @@ class Run:
             yield from self._unmatched()
 
     def _remove_files(self) -> None:
-        """Children that recorded nothing leave nothing: programs fork for many reasons."""
         for url in self.plan.urls:
             if url.startswith(FILE):
                 with contextlib.suppress(OSError):
@@ -235,7 +233,8 @@ def lead(plan: Plan) -> None:
         begin(plan)
     except Exception as error:
         tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
-        os._exit(1)  # an exception would be lost in site, and the program would run without us
+        # An exception would be lost in site, and the program would run without us.
+        os._exit(2 if isinstance(error, ConfigurationError) else 1)
 
 
 def begin(plan: Plan) -> None:
@@ -244,6 +243,9 @@ def begin(plan: Plan) -> None:
         Exception: As `Run.open`.
     """
     global current
+    # pytest warns of packages with a plugin that were imported before it could rewrite their asserts, unless their
+    # docstring says this. anyio has a plugin, and we import it.
+    anyio.__doc__ = f"{anyio.__doc__ or ''}PYTEST_DONT_REWRITE"
     run = Run(plan)
     run.open()
     current = run

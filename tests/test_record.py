@@ -320,7 +320,10 @@ def test_forked_children_have_a_trace_each_unless_they_exec_or_record_nothing(ap
 def test_a_fork_is_warned_of_if_it_is_without_us(app: Path, beside: str) -> None:
     """From 3.12 on, where the program has threads of its own; not because of ours."""
     fork = "if not os.fork():\n    os._exit(0)\nos.wait()\n"
-    (app / "app.py").write_text(f"import os, time, warnings\nwarnings.simplefilter('always')\n{beside}\n{fork}{fork}print(warnings.filters)")
+    program = (
+        f"import os, time, warnings\nwarnings.simplefilter('always')\n{beside}\n{fork}{fork}print(warnings.filters)"
+    )
+    (app / "app.py").write_text(program)
     alone, traced = run("app.py", cwd=app), record("-q", "app.py", cwd=app)
     assert traced.stdout == alone.stdout
     assert alone.stderr.count("use of fork()") == (2 if beside and sys.version_info >= (3, 12) else 0)
@@ -367,15 +370,9 @@ def test_a_child_that_cannot_be_recorded_just_runs(app: Path) -> None:
         (["--"], 2, "no program"),
         (["-m"], 2, "no program"),
         (["-f", "n > 1", "app.py"], 2, "-e GLOB before it"),
-        (["-e", "app", "-f", "n >", "app.py"], 2, "n >"),
-        (["-e", "app", "-R", "explode", "app.py"], 2, "no action 'explode'"),
-        (["-e", "app", "-R", "traceoff if n >", "app.py"], 2, "n >"),
         (["-p", "flying", "app.py"], 2, "no such tracer"),
         (["-b", "0", "app.py"], 2, "'0' should be a size"),
         (["-b", "12X", "app.py"], 2, "'12X' should be a size"),
-        (["-b", "4", "app.py"], 2, "pages=1 are too few"),
-        (["--clock", "sundial", "app.py"], 2, "'sundial'"),
-        (["--sink", "pigeon:post", "app.py"], 2, "'pigeon'"),
         (["-o", "nowhere/trace.dat", "app.py"], 1, "no folder"),
         (["-o", ".", "app.py"], 1, "is a folder"),
         (["-o", "app.py", "app.py"], 1, "--force"),
@@ -417,6 +414,27 @@ def test_what_cannot_work_is_refused_before_the_program_begins(
     assert message in stderr
     assert stderr.splitlines()[-1].startswith("aiotrace record: ")
     assert sorted(app.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-e", "app", "-f", "n >"], "n >"),
+        (["-e", "app", "-R", "explode"], "no action 'explode'"),
+        (["-e", "app", "-R", "traceoff if n >"], "n >"),
+        (["-b", "4"], "pages=1 are too few"),
+        (["--clock", "sundial"], "'sundial'"),
+        (["--sink", "pigeon:post"], "'pigeon'"),
+    ],
+)
+def test_a_recording_that_cannot_work_is_refused_before_the_programs_first_line(
+    app: Path, words: list[str], message: str
+) -> None:
+    done = record(*words, "-c", "print('ran')", cwd=app)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in app.iterdir()] == ["app.py"]
 
 
 def _must_not_be_called(*arguments: object) -> None:

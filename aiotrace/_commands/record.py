@@ -152,7 +152,6 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
         clock=arguments.clock,
         quiet=arguments.quiet,
     )
-    plan.check()
     shim = os.path.join(os.path.dirname(os.path.abspath(_launch.__file__)), "_shim")
     if os.pathsep in shim:
         raise ConfigurationError(
