@@ -1,14 +1,23 @@
 """aiotrace_sinks.TextSink."""
 
+# ruff: noqa: PT031 -- the warning comes from a task
+
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from typing import TextIO
 
+import anyio
 import fakes
 import pytest
 from aiotrace_sinks import TextSink
 
+import aiotrace
 from aiotrace.abc import SymbolDefinition
 
 pytestmark = pytest.mark.anyio
@@ -65,3 +74,71 @@ async def test_a_stream_that_fails_leaves_its_pages_unacknowledged() -> None:
     with pytest.raises(BrokenPipeError):
         await TextSink(File())(stream)
     assert len(stream.held) == 1
+
+
+@pytest.fixture
+def stuck() -> Iterator[TextIO]:
+    """A pipe that is full and that nobody reads."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        while True:
+            os.write(writing, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(writing, True)
+    file = os.fdopen(writing, "w")
+    yield file
+    os.close(reading)  # the thread that was left gets a broken pipe
+    file.close()
+
+
+async def test_a_pipe_that_nobody_reads_holds_up_nobody(stuck: TextIO) -> None:
+    happened = aiotrace.event("text_sink_test:happened", n="u32")
+    with pytest.warns(RuntimeWarning, match="did not finish within 0"):
+        async with aiotrace.record(TextSink(stuck), flush_interval=0.01, drain_timeout=0.01) as recording:
+            happened(1)
+            while not recording.statistics().sinks[0].events_in_flight:
+                await anyio.lowlevel.checkpoint()
+    statistics = recording.statistics()
+    assert (statistics.events_abandoned, statistics.events_delivered) == (1, 0)
+    assert statistics.pages_free == statistics.pages_total
+
+
+async def test_what_a_full_pipe_takes_later_is_printed_whole() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    pages = fakes.make_pages(60)
+    with os.fdopen(reading) as source, os.fdopen(writing, "w") as file:
+        async with anyio.create_task_group() as group:
+
+            async def run() -> None:
+                await TextSink(file)(fakes.FakeStream(pages))
+
+            group.start_soon(run)
+            lines = [await anyio.to_thread.run_sync(source.readline) for _ in range(1200)]
+    assert [int(line.partition("n=")[2].split()[0]) for line in lines] == [
+        page.sequence * 1000 + n for page in pages for n in range(20)
+    ]
+
+
+PRINTS = """
+import asyncio, aiotrace, warnings
+from aiotrace_sinks import TextSink
+warnings.simplefilter("ignore")
+happened = aiotrace.event("text_sink_test:printed", n="u32")
+async def main():
+    print("first", flush=False)
+    async with aiotrace.record(TextSink(), drain_timeout=0.1):
+        for n in range(20_000):
+            happened(n)
+asyncio.run(main())
+"""
+
+
+def test_a_program_whose_output_nobody_reads_ends() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, env=environment)
+    with program:
+        assert program.wait() == 0
+        assert program.stdout is not None
+        assert program.stdout.readline() == b"first\n"
