@@ -81,6 +81,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._children": 5,
     "aiotrace._shim": 5,
     "aiotrace._commands": 5,
+    "aiotrace._reports": 5,
     # beside the floors above 4: what produces events by itself
     "aiotrace._tracers": 5,
     "aiotrace.__main__": 5,

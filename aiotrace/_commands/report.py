@@ -1,4 +1,4 @@
-"""Print the events of one or more traces in the order of time.
+"""Print the events of one or more traces in the order of time, or what they say of its tasks.
 
 examples:
   aiotrace report trace.dat | head
@@ -6,6 +6,9 @@ examples:
   aiotrace report app.dat kernel.dat --from 961.2 --to 961.3
   aiotrace report trace.dat --json --pid 4615 > events.jsonl
   aiotrace report trace.dat --follow
+  aiotrace report trace.dat --tasks
+  aiotrace report trace.dat --stalls --threshold 50
+  aiotrace report trace.*.dat trace.dat --latency --json
 
 Several files are merged by their clock, which must be the same, and of the same boot. The exit status is 3 if events
 are missing: a line on stderr says how many and where.
@@ -20,7 +23,6 @@ import json
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -30,15 +32,11 @@ from .._errors import ConfigurationError
 from .._filter import Filter, compile_filter
 from .._print import escape
 from ..decode import Event, Trace, format_line, open_trace
-from . import _losses
+from . import _answers, _losses
+from ._progress import with_progress
 
 NAME: Final = "report"
 HELP: Final = "print the events of traces, in the order of time"
-
-PROGRESS_SIZE: Final = 16 << 20
-"""Bytes from which on a file is long enough to show progress."""
-PROGRESS_INTERVAL: Final = 0.25
-"""Seconds."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--raw", action="store_true", help="name=value for each field, not what the print fmt makes of it"
     )
     add("--follow", action="store_true", help="go on while the file grows, until its recording ends")
+    _answers.add_arguments(parser)
 
 
 def _filter(text: str) -> Filter:
@@ -94,6 +93,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    _answers.check(arguments)
+    if arguments.question:
+        return _answers.run(arguments)
     with contextlib.ExitStack() as stack:
         traces = [stack.enter_context(open_trace(path)) for path in arguments.files]
         _check_clocks(traces)
@@ -106,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
                 write(text)
                 sys.stdout.flush()
         else:
-            for text in _with_progress(texts, traces):
+            for text in with_progress(texts, traces):
                 write(text)
         sys.stdout.flush()
         lost = [_losses.tell(NAME, trace) for trace in traces]
@@ -200,19 +202,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value
-
-
-def _with_progress(texts: Iterator[str], traces: list[Trace]) -> Iterator[str]:
-    """The same texts; meanwhile stderr, if it is a terminal, says how far it is."""
-    total = sum(trace.bytes_total for trace in traces)
-    if total < PROGRESS_SIZE or not sys.stderr.isatty():
-        yield from texts
-        return
-    due = time.monotonic() + PROGRESS_INTERVAL
-    for text in texts:
-        yield text
-        if time.monotonic() > due:
-            done = sum(trace.bytes_read for trace in traces)
-            print(f"\r{100 * done // total:3d} % of {total >> 20} MiB", end="", file=sys.stderr, flush=True)
-            due = time.monotonic() + PROGRESS_INTERVAL
-    print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,157 @@
+"""--lost-tasks: tasks of which the program has lost sight.
+
+    destroyed        garbage before it ended: nobody held it but the loop, weakly, and what it waited for
+    never retrieved  it raised, and nobody looked at the exception before the task was garbage
+    raised           the same may be so: what is not in the trace (log:*) is whether anybody looked
+    unfinished       it had not ended when the trace did; or its end is among the events that were lost
+
+asyncio alone loses tasks: what trio spawns always ends, and raises, in a nursery. That an exception was never retrieved
+is told by asyncio's own log message, which has the task's name and its coroutine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from ..decode import Event, format_time
+from ._tasks import EVENTS, LIVE, Task, Tasks
+from ._text import block, duration, times
+
+KINDS: Final = ("destroyed", "never retrieved", "raised", "unfinished")
+RAISED_MAX: Final = 10_000
+"""Tasks that raised, kept until asyncio says that nobody looked; the oldest are forgotten."""
+_NOT_RETRIEVED: Final = "Task exception was never retrieved"
+_FUTURE: Final = re.compile(
+    r"<Task finished name=(?P<quote>['\"])(?P<name>.*?)(?P=quote) coro=<.*? defined at (?P<line>[^\n>]*:\d+)>"
+    r"(?:.*? exception=(?P<exception>[^\n]*)>)?"
+)
+
+
+@dataclass(slots=True)
+class _Kind:
+    """Lost tasks that are the same but for their names and times."""
+
+    task: Task
+    """The last one."""
+    count: int = 0
+    error: str = ""
+    """The exception of the last one, as its repr."""
+
+
+_Key = tuple[str, str, str, str, str]
+"""(kind, coroutine, spawned at, exception, waits at)."""
+
+
+class LostTasksReport:
+    """
+    Args:
+        is_logged: Whether the traces have events of the logging module.
+    """
+
+    wanted = (*EVENTS, "log:record")
+    evidence = frozenset({"task:spawn", "task:done"})
+
+    def __init__(self, *, is_logged: bool) -> None:
+        self._tasks = Tasks(self._ended)
+        self._is_logged = is_logged
+        self._raised: OrderedDict[int, tuple[Task, str]] = OrderedDict()
+        self._kinds: dict[_Key, _Kind] = {}
+
+    def add(self, event: Event) -> None:
+        if event.name != "log:record":
+            self._tasks.add(event)
+            return
+        fields = event.fields
+        if fields.get("logger") == "asyncio" and fields.get("message", "").startswith(_NOT_RETRIEVED):
+            self._not_retrieved(event, fields["message"])
+
+    def _ended(self, task: Task, result: str, exception: str) -> None:
+        if result == "lost":
+            self._count("destroyed", task)
+        elif result == LIVE:
+            self._count("unfinished", task)
+        elif result == "raised" and not task.is_trio:
+            if self._is_logged:
+                self._raised[task.id] = task, exception
+                self._raised.move_to_end(task.id)
+                if len(self._raised) > RAISED_MAX:
+                    self._raised.popitem(last=False)
+            else:
+                self._count("raised", task, exception)
+
+    def _not_retrieved(self, event: Event, message: str) -> None:
+        match = _FUTURE.search(message)
+        name, line, error = match.group("name", "line", "exception") if match else ("?", "?", "")
+        found = next((t for t, _ in reversed(self._raised.values()) if t.name == name and f"({line})" in t.coro), None)
+        if found is None:
+            task, exception = Task(0, name, 0, event.timestamp_ns, line), "?"
+        else:
+            task, exception = self._raised.pop(found.id)
+        self._count("never retrieved", task, exception, error or "")
+
+    def _count(self, what: str, task: Task, exception: str = "", error: str = "") -> None:
+        place = "" if task.place == "done" else task.place
+        kind = self._kinds.setdefault((what, task.coro, task.site, exception, place), _Kind(task))
+        kind.task, kind.error = task, error
+        kind.count += 1
+
+    def end_part(self) -> None:
+        self._tasks.end_part()
+
+    def finish(self) -> None:
+        self._tasks.finish()
+
+    def _sorted(self) -> list[tuple[_Key, _Kind]]:
+        return sorted(self._kinds.items(), key=lambda item: (KINDS.index(item[0][0]), -item[1].count))
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for (what, coro, site, exception, place), kind in self._sorted():
+            task = kind.task
+            yield {
+                "kind": what,
+                "count": kind.count,
+                "coro": coro,
+                "site": site,
+                "exception": exception,
+                "waits_at": place,
+                "last": {
+                    "task": task.id,
+                    "name": task.name,
+                    "parent": task.parent,
+                    "began_ns": task.began_ns,
+                    "seen_ns": task.seen_ns,
+                    "steps": task.steps,
+                    "error": kind.error,
+                },
+            }
+
+    def lines(self) -> Iterator[str]:
+        counts = dict.fromkeys(KINDS, 0)
+        for key, kind in self._kinds.items():
+            counts[key[0]] += kind.count
+        found = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+        yield f"lost tasks: {found}" if found else "no task was lost"
+        if not self._is_logged:
+            yield "whether exceptions were retrieved is not known: record log events too (-e 'task:*' -e 'log:*')"
+        for key, kind in self._sorted():
+            yield ""
+            yield from _lines(key, kind)
+
+
+def _lines(key: _Key, kind: _Kind) -> Iterator[str]:
+    what, coro, site, exception, place = key
+    task, many = kind.task, kind.count > 1
+    life = f"{duration(task.life_ns)}, {times(task.steps, 'step')}"
+    return block(
+        f"{what}{f' x {kind.count:,}' if many else ''}: {task.who}{' and others' if many else ''}: {coro}",
+        [
+            ("exception", kind.error or exception),
+            ("waited at", place),
+            ("spawned at", f"{site}{f', by {task.parent_name}' if task.parent_name else ''}"),
+            ("lived", f"from {format_time(task.began_ns).strip()} on, {life}" if task.began_ns else ""),
+        ],
+    )
