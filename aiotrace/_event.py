@@ -497,6 +497,20 @@ def define(name: str, fields: Mapping[str, FieldType], *, by_default: bool = Tru
         return made
 
 
+def define_kernel(name: str, fields: Mapping[str, FieldType], known: EventDefinition) -> Event:
+    """An event whose records are those of one of the kernel's own, which readers know: it is chosen by our `name`, off
+    until then, and read by theirs."""
+    with _events_lock:
+        if name not in _events:
+            _events[name] = _make(Schema(name, fields), known.id, by_default=False)
+        return _events[name]
+
+
+def defined_events() -> dict[str, Event]:
+    """All events of this process by name, in the order in which they were defined."""
+    return dict(_events)
+
+
 def _make(schema: Schema, id: int, by_default: bool) -> Event:
     made = PythonEvent(schema, id, by_default=by_default)
     if c_module is None or len(schema.fields) > c_module.FIELDS_MAX:

@@ -25,8 +25,8 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from ._definitions import DEFINITIONS, EventDefinition
 from ._errors import AiotraceError, ConfigurationError
+from ._event import defined_events
 from ._files import remove
 from ._filter import compile_filter
 from ._recording import Overrun, SyncRecording, recording
@@ -188,11 +188,27 @@ class Run:
 
     def _unmatched(self) -> Iterator[str]:
         """What was asked for and never was: most often a spelling mistake."""
-        names = [f"{each.system}:{each.name}" for each in DEFINITIONS if isinstance(each, EventDefinition)]
-        for action, glob, _ in self.plan.choices:
-            if action == "enable" and not any(matches(glob, name) for name in names):
+        events = defined_events()
+        names = list(events)
+        for action, glob, text in self.plan.choices:
+            found = [name for name in names if matches(glob, name)]
+            if action == "enable" and not found:
                 known = f"it has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else "it has none"
                 yield f"-e {glob!r} matches no event of this process: {known}"
+            missing = asked_fields(action, text)
+            for name in found:
+                missing -= events[name].fields.keys()
+            if found and missing:
+                has = f"{found[0]} has {', '.join(events[found[0]].fields) or 'none'}"
+                yield f"{text!r}: no event of {glob!r} has a field {', '.join(sorted(missing))}; {has}"
+
+
+def asked_fields(action: str, text: str) -> set[str]:
+    """The fields that the text of a choice names."""
+    if action == "filter":
+        return set(compile_filter(text).fields)
+    filter = parse_trigger(text).filter if action == "trigger" else None
+    return set(filter.fields) if filter is not None else set()
 
 
 def lost(statistics: Statistics) -> str:

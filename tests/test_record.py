@@ -253,6 +253,16 @@ def test_choices_go_in_the_order_in_which_they_stand(app: Path) -> None:
     assert re.fullmatch(r"aiotrace record: -e 'htp:\*' matches no event of this process: .*app:step, .*", second)
 
 
+def test_a_filter_that_names_no_field_is_told(app: Path) -> None:
+    choices = ["-e", "app", "-f", "m < 10 && text == 'x'", "-e", "app:other", "-R", "traceoff if size > 1"]
+    first, *others = record(*choices, "app.py", cwd=app).stderr.splitlines()
+    assert first == f"aiotrace record: {app}/trace.dat: 0 events"
+    assert others == [
+        "aiotrace record: \"m < 10 && text == 'x'\": no event of 'app' has a field m; app:step has n",
+        "aiotrace record: 'traceoff if size > 1': no event of 'app:other' has a field size; app:other has text",
+    ]
+
+
 def test_a_trigger_is_of_the_event_before_it(app: Path) -> None:
     record("-q", "-e", "app", "-R", "traceoff:1 if n == 4", "app.py", cwd=app)
     assert steps_of(app / "trace.dat") == [0, 1, 2, 3, 4]
