@@ -19,10 +19,14 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
+Buffer = bytes | memoryview
+
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE: Final = 0o600
+_BUFFERS_MAX: Final = os.sysconf("SC_IOV_MAX")
+"""More of them in one pwritev are an error."""
 _NO_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 
@@ -164,22 +168,45 @@ def remove(path: str) -> None:
 # --- system calls -------------------------------------------------------------------------------
 
 
-def write_all(fd: int, buffers: Sequence[bytes | memoryview], offset: int) -> None:
-    """pwritev until everything is written: a short write is no error to the kernel."""
-    left = [memoryview(buffer) for buffer in buffers if len(buffer)]
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+    """Write everything.
+
+    Raises:
+        OSError: It could not be written; its beginning may be there.
+    """
+    _, error = write_most(fd, buffers, offset)
+    if error is not None:
+        raise error
+
+
+def write_most(fd: int, buffers: Sequence[Buffer], offset: int) -> tuple[int, OSError | None]:
+    """pwritev until everything is written: a short write is no error to the kernel.
+
+    Returns:
+        Bytes written, and what kept it from writing the others.
+    """
+    left = [buffer for buffer in buffers if buffer]
+    end = offset
+    rest: memoryview | None = None
     try:
         while left:
-            count = os.pwritev(fd, left, offset)
+            count = os.pwritev(fd, left[:_BUFFERS_MAX], end)
             if count == 0:
                 raise OSError(errno.EIO, "a write wrote nothing")
-            offset += count
-            while left and count >= len(left[0]):
-                count -= len(left.pop(0))
+            end += count
+            whole = 0
+            while whole < len(left) and count >= len(left[whole]):
+                count -= len(left[whole])
+                whole += 1
+            del left[:whole]
             if count:
-                left[0] = left[0][count:]
+                rest = left[0] = memoryview(left[0])[count:]
+    except OSError as error:
+        return end - offset, error
     finally:
-        for view in left:  # an exception's traceback must not keep a page's memory
-            view.release()
+        if rest is not None:  # an exception's traceback must not keep a page's memory
+            rest.release()
+    return end - offset, None
 
 
 def copy_range(source: int, place: int, target: int, offset: int, size: int) -> None:

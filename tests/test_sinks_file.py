@@ -325,7 +325,7 @@ async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(
 
 
 async def test_what_was_written_before_a_failure_is_acknowledged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * 5 + [NO_SPACE]}))
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * 2 + [3 * 4096, NO_SPACE]}))
     sink, stream = FileSink(path), fakes.FakeStream(fakes.make_pages(9))
     with pytest.raises(OSError, match="injected"):
         await sink(stream)

@@ -198,7 +198,7 @@ def test_a_store_whose_files_were_replaced_does_not_write_into_the_new_ones(path
 
 
 @pytest.mark.parametrize("call", range(12))
-@pytest.mark.parametrize("fault", [NO_SPACE, 1, 17, 100], ids=str)
+@pytest.mark.parametrize("fault", [NO_SPACE, 1, 17, 100, 5000], ids=str)
 def test_a_batch_that_failed_can_be_written_again(
     trace_cmd: str, path: str, monkeypatch: pytest.MonkeyPatch, call: int, fault: OSError | int
 ) -> None:
@@ -226,11 +226,40 @@ def test_the_pages_before_one_that_cannot_be_written_are_in_the_trace(
     path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = make_store(path)
-    stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * 3 + [NO_SPACE]}))
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [4 * INFO.page_size - 1, NO_SPACE]}))
     with pytest.raises(OSError, match="injected"):
         store.write(fakes.make_pages(9), fakes.DEFINITIONS)
     assert [store.has(fakes.make_page(0, number)) for number in (2, 3)] == [True, False]
     assert restore_copy(store, path) == 3
+
+
+def test_the_pages_of_a_batch_that_are_whole_count_in_the_order_of_the_batch(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three writers' pages 0 to 8 those of the first are written, and of the second's, 1, 4 and 7, the first two."""
+    store = make_store(path)
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None, 2 * INFO.page_size, NO_SPACE]}))
+    pages = fakes.make_pages(9, 3)
+    with pytest.raises(OSError, match="injected"):
+        store.write(pages, fakes.DEFINITIONS)
+    assert [store.has(page) for page in pages] == [True, True] + [False] * 7
+    assert restore_copy(store, path) == 2
+
+
+def test_a_batch_is_one_write_to_each_file_and_one_to_the_journal(
+    trace_cmd: str, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has more buffers than one call takes, which asks for one call more."""
+    faulty = fakes.FaultyOs()
+    store = make_store(path)
+    stores.replace_os(monkeypatch, faulty)
+    pages = fakes.make_pages(600)
+    store.write(pages[:200], fakes.DEFINITIONS)
+    assert faulty.calls == ["pwritev"] * 2
+    store.write(pages[200:], fakes.DEFINITIONS)
+    assert faulty.calls == ["pwritev"] * 5
+    finish(store)
+    assert numbers(report(trace_cmd, path)) == expected(pages)
 
 
 def restore_copy(store: TraceStore, path: str) -> int:
@@ -245,7 +274,7 @@ def test_a_shorter_batch_after_a_torn_one_leaves_no_old_frame_behind_it(
     store = make_store(path, [fakes.make_page(0, 0)])
     pages = fakes.make_pages(6)[1:]
     short = PLACED_SIZE * 4 + 20
-    plan = [None] * 5 + [short, NO_SPACE]
+    plan = [None, short, NO_SPACE]
     stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": plan, "ftruncate": [EIO]}))
     with pytest.raises(OSError, match="injected"):
         store.write(pages, fakes.DEFINITIONS)
@@ -299,7 +328,7 @@ def test_fsync_comes_before_a_page_counts_as_written(path: str, monkeypatch: pyt
     store = make_store(path, fsync=True)
     faulty.calls.clear()
     store.write(fakes.make_pages(2, 2), fakes.DEFINITIONS)
-    assert faulty.calls == ["pwritev", "open", "pwritev", "pwritev", "fdatasync", "fdatasync", "fdatasync"]
+    assert faulty.calls == ["open", "pwritev", "pwritev", "pwritev", "fdatasync", "fdatasync", "fdatasync"]
     faulty.calls.clear()
     finish(store)
     assert faulty.calls[-7:] == ["fdatasync", "pwritev", "fdatasync", "unlink", "unlink", "open", "fsync"]
