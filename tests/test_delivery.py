@@ -68,6 +68,7 @@ def test_what_was_had_as_a_prefix_is_not_offered_again(arena: Arena) -> None:
     assert (rest.complete, rest.lost_before) == (True, 0)
     assert rest.timestamp == page_time(0) + 2, "the time of the last event before it is the base of its first delta"
     assert delivery.next_part(mark(arena, 0, 5, first=0)) is None, "it had all of it"
+    assert delivery.next_event(0) == 5
     assert delivery.held == 2
 
 

@@ -42,3 +42,17 @@ def test_giving_back_a_page_that_is_not_free_is_an_error() -> None:
     assert page is not None
     with pytest.raises(AssertionError):
         pool.give_back(page)
+
+
+def test_after_an_interrupt_a_page_is_here_once_if_it_is_free_and_else_not() -> None:
+    arena = Arena(4096, 3)
+    pool = Pool(arena)
+    for page in range(3):
+        pool.keep(page)
+    assert len(pool) == 3
+    pool.drop(1)
+    pool.drop(1)
+    assert [pool.take(), pool.take(), pool.take()] == [0, 2, None]
+    arena.move(2, L.FILLING, L.FREE)
+    pool.keep(2)
+    assert pool.take() == 2

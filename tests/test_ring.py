@@ -44,3 +44,22 @@ def test_there_is_nothing_to_overrun_when_all_pages_are_looked_at(ring: Ring) ->
 def test_a_page_that_nobody_fills_cannot_be_sealed(ring: Ring) -> None:
     with pytest.raises(AssertionError, match="page 3 is free, not filling"):
         ring.seal(3)
+
+
+def test_after_an_interrupt_a_page_is_here_once_if_it_is_full_and_else_not(ring: Ring) -> None:
+    for page in (2, 0, 1):
+        ring.keep(page)
+    assert list(ring) == [0, 1, 2], "in the order in which they were sealed"
+    ring.drop(1)
+    ring.drop(1)
+    assert list(ring) == [0, 2]
+    ring._arena.move(3, L.FREE, L.FILLING)
+    ring._arena.move(3, L.FILLING, L.FULL)
+    ring.keep(3)
+    assert list(ring) == [0, 2, 3]
+
+
+def test_closing_empties_the_ring_oldest_first_and_frees_its_pages(ring: Ring) -> None:
+    assert ring.clear() == [0, 1, 2]
+    assert len(ring) == 0
+    assert ring._arena.states() == (4, 0, 0, 0)
