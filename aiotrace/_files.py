@@ -120,6 +120,27 @@ class TraceFiles:
                 pass
         self.close()
 
+    def move(self, path: str) -> None:
+        """Give all files another name. At any moment they are complete under one of the two.
+
+        Raises:
+            OSError: They are still complete under the old name.
+        """
+        names = (self.path, *spool_paths(self.path), journal_path(self.path))
+        ends = [name[len(self.path) :] for name in names if os.path.lexists(name)]
+        linked: list[str] = []
+        try:
+            for end in ends:
+                os.link(self.path + end, path + end, follow_symlinks=False)
+                linked.append(end)
+        except OSError:
+            for end in reversed(linked):
+                os.unlink(path + end)
+            raise
+        for end in reversed(ends):
+            os.unlink(self.path + end)
+        self.path = path
+
     def unlink(self) -> None:
         os.unlink(self.path)
         self.unlink_litter()

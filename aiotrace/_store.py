@@ -254,6 +254,22 @@ class TraceStore:
         self._journal_end, self._pages, self.stored = end, pages, stored
         self.sync_failed = False
 
+    def set_aside(self, path: str) -> None:
+        """Leave the trace unfinished, under another name, for `restore`. What was not synced, where that is asked for,
+        does not count as stored: it will be written again.
+
+        Raises:
+            OSError: It is still where it was.
+        """
+        if self._foreign:
+            return
+        self._files.move(path)
+        self.path = path
+        if self.sync_failed:
+            self.stored = self._synced[2]
+        self.close()
+        _stores.discard(self)
+
     def end(self, definitions: Sequence[Definition], ledger: Ledger | None) -> None:
         """Before `finish`: put in the definitions that no page needed, and the closing account.
 

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import itertools
 import os
 import subprocess
 from collections import Counter
@@ -18,10 +20,12 @@ import fakes
 import pytest
 import stores
 from aiotrace_sinks import FileSink
+from aiotrace_sinks._file import CLOSE_ATTEMPTS
 
 import aiotrace
 from aiotrace import ConfigurationError
 from aiotrace.formats import TraceStore, UnfinishedTrace, is_unfinished, restore
+from aiotrace.testing import check_sink
 
 pytestmark = pytest.mark.anyio
 
@@ -246,6 +250,19 @@ async def test_an_old_file_is_rotated_when_the_next_page_comes(
     assert read(trace_cmd, path) == expected(pages[4:])
 
 
+@pytest.mark.filterwarnings("ignore:.*is unfinished:RuntimeWarning")
+async def test_an_old_file_is_rotated_while_nothing_comes(trace_cmd: str, path: Path) -> None:
+    pages = fakes.make_pages(3)
+    stream = fakes.FakeStream(pages, wait_at_end=True)
+    async with anyio.create_task_group() as group:
+        group.start_soon(FileSink(path, max_age=0.01), stream)
+        while names(path) != ["trace.1.dat", "trace.dat", "trace.dat.journal"]:
+            await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    assert read(trace_cmd, path.parent / "trace.1.dat") == expected(pages)
+    assert restore(str(path)).pages == 0
+
+
 # --- faults -------------------------------------------------------------------------------------
 
 
@@ -349,6 +366,49 @@ async def test_a_file_that_is_being_closed_gets_no_more_pages(
     assert read(trace_cmd, path) == expected(pages[4:])
 
 
+async def test_a_file_that_cannot_be_closed_is_set_aside_in_the_end_and_said_so_once(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fsync fails; then what is not on the disk can be taken out, but not more."""
+    pages = fakes.make_pages(12, 2)
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 4 * 4096)
+    closing = [EIO] * CLOSE_ATTEMPTS
+    plan = {"fdatasync": [None] * 5 + [EIO], "ftruncate": [None, *closing]}
+    stores.replace_os(monkeypatch, fakes.FaultyOs(plan))
+    with pytest.warns(RuntimeWarning) as warned:
+        stream = await run_until_done(FileSink(path, fsync=True), fakes.FakeStream(pages))
+    monkeypatch.undo()
+    assert [str(warning.message) for warning in warned] == [
+        f"{path.parent}/trace.1.dat could not be closed ([Errno 5] injected): "
+        f"`aiotrace restore {path.parent}/trace.1.dat` makes it a trace.dat"
+    ]
+    assert (stream.held, stream.offered) == ([], [])
+    assert read(trace_cmd, path) == expected(pages[4:])
+    assert names(path) == ["trace.1.dat", "trace.1.dat.cpu1", "trace.1.dat.journal", "trace.dat"]
+    assert restore(str(path.parent / "trace.1.dat")).pages == 4
+    assert read(trace_cmd, path.parent / "trace.1.dat") == expected(pages[:4])
+
+
+async def test_a_full_disk_is_waited_for_and_nothing_is_set_aside(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = fakes.make_pages(12, 2)
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"ftruncate": [NO_SPACE] * 3 * CLOSE_ATTEMPTS}))
+    await run_until_done(FileSink(path, max_size=10 * 4096), fakes.FakeStream(pages))
+    monkeypatch.undo()
+    assert names(path) == ["trace.1.dat", "trace.dat"]
+    assert read(trace_cmd, *path.parent.iterdir()) == expected(pages)
+
+
+async def test_a_file_that_was_set_aside_is_deleted_whole_when_it_is_too_many(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stores.replace_os(monkeypatch, fakes.FaultyOs({"ftruncate": [EIO] * CLOSE_ATTEMPTS}))
+    with pytest.warns(RuntimeWarning, match=r"trace\.1\.dat could not be closed"):
+        await run_until_done(FileSink(path, max_size=2 * 4096, keep=1), fakes.FakeStream(fakes.make_pages(6)))
+    assert names(path) == ["trace.2.dat", "trace.dat"]
+
+
 # --- cancellation -------------------------------------------------------------------------------
 
 
@@ -364,6 +424,35 @@ async def test_a_cancelled_sink_warns_and_leaves_what_restore_needs(trace_cmd: s
     assert is_unfinished(str(path))
     assert restore(str(path)).pages == 10
     assert read(trace_cmd, path) == expected(pages)
+
+
+@pytest.mark.filterwarnings("ignore:.*is unfinished:RuntimeWarning")
+async def test_it_keeps_the_contract_of_sinks(path: Path) -> None:
+    number = itertools.count()
+    await check_sink(lambda: FileSink(path.parent / f"{next(number)}.dat"))
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.filterwarnings("ignore:.*is unfinished:RuntimeWarning")
+async def test_a_native_cancellation_anywhere_loses_and_doubles_nothing(trace_cmd: str, path: Path) -> None:
+    """Task.cancel() goes through anyio's shields, and is said twice."""
+    pages = fakes.make_pages(14, 2)
+    for ticks in range(0, 60, 2):
+        sink, stream = FileSink(path, max_size=6 * 4096), fakes.FakeStream(pages)
+        task = asyncio.ensure_future(sink(stream))
+        for _ in range(ticks):
+            await anyio.lowlevel.checkpoint()
+        task.cancel()
+        await anyio.lowlevel.checkpoint()
+        task.cancel()
+        try:
+            await task
+        except asyncio.CancelledError:
+            await sink(stream.again())
+        files = list(path.parent.iterdir())
+        assert read(trace_cmd, *files) == expected(pages), ticks
+        for file in files:
+            file.unlink()
 
 
 async def test_a_cancelled_sink_that_is_called_again_goes_on(trace_cmd: str, path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from aiotrace_sinks import MemorySink, NullSink
 
 from aiotrace import ConfigurationError
+from aiotrace.testing import check_sink
 
 pytestmark = pytest.mark.anyio
 
@@ -55,3 +56,8 @@ async def test_the_null_sink_acknowledges_everything() -> None:
     stream = fakes.FakeStream(fakes.make_pages(8))
     await NullSink.from_url("null:")(stream)
     assert (stream.held, len(stream.acknowledged)) == ([], 8)
+
+
+async def test_it_keeps_the_contract_of_sinks() -> None:
+    for make_sink in (MemorySink, NullSink):
+        await check_sink(make_sink)

@@ -19,6 +19,7 @@ from aiotrace_sinks import TextSink
 
 import aiotrace
 from aiotrace.abc import SymbolDefinition
+from aiotrace.testing import check_sink
 
 pytestmark = pytest.mark.anyio
 
@@ -142,3 +143,7 @@ def test_a_program_whose_output_nobody_reads_ends() -> None:
         assert program.wait() == 0
         assert program.stdout is not None
         assert program.stdout.readline() == b"first\n"
+
+
+async def test_it_keeps_the_contract_of_sinks() -> None:
+    await check_sink(lambda: TextSink(io.StringIO()))

@@ -14,6 +14,7 @@ close one.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
@@ -32,6 +33,9 @@ from aiotrace.worker import Worker, worker_thread
 
 BATCH_BYTES: Final = 1 << 20
 """A hop to the thread costs some 100 µs: with batches of this size it is a tenth of the writing."""
+CLOSE_ATTEMPTS: Final = 10
+"""How often a file that cannot be closed is tried before it is set aside: with the pauses between them some 4 s."""
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAGIC: Final = b"\x17\x08\x44tracing"
 
 
@@ -58,7 +62,7 @@ class FileSink:
         Args:
             path: The file. Its folder must exist.
             max_size: Bytes of pages after which the file is rotated; the definitions come on top.
-            max_age: Seconds after its first page that a file is rotated, when the next page comes.
+            max_age: Seconds after its first page that a file is rotated.
             keep: How many rotated files are kept: the oldest are deleted, those of earlier runs too. None: all.
             overwrite: Delete a trace that has this name, finished or not. Without it, that is an error.
             fsync: Acknowledge pages when they are on the disk, not only written.
@@ -83,6 +87,8 @@ class FileSink:
         self._store: TraceStore | None = None
         self._stored: dict[int, tuple[int, int]] = {}
         self._begun = 0.0
+        self._failures = 0
+        """How often the current file could not be closed."""
         self._pid = os.getpid()
 
     @classmethod
@@ -122,8 +128,11 @@ class FileSink:
         async with worker_thread("aiotrace file sink") as worker:
             try:
                 await worker.run(self._begin, stream)
-                while batch := await stream.next_batch(max(1, BATCH_BYTES // stream.info.page_size)):
-                    await self._write(worker, stream, batch)
+                while (batch := await self._next_batch(stream)) is None or batch:
+                    if batch is None:
+                        await self._rotate(worker, stream)
+                    else:
+                        await self._write(worker, stream, batch)
                 if self._is_ours():
                     await self._close(worker, stream)
             except BaseException as error:
@@ -154,6 +163,18 @@ class FileSink:
 
     def _create(self, stream: PageStream) -> None:
         self._store = TraceStore(self.path, stream.info, fsync=self._fsync, stored=self._stored)
+
+    async def _next_batch(self, stream: PageStream) -> list[Page] | None:
+        """What is to be written; empty at the end of the stream, None if the current file gets too old before."""
+        with anyio.move_on_after(self._time_left()):
+            return await stream.next_batch(max(1, BATCH_BYTES // stream.info.page_size))
+        return None
+
+    def _time_left(self) -> float | None:
+        """Seconds until the current file is too old; None if it has no page yet, or may get as old as it likes."""
+        if self._max_age is None or self._store is None or not self._store.pages_count:
+            return None
+        return max(0.0, self._begun + self._max_age - anyio.current_time())
 
     async def _write(self, worker: Worker, stream: PageStream, batch: list[Page]) -> None:
         """Put a batch into the trace, or into several, and acknowledge it."""
@@ -194,7 +215,7 @@ class FileSink:
             return 0
         if not store.pages_count:
             self._begun = anyio.current_time()
-        elif self._max_age is not None and anyio.current_time() - self._begun >= self._max_age:
+        elif self._time_left() == 0:
             return 0
         return len(pages) if self._max_size is None else store.fitting(pages, self._max_size)
 
@@ -204,10 +225,17 @@ class FileSink:
         """Finish the current file, give it its number, begin the next. What fails or is cancelled in between goes on
         there at the next call."""
         if (store := self._store) is not None:
-            if store.sync_failed:
-                await worker.run(store.discard_unsynced)
-            await self._finish(worker, store, stream, last=False)
-            await worker.run(self._retire, store)
+            try:
+                if store.sync_failed:
+                    await worker.run(store.discard_unsynced)
+                await self._finish(worker, store, stream, last=False)
+            except OSError as error:
+                self._failures += error.errno not in _NO_ROOM
+                if self._failures < CLOSE_ATTEMPTS:
+                    raise
+                await worker.run(self._set_aside, store, error)
+            else:
+                await worker.run(self._retire, store)
         await worker.run(self._create, stream)
 
     async def _close(self, worker: Worker, stream: PageStream) -> None:
@@ -224,18 +252,31 @@ class FileSink:
 
     def _retire(self, store: TraceStore) -> None:
         """Give the finished file its number, and delete those that are too many. In the thread."""
-        rotated = self._rotated()
-        number = max(rotated, default=0) + 1
+        os.rename(self.path, self._next_name())
+        self._forget(store)
+
+    def _set_aside(self, store: TraceStore, error: OSError) -> None:
+        """Leave a file that cannot be closed under its number, for `aiotrace restore`. In the thread."""
+        name = self._next_name()
+        store.set_aside(name)
+        self._forget(store)
+        _warn(f"{name} could not be closed ({error}): `aiotrace restore {name}` makes it a trace.dat")
+
+    def _next_name(self) -> str:
+        number = max(self._rotated(), default=0) + 1
         stem, suffix = os.path.splitext(self.path)
         name = f"{stem}.{number}{suffix}"
         if os.path.lexists(name):
             raise FileExistsError(f"{name} is in the way: a rotated trace was to get this name")
-        os.rename(self.path, name)
-        self._store, self._stored = None, store.stored
+        return name
+
+    def _forget(self, store: TraceStore) -> None:
+        """The file has its number: the next begins, and the oldest may be too many."""
+        self._store, self._stored, self._failures = None, store.stored, 0
         if self._keep is not None:
-            rotated[number] = name
-            for old in sorted(rotated)[: len(rotated) - self._keep]:
-                os.unlink(rotated[old])
+            rotated = self._rotated()
+            for old in sorted(rotated)[: max(0, len(rotated) - self._keep)]:
+                remove(rotated[old])
 
     def _rotated(self) -> dict[int, str]:
         """The rotated files that are there. A file of another kind that has such a name is not ours to count."""
@@ -253,12 +294,16 @@ class FileSink:
         """The sink was cancelled. A warning that is an error must not take the cancellation's place."""
         if self._store is None or not self._is_ours():
             return
-        message = f"{self.path} is unfinished: `aiotrace restore {self.path}` makes it a trace.dat"
-        try:
-            warnings.warn(message, RuntimeWarning, stacklevel=3)
-        except RuntimeWarning as warning:
-            details = {"exc_type": RuntimeWarning, "exc_value": warning, "exc_traceback": None}
-            sys.unraisablehook(SimpleNamespace(**details, err_msg=None, object=self))
+        _warn(f"{self.path} is unfinished: `aiotrace restore {self.path}` makes it a trace.dat")
+
+
+def _warn(message: str) -> None:
+    """Also where warnings are errors it must not take the place of what is going on."""
+    try:
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+    except RuntimeWarning as warning:
+        details = {"exc_type": RuntimeWarning, "exc_value": warning, "exc_traceback": None}
+        sys.unraisablehook(SimpleNamespace(**details, err_msg=None, object=None))
 
 
 def _is_trace(path: str) -> bool:
