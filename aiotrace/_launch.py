@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -247,6 +248,7 @@ def lead(plan: Plan) -> None:
     """Record the process that was asked for. If that cannot be, it ends here."""
     try:
         begin(plan)
+        gc.freeze()  # a program that looks for event loops among all objects, to close them, does not find ours
     except Exception as error:
         tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
         # An exception would be lost in site, and the program would run without us.

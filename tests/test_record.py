@@ -225,6 +225,12 @@ def test_a_signal_that_the_program_waits_for_is_not_taken_by_a_thread_of_ours(ap
     assert traced.stdout == "15\n"
 
 
+def test_a_program_that_closes_every_event_loop_does_not_find_ours(app: Path) -> None:
+    """As one of anyio's tests does."""
+    look = "import asyncio, gc\nprint(sum(isinstance(each, asyncio.AbstractEventLoop) for each in gc.get_objects()))\n"
+    assert record("-q", "-c", look, cwd=app).stdout == "0\n"
+
+
 def test_a_trace_that_cannot_be_begun_stops_the_program_before_its_first_line(app: Path) -> None:
     (app / "there.dat").touch()
     traced = record("--sink", "file:there.dat", "-c", "print('ran')", cwd=app)
