@@ -19,7 +19,10 @@ def test_it_is_zlibs(data: bytes, before: int, skipped: int) -> None:
     assert crc32(part, before) == zlib.crc32(part, before)
 
 
-@pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 63, 64, 65, 79, 80, 127, 128, 129, 1023, 1024, 1025, 1279, 1280, 1343, 65520, (1 << 20) + 77])
+@pytest.mark.parametrize(
+    "size",
+    [0, 1, 15, 16, 17, 63, 64, 65, 79, 80, 127, 128, 129, 1023, 1024, 1025, 1279, 1280, 1343, 65520, (1 << 20) + 77],
+)
 def test_every_way_through_it_is_zlibs(size: int) -> None:
     data = random.Random(size).randbytes(size)
     assert crc32(data) == zlib.crc32(data)
