@@ -677,7 +677,9 @@ class Trace:
         select = Selection(self._ids(wanted.names), wanted.pids, wanted.start_ns, wanted.end_ns)
         return [
             (order, self._stream(buffer, cpu, select, read))
-            for order, (buffer, cpu) in enumerate((b, c) for b in self._file.buffers for c in b.cpus)
+            for order, (buffer, cpu) in enumerate(
+                (b, c) for b in self._file.buffers for c in sorted(b.cpus, key=lambda c: c.cpu)
+            )
             if wanted.cpus is None or cpu.cpu in wanted.cpus
         ]
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gzip
 import html
+import re
 import struct
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import kernel  # tests/kernel.py
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from aiotrace import _layout as L
@@ -21,7 +25,7 @@ from aiotrace._errors import TraceFormatError
 from aiotrace._frames import PageEntry
 from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_record, walk
 from aiotrace._records import walk as quick_walk
-from aiotrace._schema import Schema
+from aiotrace._schema import TYPES, Schema
 from aiotrace.abc import Ledger, StreamInfo, WriterLedger
 from aiotrace.decode import Decoder, Event, _Tables, format_line, open_trace
 from aiotrace.formats import StoredPage, TraceStore
@@ -282,6 +286,67 @@ def test_a_trace_of_ours_reads_the_same_in_trace_cmd(trace_cmd: str, tmp_path: P
         theirs.append(f"{int(match['time'].replace('.', ''))} {int(match['cpu'])} {number}")
     assert ours == theirs
     assert len(ours) > 600
+
+
+EVERYTHING = Schema("test:everything", {name: name for name in TYPES})
+TEXTS = st.text(st.characters(exclude_categories=("C",)), max_size=20)
+VALUES = {
+    **{f"u{bits}": st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64)},
+    **{f"s{bits}": st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
+    "f32": st.floats(width=32),
+    "f64": st.floats(),
+    "bool": st.booleans(),
+    "str": TEXTS,
+    "bytes": st.binary(max_size=9),
+    "symbol": TEXTS.filter(lambda text: not text.endswith("\\n")),
+}
+FLOATS = re.compile(r"(f\d\d)=(\S+)")
+
+
+def same_line(ours: str, theirs: str) -> bool:
+    """Floats are compared as numbers: trace-cmd has none, it shows their bits."""
+    for name, bits in FLOATS.findall(theirs):
+        size = int(name[1:]) // 8
+        value = struct.unpack({4: "=f", 8: "=d"}[size], int(bits, 16).to_bytes(size, sys.byteorder))[0]
+        theirs = theirs.replace(f"{name}={bits}", f"{name}={value}")
+    return ours == theirs or (theirs.endswith(" EVENTS DROPPED]") and ours.startswith(theirs + " "))
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), *VALUES.values()), min_size=1, max_size=40))
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.generate],  # each starts a trace-cmd: shrinking would take minutes
+)
+def test_report_prints_what_trace_cmd_prints(
+    trace_cmd: str, tmp_path_factory: pytest.TempPathFactory, events: list[tuple[Any, ...]]
+) -> None:
+    """Every type of field, several writers with equal times, the second of which was the first to write."""
+    path = tmp_path_factory.mktemp("same") / "t"
+    symbols = {text: SYMBOL + 16 * number for number, text in enumerate({values[-1] for _, _, *values in events})}
+    known = [
+        EventDefinition(ID, "test", "everything", EVERYTHING.format_text(ID)),
+        CommandDefinition(77, "worker"),
+        *(SymbolDefinition(key, text) for text, key in symbols.items()),
+    ]
+    records: dict[int, bytes] = {1: b"", 0: b"", 2: b""}
+    for writer, delta, *values in events:
+        delta *= 1000 * bool(records[writer])  # a page begins with its first event
+        records[writer] += encode_record(delta, EVERYTHING.encode(ID, 77, values, symbols.__getitem__))
+    made = TraceStore(str(path), replace(INFO, page_size=16384))
+    for writer, data in records.items():
+        if not data:  # trace-cmd is silent about losses before a page without events
+            continue
+        entry = PageEntry(writer, 0, 0, True, sum(event[0] == writer for event in events), writer, 0, 5000, len(data))
+        made.write([StoredPage(entry._replace(definitions_needed=len(known)), memoryview(data))], known)
+    made.end(known, Ledger(()))
+    list(made.finish())
+    report = subprocess.run([trace_cmd, "report", path], capture_output=True, check=True).stdout.decode()
+    theirs = [line for line in report.split("\n") if line and not line.startswith(("cpus=", "CPU 0 is", "CPU 1 is"))]
+    with open_trace(path) as trace:
+        ours = "".join(trace.text()).split("\n")[:-1]
+    assert [pair for pair in zip(ours, theirs, strict=True) if not same_line(*pair)] == []
 
 
 # --- pages --------------------------------------------------------------------------------------
