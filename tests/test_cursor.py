@@ -178,3 +178,47 @@ def test_a_clock_that_fails_leaves_the_page_as_it_is(cursor_type: type[PythonCur
     with pytest.raises(StopIteration):
         cursor.put(payload_of(8))
     assert cursor.state() == before
+
+
+@both
+def test_a_page_that_is_entered_says_that_it_is_empty(cursor_type: type[PythonCursor]) -> None:
+    page = bytearray(b"\xaa" * PAGE)
+    cursor_type(lambda: START).enter(memoryview(page))
+    assert tuple(unpack_header(page)) == (START, 0, 0)
+
+
+@both
+def test_records_that_would_end_with_the_page_leave_the_kept_bytes_free(cursor_type: type[PythonCursor]) -> None:
+    """Twelve bytes divide what follows the header, so one more would fit but for the count."""
+    cursor, page = cursor_type(lambda: START), bytearray(b"\xaa" * PAGE)
+    cursor.enter(memoryview(page))
+    while cursor.put(payload_of(8)):
+        pass
+    assert cursor.state()[0] == PAGE - L.PAGE_HEADER_SIZE - 12
+    assert page[-L.LOST_COUNT_SIZE :] == b"\xaa" * L.LOST_COUNT_SIZE
+
+
+@both
+@pytest.mark.parametrize("before", range(318, 326))
+def test_what_fits_is_what_a_long_record_after_a_long_pause_would_take(
+    cursor_type: type[PythonCursor], before: int
+) -> None:
+    now = START
+    cursor = cursor_type(lambda: now)
+    cursor.enter(memoryview(bytearray(PAGE)))
+    for _ in range(before):
+        assert cursor.put(payload_of(8))
+    told = cursor.fits(200)
+    now += 1 << 40
+    assert cursor.put(payload_of(200)) is told
+
+
+@both
+def test_records_with_a_cut_string_are_counted(cursor_type: type[PythonCursor]) -> None:
+    cursor = cursor_type(lambda: START)
+    cursor.enter(memoryview(bytearray(PAGE)))
+    for flags in (0, L.FLAG_CUT, 0, L.FLAG_CUT):
+        assert cursor.put(payload_of(200, flags))
+    assert (cursor.written, cursor.cut) == (4, 2)
+    assert not cursor.put(payload_of(PAGE, L.FLAG_CUT))
+    assert cursor.cut == 2, "it was not written"

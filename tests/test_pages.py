@@ -74,3 +74,24 @@ def test_the_parts_of_a_page_settle_in_order() -> None:
     assert sink.delivered == 0
     pages.acknowledge(sink, first)
     assert sink.delivered == pages.delivered == 4
+
+
+def test_a_page_of_which_all_was_had_as_prefixes_goes_home_when_it_is_swapped() -> None:
+    pages, writers = make()
+    sink = Delivery(pages.arena, 4, "wait")
+    sink.prefixes = True
+    pages.attach(sink, {})
+    writer = writers.all[0]
+    for _ in range(4):
+        writer.write(PAYLOAD)
+    mark = writer.mark()
+    assert mark is not None
+    pages.offer_prefix(mark)
+    pages.acknowledge(sink, sink.look(1)[0])
+    assert writer.make_room(1000)  # seals it with nothing more on it
+    came_home: list[int] = []
+    pages.on_free = lambda: came_home.append(1)
+    assert pages.swap()
+    assert came_home == [1], "whoever waits for a page hears of it"
+    assert (sink.waiting, pages.delivered, pages.abandoned) == (0, 4, 0)
+    assert pages.arena.states() == (7, 1, 0, 0)

@@ -203,6 +203,16 @@ def test_there_is_room_on_the_page_or_on_one_that_can_be_taken() -> None:
     assert core.writer.has_room(8)
 
 
+def test_with_drop_oldest_there_is_room_where_a_page_can_be_overwritten() -> None:
+    core = Core(pages=2, overrun=True)
+    core.write(4)
+    assert core.writer.make_room(1000)
+    core.write(4)
+    assert core.arena.states() == (0, 1, 1, 0)
+    assert core.writer.has_room(1000)
+    assert core.write(1) == 1
+
+
 def test_making_room_turns_the_page_and_only_when_it_must() -> None:
     core = Core(pages=2)
     assert core.writer.make_room(1000)
