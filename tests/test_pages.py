@@ -95,3 +95,47 @@ def test_a_page_of_which_all_was_had_as_prefixes_goes_home_when_it_is_swapped() 
     assert came_home == [1], "whoever waits for a page hears of it"
     assert (sink.waiting, pages.delivered, pages.abandoned) == (0, 4, 0)
     assert pages.arena.states() == (7, 1, 0, 0)
+
+
+def test_a_sink_is_offered_no_second_part_of_a_page_while_it_holds_the_first_and_none_when_it_is_closed() -> None:
+    pages, writers = make()
+    sink, other = Delivery(pages.arena, 8, "wait"), Delivery(pages.arena, 8, "wait")
+    sink.prefixes = True
+    pages.attach(sink, {})
+    pages.attach(other, {})
+    writer = writers.all[0]
+    for _ in range(3):
+        writer.write(PAYLOAD)
+        mark = writer.mark()
+        assert mark is not None
+        pages.offer_prefix(mark)
+    assert sink.waiting == 1
+    pages.acknowledge(sink, sink.look(1)[0])
+    sink.closed = True
+    pages.offer_prefix(mark)
+    for _ in range(2):
+        writer.write(PAYLOAD)
+    assert pages.swap()
+    assert (sink.held, other.held) == (0, 1)
+
+
+def test_what_one_sink_has_whole_is_delivered_whatever_another_has_of_it() -> None:
+    pages, writers = make()
+    sink, other = Delivery(pages.arena, 8, "wait"), Delivery(pages.arena, 8, "wait")
+    sink.prefixes = True
+    pages.attach(sink, {})
+    pages.attach(other, {})
+    writer = writers.all[0]
+    writer.write(PAYLOAD)
+    mark = writer.mark()
+    assert mark is not None
+    pages.offer_prefix(mark)
+    for _ in range(4):
+        writer.write(PAYLOAD)
+    pages.swap()
+    pages.acknowledge(other, other.look(1)[0])
+    assert pages.delivered == 4
+    pages.acknowledge(sink, sink.look(1)[0])  # its first event
+    assert pages.delivered == 4
+    pages.detach(sink)
+    assert (pages.delivered, pages.abandoned) == (4, 0)
