@@ -37,6 +37,8 @@ _PACKAGE: Final = "aiotrace._tracers"
 TRACERS: Final[dict[str, str]] = {
     "audit": f"{_PACKAGE}.audit",
     "exception": f"{_PACKAGE}.exceptions",
+    "function": f"{_PACKAGE}.function",
+    "function_graph": f"{_PACKAGE}.function_graph",
     "gc": f"{_PACKAGE}.garbage",
     "log": f"{_PACKAGE}.logs",
     "loop": f"{_PACKAGE}.loops",

