@@ -89,7 +89,7 @@ def main() -> int:
     for name in different:
         print(f"{name}: {plain.get(name, 'not run')} without tracing, {traced.get(name, 'not run')} with it")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(Counter(traced.values()).items()))
-    print(f"Python {sys.version.split()[0]}: {len(traced)} tests, {counts}; {len(different)} differ from without tracing")
+    print(f"Python {sys.version.split()[0]}: {len(traced)} tests, {counts}; {len(different)} differ from untraced")
     return 1 if different or not traced else 0
 
 
