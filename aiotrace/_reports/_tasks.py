@@ -74,8 +74,6 @@ class Task:
             self.waited_ns = max(began - ready, 0)
             self.waits += 1
             self.waiting_ns += self.waited_ns
-        if not self.steps and not self.began_ns:
-            self.began_ns = began
         self.steps += 1
         self.busy_ns += duration
         if duration >= self.longest_ns:
@@ -156,9 +154,9 @@ class Tasks:
         task = self.live.get(id)
         if task is None:
             name = event.comm if event.pid == id else "?"
-            task = self._insert(Task(id, name, 0 if event.name == "task:step" else event.timestamp_ns, 0))
-            task.place = "?"
-            task.seen_ns = event.timestamp_ns
+            now = event.timestamp_ns
+            length = event.fields["duration_ns"] if event.name == "task:step" else 0
+            task = self._insert(Task(id, name, now - length, now, place="?"))
         task.part = self._part
         return task
 

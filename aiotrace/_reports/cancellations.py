@@ -9,9 +9,9 @@ How they end, worst first; those that agree in everything but times are told tog
     probably swallowed  on trio, which does not say so itself: the task was waiting inside of the scope that was
                         cancelled, its parent with it, and returned nevertheless
     pending             the trace ends before the cancellation is delivered, or while the task cleans up
-    asked again         somebody else asked for another one before it had come to an end
     too late            the task ended before it was delivered
     raised              another exception took its place
+    asked again         somebody else asked for another one before it had come to an end
     taken back          caught by whoever asked for it, as a timeout does, or the scope ended within the task
     unknown             the end of the task is not in the trace
     cancelled           as it should be
@@ -33,9 +33,9 @@ OUTCOMES: Final = (
     "swallowed",
     "probably swallowed",
     "pending",
-    "asked again",
     "too late",
     "raised",
+    "asked again",
     "taken back",
     UNKNOWN,
     "cancelled",
@@ -54,7 +54,7 @@ class _Request:
     site: str
     message: str
     place: str
-    """Where the task waited then."""
+    """Where the task waited then; "" if it did not wait."""
     delivered_ns: int = _NEVER
     """After how long."""
     caught: str = ""
@@ -121,20 +121,23 @@ class CancellationsReport:
                 return
             self._close(task, before, "taken back" if before.caught else "asked again", "")
         by = self._tasks.name_of(fields["by"]) or "?"
-        self._open[task.id] = _Request(event.timestamp_ns, by, fields["site"], fields["message"], task.place)
+        place = "" if fields["by"] == task.id else task.place
+        self._open[task.id] = _Request(event.timestamp_ns, by, fields["site"], fields["message"], place)
         self.count += 1
 
     def _ended(self, task: Task, result: str, exception: str) -> None:
         request = self._open.pop(task.id, None)
         if request is not None:
-            self._close(task, request, self._outcome(task, request, result), f"{result} {exception}".strip())
+            self._close(task, request, self._outcome(task, request, result, exception), f"{result} {exception}".strip())
 
-    def _outcome(self, task: Task, request: _Request, result: str) -> str:
+    def _outcome(self, task: Task, request: _Request, result: str, exception: str) -> str:
         if result in ("cancelled", UNKNOWN):
             return result
         if result == LIVE:
             return "taken back" if request.caught else "pending"
-        if task.is_trio and result == "returned":
+        if task.is_trio and result == "raised":  # a BaseExceptionGroup is one of Cancelled, from a nursery
+            return "cancelled" if exception == "BaseExceptionGroup" else "raised"
+        if task.is_trio:
             return "probably swallowed" if self._is_inside(task, request) else "taken back"
         if request.delivered_ns == _NEVER:
             return "too late"

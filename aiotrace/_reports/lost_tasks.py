@@ -6,14 +6,15 @@
     unfinished       it had not ended when the trace did; or its end is among the events that were lost
 
 asyncio alone loses tasks: what trio spawns always ends, and raises, in a nursery. That an exception was never retrieved
-is told by asyncio's own log message, which has the task's name and its coroutine.
+is told by asyncio's own log message, which has the task's name and its coroutine; so is that a task was destroyed,
+which the tracer tells only when it comes across it.
 """
 
 from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,10 +26,12 @@ KINDS: Final = ("destroyed", "never retrieved", "raised", "unfinished")
 RAISED_MAX: Final = 10_000
 """Tasks that raised, kept until asyncio says that nobody looked; the oldest are forgotten."""
 _NOT_RETRIEVED: Final = "Task exception was never retrieved"
-_FUTURE: Final = re.compile(
-    r"<Task finished name=(?P<quote>['\"])(?P<name>.*?)(?P=quote) coro=<.*? defined at (?P<line>[^\n>]*:\d+)>"
+_DESTROYED: Final = "Task was destroyed but it is pending!"
+_TASK: Final = re.compile(
+    r"<Task \w+ name=(?P<quote>['\"])(?P<name>.*?)(?P=quote) coro=<.*? at (?P<path>[^\n>]*):(?P<line>\d+)>"
     r"(?:.*? exception=(?P<exception>[^\n]*)>)?"
 )
+"""A task's repr, as it is in asyncio's messages."""
 
 
 @dataclass(slots=True)
@@ -59,39 +62,49 @@ class LostTasksReport:
         self._tasks = Tasks(self._ended)
         self._is_logged = is_logged
         self._raised: OrderedDict[int, tuple[Task, str]] = OrderedDict()
+        self._destroyed: set[int] = set()
+        """Those of which the tracer has not told yet."""
         self._kinds: dict[_Key, _Kind] = {}
 
     def add(self, event: Event) -> None:
         if event.name != "log:record":
             self._tasks.add(event)
             return
-        fields = event.fields
-        if fields.get("logger") == "asyncio" and fields.get("message", "").startswith(_NOT_RETRIEVED):
-            self._not_retrieved(event, fields["message"])
+        message = event.fields.get("message", "")
+        if event.fields.get("logger") != "asyncio":
+            return
+        if message.startswith(_NOT_RETRIEVED):
+            self._not_retrieved(event, message)
+        elif message.startswith(_DESTROYED):
+            found = _find(message, self._tasks.live.values())
+            if found is not None:
+                self._destroyed.add(found.id)
 
     def _ended(self, task: Task, result: str, exception: str) -> None:
-        if result == "lost":
+        is_destroyed = task.id in self._destroyed
+        self._destroyed.discard(task.id)
+        if result == "lost" or is_destroyed:
             self._count("destroyed", task)
         elif result == LIVE:
             self._count("unfinished", task)
         elif result == "raised" and not task.is_trio:
-            if self._is_logged:
-                self._raised[task.id] = task, exception
-                self._raised.move_to_end(task.id)
-                if len(self._raised) > RAISED_MAX:
-                    self._raised.popitem(last=False)
-            else:
+            if not self._is_logged:
                 self._count("raised", task, exception)
+                return
+            self._raised[task.id] = task, exception
+            self._raised.move_to_end(task.id)
+            if len(self._raised) > RAISED_MAX:
+                self._raised.popitem(last=False)
 
     def _not_retrieved(self, event: Event, message: str) -> None:
-        match = _FUTURE.search(message)
-        name, line, error = match.group("name", "line", "exception") if match else ("?", "?", "")
-        found = next((t for t, _ in reversed(self._raised.values()) if t.name == name and f"({line})" in t.coro), None)
-        if found is None:
-            task, exception = Task(0, name, 0, event.timestamp_ns, line), "?"
-        else:
+        match = _TASK.search(message)
+        found = _find(message, (task for task, _ in reversed(self._raised.values())))
+        if found is not None:
             task, exception = self._raised.pop(found.id)
-        self._count("never retrieved", task, exception, error or "")
+        else:
+            name, line = (match["name"], f"{match['path']}:{match['line']}") if match else ("?", "?")
+            task, exception = Task(0, name, 0, event.timestamp_ns, line), "?"
+        self._count("never retrieved", task, exception, match["exception"] or "" if match else "")
 
     def _count(self, what: str, task: Task, exception: str = "", error: str = "") -> None:
         place = "" if task.place == "done" else task.place
@@ -140,6 +153,15 @@ class LostTasksReport:
         for key, kind in self._sorted():
             yield ""
             yield from _lines(key, kind)
+
+
+def _find(message: str, tasks: Iterable[Task]) -> Task | None:
+    """The first of the tasks that a message of asyncio's may be of: its name and its file are those."""
+    match = _TASK.search(message)
+    if match is None:
+        return None
+    file = f"({match['path']}:"
+    return next((task for task in tasks if task.name == match["name"] and file in task.coro), None)
 
 
 def _lines(key: _Key, kind: _Kind) -> Iterator[str]:

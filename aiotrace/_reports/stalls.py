@@ -41,7 +41,7 @@ _STACKS: Final = frozenset({"ftrace:kernel_stack", "ftrace:user_stack"})
 class _Thread:
     """What a thread has recorded since its last step."""
 
-    inside: deque[tuple[int, str]] = field(default_factory=lambda: deque(maxlen=INSIDE_MAX))
+    inside: deque[Event] = field(default_factory=lambda: deque(maxlen=INSIDE_MAX))
     collected: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=COLLECTIONS_MAX))
     """(when, for how long) the collector ran."""
     iteration_ns: int = 0
@@ -70,8 +70,8 @@ class Stall:
     end: str
     collected_ns: int = 0
     """How long the garbage collector ran meanwhile."""
-    inside: dict[str, int] = field(default_factory=dict)
-    """How many events of each name are inside."""
+    inside: list[dict[str, Any]] = field(default_factory=list)
+    """The kinds of events that are inside: {"event", "count", "last"}, the last one's text."""
     watched: list[str] = field(default_factory=list)
     """What a stall watch said of it, with its stacks."""
 
@@ -112,7 +112,7 @@ class StallsReport:
             thread.stack_of = [f"{name}: {event.text()}"]
             self._watched.append((event.timestamp_ns, event.fields.get("task", event.pid), thread.stack_of))
         elif not name.startswith("task:") or self._tasks.add(event) is None:
-            thread.inside.append((event.timestamp_ns, name))
+            thread.inside.append(event)
             if name == "gc:stop":
                 thread.collected.append((event.timestamp_ns, event.fields.get("duration_ns", 0)))
 
@@ -138,8 +138,10 @@ class StallsReport:
     def _keep(self, thread: _Thread, stall: Stall, ended: int = 0) -> None:
         began, ended = stall.began_ns, ended or stall.began_ns + stall.duration_ns
         stall.collected_ns = sum(length for at, length in thread.collected if began <= at <= ended)
-        inside = Counter(name for at, name in thread.inside if began <= at <= ended)
-        stall.inside = dict(inside.most_common(KINDS_SHOWN))
+        inside = [event for event in thread.inside if began <= event.timestamp_ns <= ended]
+        last = {event.name: event for event in inside}
+        for name, count in Counter(event.name for event in inside).most_common(KINDS_SHOWN):
+            stall.inside.append({"event": name, "count": count, "last": last[name].text()})
         stall.watched = [
             "\n".join(text)
             for at, of, text in self._watched
@@ -181,9 +183,13 @@ class StallsReport:
                 [
                     ("ran", between(stall.start, stall.end) if stall.task else ""),
                     ("garbage", f"{duration(stall.collected_ns)} of it, collecting" if stall.collected_ns else ""),
-                    ("inside", ", ".join(f"{name} {count:,}" for name, count in stall.inside.items())),
+                    *(("inside", _inside(**kind)) for kind in stall.inside),
                 ],
             )
             for text in stall.watched:
                 for line in text.splitlines():
                     yield f"{INDENT}{escape(line)}"
+
+
+def _inside(event: str, count: int, last: str) -> str:
+    return f"{event}: {last}" if count == 1 else f"{event}, {count:,} times, the last: {last}"

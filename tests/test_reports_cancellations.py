@@ -1,0 +1,156 @@
+"""`report --cancellations`: what became of each, from the events alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from reports import FIRST, FakeEvent, cancel, done, feed, spawn, step, text, told
+
+from aiotrace._reports.cancellations import CancellationsReport
+
+A, B, C = FIRST, FIRST + 1, FIRST + 2
+TRIO = spawn(0, A, "<init>", coro="Runner.init (/lib/trio/_core/_run.py:2144)")
+
+
+def outcomes(*events: FakeEvent) -> list[tuple[str, int]]:
+    return [(row["outcome"], row["count"]) for row in feed(CancellationsReport(), *events)]
+
+
+def test_a_swallowed_cancellation_is_told_with_who_asked_where_and_where_it_was_swallowed() -> None:
+    report = CancellationsReport()
+    (row,) = feed(
+        report,
+        spawn(0, A, "boss"),
+        spawn(0, B, "stubborn", parent=A, coro="stubborn (a.py:3)", site="boss (a.py:20)"),
+        step(1, 2, B, to="sleep (b.py:7)"),
+        cancel(1_000, B, by=A, site="boss (a.py:22)", message="enough"),
+        told("delivered", 3_000, B),
+        told("caught", 3_100, B, "stubborn (a.py:5)"),
+        told("swallowed", 4_000, B, "stubborn (a.py:6)"),
+        done(11_000, B),
+    )
+    assert row == {
+        "outcome": "swallowed",
+        "count": 1,
+        "coro": "stubborn (a.py:3)",
+        "spawned_at": "boss (a.py:20)",
+        "requested_at": "boss (a.py:22)",
+        "caught_at": "stubborn (a.py:5)",
+        "swallowed_at": "stubborn (a.py:6)",
+        "delivered_after_ns": 2_000,
+        "ended_after_ns": 10_000,
+        "ended": "returned",
+        "last": {
+            "task": f"stubborn ({B})",
+            "by": f"boss ({A})",
+            "message": "enough",
+            "at_ns": 1_000,
+            "waited_at": "sleep (b.py:7)",
+        },
+    }
+    out = text(report)
+    assert out.startswith("1 cancellation: 1 swallowed\n")
+    assert f"asked for by  boss ({A}), at boss (a.py:22): 'enough'" in out
+    assert "delivered     after 2.00 us" in out
+    assert "swallowed at  stubborn (a.py:6)" in out
+
+
+DELIVERED = told("delivered", 20, B)
+CAUGHT = told("caught", 21, B, "x (a.py:4)")
+
+
+@pytest.mark.parametrize(
+    ("events", "outcome"),
+    [
+        ([DELIVERED, done(30, B, "cancelled")], "cancelled"),
+        ([DELIVERED, CAUGHT, done(30, B, "cancelled")], "cancelled"),
+        ([done(30, B)], "too late"),
+        ([], "pending"),
+        ([DELIVERED], "pending"),
+        ([DELIVERED, CAUGHT], "taken back"),
+        ([DELIVERED, CAUGHT, done(30, B)], "taken back"),
+        ([DELIVERED, done(30, B, "raised", "ValueError")], "raised"),
+        ([DELIVERED, CAUGHT, told("swallowed", 30, B, "x (a.py:5)")], "swallowed"),
+        ([spawn(40, B)], "unknown"),
+    ],
+)
+def test_the_outcome(events: list[FakeEvent], outcome: str) -> None:
+    assert outcomes(spawn(0, B), cancel(10, B), *events) == [(outcome, 1)]
+
+
+def test_those_that_agree_are_told_together_and_the_worst_first() -> None:
+    events = [
+        event
+        for n in range(5)
+        for event in (
+            spawn(n, A + n),
+            cancel(100, A + n, site="boss (a.py:22)"),
+            told("delivered", 100 + n, A + n),
+            done(200 + n, A + n, "cancelled"),
+        )
+    ]
+    late = [spawn(0, A + 9), cancel(5, A + 9, site="x (a.py:1)"), done(7, A + 9)]
+    rows = feed(CancellationsReport(), *events, *late)
+    assert [(row["outcome"], row["count"], row["ended_after_ns"]) for row in rows] == [
+        ("too late", 1, 2),
+        ("cancelled", 5, 104),
+    ]
+    assert rows[1]["delivered_after_ns"] == 4
+
+
+def test_a_request_that_is_repeated_from_the_same_line_is_one() -> None:
+    again = [cancel(n, B, site="deliver (anyio.py:1)") for n in range(10, 15)]
+    assert outcomes(spawn(0, B), *again, DELIVERED, done(30, B, "cancelled")) == [("cancelled", 1)]
+
+
+def test_two_that_one_after_the_other_are_caught_are_two() -> None:
+    once: list[Any] = [cancel(10, B, site="timeout (t.py:1)"), DELIVERED, CAUGHT]
+    assert outcomes(spawn(0, B), *once, *once, done(99, B)) == [("taken back", 2)]
+
+
+def test_a_request_from_elsewhere_is_another_one() -> None:
+    events = [cancel(10, B, site="x (a.py:1)"), cancel(11, B, site="y (a.py:2)"), DELIVERED, done(30, B, "cancelled")]
+    assert outcomes(spawn(0, B), *events) == [("asked again", 1), ("cancelled", 1)]
+
+
+def test_a_delivery_whose_request_is_not_in_the_trace_is_a_cancellation_of_an_unknown() -> None:
+    (row,) = feed(CancellationsReport(), told("delivered", 5, B), done(9, B, "cancelled"))
+    assert (row["outcome"], row["requested_at"], row["last"]["by"]) == ("cancelled", "?", "?")
+
+
+# --- trio, which says less ------------------------------------------------------------------------
+
+
+def scope(*, by: int = B, waits: bool = True) -> list[FakeEvent]:
+    """B has spawned C, which waits; then B's scope, with both in it, is cancelled."""
+    line = "main (a.py:9)"
+    steps = [step(3, 4, C)] if waits else []
+    return [TRIO, spawn(1, B, "main", parent=A), spawn(2, C, "child", parent=B), *steps] + [
+        cancel(10, task, by=by, site=line) for task in (B, C)
+    ]
+
+
+def test_on_trio_a_task_within_the_scope_that_returns_has_probably_swallowed_it() -> None:
+    assert outcomes(*scope(), done(20, C), done(30, B)) == [("probably swallowed", 1), ("taken back", 1)]
+
+
+def test_on_trio_a_task_within_the_scope_that_ends_by_it_has_not() -> None:
+    events = [*scope(), told("delivered", 20, C), done(20, C, "cancelled"), done(30, B)]
+    assert outcomes(*events) == [("taken back", 1), ("cancelled", 1)]
+
+
+def test_on_trio_a_task_that_did_not_wait_may_return_all_the_same() -> None:
+    assert outcomes(*scope(waits=False), done(20, C), done(30, B)) == [("taken back", 2)]
+    assert outcomes(*scope(by=C), done(20, C), done(30, B)) == [("taken back", 2)]
+
+
+def test_on_trio_a_nursery_of_cancelled_tasks_is_cancelled() -> None:
+    events = [*scope(), done(20, C, "cancelled"), done(30, B, "raised", "BaseExceptionGroup")]
+    assert outcomes(*events) == [("cancelled", 2)]
+
+
+def test_no_cancellations_are_said_to_be_none() -> None:
+    report = CancellationsReport()
+    assert feed(report, spawn(0, A), done(9, A, "cancelled")) == []
+    assert text(report) == "no cancellation was asked for"
