@@ -82,7 +82,8 @@ class Definitions(Sequence[Definition]):
         self.symbols: dict[str, int] = {}
         """Keys by text: read by the C twin, written by `intern` alone."""
         self._commands: dict[int, str] = {}
-        self._functions: dict[CodeType, int] = {}
+        self._functions: dict[tuple[CodeType, str, str], int] = {}
+        """Addresses by code, file and qualified name: code alone equals the same lines of another file or class."""
         self._next_address = FUNCTION_BASE
         self._lock = threading.RLock()
         self.refused = 0
@@ -124,15 +125,16 @@ class Definitions(Sequence[Definition]):
 
         The table keeps the code objects alive, so that none gets another's address.
         """
-        base = self._functions.get(code)
+        key = (code, code.co_filename, code.co_qualname)
+        base = self._functions.get(key)
         if base is None:
             with self._lock:
-                base = self._functions.get(code)
+                base = self._functions.get(key)
                 if base is None:
                     if len(self._functions) >= FUNCTIONS_MAX:
                         self.refused += 1
                         return 0
-                    base = self._add_function(code)
+                    base = self._functions[key] = self._add_function(code)
         return base + max(0, (line or 0) - code.co_firstlineno)
 
     def _add_function(self, code: CodeType) -> int:
@@ -141,7 +143,6 @@ class Definitions(Sequence[Definition]):
         base = self._next_address
         self._next_address += -(-(lines + 1) // 16) * 16
         self._items.append(FunctionDefinition(base, lines, code.co_qualname, code.co_filename, code.co_firstlineno))
-        self._functions[code] = base
         return base
 
     def forget_lock(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -23,6 +24,14 @@ from anyio.lowlevel import current_token
 SWEEPS_AT_ONCE: Final = 3
 SWEEP_PAUSE: Final = 0.5
 """Seconds before a task that was cancelled more often than that is started again."""
+
+
+_FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+
+
+def block_signals() -> None:
+    """In a thread of ours, first of all: signals are for the program's threads, which may wait for one (`sigwait`)."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
 
 
 class Loop:
@@ -172,6 +181,10 @@ class Waker:
             return True
         self._pending = True
         return self._loop.run_soon(self._set)
+
+    def wake_here(self) -> None:
+        """The same from a task of the loop, for nothing: it needs not be told through its pipe."""
+        self._event.set()
 
     def _set(self) -> None:
         self._pending = False

@@ -36,7 +36,7 @@ from ._definitions import DEFINITIONS
 from ._delivery import OnError, OnFull
 from ._errors import ConfigurationError
 from ._event import activate, deactivate, open_selections, reconsider
-from ._loop import Loop
+from ._loop import Loop, block_signals
 from ._own import has_free_list, tell
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
@@ -507,6 +507,7 @@ class _ServiceThread:
         self._thread.start()
 
     def _run(self) -> None:
+        block_signals()
         try:
             self._loop.run_forever()
             left = asyncio.all_tasks(self._loop)  # none, unless a sink blocked the thread until now

@@ -19,7 +19,7 @@ from typing import Any, TypeVar, TypeVarTuple, cast
 
 import anyio
 
-from ._loop import Loop
+from ._loop import Loop, block_signals
 
 __all__ = ["Worker", "worker_thread"]
 
@@ -36,6 +36,7 @@ class Worker:
         self._thread.start()
 
     def _work(self) -> None:
+        block_signals()
         while (job := self._jobs.get()) is not None:
             job()
 
@@ -45,7 +46,7 @@ class Worker:
         Cancelled before the job began to wait in line: without effect. Cancelled later: the job runs to its end
         first, then the cancellation is raised, and the job's outcome is lost.
         """
-        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint_if_cancelled()  # the loop goes on while it waits, below
         loop = Loop()
         done = anyio.Event()
         outcome: list[Any] = []

@@ -165,3 +165,19 @@ def test_a_full_table_refuses_and_counts(monkeypatch: pytest.MonkeyPatch) -> Non
     assert definitions.locate(make_code("b"), 10) == 0
     assert definitions.refused == 1
     assert definitions.locate(make_code("a"), 10) == known, "an equal function is the same one"
+
+
+def test_the_same_lines_in_another_file_or_class_are_another_function(table: Definitions) -> None:
+    def method(owner: str, file: str) -> CodeType:
+        source = f"class {owner}:\n    def m(self):\n        pass\n"
+        (body,) = [part for part in compile(source, file, "exec").co_consts if isinstance(part, CodeType)]
+        return next(part for part in body.co_consts if isinstance(part, CodeType))
+
+    one, two, three = method("A", "/srv/a.py"), method("A", "/srv/b.py"), method("B", "/srv/a.py")
+    assert one == two, "CPython compares neither file nor qualified name"
+    assert len({table.locate(code, None) for code in (one, two, three)}) == 3
+    assert [(each.name, each.file) for each in table[1:] if isinstance(each, FunctionDefinition)] == [
+        ("A.m", "/srv/a.py"),
+        ("A.m", "/srv/b.py"),
+        ("B.m", "/srv/a.py"),
+    ]

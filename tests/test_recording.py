@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import signal
 import threading
 import warnings
 import weakref
@@ -19,6 +20,7 @@ from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 import aiotrace
 from aiotrace import ConfigurationError, record
 from aiotrace.abc import PageStream
+from aiotrace.worker import worker_thread
 
 pytestmark = pytest.mark.anyio
 ONLY_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -641,3 +643,25 @@ def test_messages_call_a_sink_by_a_name_that_says_something() -> None:
     assert aiotrace.sink(Named()).name == "Named('x')"
     assert aiotrace.sink(nothing).name == "nothing"
     assert aiotrace.sink("null:").name == "null:"
+
+
+def test_our_threads_take_no_signal_that_is_for_the_program() -> None:
+    blocked: list[set[signal.Signals | int]] = []
+
+    async def ask(stream: PageStream) -> None:
+        async with worker_thread("asker") as worker:
+            for mask in (
+                signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+                await worker.run(signal.pthread_sigmask, signal.SIG_BLOCK, ()),
+            ):
+                blocked.append(set(mask))
+        async for page in stream:
+            stream.acknowledge(page)
+
+    with aiotrace.recording(ask):
+        pass
+    for mask in blocked:
+        assert {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGCHLD} <= mask
+        assert signal.SIGSEGV not in mask
+    assert len(blocked) == 2
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -8,9 +8,28 @@ NullSink    nothing
 
 from __future__ import annotations
 
-from ._file import FileSink
-from ._memory import MemorySink
-from ._null import NullSink
-from ._text import TextSink
+import importlib
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from ._file import FileSink
+    from ._memory import MemorySink
+    from ._null import NullSink
+    from ._text import TextSink
 
 __all__ = ["FileSink", "MemorySink", "NullSink", "TextSink"]
+
+_MODULES: Final = {"FileSink": "_file", "MemorySink": "_memory", "NullSink": "_null", "TextSink": "_text"}
+
+
+def __getattr__(name: str) -> Any:
+    """Each is imported when it is first used: a program that writes a file does not pay for decoding."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    sink = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+    globals()[name] = sink
+    return sink
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
