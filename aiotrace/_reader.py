@@ -190,7 +190,7 @@ class Service:
             self._definitions,
             on_first_request=first_request,
             on_prefixes=self._waker.wake,
-            on_room=self._wake_for_full,
+            on_room=self._on_room,
             account=self.ledger,
         )
         try:
@@ -256,10 +256,20 @@ class Service:
                 await self._waker.wait()
 
     def _wake_for_full(self) -> None:
-        """A page got full, or there is room for one. From any thread."""
-        full = len(self._pages.ring)
-        if full and (not self._resting or 4 * full >= self._pages.arena.pages):
+        """A page got full. From any thread."""
+        if self._is_due:
             self._waker.wake()
+
+    def _on_room(self) -> None:
+        """A sink has room for a page."""
+        if self._is_due:
+            self._waker.wake_here()
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether full pages are reason enough to wake the reader."""
+        full = len(self._pages.ring)
+        return bool(full) and (not self._resting or 4 * full >= self._pages.arena.pages)
 
     def _offer_full(self) -> bool:
         moved = False

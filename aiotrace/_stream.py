@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 import anyio
-from anyio.lowlevel import checkpoint
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from . import _layout as L
 from ._arena import Arena
@@ -135,7 +135,9 @@ class Stream:
         return self
 
     async def __anext__(self) -> Page:
-        batch = await self.next_batch(1)
+        self._on_first_request()
+        await checkpoint()
+        batch = await self._look(1)
         if not batch:
             raise StopAsyncIteration
         return batch[0]
@@ -144,7 +146,11 @@ class Stream:
         if pages < 1:
             raise ValueError(f"a batch of {pages} pages: at least 1")
         self._on_first_request()
-        await checkpoint()
+        # A step of the loop hands the interpreter over, and gets it back from a busy thread up to 5 ms later.
+        await checkpoint_if_cancelled()
+        return await self._look(pages)
+
+    async def _look(self, pages: int) -> list[Page]:
         while not self._delivery.waiting:
             if os.getpid() != self._pid:
                 await anyio.sleep_forever()  # a forked child's copy of the sink: the files are the parent's
