@@ -86,17 +86,17 @@ def test_those_that_agree_are_told_together_and_the_worst_first() -> None:
         for event in (
             spawn(n, A + n),
             cancel(100, A + n, site="boss (a.py:22)"),
-            told("delivered", 100 + n, A + n),
-            done(200 + n, A + n, "cancelled"),
+            told("delivered", 110 - n, A + n),
+            done(210 - n, A + n, "cancelled"),
         )
     ]
     late = [spawn(0, A + 9), cancel(5, A + 9, site="x (a.py:1)"), done(7, A + 9)]
     rows = feed(CancellationsReport(), *events, *late)
     assert [(row["outcome"], row["count"], row["ended_after_ns"]) for row in rows] == [
         ("too late", 1, 2),
-        ("cancelled", 5, 104),
+        ("cancelled", 5, 110),
     ]
-    assert rows[1]["delivered_after_ns"] == 4
+    assert rows[1]["delivered_after_ns"] == 10
 
 
 def test_a_request_that_is_repeated_from_the_same_line_is_one() -> None:
@@ -143,6 +143,17 @@ def test_on_trio_a_task_within_the_scope_that_ends_by_it_has_not() -> None:
 def test_on_trio_a_task_that_did_not_wait_may_return_all_the_same() -> None:
     assert outcomes(*scope(waits=False), done(20, C), done(30, B)) == [("taken back", 2)]
     assert outcomes(*scope(by=C), done(20, C), done(30, B)) == [("taken back", 2)]
+
+
+@pytest.mark.parametrize("line", ["main (a.py:9)", "elsewhere (a.py:10)"])
+def test_on_trio_a_parent_that_another_call_cancelled_says_nothing_of_its_child(line: str) -> None:
+    late = 10 if line == "elsewhere (a.py:10)" else 10**9
+    other = [*scope()[:-1], cancel(late, C, by=B, site=line), done(late + 1, C), done(late + 2, B)]
+    assert {outcome for outcome, _ in outcomes(*other)} == {"taken back"}
+
+
+def test_on_trio_another_exception_is_another_exception() -> None:
+    assert outcomes(*scope(), done(20, C, "raised", "ValueError"), done(30, B)) == [("raised", 1), ("taken back", 1)]
 
 
 def test_on_trio_a_nursery_of_cancelled_tasks_is_cancelled() -> None:

@@ -92,6 +92,12 @@ def test_the_watchs_reports_are_shown_with_their_stacks_whichever_thread_wrote_t
     assert f"    stall:begin: task={A} at=hash (a.py:77)\n    caller=hash (a.py:77)" in text(found)
 
 
+def test_a_report_of_the_watch_that_names_a_thread_is_of_the_step_of_its_time() -> None:
+    watch = FakeEvent("stall:end", 150 * MS, 9, {"length_ns": 5}, cpu=3)
+    (row,) = feed(report(), spawn(0, A), watch, step(100 * MS, 250 * MS, A))
+    assert row["watched"] == ["stall:end: length_ns=5"]
+
+
 def test_callbacks_of_no_task_stall_a_loop_too() -> None:
     found = report()
     (row,) = feed(
