@@ -7,13 +7,14 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decode, events, files, page_allocations, pipeline, tracing
+from . import decode, events, files, functions, page_allocations, pipeline, tracing
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "decode": (decode.__doc__, decode.run),
     "events": (events.__doc__, events.run),
     "files": (files.__doc__, files.run),
+    "functions": (functions.__doc__, functions.run),
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
     "pipeline": (pipeline.__doc__, pipeline.run),
     "tracing": (tracing.__doc__, tracing.run),

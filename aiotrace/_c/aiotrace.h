@@ -69,4 +69,9 @@ int aiotrace_event_is_off(PyObject *event);
  * Returns 0, without effect, if the event has to be called instead (a full page, a filter, several recordings). */
 int aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields);
 
+/* event.c, for function.c: the time by the clock of this thread's writer, in ns; and the same as aiotrace_event_numbers
+ * for an event of that time. */
+uint64_t aiotrace_event_now(void);
+int aiotrace_event_at(PyObject *event, uint64_t now, const void *fields);
+
 #endif

@@ -1010,6 +1010,46 @@ aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields)
     return 1;
 }
 
+uint64_t
+aiotrace_event_now(void)
+{
+    Lease *lease = this_thread;
+    if (likely(lease != NULL && lease->epoch == epoch && lease->only != NULL))
+        return now_ns(lease->only);
+    return monotonic_ns();
+}
+
+int
+aiotrace_event_at(PyObject *event, uint64_t now, const void *fields)
+{
+    Event *self = (Event *)event;
+    Lease *lease = this_thread;
+    if (unlikely(self->plain_epoch != epoch || lease == NULL || lease->epoch != epoch || lease->only == NULL))
+        return aiotrace_event_is_off(event);
+    Cursor *cursor = lease->only;
+    uint32_t end, common = self->id, size = self->fixed_size;
+    char *payload = reserve(cursor, &now, size, &end);
+    if (unlikely(payload == NULL))
+        return 0;
+    memcpy(payload, &common, 4);
+    memcpy(payload + 4, &lease->pid, 4);
+    switch (size - 8) { /* constant sizes, so that no memcpy is called */
+    case 12:
+        memcpy(payload + 8, fields, 12);
+        break;
+    case 16:
+        memcpy(payload + 8, fields, 16);
+        break;
+    case 32:
+        memcpy(payload + 8, fields, 32);
+        break;
+    default:
+        memcpy(payload + 8, fields, size - 8);
+    }
+    commit(cursor, now, end);
+    return 1;
+}
+
 static PyObject *
 event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {

@@ -41,6 +41,7 @@
 #endif
 
 typedef struct {
+    PyObject *code; /* borrowed: it runs */
     uint64_t address;
     uint64_t began; /* ns */
 } Call;
@@ -164,9 +165,10 @@ enter(PyObject *code)
         }
         stack = grown;
     }
-    uint64_t now = aiotrace_monotonic_ns();
+    uint64_t now = aiotrace_event_now();
     uint32_t depth = stack->depth++;
     uint64_t caller = depth ? stack->calls[depth - 1].address : 0;
+    stack->calls[depth].code = code;
     stack->calls[depth].address = address;
     stack->calls[depth].began = now;
     if (entry_event != NULL) {
@@ -174,50 +176,62 @@ enter(PyObject *code)
             uint64_t func;
             int32_t depth;
         } fields = {address, (int32_t)depth};
-        if (!aiotrace_event_numbers(entry_event, now, &fields))
+        if (!aiotrace_event_at(entry_event, now, &fields))
             call_slowly(entry_event, "(Ki)", (unsigned long long)address, (int)depth);
     }
     if (call_event != NULL) {
         struct {
             uint64_t ip, parent_ip;
         } fields = {address, caller};
-        if (!aiotrace_event_numbers(call_event, now, &fields))
+        if (!aiotrace_event_at(call_event, now, &fields))
             call_slowly(call_event, "(KK)", (unsigned long long)address, (unsigned long long)caller);
     }
+}
+
+/* What `leave` does of a code that is not the last one called: how deep its call is, or 0 if none is to be told of. */
+static uint32_t
+find_call(Stack *stack, PyObject *code)
+{
+    uint64_t address = address_of(code);
+    if (address == IGNORED)
+        return 0;
+    if (stack->silent) {
+        stack->silent -= address == SILENT;
+        return 0;
+    }
+    if (stack->beyond) {
+        stack->beyond--;
+        return 0;
+    }
+    uint32_t depth = stack->depth;
+    while (depth && stack->calls[depth - 1].code != code)
+        depth--;
+    return depth; /* 0: it was entered before tracing began */
 }
 
 static void
 leave(PyObject *code)
 {
-    uint64_t address = address_of(code);
-    if (address == IGNORED)
+    Stack *stack = this_stack;
+    if (stack == NULL || stack->generation != generation)
         return;
-    Stack *stack = current_stack();
-    if (stack == NULL)
-        return;
-    if (stack->silent) {
-        stack->silent -= address == SILENT;
-        return;
-    }
-    if (stack->beyond) {
-        stack->beyond--;
-        return;
-    }
     uint32_t depth = stack->depth;
-    while (depth && stack->calls[depth - 1].address != address)
-        depth--;
-    if (depth == 0)
-        return; /* it was entered before tracing began */
+    if (stack->silent || stack->beyond || depth == 0 || stack->calls[depth - 1].code != code) {
+        depth = find_call(stack, code);
+        if (depth == 0)
+            return;
+    }
     stack->depth = --depth;
     if (exit_event == NULL)
         return;
+    uint64_t address = stack->calls[depth].address;
     struct {
         uint64_t func;
         int32_t depth;
         uint32_t overrun;
         uint64_t calltime, rettime;
-    } fields = {address, (int32_t)depth, 0, stack->calls[depth].began, aiotrace_monotonic_ns()};
-    if (!aiotrace_event_numbers(exit_event, fields.rettime, &fields))
+    } fields = {address, (int32_t)depth, 0, stack->calls[depth].began, aiotrace_event_now()};
+    if (!aiotrace_event_at(exit_event, fields.rettime, &fields))
         call_slowly(exit_event, "(KiIKK)", (unsigned long long)address, (int)depth, 0u,
                     (unsigned long long)fields.calltime, (unsigned long long)fields.rettime);
 }
@@ -304,8 +318,8 @@ profile(PyObject *Py_UNUSED(object), PyFrameObject *frame, int what, PyObject *P
 
 PyDoc_STRVAR(profile_all_doc,
              "function_profile_all(on)\n--\n\n"
-             "Put the profile function into every thread that has none, or take ours out again. Returns in how many\n"
-             "there is another one.");
+             "Put the profile function into every thread that has none, or take ours out again. Returns False, without\n"
+             "effect, if the calling thread has another one.");
 
 static PyObject *
 function_profile_all(PyObject *Py_UNUSED(module), PyObject *argument)
@@ -313,15 +327,15 @@ function_profile_all(PyObject *Py_UNUSED(module), PyObject *argument)
     int on = PyObject_IsTrue(argument);
     if (on < 0)
         return NULL;
-    long others = 0;
+    PyThreadState *here = PyThreadState_Get();
+    if (on && here->c_profilefunc != NULL && here->c_profilefunc != profile)
+        Py_RETURN_FALSE;
     for (PyThreadState *thread = PyInterpreterState_ThreadHead(PyInterpreterState_Get()); thread != NULL;
          thread = PyThreadState_Next(thread)) {
-        if (thread->c_profilefunc != NULL && thread->c_profilefunc != profile)
-            others++;
-        else if (_PyEval_SetProfile(thread, on ? profile : NULL, NULL) < 0)
+        if (thread->c_profilefunc == (on ? NULL : profile) && _PyEval_SetProfile(thread, on ? profile : NULL, NULL) < 0)
             return NULL;
     }
-    return PyLong_FromLong(others);
+    Py_RETURN_TRUE;
 }
 
 PyDoc_STRVAR(profile_thread_doc, "For threading.setprofile: puts the profile function into the thread that calls it.");

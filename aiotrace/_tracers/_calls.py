@@ -1,7 +1,8 @@
 """Hooks into every call of a Python function, for the tracers `function` and `function_graph`.
 
     3.12 and newer   sys.monitoring, with a tool id of its own
-    3.11             a C profile function in every thread; threads of `threading` that begin later get it too
+    3.11             a C profile function in every thread that has none; threads of `threading` that begin later get
+                     it too
 
 While it is on, all Python functions are seen but aiotrace's own and what they call (sinks, say); calls into C are not.
 A coroutine, or a generator, leaves when it is suspended and enters when it goes on. What runs per call is
@@ -118,8 +119,7 @@ else:
 
     def _hook(native: ModuleType) -> None:
         global _previous
-        if sys.getprofile() is not None or native.function_profile_all(True):
-            native.function_profile_all(False)
+        if not native.function_profile_all(True):
             raise ConfigurationError("functions cannot be traced: another profiler is running (sys.setprofile)")
         _previous = threading.getprofile()
         threading.setprofile(native.function_profile_thread)
