@@ -18,8 +18,10 @@ This module hands out pages; it knows no event's values and no order of time.
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import re
+import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -145,7 +147,13 @@ class Source:
     def __init__(self, path: str) -> None:
         self.path = path
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self.size = os.fstat(self._fd).st_size
+        status = os.fstat(self._fd)
+        self.size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            self.close()
+            if stat.S_ISDIR(status.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+            raise OSError(errno.ESPIPE, "a trace is not read in one go: copy it into a file", path)
 
     def read(self, offset: int, size: int) -> bytes:
         """
@@ -418,6 +426,9 @@ class TraceFile:
 
     def _read_header(self) -> None:
         start = Cursor(self.source.read_some(0, 4096), "<")
+        if not start.data.startswith(MAGIC):
+            found = f"it begins with {start.data[: len(MAGIC)]!r}" if start.data else "it is empty"
+            raise TraceFormatError(f"no trace.dat: {found}, a trace with {MAGIC!r}", offset=0)
         start.expect(MAGIC)
         version = start.string()
         if version not in ("6", "7"):

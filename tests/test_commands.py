@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -200,9 +202,12 @@ def test_a_trace_that_grows_is_not_restored(tmp_path: Path, capsys: Capture) -> 
     ("arguments", "status", "message"),
     [
         (["report", "/nonexistent"], 1, "No such file"),
-        (["report", __file__], 1, "offset 0"),
-        (["stat", "/nonexistent"], 1, "No such file"),
+        (["report", __file__], 1, f'{__file__}, offset 0: no trace.dat: it begins with b\'"""The com\''),
+        (["report", os.devnull], 1, f"{os.devnull}: a trace is not read in one go: copy it into a file"),
+        (["list", os.path.dirname(__file__)], 1, f"{os.path.dirname(__file__)}: Is a directory"),
+        (["stat", "/nonexistent"], 1, "aiotrace stat: /nonexistent: No such file"),
         (["restore", "/nonexistent"], 1, "No such file"),
+        (["restore", __file__], 1, f"{__file__}: no journal stands beside it, so there is nothing to restore"),
     ],
 )
 def test_what_cannot_be_read_is_status_1(arguments: list[str], status: int, message: str, capsys: Capture) -> None:
@@ -257,6 +262,33 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 0
+
+
+def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "t").touch()
+    assert main(["report", str(tmp_path / "t")]) == 1
+    assert f"{tmp_path}/t, offset 0: no trace.dat: it is empty" in capsys.readouterr().err
+
+
+def test_a_terminal_shows_how_far_a_long_report_is_and_then_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.dat"
+    store(path, [page(range(30), sequence=n, start=n * 1000) for n in range(100)])
+    program = """
+import sys
+from aiotrace._commands import _progress, main
+_progress.SIZE, _progress.INTERVAL = 1, 0
+sys.exit(main(["report", sys.argv[1]]))
+"""
+    terminal, end = pty.openpty()
+    with open(tmp_path / "out", "wb") as out:
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        subprocess.run([sys.executable, "-c", program, path], stdout=out, stderr=end, check=True, env=environment)
+    os.set_blocking(terminal, False)
+    shown = os.read(terminal, 1 << 16).decode()  # before the last end is closed: what it held would be gone
+    os.close(end)
+    os.close(terminal)
+    assert re.fullmatch(r"(\r *\d+ % of 0 MiB)+\r\x1b\[K", shown), shown
+    assert (tmp_path / "out").read_bytes().count(b"\n") == 3000
 
 
 def test_follow_shows_events_as_they_come(tmp_path: Path) -> None:

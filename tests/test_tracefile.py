@@ -155,7 +155,7 @@ def test_the_error_says_the_file_the_place_and_what_was_expected(path: Path) -> 
 
 def test_an_empty_file_is_refused(path: Path) -> None:
     path.write_bytes(b"")
-    with pytest.raises(TraceFormatError, match="should be here"):
+    with pytest.raises(TraceFormatError, match="it is empty"):
         TraceFile(path)
 
 

@@ -45,8 +45,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"aiotrace {parsed.command}: {error}", file=sys.stderr)
         return WRONG_ARGUMENTS
     except (AiotraceError, OSError) as error:
-        print(f"aiotrace {parsed.command}: {error}", file=sys.stderr)
+        print(f"aiotrace {parsed.command}: {_describe(error)}", file=sys.stderr)
         return FAILED
+
+
+def _describe(error: AiotraceError | OSError) -> str:
+    """As other programs say it: the file, then what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)
 
 
 def _parser() -> argparse.ArgumentParser:

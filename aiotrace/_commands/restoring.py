@@ -9,6 +9,8 @@ The trace can also be read as it is: aiotrace report trace.dat. The exit status 
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
 from typing import Final
 
@@ -25,7 +27,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from .._closing import restore
+    from .._files import journal_path
 
+    if os.path.exists(arguments.file) and not os.path.lexists(journal_path(arguments.file)):
+        text = "no journal stands beside it, so there is nothing to restore"
+        raise FileNotFoundError(errno.ENOENT, text, arguments.file)
     report = restore(arguments.file)
     name = escape(arguments.file)
     if report.was_complete:
