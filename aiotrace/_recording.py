@@ -176,10 +176,15 @@ class Chooser:
         start and stop with it.
 
         Raises:
-            ConfigurationError: A tracer that this switches on cannot run here; the message says why.
+            ConfigurationError: A tracer that this names cannot run here; the message says why. Nothing has changed.
         """
         self.selection.enable(glob)
-        self._reconsider()
+        try:
+            self._reconsider()
+        except BaseException:
+            self.selection.take_back()
+            self._reconsider()
+            raise
 
     def disable(self, glob: str) -> None:
         """Take the events that a glob is of no more."""

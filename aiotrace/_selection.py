@@ -102,6 +102,10 @@ class Selection:
     def enable(self, glob: str) -> None:
         self._rules.append((glob, True))
 
+    def take_back(self) -> None:
+        """Undo the last `enable`: what it switches on cannot run."""
+        self._rules.pop()
+
     def disable(self, glob: str) -> None:
         self._rules.append((glob, False))
 

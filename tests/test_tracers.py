@@ -152,3 +152,20 @@ def test_audit_events_with_impossible_names_are_told_as_others() -> None:
     with traced("audit:other") as events:
         sys.audit("no name\n", 1)
     assert [(event.fields["name"], event.fields["arguments"]) for event in events()] == [("no name\n", "1")]
+
+
+def test_a_tracer_that_cannot_run_is_refused_by_name_and_left_out_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    import aiotrace._tracers.garbage as tracer
+
+    def refuse() -> None:
+        raise aiotrace.ConfigurationError("not here")
+
+    monkeypatch.setattr(tracer, "start", refuse)
+    monkeypatch.setattr("aiotrace._tracing.TRACERS", {"gc": "aiotrace._tracers.garbage"})
+    with aiotrace.recording() as recording:
+        recording.enable("all")
+        with pytest.raises(aiotrace.ConfigurationError, match="not here"):
+            recording.enable("gc:*")
+        recording.disable("thread:*")  # the rule that failed is not there any more
+    with aiotrace.recording():  # nor at the close
+        pass
