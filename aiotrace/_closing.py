@@ -186,10 +186,11 @@ def _add_page(
     goes_on = bool(column.slots) and column.slots[-1].goes_on_with(placed)
     gap = 0 if placed.spooled or goes_on else placed.place // journal.info.page_size - 1 - len(column.slots)
     intact = not verify or _is_intact(files, placed)
-    if placed.spooled != column.spooled or not 0 <= gap <= _frames_lost(journal):
+    if placed.spooled != column.spooled or (gap and not 0 < gap <= _frames_lost(journal)):
         report.damaged.append(placed)  # it cannot be where it says
         return 0
-    if not placed.spooled and any(not other.spooled for other in columns.values() if other is not column):
+    is_first = not column.slots
+    if is_first and not placed.spooled and any(not other.spooled for other in columns.values()):
         report.damaged.append(placed)
         return 0
     columns[writer] = column

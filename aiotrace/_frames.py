@@ -73,6 +73,9 @@ class Kind(enum.IntEnum):
     """A page that is stored elsewhere: only a journal has these."""
 
 
+_KINDS: Final = {kind.value: kind for kind in Kind}
+
+
 class Frame(NamedTuple):
     """An intact frame."""
 
@@ -106,14 +109,18 @@ def pack_frame_header(kind: Kind, stream_id: bytes, sequence: int, *body: Buffer
     if check_body:
         for part in body:
             crc = crc32(part, crc)
-    flags = 0 if check_body else FLAG_BODY_UNCHECKED
-    header = _HEADER.pack(MAGIC, VERSION, kind, flags, length, crc, stream_id, sequence, 0)
-    return header + _U32.pack(crc32(header))
+    return _pack_header(kind, 0 if check_body else FLAG_BODY_UNCHECKED, length, crc, stream_id, sequence)
 
 
 def encode_frame(kind: Kind, stream_id: bytes, sequence: int, body: bytes = b"") -> bytes:
     """A whole frame."""
-    return pack_frame_header(kind, stream_id, sequence, body) + body
+    assert len(body) <= LENGTH_MAX, len(body)
+    return _pack_header(kind, 0, len(body), crc32(body), stream_id, sequence) + body
+
+
+def _pack_header(kind: Kind, flags: int, length: int, crc: int, stream_id: bytes, sequence: int) -> bytes:
+    header = _HEADER.pack(MAGIC, VERSION, kind, flags, length, crc, stream_id, sequence, 0)
+    return header + _U32.pack(crc32(header))
 
 
 class FrameReader:
@@ -153,11 +160,12 @@ class FrameReader:
             found = self._take(final)
             if found is None:
                 break
-            yield from self._report_damage()
+            if self._skipped:
+                yield self._report_damage()
             self.offset += HEADER_SIZE + len(found.body)
             yield found
-        if final:
-            yield from self._report_damage()
+        if final and self._skipped:
+            yield self._report_damage()
 
     def _take(self, final: bool) -> Frame | None:
         """The next intact frame; bytes that are none are counted in `_skipped` on the way."""
@@ -185,7 +193,7 @@ class FrameReader:
                     continue
                 self._start = body_start + length
                 self._stream_id = stream_id
-                return Frame(Kind(kind), stream_id, sequence, body, self.offset + self._skipped)
+                return Frame(_KINDS[kind], stream_id, sequence, body, self.offset + self._skipped)
             return None
         finally:
             del self._buffer[: self._start]
@@ -193,6 +201,8 @@ class FrameReader:
 
     def _find_magic(self, final: bool) -> int | None:
         """Where a frame may begin; what stands before is skipped."""
+        if self._buffer.startswith(MAGIC, self._start):
+            return self._start
         position = self._buffer.find(MAGIC, self._start)
         if position < 0:
             left = len(self._buffer) - self._start
@@ -208,7 +218,7 @@ class FrameReader:
             return "the header's crc32 is wrong"
         if version != VERSION:
             return f"version {version} is not {VERSION}"
-        if kind not in Kind._value2member_map_:
+        if kind not in _KINDS:
             return f"kind {kind} is unknown"
         if length > self._length_max:
             return f"a body of {length} bytes is over the limit of {self._length_max}"
@@ -222,12 +232,11 @@ class FrameReader:
         self._start += count
         self._skipped += count
 
-    def _report_damage(self) -> Iterator[Damage]:
-        if self._skipped:
-            damage = Damage(self.offset, self._skipped, self._reason)
-            self.offset += self._skipped
-            self._skipped = 0
-            yield damage
+    def _report_damage(self) -> Damage:
+        damage = Damage(self.offset, self._skipped, self._reason)
+        self.offset += self._skipped
+        self._skipped = 0
+        return damage
 
 
 # --- bodies -------------------------------------------------------------------------------------

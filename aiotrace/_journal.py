@@ -170,6 +170,8 @@ class JournalReader:
 
     def _read(self, frame: Frame) -> Placed | None:
         match frame.kind:
+            case Kind.PLACED:
+                return self._unpack_placed(frame.body)
             case Kind.HELLO:
                 self.info = unpack_hello(frame.body)
             case Kind.DEFINITIONS:
@@ -177,8 +179,6 @@ class JournalReader:
                 self._define(first, definitions)
             case Kind.END:
                 self.ledger = unpack_end(frame.body)
-            case Kind.PLACED:
-                return self._unpack_placed(frame.body)
             case _:
                 raise TraceFormatError(f"a frame of kind {frame.kind.name} does not belong into a journal")
         return None

@@ -27,6 +27,7 @@ from . import _tracedat as T
 from ._closing import RestoreReport, make_trace
 from ._definitions import Definition
 from ._files import Buffer, TraceFiles, sync_folder, write_all, write_most
+from ._frames import PageEntry
 from ._growing import page_entry
 from ._journal import JournalWriter, Placed
 from .abc import Ledger, Page, StreamInfo
@@ -111,7 +112,7 @@ class TraceStore:
 
     def has(self, page: Page) -> bool:
         """Whether a page, or a part of one, is in the trace or in those before it."""
-        return _has(self.stored, page)
+        return _has(self.stored, page_entry(page))
 
     def fitting(self, pages: Sequence[Page], size: int) -> int:
         """How many of the first of these pages go in before `size` exceeds so many bytes; a part that goes on with a
@@ -119,10 +120,11 @@ class TraceStore:
         left = (size - self.size) // self.info.page_size
         ends = {writer: _end_of(placed) for writer, placed in self._last.items()}
         for count, page in enumerate(pages):
-            left -= not _goes_on(ends.get(page.writer), page)
+            entry = page_entry(page)
+            left -= not _goes_on(ends.get(entry.writer), entry)
             if left < 0:
                 return count
-            ends[page.writer] = page.sequence, page.offset + len(page.data)
+            ends[entry.writer] = entry.sequence, entry.offset + entry.committed
         return len(pages)
 
     def write(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> None:
@@ -156,13 +158,14 @@ class TraceStore:
         stored, last, in_place = dict(self.stored), dict(self._last), self._in_place
         writes: list[_Write] = []
         for page in pages:
-            if _has(stored, page):
+            entry = page_entry(page)
+            if _has(stored, entry):
                 continue
-            writer = page.writer
+            writer = entry.writer
             if in_place is None:
                 in_place = writer
             try:
-                write = self._plan_page(page, last.get(writer), spooled=writer != in_place)
+                write = self._plan_page(page, entry, last.get(writer), spooled=writer != in_place)
             except OSError as error:
                 return writes, error
             writes.append(write)
@@ -170,10 +173,10 @@ class TraceStore:
             stored[writer] = _end_of(write.placed)
         return writes, None
 
-    def _plan_page(self, page: Page, last: Placed | None, *, spooled: bool) -> _Write:
-        fd = self._files.spool(page.writer) if spooled else self._files.data
-        entry, records = page_entry(page), page.data
-        if last is not None and _goes_on(_end_of(last), page):
+    def _plan_page(self, page: Page, entry: PageEntry, last: Placed | None, *, spooled: bool) -> _Write:
+        fd = self._files.spool(entry.writer) if spooled else self._files.data
+        records = page.data
+        if last is not None and _goes_on(_end_of(last), entry):
             start = last.start + last.entry.committed
             placed = Placed.of(entry, spooled, last.place, records, start, last.crc)
             return _Write(placed, fd, placed.records_place, (records,), entry.committed)
@@ -370,17 +373,18 @@ def _write_file(fd: int, writes: Sequence[_Write]) -> tuple[int, OSError | None]
     return count, None
 
 
-def _has(stored: Positions, page: Page) -> bool:
-    return page.writer in stored and (page.sequence, page.offset + len(page.data)) <= stored[page.writer]
+def _has(stored: Positions, entry: PageEntry) -> bool:
+    end = stored.get(entry.writer)
+    return end is not None and (entry.sequence, entry.offset + entry.committed) <= end
 
 
 def _end_of(placed: Placed) -> Position:
     return placed.entry.sequence, placed.entry.offset + placed.entry.committed
 
 
-def _goes_on(end: Position | None, page: Page) -> bool:
+def _goes_on(end: Position | None, entry: PageEntry) -> bool:
     """Whether a part belongs where the page that ends there is. A loss before it would need a header of its own."""
-    return (page.sequence, page.offset) == end and not page.lost_before
+    return (entry.sequence, entry.offset) == end and not entry.lost_before
 
 
 _stores: weakref.WeakSet[TraceStore] = weakref.WeakSet()
