@@ -289,7 +289,7 @@ def test_a_trace_of_ours_reads_the_same_in_trace_cmd(trace_cmd: str, tmp_path: P
 
 
 EVERYTHING = Schema("test:everything", {name: name for name in TYPES})
-TEXTS = st.text(st.characters(exclude_categories=("C",)), max_size=20)
+TEXTS = st.text(max_size=20).map(lambda text: "".join(filter(str.isprintable, text)))  # the rest is escaped
 VALUES = {
     **{f"u{bits}": st.integers(0, 2**bits - 1) for bits in (8, 16, 32, 64)},
     **{f"s{bits}": st.integers(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) for bits in (8, 16, 32, 64)},
@@ -298,7 +298,7 @@ VALUES = {
     "bool": st.booleans(),
     "str": TEXTS,
     "bytes": st.binary(max_size=9),
-    "symbol": TEXTS.filter(lambda text: not text.endswith("\\n")),
+    "symbol": TEXTS.filter(lambda text: "\\" not in text),
 }
 FLOATS = re.compile(r"(f\d\d)=(\S+)")
 
