@@ -377,6 +377,10 @@ def _compile_row(fields: tuple[Field, ...], byte_order: str) -> tuple[Callable[[
     return lambda data, start: tuple(single.unpack_from(data, start + at)[0] for single, at in singles), size
 
 
+def _is_counter(field: Field) -> bool:
+    return field.name == "size" and field.kind is Kind.INT and field.place is Place.SCALAR
+
+
 def _compile_fix(
     field: Field, fields: tuple[Field, ...], byte_order: str, symbols: Mapping[int, str], c_strings: bool
 ) -> Fix:
@@ -388,7 +392,7 @@ def _compile_fix(
         return lambda data, start, length, values: convert(values[index])
     offset, size = field.offset, field.element_size
     if field.place is Place.TAIL:
-        counter = next((i for i, other in enumerate(fields) if other.name == "size" and field.name == "caller"), None)
+        counter = next((i for i, other in enumerate(fields) if field.name == "caller" and _is_counter(other)), None)
 
         def tail(data: bytes, start: int, length: int, values: list[Any]) -> Any:
             most = max(length - offset, 0)

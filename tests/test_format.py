@@ -101,6 +101,13 @@ def test_numbers_of_the_other_byte_order_are_read() -> None:
     assert read(format, bytes(8) + struct.pack(">iHH", -2, 1, 2), byte_order=">") == {"a": -2, "v": (1, 2)}
 
 
+@pytest.mark.parametrize("size", ["int size[2];offset:8;size:8;signed:1", "float size;offset:8;size:4;signed:1"])
+def test_a_size_that_is_no_number_of_callers_does_not_count_them(size: str) -> None:
+    fields = f"\tfield:{size};\n\tfield:unsigned long caller[8];offset:16;size:64;signed:0;\n"
+    format = parse_format(f"name: kernel_stack\nID: 4\nformat:\n{fields}", "ftrace")
+    assert read(format, struct.pack("<8xQQQ", 2**63, 5, 6))["caller"] == (5, 6)
+
+
 def test_a_stack_trace_has_as_many_callers_as_its_size_says() -> None:
     text = ("int size;offset:8;size:4;signed:1", "unsigned long caller[8];offset:16;size:64;signed:0")
     format = parse_format(
