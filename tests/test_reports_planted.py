@@ -124,6 +124,31 @@ def test_several_traces_are_one(asyncio_trace: str, tmp_path: Path, capsys: Capt
     assert both[0]["coro"] == one[0]["coro"]
 
 
+MANY = """
+import asyncio
+
+async def work():
+    for _ in range(1000):
+        await asyncio.sleep(0)
+
+async def main():
+    await asyncio.gather(*(work() for _ in range(10)))
+
+asyncio.run(main())
+"""
+
+
+def test_the_parts_of_a_rotated_trace_are_one_in_whatever_order_they_are_named(tmp_path: Path, capsys: Capture) -> None:
+    url = f"file:{tmp_path}/t.dat?max_size=65536"
+    command = [sys.executable, "-m", "aiotrace", "record", "-e", "task", "--sink", url, "-c", MANY]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    parts = sorted(map(str, tmp_path.glob("*.dat")))
+    assert len(parts) > 3
+    first = rows(capsys, *parts, "--tasks")[0]
+    assert (first["tasks"], first["steps"]) == (10, 10 * 1001)
+    assert rows(capsys, *reversed(parts), "--tasks")[0] == first
+
+
 def test_a_report_is_of_the_time_that_is_asked_for(asyncio_trace: str, capsys: Capture) -> None:
     (stall,) = [row for row in rows(capsys, asyncio_trace, "--stalls", "--threshold", "140") if row["task"]]
     ended = stall["began_ns"] + stall["duration_ns"]

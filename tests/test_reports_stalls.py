@@ -36,6 +36,7 @@ def test_a_step_as_long_as_the_threshold_is_a_stall_and_a_shorter_one_is_none() 
         "task": A,
         "name": "serve",
         "coro": "serve (a.py:1)",
+        "site": "m (a.py:9)",
         "from": "read (a.py:6)",
         "to": "read (a.py:7)",
         "collected_ns": 0,

@@ -66,6 +66,8 @@ class Stall:
     """0: no task's."""
     name: str
     coro: str
+    site: str
+    """Where it was spawned."""
     start: str
     end: str
     collected_ns: int = 0
@@ -124,14 +126,15 @@ class StallsReport:
         thread.steps_ns += length
         if length >= self._threshold:
             began = event.timestamp_ns - length
-            self._keep(thread, Stall(began, length, task.id, task.name, task.coro, task.came_from, task.place))
+            where = task.coro, task.site, task.came_from, task.place
+            self._keep(thread, Stall(began, length, task.id, task.name, *where))
         thread.clear()
 
     def _iterate(self, thread: _Thread, event: Event) -> None:
         ended = event.timestamp_ns - event.fields.get("poll_ns", 0)
         length = ended - thread.iteration_ns - thread.steps_ns
         if thread.iteration_ns and length >= self._threshold:
-            self._keep(thread, Stall(thread.iteration_ns, length, 0, event.comm, CALLBACKS, "?", "?"), ended)
+            self._keep(thread, Stall(thread.iteration_ns, length, 0, event.comm, CALLBACKS, "", "?", "?"), ended)
         thread.iteration_ns, thread.steps_ns = event.timestamp_ns, 0
         thread.clear()
 
@@ -182,6 +185,7 @@ class StallsReport:
                 f"{duration(stall.duration_ns)} at {at}: {who}: {stall.coro}",
                 [
                     ("ran", between(stall.start, stall.end) if stall.task else ""),
+                    ("spawned at", stall.site),
                     ("garbage", f"{duration(stall.collected_ns)} of it, collecting" if stall.collected_ns else ""),
                     *(("inside", _inside(**kind)) for kind in stall.inside),
                 ],
