@@ -7,20 +7,20 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import pytest
 from aiotrace_sinks import FileSink
 
 import aiotrace
-from aiotrace import ConfigurationError
+from aiotrace import ConfigurationError, _definitions
 from aiotrace.abc import PageStream
 from aiotrace.decode import Decoder, Event
 
 pytestmark = pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions are traced by the C module alone")
 
-OWN = {"leaf", "middle", "top", "fails", "catches", "numbers", "Thing.method", "recursive"}
+OWN = {"leaf", "middle", "top", "fails", "catches", "numbers", "Thing.method", "recursive", "call"}
 
 
 def leaf() -> None:
@@ -255,6 +255,30 @@ def test_aiotraces_own_functions_are_left_out(calls: Calls) -> None:
         recording.statistics()
         recording.disable("function_graph")
     assert not [event.text() for event in calls.events if "PythonEvent" in event.text() or "statistics" in event.text()]
+
+
+def call(function: Callable[[], object]) -> None:
+    function()
+    leaf()
+
+
+def test_functions_that_the_table_has_no_room_for_are_passed_over(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        call(leaf)
+        monkeypatch.setattr(_definitions, "FUNCTIONS_MAX", 0)
+        refused = _definitions.DEFINITIONS.refused
+        call(lambda: middle())
+        monkeypatch.undo()
+        recording.disable("function_graph")
+    assert _definitions.DEFINITIONS.refused > refused
+    known = [">call 0", ">leaf 1", "<leaf 1", ">leaf 1", "<leaf 1", "<call 0"]
+    assert relative(calls.calls)[:6] == known
+    rest = [name for name in relative(calls.calls)[6:] if "middle" not in name]
+    assert (rest[0], rest[-1]) == (">call 0", "<call 0")
+    assert rest[-3:-1] == [">leaf 1", "<leaf 1"]
 
 
 def test_a_full_page_costs_nothing_and_is_counted(calls: Calls) -> None:

@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 import aiotrace
+from aiotrace import _layout as L
+from aiotrace._arena import Arena
+from aiotrace._pool import Pool
 from aiotrace.abc import PageStream
 from aiotrace.decode import Decoder, Event
 
@@ -159,3 +162,16 @@ def test_the_experiment(tmp_path: Path, trace_cmd: str) -> None:
     assert freed == freed_by_them > 1000
     calls = Counter(re.findall(r"^=> (main)", text, re.MULTILINE))
     assert calls["main"] == 2 * freed, "each has the stack of the program's call, in both reports"
+
+
+def test_a_page_that_comes_home_without_the_free_list_gives_its_memory_back() -> None:
+    pool = Pool(Arena(4096, 2))
+    for keeps in (True, False):
+        pool.keeps = keeps
+        page = pool.take()
+        assert page is not None
+        memory = pool._arena.page(page)
+        memory[100] = 7
+        pool._arena.move(page, L.FILLING, L.FREE)
+        pool.give_back(page)
+        assert memory[100] == (7 if keeps else 0)
