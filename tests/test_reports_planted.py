@@ -149,6 +149,20 @@ def test_the_parts_of_a_rotated_trace_are_one_in_whatever_order_they_are_named(t
     assert rows(capsys, *reversed(parts), "--tasks")[0] == first
 
 
+BUSY = MANY.replace("range(1000)", "range(20000)")
+
+
+def test_an_answer_from_a_trace_with_losses_says_so(tmp_path: Path, capsys: Capture) -> None:
+    path = tmp_path / "t.dat"
+    command = [sys.executable, "-m", "aiotrace", "record", "-b", "16", "-e", "task", "-o", path, "-c", BUSY]
+    subprocess.run(command, check=True, timeout=60, capture_output=True)
+    assert main(["report", str(path), "--tasks"]) == 3
+    out = capsys.readouterr()
+    assert "work (<string>:4)" in out.out
+    assert f"{path}: events lost: " in out.err
+    assert out.err.endswith("aiotrace report: what is missing may have changed the answer\n")
+
+
 def test_a_report_is_of_the_time_that_is_asked_for(asyncio_trace: str, capsys: Capture) -> None:
     (stall,) = [row for row in rows(capsys, asyncio_trace, "--stalls", "--threshold", "140") if row["task"]]
     ended = stall["began_ns"] + stall["duration_ns"]
