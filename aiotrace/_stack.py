@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from types import CodeType, FrameType
 from typing import Final
 
 from ._definitions import DEFINITIONS
 from ._ftrace import STACK_MAX, pack_stack
 
+
+class _Walking(threading.local):
+    active = False
+    """Whether this thread reads its frames just now, which raises audit events: they are not the program's, and would
+    stand between an event and its stack."""
+
+
+walking: Final = _Walking()
 _FOLDER: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
@@ -28,11 +37,18 @@ def pack_current_stack(pid: int) -> bytes:
     Args:
         pid: common_pid.
     """
+    walking.active = True
+    try:
+        return pack_stack(pid, _walk(sys._getframe(1)))
+    finally:
+        walking.active = False
+
+
+def _walk(frame: FrameType | None) -> list[int]:
     callers: list[int] = []
-    frame: FrameType | None = sys._getframe(1)
     while frame is not None and len(callers) < STACK_MAX:
         code = frame.f_code
         if not is_ours(code):
             callers.append(DEFINITIONS.locate(code, frame.f_lineno))
         frame = frame.f_back
-    return pack_stack(pid, callers)
+    return callers

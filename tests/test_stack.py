@@ -133,6 +133,18 @@ def check_file(path: Path, *, complete: bool) -> None:
     )
 
 
+def test_a_stack_stands_right_after_its_event_also_where_audit_events_are_traced() -> None:
+    sink = Collect()
+    with aiotrace.recording(sink) as recording:
+        recording.enable("audit:*")
+        recording.trigger("stack:hit", "stacktrace")
+        hit(1)
+        sys._getframe()
+    names = [event.name for event in sink.events]
+    assert names[names.index("stack:hit") + 1] == "ftrace:kernel_stack"
+    assert names.count("audit:sys__getframe") == 1, "the program's own"
+
+
 def test_trace_cmd_prints_the_same_stacks(tmp_path: Path, trace_cmd: str) -> None:
     path = tmp_path / "trace.dat"
     with aiotrace.recording(FileSink(path)) as recording:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from .._errors import DefinitionError
 from .._event import Event, define
+from .._stack import walking
 
 KINDS_MAX: Final = 512
 """Audit events that get a name of their own; a program can make up any number of them."""
@@ -27,7 +28,7 @@ _hooked = False
 
 
 def _hook(name: str, arguments: tuple[Any, ...]) -> None:
-    if not _active or getattr(_inside, "it", False):
+    if not _active or walking.active or getattr(_inside, "it", False):
         return
     _inside.it = True  # what happens in here may be audited too
     try:
