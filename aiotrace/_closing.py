@@ -164,6 +164,9 @@ def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreR
         raise TraceFormatError("no intact hello: nothing can be restored", path=journal_path(files.path), offset=0)
     report.journal_damage = journal.damage
     info = journal.info
+    for ledger in journal.ledger.writers if journal.ledger else ():
+        if ledger.lost_after:  # a writer that never got a page stands there too: else nothing tells of its losses
+            columns.setdefault(ledger.writer, _Column(ledger.writer, spooled=True))
     order = _arrange(columns, info.page_size)
     in_place = sum(len(column.slots) for column in order if not column.spooled)
     os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in holes, or at the end

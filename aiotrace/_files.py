@@ -163,8 +163,11 @@ def remove(path: str) -> None:
 
     Raises:
         BlockingIOError: A running program is writing it.
+        FileExistsError: What has this name is no file: a folder, a device, a pipe.
         OSError: It cannot be deleted.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # root could delete /dev/null
+        raise FileExistsError(errno.EEXIST, "what is there is no file: choose another name", path)
     try:
         journal = os.open(journal_path(path), READ)
     except FileNotFoundError:

@@ -80,3 +80,12 @@ def test_remove_deletes_a_trace_and_what_belongs_to_it_but_not_a_living_one(path
     remove(path)
     assert os.listdir(os.path.dirname(path)) == ["trace.dat.cpuX"]
     remove(path)
+
+
+def test_remove_deletes_no_folder_no_device_and_no_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "null").symlink_to(os.devnull)
+    for path in (tmp_path / "pipe", tmp_path / "null", tmp_path):
+        with pytest.raises(FileExistsError, match="no file"):
+            remove(str(path))
+    assert sorted(os.listdir(tmp_path)) == ["null", "pipe"]

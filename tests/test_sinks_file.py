@@ -145,7 +145,7 @@ async def test_a_page_that_goes_on_after_a_rotation_is_a_page_of_the_new_file(
     found = []
     for name in ("trace.1.dat", "trace.2.dat", "trace.dat"):
         with aiotrace.open_trace(path.parent / name) as trace:
-            found.append([(event.fields["n"], event.timestamp_ns) for event in trace])
+            found.append([(event.fields["n"], event.timestamp_ns) for event in trace if event.name != "aiotrace:lost"])
     assert [len(events) for events in found] == [25, 10, 5]
     assert [event for events in found for event in events][20:] == [
         (7000 + n, parts[0].timestamp + 1000 * (n + 1)) for n in range(20)
@@ -189,6 +189,21 @@ async def test_overwrite_replaces_a_trace_and_an_unfinished_one(trace_cmd: str, 
         await FileSink(path)(fakes.FakeStream(pages))
     await FileSink(path, overwrite=True)(fakes.FakeStream(pages))
     assert (read(trace_cmd, path), names(path)) == (expected(pages), ["trace.dat"])
+
+
+async def test_one_sink_writes_one_stream_at_a_time(trace_cmd: str, path: Path) -> None:
+    sink = FileSink(os.fsencode(path), overwrite=True)
+    first, pages = fakes.FakeStream(fakes.make_pages(1), wait_at_end=True), fakes.make_pages(2)
+    with pytest.warns(RuntimeWarning, match="unfinished"):  # noqa: PT031
+        async with anyio.create_task_group() as group:
+            group.start_soon(sink, first)
+            while not first.acknowledged:
+                await anyio.sleep(0.001)
+            with pytest.raises(ConfigurationError, match="in use"):
+                await sink(fakes.FakeStream(pages))
+            group.cancel_scope.cancel()
+    await FileSink(path, overwrite=True)(fakes.FakeStream(pages))
+    assert read(trace_cmd, path) == expected(pages)
 
 
 async def test_a_folder_that_is_not_there_is_an_error_at_once(path: Path) -> None:

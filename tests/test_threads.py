@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
+import anyio
 import pytest
+from aiotrace_sinks import FileSink
 from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 import aiotrace
@@ -43,6 +46,29 @@ def short_threads(threads: int) -> None:
 
 def test_short_threads_reuse_a_few_writers_and_nothing_is_lost_unnoticed() -> None:
     short_threads(500)
+
+
+def test_losses_of_threads_that_never_got_a_page_stand_in_the_trace(tmp_path: Path) -> None:
+    path = tmp_path / "trace.dat"
+
+    def many(first: int) -> None:
+        for n in range(3000):
+            number(n, "")
+
+    async def main() -> aiotrace.Statistics:
+        async with aiotrace.record(FileSink(path), page_size=PAGE, pages=16) as recording:
+            many(0)  # the loop stands still: these take all pages
+            run_all(1, many, at_once=1)
+        return recording.statistics()
+
+    statistics = anyio.run(main)
+    check_closed(statistics, 6000)
+    with aiotrace.open_trace(path) as trace:
+        events = list(trace)
+        told = {loss.cpu: loss.count for loss in trace.losses}
+    assert sum(event.name != "aiotrace:lost" for event in events) == statistics.events_delivered
+    assert told == {writer.writer: writer.dropped for writer in statistics.writers if writer.dropped}
+    assert [not writer.written for writer in statistics.writers] == [False, True]
 
 
 def test_a_thread_that_ends_in_mid_page_leaves_it_to_the_next() -> None:

@@ -50,7 +50,7 @@ class FileSink:
 
     def __init__(
         self,
-        path: str | os.PathLike[str],
+        path: str | bytes | os.PathLike[str] | os.PathLike[bytes],
         *,
         max_size: int | None = None,
         max_age: float | None = None,
@@ -78,7 +78,7 @@ class FileSink:
             raise ConfigurationError(f"keep={keep}: a number of rotated files, 0 or more, or None for all")
         if keep is not None and max_size is None and max_age is None:
             raise ConfigurationError(f"keep={keep} needs max_size or max_age: without them no file is rotated")
-        self.path = os.fspath(path)
+        self.path = os.fsdecode(path)
         self._max_size = max_size
         self._max_age = max_age
         self._keep = keep
@@ -90,6 +90,7 @@ class FileSink:
         self._failures = 0
         """How often the current file could not be closed."""
         self._pid = os.getpid()
+        self._in_use = False
 
     @classmethod
     def from_url(cls, url: str) -> FileSink:
@@ -121,8 +122,18 @@ class FileSink:
         Raises:
             FileExistsError: A trace, or an unfinished one, has this name; the message says what would do.
             OSError: What could not be written is not acknowledged; call again with a new stream to go on.
-            ConfigurationError: `max_size` has no room for a page, or an unfinished trace is of another stream.
+            ConfigurationError: `max_size` has no room for a page, an unfinished trace is of another stream, or this
+                sink is writing another.
         """
+        if self._in_use:
+            raise ConfigurationError(f"{self!r} is in use: a FileSink writes one stream at a time")
+        self._in_use = True
+        try:
+            await self._write_all(stream)
+        finally:
+            self._in_use = False
+
+    async def _write_all(self, stream: PageStream) -> None:
         self._pid = os.getpid()
         stream.accept_prefixes()
         async with worker_thread("aiotrace file sink") as worker:
