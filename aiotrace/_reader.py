@@ -10,6 +10,7 @@ detached; a sweep over all tasks of the loop does not end them.
 
 from __future__ import annotations
 
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
@@ -62,7 +63,7 @@ class Attachment:
     state: SinkState = "starting"
     failures: int = 0
     """How often the sink raised."""
-    last_error: Exception | None = None
+    last_error: BaseException | None = None
     detached: bool = False
     started: anyio.Event = field(default_factory=anyio.Event)
     stream: Stream | None = None
@@ -176,7 +177,7 @@ class Service:
         self._let_go(attachment)
         attachment.started.set()
 
-    async def _call_sink(self, attachment: Attachment) -> Exception | None:
+    async def _call_sink(self, attachment: Attachment) -> BaseException | None:
         """Call the sink once, with a new stream. Returns what it raised."""
 
         def first_request() -> None:
@@ -195,7 +196,12 @@ class Service:
         )
         try:
             await attachment.options.sink(stream)
-        except Exception as error:
+        except BaseException as error:
+            if self._is_for_the_task(error):
+                if not isinstance(error, anyio.get_cancelled_exc_class()):
+                    self._let_go(attachment)  # nobody calls it again: it must hold nobody back
+                    attachment.started.set()
+                raise
             # It is kept, for statistics(): its frames need not keep what they hold, views of pages among it.
             traceback.clear_frames(error.__traceback__)
             return error
@@ -207,6 +213,16 @@ class Service:
             stream.finish()
             if not attachment.detached:
                 attachment.delivery.rewind()
+
+    def _is_for_the_task(self, error: BaseException) -> bool:
+        """Whether what a sink raised is the affair of its task: a cancellation, alone or in groups, the end of its
+        coroutine, or the user's Ctrl-C, which asyncio has in any task of the main thread. All else is a failure of the
+        sink, also what is no Exception (SystemExit, a library's panic): from a system task it would end trio."""
+        if isinstance(error, BaseExceptionGroup):
+            return error.split(anyio.get_cancelled_exc_class())[1] is None
+        if isinstance(error, KeyboardInterrupt):
+            return self._loop.is_asyncio and threading.current_thread() is threading.main_thread()
+        return isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit))
 
     def ledger(self, delivery: Delivery) -> Ledger:
         """The account of one sink, by writer."""

@@ -94,9 +94,12 @@ def _name(sink: Sink) -> str:
     return getattr(sink, "__name__", None) or repr(sink)
 
 
-def _is_same(one: Sink, other: Sink) -> bool:
-    """Whether two names mean one sink: a method is another object each time it is named. No `==`: sinks that hold
-    the same may be equal."""
+def _is_same(options: SinkOptions, named: AnySink) -> bool:
+    """Whether a name means this sink: a method is another object each time it is named. No `==` otherwise: sinks that
+    hold the same may be equal."""
+    if isinstance(named, str):
+        return options.name == named
+    one, other = options.sink, named.sink if isinstance(named, SinkOptions) else named
     return one is other or (isinstance(one, MethodType) and one == other)
 
 
@@ -129,14 +132,18 @@ def _check(page_size: int, pages: int, overrun: str, flush_interval: float, drai
         raise ConfigurationError(f"pages={pages!r}: a number of pages, at least 1")
     if overrun not in get_args(Overrun):
         raise ConfigurationError(f"overrun={overrun!r}: one of {', '.join(map(repr, get_args(Overrun)))}")
-    if not flush_interval > 0:
+    if not _is_time(flush_interval) or not flush_interval > 0:
         raise ConfigurationError(f"flush_interval={flush_interval!r}: a time in seconds, more than 0")
-    if not drain_timeout >= 0:
+    if not _is_time(drain_timeout) or not drain_timeout >= 0:
         raise ConfigurationError(f"drain_timeout={drain_timeout!r}: a time in seconds, at least 0")
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, (int, float))
 
 
 def _quotas(pages: int, options: list[SinkOptions]) -> list[int]:
@@ -350,8 +357,13 @@ class Recording(Chooser):
         """
         await self._in_service(lambda: self._attach(sink))
 
-    async def detach(self, sink: Sink) -> None:
-        """Let a sink go: it has `drain_timeout` seconds for what it holds; the rest is abandoned.
+    async def detach(self, sink: AnySink) -> None:
+        """Let a sink go: it has `drain_timeout` seconds for the pages that it holds; the rest is abandoned.
+
+        Pages that the reader has not swapped yet, and the one that a writer is filling, it does not get.
+
+        Args:
+            sink: What was attached: the sink itself, its `aiotrace.sink(...)`, or its URL.
 
         Raises:
             ConfigurationError: It is not attached.
@@ -365,9 +377,9 @@ class Recording(Chooser):
         quota = options.quota if options.quota is not None else max(QUOTA_MIN, self._arena.pages // 4)
         await self._service.attach(options, quota, self._next_events)
 
-    async def _detach(self, sink: Sink) -> None:
+    async def _detach(self, sink: AnySink) -> None:
         for attachment in self._service.attachments:
-            if _is_same(attachment.options.sink, sink) and not attachment.detached:
+            if _is_same(attachment.options, sink) and not attachment.detached:
                 await self._service.detach(attachment, self._drain_timeout)
                 return
         raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
@@ -621,7 +633,7 @@ class SyncRecording(Chooser):
         """As `Recording.attach`; blocks."""
         self._service.submit(lambda: self._recording._attach(sink)).result()
 
-    def detach(self, sink: Sink) -> None:
+    def detach(self, sink: AnySink) -> None:
         """As `Recording.detach`; blocks."""
         self._service.submit(lambda: self._recording._detach(sink)).result()
 

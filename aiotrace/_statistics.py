@@ -28,7 +28,7 @@ class SinkStatistics:
     events_in_flight: int
     failures: int
     """How often it raised."""
-    last_error: Exception | None
+    last_error: BaseException | None
 
 
 @dataclass(frozen=True, slots=True)

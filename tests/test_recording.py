@@ -227,6 +227,17 @@ async def test_of_two_equal_sinks_the_one_that_is_named_is_detached() -> None:
         assert [sink.state for sink in recording.statistics().sinks] == ["running", "finished"]
 
 
+async def test_a_sink_is_detached_by_what_it_was_attached_by() -> None:
+    named = aiotrace.sink(nothing, quota=2)
+    async with record(page_size=PAGE, pages=16) as recording:
+        for what in (nothing, named, "null:"):
+            await recording.attach(what)
+            await recording.detach(what)
+            with pytest.raises(ConfigurationError, match="is not attached"):
+                await recording.detach(what)
+    check_closed(recording.statistics(), 0)
+
+
 async def test_detaching_a_stranger_is_an_error() -> None:
     async with record(nothing) as recording:
         with pytest.raises(ConfigurationError, match="is not attached"):
@@ -338,6 +349,31 @@ async def test_a_sink_that_says_detach_is_let_go_when_it_fails() -> None:
     assert statistics.sinks[1].state == "detached"
     assert statistics.sinks[1].events_abandoned > 0
     assert statistics.events_abandoned == 0, "the other sink has them"
+
+
+class _PanicError(BaseException):
+    """As libraries in other languages raise it."""
+
+
+@THREAD
+@pytest.mark.parametrize("error", [_PanicError(), SystemExit(3), BaseExceptionGroup("two", [_PanicError(), OSError()])])
+async def test_a_sink_that_raises_no_exception_but_worse_harms_nobody(error: BaseException, thread: bool) -> None:
+    async def panics(stream: PageStream) -> None:
+        async for _ in stream:
+            raise error
+
+    good = Collect()
+    with pytest.warns(RuntimeWarning, match="failed and is detached"):
+        async with record(
+            good, aiotrace.sink(panics, on_error="detach"), page_size=PAGE, pages=8, thread=thread
+        ) as recording:
+            for n in range(1000):
+                await number.send(n, "x" * 20)
+    statistics = recording.statistics()
+    check_closed(statistics, 1000)
+    check_sink_has(good, statistics, range(1000))
+    assert statistics.sinks[1].state == "detached"
+    assert statistics.sinks[1].last_error is error
 
 
 async def test_a_failure_warning_does_not_raise_when_warnings_are_errors() -> None:
@@ -499,6 +535,8 @@ async def test_statistics_read_as_text() -> None:
         ({"pages": 3}, r"1 for a writer to fill \+ 1 full in the ring \+ 2 for nothing = 4 pages are needed"),
         ({"overrun": "newest"}, "overrun='newest': one of 'drop_newest', 'drop_oldest'"),
         ({"flush_interval": 0}, "flush_interval=0"),
+        ({"flush_interval": "1"}, "flush_interval='1'"),
+        ({"drain_timeout": None}, "drain_timeout=None"),
         ({"drain_timeout": -1}, "drain_timeout=-1"),
         ({"clock": "tsc2"}, "clock='tsc2' is unknown; known: "),
     ],
