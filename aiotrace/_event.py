@@ -248,7 +248,7 @@ class PythonEvent:
         fields = "".join(f", {field}={type!r}" for field, type in self.fields.items())
         return f"aiotrace.event({self.name!r}{fields})"
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> None:
+    def __call__(self, /, *arguments: Any, **keywords: Any) -> None:
         if not _active.targets:
             if _is_strict():
                 self._payload(arguments, keywords)
@@ -335,7 +335,7 @@ class PythonEvent:
         plan = self._plan if self._plan_epoch is _active.epoch else self._make_plan()
         return plan is None or target in plan
 
-    async def send(self, *arguments: Any, **keywords: Any) -> None:
+    async def send(self, /, *arguments: Any, **keywords: Any) -> None:
         """Record one event, and wait for a free page instead of dropping.
 
         Waits until every open recording with a "wait" sink has room, then writes to all in one statement. It is a

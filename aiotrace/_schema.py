@@ -268,7 +268,8 @@ def _get_type(event: str, field: str, type: FieldType) -> Type:
         raise DefinitionError(f"{event}: field {field!r} is not an identifier ([A-Za-z_][A-Za-z0-9_]*, at most 100)")
     if field.startswith("common_"):
         raise DefinitionError(f"{event}: field {field!r}: names that begin with common_ are the record's own")
-    name = _PYTHON_TYPES.get(type) if not isinstance(type, str) else type
+    # By identity: whatever stands here by mistake need not be hashable.
+    name = type if isinstance(type, str) else next((n for python, n in _PYTHON_TYPES.items() if type is python), None)
     if name not in TYPES:
         known = " ".join((*TYPES, *(python.__name__ for python in (int, float))))
         raise DefinitionError(f"{event}: field {field!r} has unknown type {type!r}; known: {known}")

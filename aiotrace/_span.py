@@ -73,7 +73,7 @@ class PythonSpanType:
         self.end = end
         self.is_plain = is_plain
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> PythonSpan:
+    def __call__(self, /, *arguments: Any, **keywords: Any) -> PythonSpan:
         if self.is_plain:
             if len(arguments) != 1:
                 raise TypeError(f"span() takes 1 positional argument, its name; got {len(arguments)}")

@@ -121,3 +121,17 @@ def test_a_value_that_converts_only_once_is_counted_where_its_text_must_be_cut()
     finally:
         aiotrace.strict()
     assert (statistics.events_written, statistics.events_cut, statistics.dropped["wrong_type"]) == (1, 1, 1)
+
+
+@pytest.mark.anyio
+async def test_a_field_may_be_called_self() -> None:
+    odd = aiotrace.event("test_event:odd", self="u8", arguments="u8")
+    part = aiotrace.span_type("test_event:part", self="u8")
+    sink = Collect()
+    async with aiotrace.record(sink, page_size=PAGE, pages=8) as recording:
+        odd(self=1, arguments=2)
+        odd.emit(arguments=2, self=1)
+        await odd.send(self=1, arguments=2)
+        with part(self=3), aiotrace.span("whole", self=4):
+            pass
+    check_closed(recording.statistics(), 7)

@@ -80,6 +80,7 @@ def test_a_name_that_is_none_is_refused(name: Any, message: str) -> None:
         ({"common_type": "u8"}, "names that begin with common_ are the record's own"),
         ({"x": "int"}, "unknown type 'int'; known: u8 .* symbol int float"),
         ({"x": list}, "unknown type <class 'list'>"),
+        ({"x": ["u8"]}, "unknown type \\['u8'\\]"),
         ({f"x{n}": "u64" for n in range(FIXED_MAX // 8)}, f"its 384 fields need {FIXED_MAX + 8} bytes"),
     ],
 )
