@@ -194,11 +194,10 @@ async def test_overwrite_replaces_a_trace_and_an_unfinished_one(trace_cmd: str, 
 async def test_one_sink_writes_one_stream_at_a_time(trace_cmd: str, path: Path) -> None:
     sink = FileSink(os.fsencode(path), overwrite=True)
     first, pages = fakes.FakeStream(fakes.make_pages(1), wait_at_end=True), fakes.make_pages(2)
-    with pytest.warns(RuntimeWarning, match="unfinished"):  # noqa: PT031
+    with pytest.warns(RuntimeWarning, match="unfinished"):
         async with anyio.create_task_group() as group:
             group.start_soon(sink, first)
-            while not first.acknowledged:
-                await anyio.sleep(0.001)
+            await anyio.wait_all_tasks_blocked()
             with pytest.raises(ConfigurationError, match="in use"):
                 await sink(fakes.FakeStream(pages))
             group.cancel_scope.cancel()
