@@ -25,7 +25,7 @@ import stat
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from . import _layout as L
@@ -457,6 +457,8 @@ class TraceFile:
             self._read_own_stream()
             self._read_version_7_tables()
             self._read_version_7_buffers()
+            if self.buffers:
+                self.buffers[0] = with_writers_of(self.ledger, self.buffers[0])
             self._read_dropped()
 
     def _checked_page_size(self, size: int) -> int:
@@ -813,6 +815,17 @@ class TraceFile:
                 position += 8 + packed_size
         except TraceFormatError as error:
             self.note_damage(position, f"CPU {cpu.cpu}: {error.message}")
+
+
+def with_writers_of(ledger: Ledger | None, buffer: Buffer) -> Buffer:
+    """The buffer with a CPU, empty, for each writer that has no page here and whose account tells of losses."""
+    known = {cpu.cpu for cpu in buffer.cpus}
+    more = [
+        CpuData(writer.writer, 0, 0)
+        for writer in (ledger.writers if ledger is not None else ())
+        if writer.writer not in known and writer.lost_after
+    ]
+    return replace(buffer, cpus=(*buffer.cpus, *more))
 
 
 def losses_after(ledger: Ledger | None, cpu: int) -> list[tuple[int | None, str]]:

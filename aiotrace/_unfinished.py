@@ -18,7 +18,17 @@ from ._files import journal_path
 from ._format import EventFormat, parse_format
 from ._growing import UnfinishedTrace
 from ._journal import Placed
-from ._tracefile import DAMAGE_MAX, Buffer, CpuData, Damage, FoundPage, Functions, PageShape, losses_after
+from ._tracefile import (
+    DAMAGE_MAX,
+    Buffer,
+    CpuData,
+    Damage,
+    FoundPage,
+    Functions,
+    PageShape,
+    losses_after,
+    with_writers_of,
+)
 
 __all__ = ["UnfinishedFile"]
 
@@ -77,7 +87,7 @@ class UnfinishedFile:
     def buffers(self) -> list[Buffer]:
         size = self.info.page_size
         cpus = tuple(CpuData(writer, 0, len(pages) * size) for writer, pages in sorted(self._writers.items()))
-        return [Buffer("", self.info.clock, size, cpus)]
+        return [with_writers_of(self._trace.ledger, Buffer("", self.info.clock, size, cpus))]
 
     @property
     def damage(self) -> list[Damage]:

@@ -15,9 +15,11 @@ from typing import Any
 
 import kernel  # tests/kernel.py
 import pytest
+from aiotrace_sinks import FileSink
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+import aiotrace
 from aiotrace import _layout as L
 from aiotrace._clock import Anchor
 from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
@@ -456,3 +458,18 @@ def test_records_of_a_big_endian_machine_are_read() -> None:
     long = struct.pack(">II", 0 << 27 | 6, 12) + struct.pack(">HBBi", 301, 0, 0, 9)
     found = list(quick_walk(first + long, 1000, byte_order=">"))
     assert [(time, id, pid) for time, id, pid, _, _ in found] == [(1005, 300, -7), (1011, 301, 9)]
+
+
+def test_a_writer_without_a_page_tells_its_losses_all_the_same(tmp_path: Path) -> None:
+    """All its events were refused: it has no pages, and so no CPU in the file's table."""
+    path = tmp_path / "trace.dat"
+    with aiotrace.recording(FileSink(path), page_size=4096, pages=16) as recording:
+        aiotrace.event("decodetest:refused", n="u32")(1)
+        writer, _ = recording._recording.writers.lease()
+        for _ in range(7):
+            writer.refuse("no_page")
+    assert recording.statistics().events_dropped == 7
+    with open_trace(path) as trace:
+        assert sum(each.name == "decodetest:refused" for each in trace) == 1
+        assert sum(each.fields["count"] for each in trace if each.is_loss) == 7
+        assert trace.statistics().lost == 7
