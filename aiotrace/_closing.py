@@ -22,7 +22,7 @@ from typing import Final
 from . import _layout as L
 from . import _tracedat as T
 from ._errors import TraceFormatError
-from ._files import TraceFiles, copy_range, journal_path, sync_folder, write_all
+from ._files import BLOCK, TraceFiles, copy_range, journal_path, sync_folder, write_all
 from ._frames import Damage
 from ._growing import read_journal
 from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
@@ -234,6 +234,12 @@ def _copy(files: TraceFiles, order: list[_Column], page_size: int, verify: bool)
     those of all: no crc32 covers them while a trace grows, and the losses may be more."""
     done = 0
     for column in order:
+        for source, target, size in _runs(column, page_size, verify) if column.spooled else ():
+            copy_range(files.spool(column.writer), source, files.data, target, size)
+            done += size
+            if done >= _STEP:
+                yield done
+                done = 0
         time = 0
         for number, slot in enumerate(column.slots):
             target = column.offset + number * page_size
@@ -241,20 +247,30 @@ def _copy(files: TraceFiles, order: list[_Column], page_size: int, verify: bool)
             if slot.first is None or not slot.parts:
                 write_all(files.data, [pack_header(time, 0)], target)
                 continue
-            end = L.PAGE_HEADER_SIZE + slot.committed
-            lost_count = pack_lost_count(slot.lost)
-            is_complete = slot.whole and not verify
-            if column.spooled:
-                size = end + len(lost_count) if is_complete else end
-                copy_range(files.spool(column.writer), slot.first.place, files.data, target, size)
-                done += size
-            if not is_complete:
+            if verify or not slot.whole:
                 write_all(files.data, [slot.header()], target)
-                write_all(files.data, [lost_count], target + end)
-            if done >= _STEP:
-                yield done
-                done = 0
+                write_all(files.data, [pack_lost_count(slot.lost)], target + L.PAGE_HEADER_SIZE + slot.committed)
     yield done
+
+
+def _runs(column: _Column, page_size: int, verify: bool) -> Iterator[tuple[int, int, int]]:
+    """Where it is in the spool, where it goes in the trace, and bytes: pages without a hole between them together."""
+    source = target = size = 0
+    for number, slot in enumerate(column.slots):
+        if slot.first is None or not slot.parts:
+            continue
+        place, goal = slot.first.place, column.offset + number * page_size
+        length = L.PAGE_HEADER_SIZE + slot.committed
+        if slot.whole and not verify:
+            length += len(pack_lost_count(slot.lost))
+            length += -length % BLOCK
+        if not (size < _STEP and (place, goal) == (source + size, target + size)):
+            if size:
+                yield source, target, size
+            source, target, size = place, goal, 0
+        size += length
+    if size:
+        yield source, target, size
 
 
 def _write_tail(files: TraceFiles, journal: JournalReader, info: StreamInfo, order: list[_Column], fsync: bool) -> None:

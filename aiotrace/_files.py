@@ -25,6 +25,8 @@ _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE: Final = 0o600
+BLOCK: Final = 4096
+"""Bytes. A page's last block is filled with zeros: it is taken anyway, and a part of one costs twice the time."""
 _BUFFERS_MAX: Final = os.sysconf("SC_IOV_MAX")
 """More of them in one pwritev are an error."""
 _NO_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})

@@ -26,7 +26,7 @@ from typing import Final, NamedTuple
 from . import _tracedat as T
 from ._closing import RestoreReport, make_trace
 from ._definitions import Definition
-from ._files import Buffer, TraceFiles, sync_folder, write_all, write_most
+from ._files import BLOCK, Buffer, TraceFiles, sync_folder, write_all, write_most
 from ._frames import PageEntry
 from ._growing import page_entry
 from ._journal import JournalWriter, Placed
@@ -37,9 +37,7 @@ Position = tuple[int, int]
 Positions = dict[int, Position]
 """By writer."""
 
-_BLOCK: Final = 4096
-_ZEROS: Final = memoryview(bytes(_BLOCK))
-"""What fills the last block of a page: a file system takes a whole block, and a part of one costs it twice the time."""
+_ZEROS: Final = memoryview(bytes(BLOCK))
 
 
 class _Write(NamedTuple):
@@ -185,7 +183,7 @@ class TraceStore:
         placed = Placed.of(entry, spooled, first if last is None else last.place + page_size, records)
         header, lost_count = page.header(), page.lost_count()
         size = len(header) + entry.committed + len(lost_count)
-        rest = -size % _BLOCK
+        rest = -size % BLOCK
         return _Write(placed, fd, placed.place, (header, records, lost_count, _ZEROS[:rest]), size + rest)
 
     def _commit(self, writes: Sequence[_Write], definitions: Sequence[Definition]) -> None:
