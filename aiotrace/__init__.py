@@ -15,9 +15,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from . import abc
+from ._active import strict
 from ._backend import BACKEND
 from ._errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
-from ._event import Event, event, strict
+from ._event import Event, event
 from ._reader import SinkOptions
 from ._recording import Recording, SyncRecording, record, recording, sink
 from ._span import span, span_type

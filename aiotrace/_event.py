@@ -5,7 +5,7 @@
       this thread's lease is of the present epoch  ->  payload  ->  write, once for each recording
       else  ->  renew the lease first
 
-One epoch counts openings and closings, so that a call need only compare it to know that nothing changed.
+Which recordings are open, and this thread's writers, is `_active`'s to know.
 
 Law 6: a call never blocks and never harms the program. A wrong value raises TypeError in development (`-X dev`, under
 pytest, after `strict()`), and then also with no recording open; otherwise it is counted, warned of once, and dropped.
@@ -18,21 +18,19 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 from anyio.lowlevel import checkpoint
 
-from . import _layout as L
+from ._active import Target, active, get_pid, in_service, is_strict, local, renew
 from ._backend import c_module
-from ._clock import Clock
 from ._definitions import DEFINITIONS, EventDefinition
 from ._errors import DefinitionError
 from ._loop import Loop, Waker
 from ._schema import FieldType, Schema, WrongValueError
-from ._selection import PLAIN, Decision, Selection, Trigger
+from ._selection import PLAIN, Decision
 from ._stack import pack_current_stack
-from ._writer import Writer, Writers
+from ._writer import Writer
 
 FIRST_ID: Final = 2048
 """common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""
@@ -41,168 +39,6 @@ NATIVE_CODES: Final = {"str": "S", "bytes": "Y", "symbol": "K"}
 """What the C twin calls the types that are more than a number in `struct`."""
 _MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
 """What the C twin does with a call: it writes for all recordings, asks us, or nothing."""
-
-in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
-"""Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""
-
-
-class Target(Protocol):
-    """What an event needs to know of a recording."""
-
-    writers: Writers
-
-    @property
-    def makes_wait(self) -> bool:
-        """Whether `send` waits for room: there is a "wait" sink, and full pages are not overrun."""
-
-    def count_wait(self, nanoseconds: int) -> None:
-        """A `send` waited."""
-
-    def fire(self, trigger: Trigger) -> None:
-        """Do what a trigger says (a stack trace aside), now, in the thread of the event that set it off."""
-
-    clock: Clock
-    selection: Selection
-
-
-class _Active:
-    """The open recordings of this process."""
-
-    def __init__(self) -> None:
-        self.targets: tuple[Target, ...] = ()
-        self.epoch: object = object()
-        self.lock = threading.RLock()
-
-    def set(self, targets: tuple[Target, ...]) -> None:
-        self.targets = targets
-        self.epoch = object()
-        self.tell_c()
-
-    def tell_c(self) -> None:
-        """Let the C twin know what decides whether a call does anything at all."""
-        if c_module is not None:
-            c_module.changed(bool(self.targets), _is_strict())
-
-
-_active: Final = _Active()
-
-
-def activate(target: Target) -> None:
-    """From now on every event call writes to this recording."""
-    with _active.lock:
-        _active.set((*_active.targets, target))
-
-
-def deactivate(target: Target) -> None:
-    """No event call that begins from now on writes to it."""
-    with _active.lock:
-        _active.set(tuple(other for other in _active.targets if other is not target))
-
-
-def reconsider() -> None:
-    """A recording's selection changed: every event asks again."""
-    with _active.lock:
-        _active.set(_active.targets)
-
-
-def open_selections() -> tuple[Selection, ...]:
-    """The selections of the open recordings."""
-    return tuple(target.selection for target in _active.targets)
-
-
-def is_recording() -> bool:
-    """Whether any recording is open."""
-    return bool(_active.targets)
-
-
-# --- a thread's writers ---------------------------------------------------------------------------
-
-
-class _Lease:
-    """A writer, for as long as its thread lives and the recording is open."""
-
-    __slots__ = ("own", "target", "writer")
-
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.writer, self.own = target.writers.lease()
-
-    def __del__(self) -> None:
-        if self.own:
-            self.target.writers.give_back(self.writer)
-
-
-class _Local(threading.local):
-    """What an event call needs to know of its thread."""
-
-    epoch: object = None
-    writers: tuple[Writer, ...] = ()
-    leases: tuple[_Lease, ...] = ()
-    native: Any = None
-    """The same for the C twin."""
-    pid = 0
-
-
-_local: Final = _Local()
-
-if c_module is None:
-
-    def _get_pid() -> int:
-        return _local.pid
-
-else:
-    _get_task: Final[Callable[[], int]] = c_module.get_task
-
-    def _get_pid() -> int:
-        """common_pid of a record: the task's that runs here, if tasks are traced, else the thread's."""
-        return _get_task() or _local.pid
-
-
-def _renew() -> tuple[Writer, ...]:
-    """Bring this thread's lease to the present epoch."""
-    native_epoch = c_module.get_epoch() if c_module is not None else 0  # the oldest first: a change between makes
-    epoch, targets = _active.epoch, _active.targets  # the lease stale, not wrong
-    if not _local.pid:
-        _local.pid = threading.get_native_id()
-        DEFINITIONS.name_command(_local.pid, _thread_name())
-    held = {lease.target: lease for lease in _local.leases}
-    leases = tuple(held.get(target) or _Lease(target) for target in targets)
-    _local.leases = leases
-    _local.writers = tuple(lease.writer for lease in leases)
-    _local.epoch = epoch
-    if c_module is not None:
-        _local.native = c_module.Lease(_local.writers, _local.pid, native_epoch)
-    return _local.writers
-
-
-def _thread_name() -> str:
-    thread = threading.current_thread()
-    if thread is threading.main_thread():
-        return os.path.basename(sys.argv[0] or "python") if getattr(sys, "argv", None) else "python"
-    return thread.name
-
-
-# --- strictness -----------------------------------------------------------------------------------
-
-_strict: bool | None = None
-
-
-def strict(on: bool = True) -> None:
-    """Let a wrong value raise TypeError, whether a recording is open or not.
-
-    Without a word from here that is so when Python runs with `-X dev` and under pytest.
-    """
-    global _strict
-    _strict = on
-    _active.tell_c()
-
-
-def _is_strict() -> bool:
-    return _strict if _strict is not None else sys.flags.dev_mode or "pytest" in sys.modules
-
-
-_active.tell_c()
-
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -249,14 +85,14 @@ class PythonEvent:
         return f"aiotrace.event({self.name!r}{fields})"
 
     def __call__(self, /, *arguments: Any, **keywords: Any) -> None:
-        if not _active.targets:
-            if _is_strict():
+        if not active.targets:
+            if is_strict():
                 self._payload(arguments, keywords)
             return
-        plan = self._plan if self._plan_epoch is _active.epoch else self._make_plan()
+        plan = self._plan if self._plan_epoch is active.epoch else self._make_plan()
         if plan is not None and not plan:
             return  # nobody takes it: this thread needs no writer for it
-        writers = _local.writers if _local.epoch is _active.epoch else _renew()
+        writers = local.writers if local.epoch is active.epoch else renew()
         if plan is not None:
             writers = self._choose(plan, arguments, keywords)
             if not writers:
@@ -266,9 +102,9 @@ class PythonEvent:
             if keywords:
                 arguments = self._schema.bind(arguments, keywords)
             if self._pack is not None:
-                payload = self._pack(self.id, 0, 0, _get_pid(), *arguments)
+                payload = self._pack(self.id, 0, 0, get_pid(), *arguments)
             else:
-                payload = self._encode(self.id, _get_pid(), arguments, DEFINITIONS.intern)
+                payload = self._encode(self.id, get_pid(), arguments, DEFINITIONS.intern)
         except Exception as error:
             self._refuse(error, arguments, writers)
             return
@@ -283,7 +119,7 @@ class PythonEvent:
     def _write_cut(self, writer: Writer, arguments: tuple[Any, ...]) -> None:
         """Write texts that are too long for this recording's pages. What converted once may fail the second time."""
         try:
-            payload = self._encode(self.id, _get_pid(), arguments, DEFINITIONS.intern, writer.payload_max)
+            payload = self._encode(self.id, get_pid(), arguments, DEFINITIONS.intern, writer.payload_max)
         except Exception as error:
             self._refuse(error, arguments, (writer,))
         else:
@@ -291,10 +127,10 @@ class PythonEvent:
 
     def _make_plan(self) -> dict[Target, Decision] | None:
         """What the open recordings make of this event; None if all take it always. Kept for the epoch."""
-        epoch = _active.epoch
+        epoch = active.epoch
         native_epoch = c_module.get_epoch() if c_module is not None else 0
         decisions = {
-            target: target.selection.decide(self.name, by_default=self._by_default) for target in _active.targets
+            target: target.selection.decide(self.name, by_default=self._by_default) for target in active.targets
         }
         plan = {target: decision for target, decision in decisions.items() if decision is not None}
         is_plain = all(decision is PLAIN for decision in decisions.values())
@@ -311,7 +147,7 @@ class PythonEvent:
         fields = self._name_values(arguments, keywords)
         return tuple(
             writer
-            for lease, writer in zip(_local.leases, _local.writers, strict=False)
+            for lease, writer in zip(local.leases, local.writers, strict=False)
             if lease.target in plan and plan[lease.target].records and plan[lease.target].accepts(fields)
         )
 
@@ -332,7 +168,7 @@ class PythonEvent:
 
     def is_taken(self, target: Target) -> bool:
         """Whether a recording may take this event (its filters aside)."""
-        plan = self._plan if self._plan_epoch is _active.epoch else self._make_plan()
+        plan = self._plan if self._plan_epoch is active.epoch else self._make_plan()
         return plan is None or target in plan
 
     async def send(self, /, *arguments: Any, **keywords: Any) -> None:
@@ -342,8 +178,8 @@ class PythonEvent:
         checkpoint when it waits and when a page turns, and else returns at once. In a reader or a sink it does not
         wait. Cancelled: nothing was written.
         """
-        if not _active.targets:
-            if _is_strict():
+        if not active.targets:
+            if is_strict():
                 self._payload(arguments, keywords)
             return
         turned = waited = False
@@ -355,14 +191,14 @@ class PythonEvent:
             self(*arguments, **keywords)  # counts it
             return
         while not in_service.get():
-            writers = _local.writers if _local.epoch is _active.epoch else _renew()
+            writers = local.writers if local.epoch is active.epoch else renew()
             if not turned and not waited and any(writer.would_turn(size) for writer in writers):
                 await checkpoint()
                 turned = True
                 continue
             full = [
                 (lease.target, lease.writer)
-                for lease in _local.leases
+                for lease in local.leases
                 if lease.target.makes_wait
                 and self.is_taken(lease.target)
                 and not lease.writer.make_room(min(size, lease.writer.payload_max))
@@ -373,7 +209,7 @@ class PythonEvent:
             waited = True
         self(*arguments, **keywords)
         if waited:
-            for lease in _local.leases:
+            for lease in local.leases:
                 if lease.writer.waiters and lease.writer.has_room(size):
                     lease.writer.wake_one()
 
@@ -389,7 +225,7 @@ class PythonEvent:
                 arguments = self._schema.bind(arguments, keywords)
             return self._encode(self.id, 0, arguments, DEFINITIONS.intern)
         except WrongValueError as error:
-            if _is_strict():
+            if is_strict():
                 raise TypeError(str(error)) from None
             raise
 
@@ -400,7 +236,7 @@ class PythonEvent:
             self._schema.explain(arguments)
         except WrongValueError as explained:
             error = explained
-        if _is_strict():
+        if is_strict():
             raise TypeError(str(error)) from None
         if not self._warned:
             self._warned = True
@@ -412,8 +248,8 @@ class PythonEvent:
 
 def _write_stack(target: Target) -> None:
     """Record this thread's Python stack, after the event that set it off."""
-    payload = pack_current_stack(_get_pid())
-    for lease, writer in zip(_local.leases, _local.writers, strict=False):
+    payload = pack_current_stack(get_pid())
+    for lease, writer in zip(local.leases, local.writers, strict=False):
         if lease.target is target:
             writer.write(payload)
 
@@ -524,44 +360,9 @@ def _make(schema: Schema, id: int, by_default: bool) -> Event:
     return native
 
 
-# --- fork -----------------------------------------------------------------------------------------
-
-
-class _ForkRefusal:
-    """Stands in for a thread's writers while it forks: what hooks of others emit there is refused and counted."""
-
-    payload_max = L.PAGE_SIZE_MAX
-
-    def __init__(self, writers: tuple[Writer, ...]) -> None:
-        self._writers = writers
-
-    def write(self, payload: bytes) -> bool:
-        for writer in self._writers:
-            writer.refuse("fork")
-        return False
-
-
-def _before_fork() -> None:
-    _local.native = None
-    if _local.epoch is _active.epoch:
-        _local.writers = (_ForkRefusal(_local.writers),)  # type: ignore[assignment]  # as much of a Writer as is used
-
-
-def _after_fork_in_parent() -> None:
-    _local.epoch = None
-
-
 def _after_fork_in_child() -> None:
-    """A child writes nothing into its parent's recordings."""
     global _events_lock
-    _active.lock = threading.RLock()
     _events_lock = threading.RLock()
-    DEFINITIONS.forget_lock()
-    for lease in _local.leases:
-        lease.own = False
-    _local.leases = ()
-    _local.pid = 0
-    _active.set(())
 
 
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+os.register_at_fork(after_in_child=_after_fork_in_child)

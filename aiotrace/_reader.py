@@ -19,9 +19,9 @@ from typing import Final, Literal
 
 import anyio
 
+from ._active import in_service
 from ._definitions import Definition
 from ._delivery import Delivery, OnError, OnFull
-from ._event import in_service
 from ._loop import Loop, Task, Waker
 from ._pages import Pages
 from ._stream import Stream

@@ -29,12 +29,12 @@ from typing import Any, Final, Literal, Self, TypeVar, get_args
 import anyio
 
 from . import _layout as L
+from ._active import activate, deactivate, open_selections, reconsider
 from ._arena import Arena
 from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
 from ._delivery import OnError, OnFull
 from ._errors import ConfigurationError
-from ._event import activate, deactivate, open_selections, reconsider
 from ._loop import Loop, block_signals
 from ._own import has_free_list, tell
 from ._pages import Pages

@@ -18,9 +18,10 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from ._active import is_recording
 from ._backend import c_module
 from ._errors import DefinitionError
-from ._event import Event, define, event, is_recording
+from ._event import Event, define, event
 from ._schema import FieldType
 
 _current: Final[ContextVar[int]] = ContextVar("aiotrace_span", default=0)

@@ -37,7 +37,7 @@ from typing import Any, Final
 from aiotrace_sinks import NullSink
 
 import aiotrace
-from aiotrace._event import activate, deactivate
+from aiotrace._active import activate, deactivate
 
 from .floor import NotCompiledError, compile_extension
 from .table import Cell, Table

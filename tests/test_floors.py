@@ -60,6 +60,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._stack": 3,
     "aiotrace._tracing": 3,
     "aiotrace._writer": 3,
+    "aiotrace._active": 3,
     "aiotrace._event": 3,
     "aiotrace._span": 3,
     "aiotrace._stream": 3,

@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiotrace
-from aiotrace import _event
+from aiotrace import _active, _event
 from aiotrace import _layout as L
 from aiotrace._backend import c_module
 from aiotrace._page import encode_record, unpack_header, walk
@@ -62,7 +62,7 @@ class Native:
             yield
         finally:
             del lease
-            _event._active.set(_event._active.targets)
+            _active.active.set(_active.active.targets)
 
 
 def cursor_on(page: bytearray, clock: Any = time.monotonic_ns) -> Any:
@@ -322,7 +322,7 @@ def test_with_no_recording_open_it_does_nothing_unless_strict() -> None:
         native.call(1)
         assert native.handed_over == [((1,), {})]
     finally:
-        _event._active.set(_event._active.targets)
+        _active.active.set(_active.active.targets)
 
 
 def test_an_event_that_c_cannot_do_is_refused() -> None:

@@ -18,8 +18,8 @@ from laws import PAGE, Collect, check_closed
 
 import aiotrace
 from aiotrace import _reader, _recording
+from aiotrace._active import in_service
 from aiotrace._arena import Arena
-from aiotrace._event import in_service
 from aiotrace._page import walk
 from aiotrace._pages import Pages
 from aiotrace._reader import Attachment, Service, SinkOptions
