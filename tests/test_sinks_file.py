@@ -205,6 +205,18 @@ async def test_one_sink_writes_one_stream_at_a_time(trace_cmd: str, path: Path) 
     assert read(trace_cmd, path) == expected(pages)
 
 
+async def test_a_program_may_change_its_folder(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    sink = FileSink("trace.dat", max_size=4096, keep=1)
+    (other := tmp_path / "other").mkdir()
+    (other / "trace.dat.journal").write_text("not ours")
+    monkeypatch.chdir(other)
+    await sink(fakes.FakeStream(fakes.make_pages(4)))
+    assert repr(sink) == "FileSink('trace.dat')"
+    assert names(other / "trace.dat") == ["trace.dat.journal"]
+    assert [name for name in names(path) if name.startswith("trace")] == ["trace.3.dat", "trace.dat"]
+
+
 async def test_a_folder_that_is_not_there_is_an_error_at_once(path: Path) -> None:
     stream = fakes.FakeStream(fakes.make_pages(1))
     with pytest.raises(FileNotFoundError, match="nowhere"):
@@ -598,7 +610,7 @@ def test_a_url_names_the_file_and_the_options() -> None:
     sink = FileSink.from_url("file:/var/log/trace.dat?max_size=4096&max_age=1.5&keep=3&overwrite=yes&fsync")
     assert sink.path == "/var/log/trace.dat"
     assert (sink._max_size, sink._max_age, sink._keep, sink._overwrite, sink._fsync) == (4096, 1.5, 3, True, True)
-    assert FileSink.from_url("file:trace.dat").path == "trace.dat"
+    assert FileSink.from_url("file:trace.dat").path == os.path.abspath("trace.dat")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,9 @@ class FileSink:
             raise ConfigurationError(f"keep={keep}: a number of rotated files, 0 or more, or None for all")
         if keep is not None and max_size is None and max_age is None:
             raise ConfigurationError(f"keep={keep} needs max_size or max_age: without them no file is rotated")
-        self.path = os.fsdecode(path)
+        self._given = os.fsdecode(path)
+        self.path = os.path.abspath(self._given) if self._given else ""
+        """Absolute: the program may change its folder."""
         self._max_size = max_size
         self._max_age = max_age
         self._keep = keep
@@ -114,7 +116,7 @@ class FileSink:
         return cls(path, **options)  # type: ignore[arg-type]  # each has the type that its name says
 
     def __repr__(self) -> str:
-        return f"FileSink({self.path!r})"
+        return f"FileSink({self._given!r})"
 
     async def __call__(self, stream: PageStream) -> None:
         """Write the stream, to its end; then make the trace.dat.
