@@ -163,9 +163,20 @@ def test_list_shows_the_events_of_a_file(trace: str, capsys: Capture) -> None:
     assert any(line.startswith("test:all  [2000]  s64 n, double f") for line in lines(capsys))
 
 
+@pytest.mark.parametrize("command", ["report", "stat", "list"])
+def test_a_closed_stdout_is_no_error(trace: str, command: str) -> None:
+    words = [sys.executable, "-c", "import os, sys; os.close(1); os.execv(sys.executable, sys.argv[1:])"]
+    done = subprocess.run(
+        [*words, sys.executable, "-m", "aiotrace", command, trace], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_list_shows_what_is_installed_and_versions(capsys: Capture) -> None:
     assert main(["list"]) == 0
-    assert lines(capsys)[0] == "sinks:"
+    installed = lines(capsys)
+    assert installed[0] == "sinks:"
+    assert any(line.split() == ["task", "aiotrace._tracers.task"] for line in installed)
     assert main(["list", "--versions"]) == 0
     assert lines(capsys)[0].startswith("aiotrace 0")
 

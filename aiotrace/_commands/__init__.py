@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None for those of the process.
     """
+    if sys.stdout is None:  # started with it closed: >&-
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     parsed = _parser().parse_args(arguments)
     try:
         status: int = parsed.run(parsed)

@@ -14,12 +14,12 @@ import platform
 from typing import Final
 
 from .._print import escape
+from .._tracing import TRACERS
 from ..decode import open_trace
 
 NAME: Final = "list"
 HELP: Final = "list a trace's events, or the sinks and tracers that are installed"
 
-GROUPS: Final = (("sinks", "aiotrace.sinks"), ("tracers", "aiotrace.tracers"))
 LIBRARIES: Final = ("anyio", "trio", "uvloop", "zstandard")
 
 
@@ -47,10 +47,12 @@ def _list_events(path: str) -> None:
 
 
 def _list_installed() -> None:
-    for title, group in GROUPS:
-        print(f"{title}:")
-        for entry in sorted(importlib.metadata.entry_points(group=group), key=lambda entry: entry.name):
-            print(f"  {entry.name:<12} {entry.value}")
+    print("sinks:")
+    for entry in sorted(importlib.metadata.entry_points(group="aiotrace.sinks"), key=lambda entry: entry.name):
+        print(f"  {entry.name:<14} {entry.value}")
+    print("tracers:")
+    for system, module in sorted(TRACERS.items()):
+        print(f"  {system:<14} {module}")
 
 
 def _list_versions() -> None:
