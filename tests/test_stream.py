@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pickle import PickleBuffer  # the plainest thing that exports a buffer
 from typing import Any
 
@@ -92,6 +92,29 @@ async def waits(stream: Stream) -> bool:
             await anyio.lowlevel.checkpoint()
         group.cancel_scope.cancel()
     return not answer
+
+
+async def steps_of_the_loop(request: Callable[[], Awaitable[object]]) -> int:
+    """How often another task went on while this one asked."""
+    steps: list[int] = []
+    done: list[bool] = []
+
+    async def count() -> None:
+        while not done:
+            steps.append(0)
+            await anyio.lowlevel.cancel_shielded_checkpoint()
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(count)
+        await request()
+        done.append(True)
+        return len(steps)
+
+
+async def test_a_batch_that_is_there_costs_no_step_of_the_loop() -> None:
+    setup = Setup()
+    setup.offer(3)
+    assert await steps_of_the_loop(lambda: setup.stream.next_batch(2)) == 0
 
 
 async def test_a_page_says_all_of_itself() -> None:
