@@ -24,9 +24,11 @@ from typing import Any, Final, NamedTuple, Protocol
 from . import _layout as L
 from ._backend import c_module
 from ._errors import TraceFormatError
+from ._escape import escape, escape_literal
 from ._format import EventFormat, Field, Kind, Place, text_of
-from ._print import CONVERSION, INTEGER_BITS, WIDTH_MAX, escape, escape_literal, unquoted
+from ._printf import CONVERSION, INTEGER_BITS, WIDTH_MAX
 from ._records import PythonWalk, Walk
+from ._tokens import unquoted
 
 __all__ = ["Chunk", "LineTables", "Lines", "chunk_of", "format_time", "merge"]
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aiotrace._escape import escape, format_pairs, format_value
 from aiotrace._format import EventFormat, parse_format
-from aiotrace._print import compile_print, escape, format_pairs, format_value
+from aiotrace._print import compile_print
 
 FIELDS = """\
 	field:int i;	offset:8;	size:4;	signed:1;

@@ -888,7 +888,7 @@ load_integer(const unsigned char *at, const Part *part, int swap)
     }
 }
 
-/* printf's integers, as _print._integer has them. */
+/* printf's integers, as _printf._integer has them. */
 static int
 append_integer(Text *text, const Part *part, uint64_t value)
 {

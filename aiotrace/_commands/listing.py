@@ -13,7 +13,7 @@ import importlib.metadata
 import platform
 from typing import Final
 
-from .._print import escape
+from .._escape import escape
 from .._tracing import TRACERS
 from ..decode import open_trace
 

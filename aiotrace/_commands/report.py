@@ -29,8 +29,8 @@ from typing import Any, Final
 
 from .._clock import MONO
 from .._errors import ConfigurationError
+from .._escape import escape
 from .._filter import Filter, compile_filter
-from .._print import escape
 from ..decode import Event, Trace, format_line, open_trace
 from . import _answers, _losses
 from ._progress import with_progress

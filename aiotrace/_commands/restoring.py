@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Final
 
-from .._print import escape
+from .._escape import escape
 from . import _losses
 
 NAME: Final = "restore"

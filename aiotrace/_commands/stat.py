@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Final
 
-from .._print import escape
+from .._escape import escape
 from ..decode import TraceStatistics, format_time, open_trace
 from . import _losses
 

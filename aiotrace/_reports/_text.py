@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from .._print import escape
+from .._escape import escape
 
 INDENT: Final = "    "
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .._print import escape
+from .._escape import escape
 from ..decode import Event, format_time
 from ._tasks import Tasks, between
 from ._text import INDENT, block, duration, times
