@@ -7,61 +7,46 @@ The man pages trace-cmd.dat.v6.5(5) and trace-cmd.dat.v7.5(5) are the specificat
 from files of trace-cmd 3.1.6 (a version 6 table of CPUs ends with the clock; a version 7 section's size leaves out
 its padding).
 
-Two laws. **No length is believed**: each is compared with what is really there, or with a limit, before anything is
-read or allocated, and ranges that overlap are refused, so that a file costs time and memory by its own size.
-**Damage is local**: what can be told without a damaged part is told, and the part is noted in `damage`. Only a file
-whose beginning does not say where anything is raises.
+Two laws. **No length is believed**: what is taken from the file is taken through `_source`, and ranges that overlap
+are refused, so that a file costs time and memory by its own size. **Damage is local**: what can be told without a
+damaged part is told, and the part is noted in `damage`. Only a file whose beginning does not say where anything is
+raises.
 
-This module hands out pages; it knows no event's values and no order of time.
+This module finds what stands where; `_eventtables` reads what is said of events, `_filepages` hands out pages. It knows
+no event's values and no order of time.
 """
 
 from __future__ import annotations
 
-import bisect
-import errno
 import os
-import re
-import stat
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
 from typing import Final
 
 from . import _layout as L
-from ._crc import crc32
 from ._definitions import Definition
 from ._errors import TraceFormatError
-from ._format import EventFormat, parse_format, text_of
-from ._journal import JournalReader
-from ._tracedat import (
-    CHECKED_HEAD,
-    OPTION_CHECK,
-    OPTION_PAGES,
-    OPTION_STREAM,
-    PAGE_DAMAGED,
-    PageRow,
-    check_of,
-    pack_page_rows,
-    page_crc,
-    unpack_check,
-    unpack_page_rows,
+from ._eventtables import EventTables, Functions
+from ._filepages import FilePages
+from ._format import EventFormat, text_of
+from ._found import (
+    Buffer,
+    CpuData,
+    Damage,
+    DamageLog,
+    FoundPage,
+    PageShape,
+    losses_after,
+    with_writers_of,
 )
+from ._journal import JournalReader
+from ._source import SECTION_MAX, Cursor, FileCursor, Source, decompressor
+from ._tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION_STREAM, check_of, unpack_check
 from .abc import Ledger, StreamInfo
 
-__all__ = ["Buffer", "CpuData", "Damage", "FoundPage", "Functions", "PageShape", "TraceFile"]
+__all__ = ["TraceFile"]
 
 MAGIC: Final = b"\x17\x08\x44tracing"
-SECTION_MAX: Final = 256 << 20
-"""Bytes of a section, decompressed: kallsyms is the largest, about 5 MiB on Linux 6.18, more with many modules."""
-CHUNK_MAX: Final = 8 << 20
-"""Bytes of a piece of compressed pages, decompressed: trace-cmd packs 10 pages."""
-BATCH_SIZE: Final = 1 << 18
-"""Bytes of pages that are read at once."""
 OPTIONS_MAX: Final = 1 << 16
-EVENTS_MAX: Final = 1 << 16
-DAMAGE_MAX: Final = 1000
-"""Damages that are remembered; more are only counted."""
 
 OPTIONS_SECTION: Final = 0
 (
@@ -78,255 +63,6 @@ OPTIONS_SECTION: Final = 0
 OPTION_HEADER_INFO, OPTION_FTRACE_EVENTS, OPTION_EVENT_FORMATS, OPTION_KALLSYMS, OPTION_PRINTK, OPTION_CMDLINES = range(
     16, 22
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Damage:
-    """A part of a file that could not be read."""
-
-    offset: int
-    """Bytes from the beginning of the file."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class PageShape:
-    """How a page begins, as the file's header_page text says."""
-
-    byte_order: str = L.BYTE_ORDER
-    commit_size: int = 8
-    """Bytes of `commit`: 4 where the kernel's long has 4."""
-
-    @property
-    def data_offset(self) -> int:
-        return 8 + self.commit_size
-
-
-@dataclass(frozen=True, slots=True)
-class CpuData:
-    """Where one CPU's pages are."""
-
-    cpu: int
-    offset: int
-    """Bytes from the beginning of the file."""
-    size: int
-    """Bytes in the file."""
-
-
-@dataclass(frozen=True, slots=True)
-class Buffer:
-    """One ring buffer: the main one, or an instance."""
-
-    name: str
-    """"" for the main one."""
-    clock: str
-    page_size: int
-    cpus: tuple[CpuData, ...]
-    compressed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class FoundPage:
-    """A page's bytes, and where they were."""
-
-    offset: int
-    """Bytes from the beginning of the file; of the compressed piece that holds it, where there is one."""
-    data: bytes
-    problem: str = ""
-    """What is wrong with it, where more is known than its structure: then none of it is to be read."""
-    events_count: int | None = None
-    """Events on it, where that is known."""
-
-
-class Source:
-    """The bytes of a file, read by place: never more than asked for, never beyond the end.
-
-    Not a memory map: a file that is cut while it is read would kill the program (SIGBUS).
-    """
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        status = os.fstat(self._fd)
-        self.size = status.st_size
-        if not stat.S_ISREG(status.st_mode):
-            self.close()
-            if stat.S_ISDIR(status.st_mode):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            raise OSError(errno.ESPIPE, "a trace is not read in one go: copy it into a file", path)
-
-    def read(self, offset: int, size: int) -> bytes:
-        """
-        Raises:
-            TraceFormatError: The file does not have these bytes.
-        """
-        if offset < 0 or size < 0 or offset + size > self.size:
-            raise TraceFormatError(f"{size} bytes should be here, the file ends at {self.size}", offset=offset)
-        data = self.read_some(offset, size)
-        if len(data) < size:
-            raise TraceFormatError(f"{size} bytes should be here, only {len(data)} are", offset=offset)
-        return data
-
-    def read_some(self, offset: int, size: int) -> bytes:
-        """As many of these bytes as there are."""
-        parts = []
-        while size > 0 and offset < 1 << 63:
-            part = os.pread(self._fd, min(size, 1 << 26), offset)
-            if not part:
-                break
-            parts.append(part)
-            offset += len(part)
-            size -= len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-
-class Cursor:
-    """Takes numbers and strings from bytes, in order; every step is checked."""
-
-    def __init__(self, data: bytes, byte_order: str, offset: int = 0) -> None:
-        self.data = data
-        self.position = 0
-        self._order = byte_order
-        self._offset = offset
-
-    def fail(self, message: str) -> TraceFormatError:
-        return TraceFormatError(message, offset=self._offset + self.position)
-
-    def take(self, size: int) -> bytes:
-        if not 0 <= size <= len(self.data) - self.position:
-            raise self.fail(f"{size} bytes should follow, {len(self.data) - self.position} do")
-        self.position += size
-        return self.data[self.position - size : self.position]
-
-    def _number(self, code: str, size: int) -> int:
-        return int(struct.unpack(self._order + code, self.take(size))[0])
-
-    def u8(self) -> int:
-        return self._number("B", 1)
-
-    def u16(self) -> int:
-        return self._number("H", 2)
-
-    def u32(self) -> int:
-        return self._number("I", 4)
-
-    def u64(self) -> int:
-        return self._number("Q", 8)
-
-    def string(self) -> str:
-        """Bytes up to a NUL, which is passed over."""
-        end = self.data.find(b"\0", self.position)
-        if end < 0:
-            raise self.fail("a string should end with a NUL")
-        return text_of(self.take(end + 1 - self.position)[:-1])
-
-    def expect(self, what: bytes) -> None:
-        found = self.data[self.position : self.position + len(what)]
-        if found != what:
-            raise self.fail(f"{what!r} should be here, found {found!r}")
-        self.position += len(what)
-
-    @property
-    def left(self) -> int:
-        return len(self.data) - self.position
-
-
-def decompressor(name: str) -> Callable[[bytes, int], bytes]:
-    """A function that expands bytes to exactly the size that is said for them.
-
-    Raises:
-        TraceFormatError: The kind of compression is not known here, or its library is not installed.
-    """
-    if name == "zlib":
-        return _expand_zlib
-    if name == "zstd":
-        try:
-            import zstandard
-        except ImportError:
-            raise TraceFormatError("compressed with zstd: install aiotrace[zstd]") from None
-
-        def expand_zstd(data: bytes, size: int) -> bytes:
-            # A frame may announce any size: only a reader with a limit is safe.
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
-                try:
-                    expanded = reader.read(size + 1)
-                except zstandard.ZstdError as error:
-                    raise TraceFormatError(f"zstd: {error}") from None
-            return _of_size(expanded, size)
-
-        return expand_zstd
-    raise TraceFormatError(f"compressed with {name!r}: zstd, zlib and none can be read")
-
-
-def _expand_zlib(data: bytes, size: int) -> bytes:
-    try:
-        return _of_size(zlib.decompressobj().decompress(data, size + 1), size)
-    except zlib.error as error:
-        raise TraceFormatError(f"zlib: {error}") from None
-
-
-def _of_size(expanded: bytes, size: int) -> bytes:
-    if len(expanded) != size:
-        found = "more" if len(expanded) > size else len(expanded)
-        raise TraceFormatError(f"decompressed there should be {size} bytes, there are {found}")
-    return expanded
-
-
-class Functions:
-    """The functions of a kallsyms text, by address. Read when first asked: there are 200,000 lines of it."""
-
-    def __init__(self, text: bytes = b"") -> None:
-        self._text = text
-        self._addresses: list[int] = []
-        self._names: list[str] = []
-
-    def __len__(self) -> int:
-        self._read()
-        return len(self._addresses)
-
-    def find(self, address: int) -> tuple[str, int] | None:
-        """The function that an address is in, and how far from its beginning; None if there is none."""
-        self._read()
-        index = bisect.bisect_right(self._addresses, address) - 1
-        # The last line only says where the one before it ends.
-        if index < 0 or index >= len(self._addresses) - 1:
-            return None
-        return self._names[index], address - self._addresses[index]
-
-    def locate(self, address: int) -> str | None:
-        """The place in a source file: a kallsyms does not say."""
-        return None
-
-    def _read(self) -> None:
-        if not self._text:
-            return
-        found = []
-        for line in self._text.split(b"\n"):
-            parts = line.split(None, 2)
-            if len(parts) == 3 and len(parts[0]) <= 16:
-                try:
-                    found.append((int(parts[0], 16), parts[2]))
-                except ValueError:
-                    continue
-        found.sort(key=lambda pair: pair[0])
-        self._addresses = [address for address, _ in found]
-        self._names = [text_of(name.split(b"\t")[0].strip()) for _, name in found]
-        self._text = b""
-
-
-@dataclass(slots=True)
-class _Tables:
-    """What is known about a file's events."""
-
-    formats: dict[int, EventFormat] = field(default_factory=dict)
-    symbols: dict[int, str] = field(default_factory=dict)
-    commands: dict[int, str] = field(default_factory=dict)
-    functions: Functions = field(default_factory=Functions)
 
 
 class TraceFile:
@@ -348,19 +84,17 @@ class TraceFile:
         self.options_offset = 0
         self.options: list[tuple[int, bytes]] = []
         self.buffers: list[Buffer] = []
-        self.damage: list[Damage] = []
-        self.damage_count = 0
         self.time_offset = 0
         """Nanoseconds to be added to each timestamp."""
-        self.shape = PageShape()
         self.definitions: list[Definition] = []
         """Those of our own option, which come before what the tables say: each has a crc, and no name is cut."""
         self.ledger: Ledger | None = None
         self.info: StreamInfo | None = None
         """What our own option says of the stream."""
         self._dropped: dict[tuple[str, int], int] = {}
-        self._tables = _Tables()
-        self._expand: Callable[[bytes, int], bytes] | None = None
+        self._damage = DamageLog()
+        self._tables = EventTables(self._damage)
+        self._expand = decompressor("none")
         self._seen_sections: set[int] = set()
         self.source = Source(self.path)
         self.size = self.source.size
@@ -373,7 +107,13 @@ class TraceFile:
         except BaseException:
             self.source.close()
             raise
-        self._damage_at_open = len(self.damage), self.damage_count
+        self._pages = FilePages(self.source, self.shape, self.option(OPTION_PAGES), self._expand, self._damage)
+        self._damage.keep()
+
+    @property
+    def shape(self) -> PageShape:
+        """How its pages begin."""
+        return self._tables.shape
 
     @property
     def formats(self) -> dict[int, EventFormat]:
@@ -404,23 +144,40 @@ class TraceFile:
         """False if nothing says where anything is yet: the recording has not ended."""
         return self.version == 6 or self.options_offset != 0
 
+    @property
+    def damage(self) -> list[Damage]:
+        """At most DAMAGE_MAX."""
+        return self._damage.found
+
+    @property
+    def damage_count(self) -> int:
+        return self._damage.count
+
     def close(self) -> None:
         self.source.close()
 
     def note_damage(self, offset: int, message: str) -> None:
         """Count a part that could not be read."""
-        self.damage_count += 1
-        if len(self.damage) < DAMAGE_MAX:
-            self.damage.append(Damage(offset, message))
+        self._damage.note(offset, message)
 
     def forget_page_damage(self) -> None:
         """Keep only the damage that was found when the file was opened: its pages are read again."""
-        kept, self.damage_count = self._damage_at_open
-        del self.damage[kept:]
+        self._damage.forget()
 
     def option(self, number: int) -> bytes | None:
         """The data of the first option with this number."""
         return next((data for found, data in self.options if found == number), None)
+
+    def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
+        """The pages of one CPU, in order; what cannot be read is noted as damage."""
+        return self._pages.pages(buffer, cpu)
+
+    def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
+        """(count, reason) of what is missing after the last page of a CPU: no page can tell of it."""
+        if self.is_ours:
+            return losses_after(self.ledger, cpu.cpu)
+        dropped = self._dropped.get((buffer.name, cpu.cpu), 0)
+        return [(dropped, "dropped, says the account at the end")] if dropped else []
 
     # --- the beginning ---
 
@@ -441,7 +198,7 @@ class TraceFile:
         cursor = Cursor(start.data, self.byte_order)
         cursor.position = start.position
         self.page_size = self._checked_page_size(cursor.u32())
-        self.shape = PageShape(self.byte_order, self.long_size)
+        self._tables.shape = PageShape(self.byte_order, self.long_size)
         if self.version == 6:
             self._read_version_6(cursor.position)
             self._read_dropped()
@@ -449,8 +206,7 @@ class TraceFile:
         self.compression = cursor.string()
         cursor.string()  # the version of the compression's library
         self.options_offset = cursor.u64()
-        if self.compression != "none":
-            self._expand = decompressor(self.compression)
+        self._expand = decompressor(self.compression)
         if self.options_offset:
             self._read_options_sections(self.options_offset)
             self._check_own()
@@ -484,16 +240,11 @@ class TraceFile:
             compressed_size, size = packed.u32(), packed.u32()
             if size > SECTION_MAX:
                 raise packed.fail(f"a section of {size} bytes; at most {SECTION_MAX} are read")
-            data = self._expanded(packed.take(compressed_size), size, offset)
+            try:
+                data = self._expand(packed.take(compressed_size), size)
+            except TraceFormatError as error:
+                raise error.at(offset=offset) from None
         return Cursor(data, self.byte_order, offset + 16)
-
-    def _expanded(self, data: bytes, size: int, offset: int) -> bytes:
-        if self._expand is None:
-            raise TraceFormatError("a compressed part in a file that says it has none", offset=offset)
-        try:
-            return self._expand(data, size)
-        except TraceFormatError as error:
-            raise error.at(offset=offset) from None
 
     def _read_options_sections(self, offset: int) -> None:
         first = True
@@ -558,12 +309,12 @@ class TraceFile:
 
     def _read_version_7_tables(self) -> None:
         readers = (
-            (OPTION_HEADER_INFO, self._read_header_info),
-            (OPTION_FTRACE_EVENTS, self._read_ftrace_formats),
-            (OPTION_EVENT_FORMATS, self._read_event_formats),
-            (OPTION_KALLSYMS, self._read_kallsyms),
-            (OPTION_PRINTK, self._read_printk),
-            (OPTION_CMDLINES, self._read_commands),
+            (OPTION_HEADER_INFO, self._tables.read_header_info),
+            (OPTION_FTRACE_EVENTS, self._tables.read_ftrace_formats),
+            (OPTION_EVENT_FORMATS, self._tables.read_event_formats),
+            (OPTION_KALLSYMS, self._tables.read_kallsyms),
+            (OPTION_PRINTK, self._tables.read_printk),
+            (OPTION_CMDLINES, self._tables.read_commands),
         )
         for wanted, read in readers:
             offsets = {data for number, data in self.options if number == wanted}
@@ -622,13 +373,13 @@ class TraceFile:
 
     def _read_version_6(self, position: int) -> None:
         """Everything stands in one row, so nothing behind a damaged length can be found."""
-        cursor = _FileCursor(self.source, position, self.byte_order)
-        self._read_header_info(cursor)
-        self._read_ftrace_formats(cursor)
-        self._read_event_formats(cursor)
-        self._read_kallsyms(cursor)
-        self._read_printk(cursor)
-        self._read_commands(cursor)
+        cursor = FileCursor(self.source, position, self.byte_order)
+        self._tables.read_header_info(cursor)
+        self._tables.read_ftrace_formats(cursor)
+        self._tables.read_event_formats(cursor)
+        self._tables.read_kallsyms(cursor)
+        self._tables.read_printk(cursor)
+        self._tables.read_commands(cursor)
         cpus = cursor.u32()
         tag = cursor.take(10)
         if tag == b"options  \0":
@@ -644,7 +395,7 @@ class TraceFile:
             if number == OPTION_BUFFER:
                 option = Cursor(data, self.byte_order)
                 try:
-                    instance = _FileCursor(self.source, option.u64(), self.byte_order)
+                    instance = FileCursor(self.source, option.u64(), self.byte_order)
                     name = option.string()
                     instance.expect(b"flyrecord\0")
                     self._add_version_6_buffer(name, instance, cpus, clock)
@@ -666,61 +417,7 @@ class TraceFile:
         found = tuple(CpuData(cpu, cursor.u64(), cursor.u64()) for cpu in range(cpus))
         self.buffers.append(Buffer(name, clock, self.page_size, found))
 
-    # --- what both versions hold ---
-
-    def _read_header_info(self, cursor: Cursor) -> None:
-        cursor.expect(b"header_page\0")
-        text = text_of(cursor.take(cursor.u64()))
-        cursor.expect(b"header_event\0")
-        cursor.take(cursor.u64())
-        for line in text.splitlines():
-            if "commit;" in line and "size:4;" in line:
-                self.shape = PageShape(self.byte_order, 4)
-            elif "commit;" in line and "size:8;" in line:
-                self.shape = PageShape(self.byte_order, 8)
-
-    def _read_ftrace_formats(self, cursor: Cursor) -> None:
-        for _ in range(cursor.u32()):
-            self._add_format(cursor.take(cursor.u64()), "ftrace")
-
-    def _read_event_formats(self, cursor: Cursor) -> None:
-        for _ in range(cursor.u32()):
-            system = cursor.string()
-            for _ in range(cursor.u32()):
-                self._add_format(cursor.take(cursor.u64()), system)
-
-    def _add_format(self, text: bytes, system: str) -> None:
-        if len(self.formats) >= EVENTS_MAX:
-            raise TraceFormatError(f"more than {EVENTS_MAX} events")
-        try:
-            format = parse_format(text_of(text), system, long_size=self.shape.commit_size)
-        except TraceFormatError as error:
-            self.note_damage(0, f"a format of system {system!r}: {error}")
-            return
-        self.formats.setdefault(format.id, format)
-
-    def _read_kallsyms(self, cursor: Cursor) -> None:
-        self._tables.functions = Functions(cursor.take(cursor.u32()))
-
-    def _read_printk(self, cursor: Cursor) -> None:
-        for line in cursor.take(cursor.u32()).split(b"\n"):
-            key, colon, text = line.partition(b":")
-            text = text.strip()
-            if not colon or len(key) > 24:
-                continue
-            try:
-                number = int(key.strip(), 16)
-            except ValueError:
-                continue
-            if len(text) >= 2 and text.startswith(b'"') and text.endswith(b'"'):
-                text = text[1:-1]
-            self.symbols[number] = unescaped(text_of(text))
-
-    def _read_commands(self, cursor: Cursor) -> None:
-        for line in cursor.take(cursor.u64()).split(b"\n"):
-            pid, space, name = line.partition(b" ")
-            if space and pid.removeprefix(b"-").isdigit() and len(pid) <= 11:
-                self.commands[int(pid)] = text_of(name)
+    # --- what options of both versions say ---
 
     def _read_time_offset(self) -> None:
         for number, factor in ((OPTION_DATE, 1000), (OPTION_OFFSET, 1)):
@@ -730,51 +427,6 @@ class TraceFile:
                     self.time_offset += int(data.partition(b"\0")[0].strip()[:24], 0) * factor
                 except ValueError:
                     self.note_damage(0, f"option {number} should hold a number, found {data[:40]!r}")
-
-    # --- pages ---
-
-    def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
-        """The pages of one CPU, in order; what cannot be read is noted as damage."""
-        if buffer.compressed:
-            yield from self._compressed_pages(buffer, cpu)
-            return
-        rows = self._rows(buffer, cpu)
-        size = buffer.page_size
-        batch = max(BATCH_SIZE // size, 1) * size
-        position, end = cpu.offset, cpu.offset + cpu.size
-        while position < end:
-            data = self.source.read_some(position, min(batch, end - position))
-            for at in range(0, len(data), size):
-                page = FoundPage(position + at, data[at : at + size])
-                yield _checked(page, next(rows, None), self.shape) if rows is not None else page
-            position += len(data)
-            if len(data) < batch and position < end:
-                self.note_damage(position, f"CPU {cpu.cpu}: pages up to {end} should follow, the file ends here")
-                return
-
-    def _rows(self, buffer: Buffer, cpu: CpuData) -> Iterator[PageRow] | None:
-        """What our own option says of this CPU's pages; None if there is no such option."""
-        content = self.option(OPTION_PAGES)
-        if content is None:
-            return None
-        before = 0
-        for other in buffer.cpus:
-            if other == cpu:
-                break
-            before += other.size // buffer.page_size
-        begin, end = before * _ROW_SIZE, (before + cpu.size // buffer.page_size) * _ROW_SIZE
-        return (
-            row
-            for at in range(begin, min(end, len(content)), _ROWS_AT_ONCE * _ROW_SIZE)
-            for row in unpack_page_rows(content[at : min(at + _ROWS_AT_ONCE * _ROW_SIZE, end)])
-        )
-
-    def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
-        """(count, reason) of what is missing after the last page of a CPU: no page can tell of it."""
-        if self.is_ours:
-            return losses_after(self.ledger, cpu.cpu)
-        dropped = self._dropped.get((buffer.name, cpu.cpu), 0)
-        return [(dropped, "dropped, says the account at the end")] if dropped else []
 
     def _read_dropped(self) -> None:
         """What the kernel refused for want of room (CPUSTAT): its pages tell only of what it has overwritten.
@@ -792,124 +444,9 @@ class TraceFile:
                 cpu, nested, dropped = map(int, numbers)
                 self._dropped[name, cpu] = nested + dropped
 
-    def _compressed_pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
-        # trace-cmd's size leaves out the count at the beginning.
-        position, end = cpu.offset, min(cpu.offset + 4 + cpu.size, self.source.size)
-        if not cpu.size:
-            return
-        try:
-            count = Cursor(self.source.read(position, 4), self.byte_order).u32()
-            position += 4
-            for _ in range(count):
-                packed_size, size = struct.unpack(self.byte_order + "II", self.source.read(position, 8))
-                if packed_size > end - position - 8 or size > CHUNK_MAX:
-                    raise TraceFormatError(f"{packed_size} bytes that become {size} should follow", offset=position)
-                data = self.source.read(position + 8, packed_size)
-                try:
-                    expanded = self._expanded(data, size, position)
-                except TraceFormatError as error:  # the next piece can still be found
-                    self.note_damage(position, f"CPU {cpu.cpu}: {error.message}")
-                    expanded = b""
-                for at in range(0, len(expanded), buffer.page_size):
-                    yield FoundPage(position, expanded[at : at + buffer.page_size])
-                position += 8 + packed_size
-        except TraceFormatError as error:
-            self.note_damage(position, f"CPU {cpu.cpu}: {error.message}")
-
-
-def with_writers_of(ledger: Ledger | None, buffer: Buffer) -> Buffer:
-    """The buffer with a CPU, empty, for each writer that has no page here and whose account tells of losses."""
-    known = {cpu.cpu for cpu in buffer.cpus}
-    more = [
-        CpuData(writer.writer, 0, 0)
-        for writer in (ledger.writers if ledger is not None else ())
-        if writer.writer not in known and writer.lost_after
-    ]
-    return replace(buffer, cpus=(*buffer.cpus, *more))
-
-
-def losses_after(ledger: Ledger | None, cpu: int) -> list[tuple[int | None, str]]:
-    """What the closing account says of a writer's events after its last page."""
-    if ledger is None:
-        return []
-    return [
-        (writer.lost_after, "after the last page")
-        for writer in ledger.writers
-        if writer.writer == cpu and writer.lost_after
-    ]
-
-
-_ROW_SIZE: Final = len(pack_page_rows([PageRow(0, 0, 0, 0, 0)]))
-_ROWS_AT_ONCE: Final = 1024
-
-
-def _checked(page: FoundPage, row: PageRow | None, shape: PageShape) -> FoundPage:
-    """The page, with what its row has against it."""
-    if row is None:
-        return FoundPage(page.offset, page.data, "the file does not list this page")
-    if row.flags & PAGE_DAMAGED:
-        return FoundPage(page.offset, page.data, "it was damaged before the file was closed", row.events_count)
-    if _crc_of(page.data, shape) != row.crc:
-        return FoundPage(page.offset, page.data, "its crc is another one", row.events_count)
-    return page
-
-
-def _crc_of(page: bytes, shape: PageShape) -> int:
-    """By its own account of where its records end."""
-    start = shape.data_offset
-    if len(page) < start:
-        return -1
-    commit = struct.unpack_from(shape.byte_order + "I", page, 8)[0]
-    end = start + (commit & L.COMMIT_MASK)
-    counted = commit & L.COMMIT_MISSED_EVENTS and commit & L.COMMIT_MISSED_STORED
-    lost_count = page[end : end + L.LOST_COUNT_SIZE] if counted else b""
-    return page_crc(crc32(page[start:end]), page[:start], lost_count)
-
-
-class _FileCursor(Cursor):
-    """The same over a file that is not read into memory."""
-
-    def __init__(self, source: Source, position: int, byte_order: str) -> None:
-        super().__init__(b"", byte_order)
-        self._source = source
-        self.position = position
-
-    def take(self, size: int) -> bytes:
-        if not 0 <= size <= min(SECTION_MAX, self._source.size - self.position):
-            raise self.fail(f"{size} bytes should follow, {max(self._source.size - self.position, 0)} do")
-        data = self._source.read(self.position, size)
-        self.position += size
-        return data
-
-    def string(self) -> str:
-        data = self._source.read_some(self.position, 4096)
-        end = data.find(b"\0")
-        if end < 0:
-            raise self.fail("a string should end with a NUL")
-        self.position += end + 1
-        return text_of(data[:end])
-
-    def expect(self, what: bytes) -> None:
-        found = self.take(len(what))
-        if found != what:
-            self.position -= len(what)
-            raise self.fail(f"{what!r} should be here, found {found!r}")
-
 
 def _current_clock(text: bytes | None) -> str:
     """From "[local] global counter": "local"."""
     if text is None:
         return ""
     return text_of(text.partition(b"[")[2].partition(b"]")[0])
-
-
-_ESCAPED: Final = re.compile(r'\\(n|t|r|"|\\|x[0-9a-f]{2})')
-_ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r"}
-
-
-def unescaped(text: str) -> str:
-    r"""What a string of printk formats stands for: the kernel escapes \n, \t, \\ and \", we \n, \\ and all
-    other control characters as \x1b."""
-    if "\\" not in text:
-        return text
-    return _ESCAPED.sub(lambda m: chr(int(m[1][1:], 16)) if m[1][0] == "x" else _ESCAPES.get(m[1], m[1]), text)

@@ -1,6 +1,6 @@
 """A trace that was not finished, seen as a file of pages: what `open_trace` reads while it grows, or after a crash.
 
-    NAME.journal --> writer, place, events, losses, crc32 of each page --> `FoundPage`, as `_tracefile` finds them
+    NAME.journal --> writer, place, events, losses, crc32 of each page --> `FoundPage`, as `_filepages` finds them
 
 Its definitions stand in the journal, not in tables. This module knows no event's values and no order of time.
 """
@@ -14,21 +14,22 @@ from . import _ftrace
 from . import _layout as L
 from ._definitions import Definition
 from ._errors import TraceFormatError
+from ._eventtables import Functions
 from ._files import journal_path
 from ._format import EventFormat, parse_format
-from ._growing import UnfinishedTrace
-from ._journal import Placed
-from ._tracefile import (
+from ._found import (
     DAMAGE_MAX,
     Buffer,
     CpuData,
     Damage,
+    DamageLog,
     FoundPage,
-    Functions,
     PageShape,
     losses_after,
     with_writers_of,
 )
+from ._growing import UnfinishedTrace
+from ._journal import Placed
 
 __all__ = ["UnfinishedFile"]
 
@@ -54,8 +55,7 @@ class UnfinishedFile:
         self.functions = Functions()
         formats = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
         self.formats: dict[int, EventFormat] = {format.id: format for format in formats}
-        self._page_damage: list[Damage] = []
-        self._page_damage_count = 0
+        self._page_damage = DamageLog()
         self._taken = 0
         self._writers: dict[int, list[Placed]] = {}
         self._unread: dict[int, int] = {}
@@ -92,22 +92,19 @@ class UnfinishedFile:
     @property
     def damage(self) -> list[Damage]:
         journal = [Damage(found.offset, f"the journal: {found.reason}") for found in self._trace.damage]
-        return (journal + self._page_damage)[:DAMAGE_MAX]
+        return (journal + self._page_damage.found)[:DAMAGE_MAX]
 
     @property
     def damage_count(self) -> int:
-        return len(self._trace.damage) + self._page_damage_count
+        return len(self._trace.damage) + self._page_damage.count
 
     def note_damage(self, offset: int, message: str) -> None:
         """Count a page that could not be read."""
-        self._page_damage_count += 1
-        if len(self._page_damage) < DAMAGE_MAX:
-            self._page_damage.append(Damage(offset, message))
+        self._page_damage.note(offset, message)
 
     def forget_page_damage(self) -> None:
         """The pages are read again, from the first."""
-        self._page_damage.clear()
-        self._page_damage_count = 0
+        self._page_damage.forget()
         self._unread.clear()
         self._told.clear()
 

@@ -36,12 +36,13 @@ from ._errors import TraceFormatError
 from ._escape import escape, format_pairs
 from ._filter import Filter, compile_filter
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
+from ._found import Buffer, CpuData, Damage, FoundPage, PageShape
 from ._growing import is_unfinished
 from ._lines import Chunk, Lines, chunk_of, format_time, merge
 from ._print import compile_print
 from ._printf import Names, Printer
 from ._records import ALL, Selection, Walk, new_totals, tally, walk
-from ._tracefile import Buffer, CpuData, Damage, FoundPage, PageShape, TraceFile
+from ._tracefile import TraceFile
 from ._unfinished import UnfinishedFile
 from .abc import Page
 

@@ -39,8 +39,9 @@ from aiotrace_sinks import FileSink
 import aiotrace
 from aiotrace import _columns
 from aiotrace._columns import ColumnPlan
+from aiotrace._found import FoundPage
 from aiotrace._records import ALL, PythonWalk, walk
-from aiotrace._tracefile import FoundPage, TraceFile
+from aiotrace._tracefile import TraceFile
 from aiotrace.decode import Trace, _read_header, open_trace
 
 from .table import Cell, Table

@@ -57,6 +57,10 @@ FLOORS: dict[str, int] = {
     "aiotrace._ftrace": 2,
     "aiotrace._frames": 2,
     "aiotrace._journal": 2,
+    "aiotrace._source": 2,
+    "aiotrace._found": 2,
+    "aiotrace._eventtables": 2,
+    "aiotrace._filepages": 2,
     "aiotrace._tracefile": 2,
     # tasks; anyio; still no file, no socket
     "aiotrace._loop": 3,

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiotrace import _tracefile
+from aiotrace import _filepages, _source, _tracefile
 from aiotrace._errors import TraceFormatError
-from aiotrace._tracefile import Functions, TraceFile, unescaped
+from aiotrace._eventtables import Functions, unescaped
+from aiotrace._tracefile import TraceFile
 from aiotrace.decode import open_trace
 
 DATA = Path(__file__).parent / "data"
@@ -204,7 +205,7 @@ def bomb(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["zlib", "zstd"])
 def test_a_decompression_bomb_stays_within_what_it_says(kind: str) -> None:
     data = bomb(kind)
-    expand = _tracefile.decompressor(kind)
+    expand = _source.decompressor(kind)
     tracemalloc.start()
     try:
         with pytest.raises(TraceFormatError, match="should be 4096 bytes, there are more"):
@@ -215,9 +216,9 @@ def test_a_decompression_bomb_stays_within_what_it_says(kind: str) -> None:
 
 
 def test_a_frame_that_says_less_than_it_holds_is_refused() -> None:
-    assert _tracefile.decompressor("zlib")(zlib.compress(b"abc"), 3) == b"abc"
+    assert _source.decompressor("zlib")(zlib.compress(b"abc"), 3) == b"abc"
     with pytest.raises(TraceFormatError, match="should be 4 bytes, there are 3"):
-        _tracefile.decompressor("zlib")(zlib.compress(b"abc"), 4)
+        _source.decompressor("zlib")(zlib.compress(b"abc"), 4)
 
 
 def test_a_piece_of_pages_that_announces_too_much_is_not_expanded(path: Path) -> None:
@@ -225,11 +226,11 @@ def test_a_piece_of_pages_that_announces_too_much_is_not_expanded(path: Path) ->
     with TraceFileClosing(path) as file:
         place = next(cpu.offset for cpu in file.buffers[0].cpus if cpu.size)
     changed = bytearray(ZLIB)
-    struct.pack_into("<I", changed, place + 8, _tracefile.CHUNK_MAX + 1)
+    struct.pack_into("<I", changed, place + 8, _filepages.CHUNK_MAX + 1)
     path.write_bytes(changed)
     with open_trace(path) as trace:
         list(trace)
-        assert f"that become {_tracefile.CHUNK_MAX + 1} should follow" in trace.damage[0].message
+        assert f"that become {_filepages.CHUNK_MAX + 1} should follow" in trace.damage[0].message
 
 
 def test_a_table_that_announces_too_much_is_not_expanded(path: Path) -> None:
@@ -237,10 +238,10 @@ def test_a_table_that_announces_too_much_is_not_expanded(path: Path) -> None:
     with TraceFileClosing(path) as file:
         place = struct.unpack("<Q", file.option(_tracefile.OPTION_KALLSYMS) or b"")[0]
     changed = bytearray(ZLIB)
-    struct.pack_into("<I", changed, place + 16 + 4, _tracefile.SECTION_MAX + 1)
+    struct.pack_into("<I", changed, place + 16 + 4, _source.SECTION_MAX + 1)
     path.write_bytes(changed)
     with TraceFileClosing(path) as file:
-        assert f"at most {_tracefile.SECTION_MAX} are read" in file.damage[0].message
+        assert f"at most {_source.SECTION_MAX} are read" in file.damage[0].message
 
 
 def test_without_zstandard_the_error_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +253,7 @@ def test_without_zstandard_the_error_says_what_to_install(path: Path, monkeypatc
 
 def test_an_unknown_compression_is_named() -> None:
     with pytest.raises(TraceFormatError, match="'lzo': zstd, zlib and none"):
-        _tracefile.decompressor("lzo")
+        _source.decompressor("lzo")
 
 
 def test_a_function_is_found_by_any_address_in_it() -> None:

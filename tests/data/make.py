@@ -22,7 +22,8 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 import kernel  # noqa: E402  # tests/kernel.py
 import test_kernel_traces  # noqa: E402
 
-from aiotrace._tracefile import CpuData, TraceFile  # noqa: E402
+from aiotrace._found import CpuData  # noqa: E402
+from aiotrace._tracefile import TraceFile  # noqa: E402
 from aiotrace.decode import open_trace  # noqa: E402
 
 PAGES = {"sched": 12, "syscalls": 12, "kmem with stacks": 12}
