@@ -17,7 +17,7 @@ setup(
             "aiotrace._c",
             sources=sorted(str(path) for path in FOLDER.glob("*.c")),
             depends=sorted(str(path) for path in FOLDER.glob("*.h")),
-            extra_compile_args=["-O2", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"],
             optional=os.environ.get("AIOTRACE_REQUIRE_C") != "1",
         )
     ]

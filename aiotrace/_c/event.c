@@ -559,6 +559,7 @@ typedef struct {
     uint16_t fixed_size;
     uint16_t fields_count;
     char has_dynamic;
+    uint8_t wide_count; /* fields, if they are one to three of eight bytes each and nothing else; or 0 */
     char has_gaps; /* bytes between or after fields, to be zeroed */
     Field fields[FIELDS_MAX];
     PyObject *names;   /* tuple of interned str */
@@ -835,7 +836,22 @@ store_numbers(Event *self, char *payload, int32_t pid, PyObject *const *args)
     uint32_t common = self->id;
     memcpy(payload, &common, 4);
     memcpy(payload + 4, &pid, 4);
-    for (const Field *field = self->fields, *end = field + self->fields_count; field != end; field++, args++) {
+    const Field *fields = self->fields;
+    switch (self->wide_count) { /* at constant offsets, each with branches of its own to be foretold */
+    case 3:
+        if (unlikely(!store_number(payload + 24, fields[2].code, args[2])))
+            return 0;
+        /* fall through */
+    case 2:
+        if (unlikely(!store_number(payload + 16, fields[1].code, args[1])))
+            return 0;
+        /* fall through */
+    case 1:
+        return store_number(payload + 8, fields[0].code, args[0]);
+    default:
+        break;
+    }
+    for (const Field *field = fields, *end = field + self->fields_count; field != end; field++, args++) {
         if (unlikely(!store_number(payload + field->offset, field->code, *args)))
             return 0;
     }
@@ -1144,6 +1160,8 @@ event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
         filled = offset + size;
     }
     self->has_gaps |= filled != fixed_size;
+    if (count >= 1 && count <= 3 && fixed_size == 8 + 8 * count && !self->has_gaps)
+        self->wide_count = (uint8_t)count;
     self->short_count = !self->has_dynamic && fixed_size <= SHORT_PAYLOAD_MAX ? count : -1;
     Py_INCREF(twin);
     self->twin = twin;
