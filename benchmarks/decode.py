@@ -39,10 +39,11 @@ from aiotrace_sinks import FileSink
 import aiotrace
 from aiotrace import _columns
 from aiotrace._columns import ColumnPlan
+from aiotrace._cpustreams import read_page_header
 from aiotrace._found import FoundPage
 from aiotrace._records import ALL, PythonWalk, walk
 from aiotrace._tracefile import TraceFile
-from aiotrace.decode import Trace, _read_header, open_trace
+from aiotrace.decode import Trace, open_trace
 
 from .table import Cell, Table
 
@@ -106,7 +107,7 @@ class Pages:
         self.found: list[FoundPage] = [
             found for buffer in file.buffers for cpu in buffer.cpus for found in file.pages(buffer, cpu)
         ]
-        self.headers = [_read_header(found.data, file.shape) for found in self.found]
+        self.headers = [read_page_header(found.data, file.shape) for found in self.found]
         self.plan = ColumnPlan(format for format in file.formats.values() if format.system == "benchmark")
         self.events = tuple((f.id, f.size, tuple(map(_columns._planned, f.own_fields))) for f in self.plan.formats)
         file.close()

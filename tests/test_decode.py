@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 import aiotrace
 from aiotrace import _layout as L
 from aiotrace._clock import Anchor
+from aiotrace._decoded import Tables
 from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from aiotrace._errors import TraceFormatError
 from aiotrace._frames import PageEntry
@@ -29,7 +30,7 @@ from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_rec
 from aiotrace._records import walk as quick_walk
 from aiotrace._schema import TYPES, Schema
 from aiotrace.abc import Ledger, StreamInfo, WriterLedger
-from aiotrace.decode import Decoder, Event, _Tables, format_line, open_trace
+from aiotrace.decode import Decoder, Event, format_line, open_trace
 from aiotrace.formats import StoredPage, TraceStore
 
 DATA = Path(__file__).parent / "data"
@@ -368,7 +369,7 @@ def test_a_decoder_reads_definitions_as_pages_need_them() -> None:
 
 
 def test_an_address_has_the_name_file_and_line_of_its_function() -> None:
-    tables = _Tables({}, {0x5050: "a symbol"}, {}, None)
+    tables = Tables({}, {0x5050: "a symbol"}, {}, None)
     tables.define(FunctionDefinition(0x5000, 3, "Handler.get", "/srv/app.py", 17))
     tables.define(FunctionDefinition(0x4000, 1, "main", "/srv/main.py", 5))
     found = [(tables.functions.find(a), tables.functions.locate(a)) for a in (0x5000, 0x5002, 0x4000)]

@@ -14,21 +14,22 @@ from pages import FORMATS, NUMBERS, SYMBOLS, good_pages, kernel_format, pages  #
 
 from aiotrace import _lines as lines
 from aiotrace._backend import c_module
+from aiotrace._decoded import Tables
 from aiotrace._errors import TraceFormatError
 from aiotrace._lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
 from aiotrace._page import encode_absolute_timestamp, encode_record
 from aiotrace._records import ALL, PythonWalk, walk
-from aiotrace.decode import Event, _Tables, format_line
+from aiotrace.decode import Event, format_line
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
 
 
-def make_tables(c_strings: bool) -> _Tables:
+def make_tables(c_strings: bool) -> Tables:
     formats = {format.id: format for format in FORMATS}
-    return _Tables(formats, dict(SYMBOLS), {7: "worker", 1: "a\x1bb"}, None, c_strings=c_strings)
+    return Tables(formats, dict(SYMBOLS), {7: "worker", 1: "a\x1bb"}, None, c_strings=c_strings)
 
 
-def twins(tables: _Tables) -> tuple[Any, Any]:
+def twins(tables: Tables) -> tuple[Any, Any]:
     """Lines in C, and in Python."""
     assert c_module is not None
     door = Lines(tables)
@@ -85,7 +86,7 @@ def test_every_way_to_print_an_integer_is_the_same(
     spec = f"%{flags}{'' if width is None else width}{'' if precision is None else f'.{precision}'}{length}{conversion}"
     format = kernel_format(300, "one", "s64 n;8;8;1", f'"<{spec}>", REC->n')
     assert parts_of(format) is not None
-    tables = _Tables({300: format}, {}, {}, None)
+    tables = Tables({300: format}, {}, {}, None)
     in_c, in_python = twins(tables)
     data = encode_record(0, (300).to_bytes(2, "little") + bytes(6) + value.to_bytes(8, "little", signed=True))
     arguments = (data, 0, 0, len(data), 0, False, *ALL.bounds)
@@ -166,7 +167,7 @@ def test_lines_before_damage_are_printed_and_then_it_is_told() -> None:
 @pytest.mark.parametrize("spec", ["%s", "%12s", "%-12s", "%.3s"])
 def test_any_string_is_printed_as_the_interpreter_does(text: str, c_strings: bool, spec: str) -> None:
     format = kernel_format(300, "one", "__data_loc char[] s;8;4;0", f'"<{spec}>", __get_str(s)')
-    tables = _Tables({300: format}, {}, {}, None, c_strings=c_strings)
+    tables = Tables({300: format}, {}, {}, None, c_strings=c_strings)
     raw = text.encode("utf-8", "surrogatepass") + b"\0"
     payload = struct.pack("=HBBiI", 300, 0, 0, 7, 12 | len(raw) << 16) + raw
     data = encode_record(0, payload)
@@ -192,7 +193,7 @@ def test_a_record_too_short_for_its_event_is_printed_as_damaged() -> None:
 def test_a_string_outside_of_its_record_is_printed_as_damaged() -> None:
     format = kernel_format(300, "one", "int n;8;4;1\n__data_loc char[] s;12;4;0", '"n=%d s=%s", REC->n, __get_str(s)')
     data = encode_record(0, struct.pack("=HBBiiI", 300, 0, 0, 7, 5, 16 | 1 << 16))
-    chunk = Lines(_Tables({300: format}, {}, {}, None)).format(walk(data, 0), 3)
+    chunk = Lines(Tables({300: format}, {}, {}, None)).format(walk(data, 0), 3)
     assert chunk.text.endswith(b"one:                  damaged=field 's' lies at 16..17 of a record of 16 bytes\n")
 
 
