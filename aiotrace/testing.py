@@ -34,8 +34,8 @@ from .abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
 
 __all__ = ["SinkRuleError", "check_sink"]
 
-PATIENCE: Final = 5.0
-"""Seconds that a sink has for whatever it is to do."""
+PATIENCE: Final = 30.0
+"""Seconds that a sink has for whatever it is to do: a disk that others write to may stall one for several."""
 PAGE_SIZE: Final = 4096
 PAGES: Final = 32
 EVENTS: Final = 3000

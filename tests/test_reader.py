@@ -36,7 +36,8 @@ FILL = "x" * 3000
 
 @pytest.mark.anyio
 async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with aiotrace.record(Collect(), page_size=PAGE, pages=64, flush_interval=60) as recording:
+    monkeypatch.setattr("aiotrace._reader.REST_MAX", 60)  # longer than the test, on any machine
+    async with aiotrace.record(Collect(), page_size=PAGE, pages=64, flush_interval=600) as recording:
         await number.send(0, FILL)
         number(1, FILL)  # the first page is full
         for _ in range(100):
