@@ -40,6 +40,9 @@ REST_MAX: Final = 0.02
 that gets full then waits for the next, unless a quarter of the pool is full. Waking for each page costs a busy program
 100 to 200 µs a page, of its own processor when the interpreter lock is between them; for 16 pages at once it is 40."""
 
+GONE_MAX: Final = 64
+"""Sinks that are gone and whose accounts are kept: a service that attaches and detaches for years must not grow."""
+
 SinkState = Literal["starting", "running", "failed", "finished", "detached"]
 
 
@@ -147,6 +150,9 @@ class Service:
         self._pages.detach(attachment.delivery)
         if attachment.state != "finished":
             attachment.state = "detached"
+        gone = [each for each in self.attachments if each.detached]
+        if len(gone) > GONE_MAX:
+            self.attachments.remove(gone[0])
         self._waker.wake()
         self._on_free()  # it may have been what senders wait for
 

@@ -703,3 +703,17 @@ def test_our_threads_take_no_signal_that_is_for_the_program() -> None:
         assert signal.SIGSEGV not in mask
     assert len(blocked) == 2
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+async def test_the_accounts_of_sinks_that_are_gone_do_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotrace._reader.GONE_MAX", 3)
+    stays = Collect()
+    async with record(stays, page_size=PAGE, pages=16) as recording:
+        for n in range(10):
+            passing = Collect()
+            await recording.attach(passing)
+            await number.send(n, "")
+            await recording.detach(passing)
+        sinks = recording.statistics().sinks
+        assert [each.state for each in sinks] == ["running", *["detached"] * 3]
+    check_sink_has(stays, recording.statistics(), range(10))
