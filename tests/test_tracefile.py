@@ -256,6 +256,11 @@ def test_an_unknown_compression_is_named() -> None:
         _source.decompressor("lzo")
 
 
+def test_a_compressed_part_in_a_file_that_says_it_has_none_is_refused() -> None:
+    with pytest.raises(TraceFormatError, match="in a file that says it has none"):
+        _source.decompressor("none")(zlib.compress(b"abc"), 3)
+
+
 def test_a_function_is_found_by_any_address_in_it() -> None:
     functions = Functions(b"0000000000000010 t first\n0000000000000040 T second\t[module]\n0000000000000050 t end\n")
     assert functions.find(0x0F) is None
