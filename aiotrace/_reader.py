@@ -375,7 +375,7 @@ class Service:
         Returns:
             Whether all sinks have ended, so that nobody can read a page any more.
         """
-        for attachment in self.attachments:
+        for attachment in tuple(self.attachments):
             self._drop(attachment)
         if self._reader is not None and not self._reader.done:
             self._reader.cancel()

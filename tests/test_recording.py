@@ -715,5 +715,5 @@ async def test_the_accounts_of_sinks_that_are_gone_do_not_grow_for_ever(monkeypa
             await number.send(n, "")
             await recording.detach(passing)
         sinks = recording.statistics().sinks
-        assert [each.state for each in sinks] == ["running", *["detached"] * 3]
+        assert [each.state for each in sinks] == ["running", *["finished"] * 3]
     check_sink_has(stays, recording.statistics(), range(10))
