@@ -60,14 +60,6 @@ class Loop:
             return False
         return True
 
-    @property
-    def is_running_here(self) -> bool:
-        """Whether the calling code runs in this loop."""
-        try:
-            return bool(current_token().native_token is self._native)
-        except RuntimeError:
-            return False
-
     def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Task:
         """Start a detached task, from within the loop. `function` must not raise anything but a cancellation."""
         return Task(self, function, name)
