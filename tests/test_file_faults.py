@@ -95,10 +95,12 @@ async def test_a_full_disk_harms_nobody_and_nothing_is_lost_that_was_delivered(
 
 
 FAULTY = """
-import asyncio, json, os, sys
+import asyncio, ctypes, json, os, sys
 import aiotrace
 from aiotrace import _files
 from aiotrace_sinks import FileSink
+
+fiu = ctypes.CDLL("libfiu.so.0")
 
 class Os:
     # CPython calls pwritev2, which libfiu does not know.
@@ -112,9 +114,14 @@ async def main():
     happened = aiotrace.event("faulty:happened", n="u64", filling="str")
     sink = FileSink(sys.argv[1], max_size=30 * 4096, fsync=sys.argv[2] == "fsync")
     async with aiotrace.record(sink, page_size=4096, pages=64, flush_interval=0.01, drain_timeout=60) as recording:
+        # Not before: a file that cannot be opened is refused at once, and that is another test.
         _files.os = Os()
-        for n in range(int(sys.argv[3])):
+        for name, probability in json.loads(sys.argv[4]).items():
+            assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
+        n = 0
+        while n < int(sys.argv[3]) or recording.statistics().sinks[0].failures < 5:
             await happened.send(n, "x" * 40)
+            n += 1
     statistics = recording.statistics()
     print(json.dumps([statistics.events_written, statistics.events_delivered]))
 
@@ -132,20 +139,15 @@ def test_errors_and_short_writes_lose_and_double_nothing(
 ) -> None:
     """R9: 10 % EIO, 20 % short; 2 % of the fsyncs fail."""
     path = tmp_path / "trace.dat"
-    faults = [
-        "enable_random name=posix/io/rw/pwrite,probability=0.1,failinfo=5",
-        "enable_random name=posix/io/rw/pwrite/reduce,probability=0.2",
-        "enable_random name=posix/io/sync/fdatasync,probability=0.02,failinfo=5",
-    ]
-    arguments = [argument for fault in faults for argument in ("-c", fault)]
-    command = [fiu_run, "-x", *arguments, sys.executable, "-c", FAULTY, str(path), fsync, str(events)]
+    faults = {"posix/io/rw/pwrite": 0.1, "posix/io/rw/pwrite/reduce": 0.2, "posix/io/sync/fdatasync": 0.02}
+    command = [fiu_run, "-x", sys.executable, "-c", FAULTY, str(path), fsync, str(events), json.dumps(faults)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     written, delivered = json.loads(done.stdout.splitlines()[-1])
     files = sorted(tmp_path.iterdir())
     numbers = [number for file in files for number in count(trace_cmd, file)]
-    assert (written, delivered) == (events, events)
-    assert sorted(numbers) == list(range(events))
+    assert written == delivered >= events
+    assert sorted(numbers) == list(range(written))
 
 
 KILLED = """
