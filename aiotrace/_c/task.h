@@ -1,0 +1,298 @@
+/* What the files of the tracer of tasks share; task.c says what it is and which laws it keeps.
+ *
+ *     task.c         start and stop
+ *     task_handle.c  asyncio: Handle          task_uvloop.c  uvloop: Callback         task_trio.c  trio: Coroutine
+ *     task_loop.c    iterations of asyncio's loops
+ *     task_step.c    what each of the hooks calls: a task is made ready, its step begins, ends; cancellation
+ *     task_known.c   the table of tasks, their ids, their spawn; keyframes
+ *     task_names.c   the table of names of code, lines and types; what a task waits for
+ *
+ * Each calls those below it alone. Nothing here is seen outside of the module.
+ */
+#ifndef AIOTRACE_TASK_H
+#define AIOTRACE_TASK_H
+
+#include "aiotrace.h"
+
+#include <stddef.h>
+#include <structmember.h>
+
+#if defined(__x86_64__)
+#include <x86intrin.h>
+#endif
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* glibc keeps room for a little of a module that is loaded late: it is found without a call then. */
+#ifdef __GLIBC__
+#define THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
+#else
+#define THREAD_LOCAL __thread
+#endif
+
+#pragma GCC visibility push(hidden)
+
+/* --- time (task.c) -------------------------------------------------------------------------------------- */
+
+#define ANCHOR_NS 100000000u     /* CLOCK_MONOTONIC is read again at least this often */
+#define CALIBRATION_NS 20000000u /* it is read to some 50 ns, so the counter's rate is known to a few millionths */
+
+typedef struct {
+    int is_constant;     /* whether the processor's counter has a constant rate */
+    uint64_t first_tick; /* of the calibration; `first_ns` belongs to it */
+    uint64_t first_ns;
+    uint64_t tick, ns;  /* the anchor */
+    uint64_t multiplier; /* nanoseconds a tick, in 2**-32; 0: not known yet */
+} Counter;
+
+extern Counter counter;
+
+/* CLOCK_MONOTONIC in nanoseconds, mostly by the processor's counter: three readings a step are what it costs most. May
+ * go backwards by what the counter has strayed in ANCHOR_NS. */
+static inline uint64_t
+now_ns(void)
+{
+#if defined(__x86_64__)
+    if (likely(counter.is_constant)) {
+        uint64_t tick = __rdtsc();
+        if (likely(counter.multiplier)) {
+            uint64_t passed = (uint64_t)(((unsigned __int128)(tick - counter.tick) * counter.multiplier) >> 32);
+            if (likely(passed < ANCHOR_NS))
+                return counter.ns + passed;
+        }
+        uint64_t now = aiotrace_monotonic_ns();
+        counter.tick = __rdtsc();
+        counter.ns = now;
+        if (now - counter.first_ns > CALIBRATION_NS && counter.multiplier == 0)
+            counter.multiplier = (uint64_t)((double)(now - counter.first_ns) /
+                                            (double)(counter.tick - counter.first_tick) * 4294967296.0);
+        return now;
+    }
+#endif
+    return aiotrace_monotonic_ns();
+}
+
+void start_clock(void);
+
+/* --- what Python gave us (task.c) ------------------------------------------------------------------- */
+
+enum { SPAWN, NAME, READY, STEP, DONE, CANCEL, DELIVERED, CAUGHT, SWALLOWED, ALIVE, EVENTS };
+extern PyObject *events[EVENTS];
+
+extern PyObject *describe;     /* (code or type, line) -> (text, key, flags) */
+extern PyObject *name_command; /* (pid, name) */
+extern PyObject *find_line;    /* (task) -> text: where it is suspended */
+extern PyObject *find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
+extern PyObject *report;       /* (handle, exception): what events.Handle does of an exception */
+extern PyTypeObject *step_type; /* TaskStepMethWrapper */
+extern PyCFunction wakeup;      /* what C tasks give to futures */
+extern PyObject *python_step, *python_wakeup; /* the functions of _PyTask */
+extern PyTypeObject *task_type; /* _asyncio.Task */
+extern PyObject *cancelled_error, *trio_cancelled;
+extern PyTypeObject *trio_error; /* outcome.Error */
+
+extern int is_active;
+
+/* --- doors (task_names.c) ------------------------------------------------------------------------------- */
+
+/* A way to read something of an object that costs no look-up, if it is of the type that the way was found on. */
+typedef struct {
+    const char *text;
+    int is_call;
+    PyObject *name;
+    PyCFunction method;
+    getter get;
+    void *closure;
+    Py_ssize_t offset; /* of an object in the object; 0: it is not so simple */
+} Door;
+
+extern Door door_waiter, door_must_cancel, door_coro, door_exception, door_done, door_cancelled, door_cancelling, door_name,
+            door_await, door_code, door_self, door_trio_name;
+
+int open_door(Door *door, PyTypeObject *type);
+int door_is_true(const Door *door, PyObject *object, int is_known);
+
+/* A new reference, or NULL without an exception. `is_known`: the object is of the type that the door was opened on. */
+static inline PyObject *
+read_door(const Door *door, PyObject *object, int is_known)
+{
+    PyObject *value;
+    if (is_known && door->offset)
+        return Py_XNewRef(*(PyObject **)((char *)object + door->offset));
+    if (likely(is_known && door->get != NULL))
+        value = door->get(object, door->closure);
+    else if (likely(is_known && door->method != NULL))
+        value = door->method(object, NULL);
+    else if (door->is_call)
+        value = PyObject_CallMethodNoArgs(object, door->name);
+    else
+        value = PyObject_GetAttr(object, door->name);
+    if (unlikely(value == NULL))
+        PyErr_Clear();
+    return value;
+}
+
+static inline int
+is_fast(PyObject *task)
+{
+    return task_type != NULL && PyObject_TypeCheck(task, task_type);
+}
+
+/* --- names of code and types (task_names.c) ---------------------------------------------------------- */
+
+enum { IS_LIBRARY = 1, IS_TRAP = 2, IS_OURS = 4 };
+
+typedef struct {
+    PyObject *object; /* held: a code object or a type */
+    int line;         /* 0: the whole of it */
+    int flags;
+    uint64_t key;
+    PyObject *text;
+} Name;
+
+static inline size_t
+hash_pointer(const void *pointer, int line)
+{
+    uint64_t hash = ((uint64_t)(uintptr_t)pointer >> 4) ^ ((uint64_t)(uint32_t)line << 32);
+    hash *= 0x9E3779B97F4A7C15u;
+    return (size_t)(hash >> 20);
+}
+
+extern Name unknown_name; /* "?" */
+extern Name name_yield, name_done, name_nothing, name_returned, name_raised, name_cancelled, name_lost;
+extern size_t names_used;
+
+Name find_name(PyObject *object, int line);
+Name find_site(void);
+Name name_coroutine(PyObject *coroutine);
+int take_name(Name *name, const char *text);
+PyObject *text_of(const Name *name);
+PyObject *coroutine_of(PyObject *task, int runtime);
+PyObject *name_of(PyObject *task, int runtime);
+int is_cancelled_error(PyObject *error);
+PyObject *find_innermost(PyObject *coroutine, int *depth, Name *name, int *is_handling);
+
+/* --- records (task_names.c) ------------------------------------------------------------------------------ */
+
+void call_event(PyObject *event, int count, PyObject **arguments);
+
+#define EMIT(event, ...)                                                                     \
+    do {                                                                                     \
+        PyObject *arguments_[] = {__VA_ARGS__};                                              \
+        call_event(events[event], (int)(sizeof arguments_ / sizeof *arguments_), arguments_);              \
+    } while (0)
+
+#define IS_OFF(event) aiotrace_event_is_off(events[event])
+
+/* --- the tasks that are known (task_known.c) --------------------------------------------------------------- */
+
+enum { ON_ASYNCIO, ON_TRIO };
+
+typedef struct Known {
+    PyObject *task; /* borrowed; alive as long as `ref` says so */
+    PyObject *ref;
+    PyObject *name;      /* as it was at its spawn, until its first step; held */
+    PyObject *coroutine; /* its text; borrowed of `names` */
+    int holders;
+    int32_t id, parent;
+    long cancels;  /* requests to cancel it that were told */
+    uint32_t runs; /* in which run of the tracer it was known */
+    char runtime;
+    char is_silent; /* one of aiotrace's own: it is not traced */
+    char is_named;
+    char is_cancelled; /* a cancellation was delivered, and it is not known yet what became of it */
+    char is_swallowed; /* the last one was, and that was told */
+    uint32_t round;    /* of its last keyframe */
+    struct Known *free;
+} Known;
+
+static inline PyObject *
+referent(PyObject *ref)
+{
+    PyObject *object = ((PyWeakReference *)ref)->wr_object;
+    return object == Py_None ? NULL : object;
+}
+
+/* A task that a factory is making: if it runs at once, it does so before anybody can know it. */
+typedef struct Making {
+    PyObject *coroutine;
+    int32_t id, parent;
+    PyObject *task; /* what the factory returned, when it has; borrowed */
+    struct Making *outer;
+} Making;
+
+extern THREAD_LOCAL Making *making;
+extern size_t tasks_used;
+extern uint32_t runs;     /* how often the tracer was started */
+extern int32_t first_id;  /* of this process */
+extern int commands_left; /* pids that may be named until the next keyframe */
+
+Known *find_task(PyObject *task);
+Known *know_task(PyObject *task, int runtime, int is_new);
+void forget_task(PyObject *task, Known *known);
+void forget_all(void);
+void release(Known *known);
+int32_t new_id(void);
+int32_t base_id(void);
+void begin_ids(uint32_t next);
+void tell_name(Known *known, PyObject *task);
+void tell_end(int32_t id, const Name *result, const Name *exception);
+void begin_rounds(void);
+void go_on_with_round(uint64_t now);
+void write_whole_round(void);
+
+/* --- steps (task_step.c) ------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Known *known; /* held; NULL: it is no task's, or nothing was traced when it was scheduled */
+    uint64_t ns;  /* when it was made ready; 0: not known */
+    int32_t waker;
+} Ready;
+
+typedef struct {
+    Known *known; /* held; NULL: nothing is traced */
+    PyObject *task;
+    uint64_t began;
+    Ready ready;
+    int32_t previous;
+    char is_delivered;
+} Step;
+
+static inline void
+forget_ready(Ready *ready)
+{
+    Known *known = ready->known;
+    ready->known = NULL;
+    if (known != NULL)
+        release(known);
+}
+
+extern THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
+
+extern PyObject *zero; /* the int */
+
+PyObject *task_of(PyObject *callback);
+void made_ready(PyObject *callback, PyObject *argument, Ready *ready);
+void begin_known(Step *step, Known *known, PyObject *task, const Ready *ready);
+void begin_step(Step *step, PyObject *callback, PyObject *argument, Ready *ready);
+void end_step(Step *step);
+void record_step(Step *step, const Name *awaited);
+void tell_done(Step *step, int is_cancelled, PyObject *error);
+void leave(Step *step);
+PyObject *line_of(PyObject *task);
+long count_cancels(PyObject *task);
+
+/* --- the hooks: each adds its functions to the module ------------------------------------------------------------- */
+
+#define FREE_HANDLES 64 /* callbacks whose memory is kept */
+
+int handle_exec(PyObject *module);
+int uvloop_exec(PyObject *module);
+int trio_exec(PyObject *module);
+int loop_exec(PyObject *module);
+int step_exec(PyObject *module);
+
+#pragma GCC visibility pop
+
+#endif
