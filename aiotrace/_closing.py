@@ -25,7 +25,7 @@ from ._errors import TraceFormatError
 from ._files import BLOCK, TraceFiles, copy_range, journal_path, sync_folder, write_all
 from ._frames import Damage
 from ._growing import read_journal
-from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
+from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions
 from ._page import pack_header, pack_lost_count
 from .abc import StreamInfo
 
@@ -154,9 +154,10 @@ def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreR
     journal = JournalReader()
     columns: dict[int, _Column] = {}
     done = 0
+    stored: Positions = {}
     for batch in read_journal(files.journal, journal, final=True):
         for placed in batch:
-            done += _add_page(files, columns, placed, verify, report, journal)
+            done += _add_page(files, columns, placed, verify, report, journal, stored)
             if done >= _STEP:
                 yield done
                 done = 0
@@ -170,6 +171,7 @@ def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreR
     order = _arrange(columns, info.page_size)
     in_place = sum(len(column.slots) for column in order if not column.spooled)
     os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in holes, or at the end
+    journal.stored.update(stored)
     yield from _copy(files, order, info.page_size, verify)
     _write_tail(files, journal, info, order, fsync)
 
@@ -181,14 +183,16 @@ def _add_page(
     verify: bool,
     report: RestoreReport,
     journal: JournalReader,
+    stored: Positions,
 ) -> int:
-    """Take a page, or a part of one, into its writer's column; returns the bytes that were checked."""
+    """Take a page, or a part of one, into its writer's column, and note in `stored` how far that goes; returns the
+    bytes that were checked."""
     assert journal.info is not None, "a page before hello is damage"
     writer = placed.entry.writer
     column = columns.get(writer) or _Column(writer, placed.spooled)
     goes_on = bool(column.slots) and column.slots[-1].goes_on_with(placed)
     gap = 0 if placed.spooled or goes_on else placed.place // journal.info.page_size - 1 - len(column.slots)
-    intact = not verify or _is_intact(files, placed)
+    intact = not verify or is_intact(files, placed)
     if placed.spooled != column.spooled or (gap and not 0 < gap <= _frames_lost(journal)):
         report.damaged.append(placed)  # it cannot be where it says
         return 0
@@ -201,6 +205,7 @@ def _add_page(
     if column.add(placed, intact):
         report.pages += column.slots[-1].first is placed
         report.events += placed.entry.events_count
+        stored[writer] = placed.end
     else:
         report.damaged.append(placed)
     return placed.entry.committed if verify else 0
@@ -211,7 +216,8 @@ def _frames_lost(journal: JournalReader) -> int:
     return sum(1 + damage.length // PLACED_SIZE for damage in journal.damage)
 
 
-def _is_intact(files: TraceFiles, placed: Placed) -> bool:
+def is_intact(files: TraceFiles, placed: Placed) -> bool:
+    """Whether a page, or a part of one, is what was written."""
     fd = files.spool(placed.entry.writer) if placed.spooled else files.data
     try:
         return placed.check(os.pread(fd, placed.entry.committed, placed.records_place))
@@ -298,6 +304,7 @@ def _write_tail(files: TraceFiles, journal: JournalReader, info: StreamInfo, ord
 def _options(journal: JournalReader, info: StreamInfo, order: list[_Column]) -> Iterator[tuple[int, bytes]]:
     writer = JournalWriter(info)
     frames = writer.hello() + writer.definitions(journal.definitions, len(journal.definitions))
+    frames += writer.stored(journal.stored)
     if journal.ledger is not None:
         frames += writer.end(journal.ledger)
     yield T.OPTION_STREAM, frames

@@ -29,7 +29,7 @@ import enum
 import json
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from . import _layout as L
@@ -56,6 +56,7 @@ _HEADER = struct.Struct("<4sBBHII16sQI")
 _U32 = struct.Struct("<I")
 _ENTRY = struct.Struct("<IIQQqIIII")
 _ACKNOWLEDGEMENT = struct.Struct("<IIQ")
+_POSITION = struct.Struct("<IIQ")
 
 Buffer = bytes | bytearray | memoryview
 
@@ -71,6 +72,8 @@ class Kind(enum.IntEnum):
     ERROR = 6
     PLACED = 7
     """A page that is stored elsewhere: only a journal has these."""
+    STORED = 32
+    """How far each writer's stream had come before this file, or at its end: only journals and traces have these."""
 
 
 _KINDS: Final = {kind.value: kind for kind in Kind}
@@ -438,6 +441,21 @@ def unpack_acknowledgements(body: Buffer) -> list[Acknowledgement]:
             raise TraceFormatError(f"acknowledgement of the unknown level {level}")
         found.append(Acknowledgement(writer, Level(level), sequence))
     return found
+
+
+def pack_positions(positions: Mapping[int, tuple[int, int]]) -> bytes:
+    """By writer, how far its stream has come: the number of a page, and bytes of its records."""
+    return b"".join(_POSITION.pack(writer, offset, sequence) for writer, (sequence, offset) in positions.items())
+
+
+def unpack_positions(body: Buffer) -> dict[int, tuple[int, int]]:
+    """
+    Raises:
+        TraceFormatError: The length is none of theirs.
+    """
+    if len(body) % _POSITION.size:
+        raise TraceFormatError(f"positions of {len(body)} bytes, no multiple of {_POSITION.size}")
+    return {writer: (sequence, offset) for writer, offset, sequence in _POSITION.iter_unpack(body)}
 
 
 def pack_end(ledger: Ledger) -> bytes:

@@ -18,7 +18,7 @@ This module knows no file: `_store` writes them, `_growing` and `_closing` read 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from . import _layout as L
@@ -39,16 +39,23 @@ from ._frames import (
     pack_end,
     pack_hello,
     pack_page_entry,
+    pack_positions,
     unpack_definitions,
     unpack_end,
     unpack_hello,
     unpack_page_entry,
+    unpack_positions,
 )
 from .abc import Ledger, StreamInfo
 
 _PLACE = struct.Struct("<QIIII")
 PLACED_SIZE: Final = HEADER_SIZE + PAGE_ENTRY_SIZE + _PLACE.size
 """Bytes that a page, or a part of one, takes in the journal."""
+
+Position = tuple[int, int]
+"""How far a writer's stream has come: the number of a page, and bytes of its records."""
+Positions = dict[int, Position]
+"""By writer."""
 
 
 class Placed(NamedTuple):
@@ -79,6 +86,11 @@ class Placed(NamedTuple):
         """Offset of the records in that file, in bytes."""
         return self.place + L.PAGE_HEADER_SIZE + self.start
 
+    @property
+    def end(self) -> Position:
+        """How far its writer's stream has come with it."""
+        return self.entry.sequence, self.entry.offset + self.entry.committed
+
     def check(self, data: Buffer) -> bool:
         """Whether these are the records that were written."""
         return len(data) == self.entry.committed and crc32(data, self.crc_before) == self.crc
@@ -87,10 +99,14 @@ class Placed(NamedTuple):
 class JournalWriter:
     """Makes the bytes to append. The caller appends them in this order, whole, or says `rewind`."""
 
-    def __init__(self, info: StreamInfo) -> None:
+    def __init__(self, info: StreamInfo, *, after: JournalReader | None = None) -> None:
+        """
+        Args:
+            after: What the journal holds already.
+        """
         self._info = info
-        self._sequence = 0
-        self.definitions_count = 0
+        self._sequence = after.frames_count if after is not None else 0
+        self.definitions_count = after.definitions_count if after is not None else 0
         """Definitions that are in the journal."""
 
     def mark(self) -> tuple[int, int]:
@@ -117,6 +133,10 @@ class JournalWriter:
         place = _PLACE.pack(placed.place, int(placed.spooled), placed.start, placed.crc_before, placed.crc)
         return self._frame(Kind.PLACED, pack_page_entry(placed.entry) + place)
 
+    def stored(self, positions: Mapping[int, Position]) -> bytes:
+        """How far each writer's stream has come elsewhere; nothing if there is nothing to say."""
+        return self._frame(Kind.STORED, pack_positions(positions)) if positions else b""
+
     def end(self, ledger: Ledger) -> bytes:
         return self._frame(Kind.END, pack_end(ledger))
 
@@ -140,6 +160,11 @@ class JournalReader:
         """Definitions that damage has cost."""
         self.ledger: Ledger | None = None
         """None until the stream's end was read."""
+        self.stored: Positions = {}
+        """By writer, what `Kind.STORED` says: how far its stream had come in the files before this one; at the end of
+        a trace.dat, how far it has come with it."""
+        self.frames_count = 0
+        """The number of the next frame."""
         self.damage: list[Damage] = []
 
     def feed(self, data: Buffer, *, final: bool = False) -> Iterator[Placed]:
@@ -155,6 +180,7 @@ class JournalReader:
             if isinstance(item, Damage):
                 self.damage.append(item)
                 continue
+            self.frames_count = item.sequence + 1
             try:
                 placed = self._read(item)
             except TraceFormatError as error:
@@ -162,6 +188,16 @@ class JournalReader:
                 continue
             if placed is not None:
                 yield placed
+
+    @property
+    def definitions_count(self) -> int:
+        """Those that were read, and those that damage has cost."""
+        return len(self.definitions) + self.definitions_missing
+
+    @property
+    def end(self) -> int:
+        """Bytes up to the end of the last whole frame, or of damage."""
+        return self._frames.offset
 
     def forget_incomplete(self) -> None:
         """Feed again from `fed`, which goes back to the end of the last whole frame."""
@@ -177,6 +213,8 @@ class JournalReader:
             case Kind.DEFINITIONS:
                 first, definitions = unpack_definitions(frame.body)
                 self._define(first, definitions)
+            case Kind.STORED:
+                self.stored.update(unpack_positions(frame.body))
             case Kind.END:
                 self.ledger = unpack_end(frame.body)
             case _:
@@ -184,7 +222,7 @@ class JournalReader:
         return None
 
     def _define(self, first: int, definitions: list[Definition]) -> None:
-        known = len(self.definitions) + self.definitions_missing
+        known = self.definitions_count
         self.definitions_missing += max(0, first - known)
         self.definitions += definitions[max(0, known - first) :]
 

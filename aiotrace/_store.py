@@ -20,23 +20,21 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from . import _tracedat as T
-from ._closing import RestoreReport, make_trace
+from ._closing import RestoreReport, is_intact, make_trace
 from ._definitions import Definition
+from ._errors import TraceFormatError
 from ._files import BLOCK, Buffer, TraceFiles, sync_folder, write_all, write_most
 from ._frames import PageEntry
 from ._growing import page_entry
-from ._journal import JournalWriter, Placed
+from ._journal import JournalReader, JournalWriter, Placed, Position, Positions
+from ._tracefile import TraceFile
 from .abc import Ledger, Page, StreamInfo
 
-Position = tuple[int, int]
-"""How far a writer's stream has come: the number of a page, and bytes of its records."""
-Positions = dict[int, Position]
-"""By writer."""
-
+_JOURNAL_CHUNK: Final = 1 << 20
 _ZEROS: Final = memoryview(bytes(BLOCK))
 
 
@@ -66,9 +64,28 @@ class TraceStore:
             FileExistsError: A trace, or an unfinished one, is there; the message says what would do.
             OSError: A file cannot be created.
         """
+        self._set_up(path, info, JournalWriter(info), fsync=fsync, stored=stored or {})
+        self._files = TraceFiles.create(path)
+        try:
+            write_all(self._files.data, [T.initial_header(info.page_size)], 0)
+            self._append(self._hello + self._journal.stored(self.stored))
+            if fsync:
+                self._sync(self._files.data)
+                sync_folder(path)
+        except BaseException:
+            self._files.unlink()
+            raise
+        self._synced = self._state()
+        _stores.add(self)
+
+    def _set_up(
+        self, path: str, info: StreamInfo, journal: JournalWriter, *, fsync: bool, stored: Mapping[int, Position]
+    ) -> None:
         self.path = path
         self.info = info
-        self.stored = dict(stored or {})
+        self.definitions: Sequence[Definition] = []
+        """Those that the journal had when it was resumed; empty if it lost any."""
+        self.stored = dict(stored)
         """How far the trace, with those before it, has each writer's stream."""
         self.sync_failed = False
         """After a failed fsync nobody knows what is on the disk: `discard_unsynced`, finish, and go on elsewhere."""
@@ -76,8 +93,8 @@ class TraceStore:
         """`finish` was begun: no more pages can be written."""
         self._committed = False
         self._fsync = fsync
-        self._journal = JournalWriter(info)
-        self._hello = self._journal.hello()
+        self._journal = journal
+        self._hello = JournalWriter(info).hello()
         self._journal_end = 0
         self._torn = False
         self._last: dict[int, Placed] = {}
@@ -86,16 +103,58 @@ class TraceStore:
         self._pages = 0
         self._foreign = False
         self._ended = False
-        self._files = TraceFiles.create(path)
+        self._unsynced: set[int | None] = set()
+        """What was written since the last fsync: the spools of these writers; None is the trace itself."""
+
+    @classmethod
+    def resume(cls, path: str, *, fsync: bool = False, check: int = 0) -> TraceStore:
+        """Go on with a trace that a program left when it was killed. Its journal ends with the last frame that is
+        whole.
+
+        Args:
+            path: NAME.
+            fsync: As in `TraceStore`.
+            check: After a power loss: so many bytes of pages, at the end, may have been on their way to the disk.
+                They are read, and from the first on that is not what was written the journal is cut.
+
+        Raises:
+            FileNotFoundError: There is no journal, or no trace.
+            BlockingIOError: A writer lives.
+            TraceFormatError: The journal has no intact beginning, or the trace is a complete one.
+            OSError: A file cannot be read or written.
+        """
+        files = TraceFiles(path)
+        files.open_existing()
         try:
-            write_all(self._files.data, [T.initial_header(info.page_size)], 0)
-            self._append(self._hello)
-            if fsync:
-                self._sync(self._files.data)
-                sync_folder(path)
+            if T.unpack_options_offset(os.pread(files.data, T.INITIAL_HEADER_SIZE, 0)):
+                raise TraceFormatError("the trace is complete: nothing can be added", path=path, offset=0)
+            store = cls.__new__(cls)
+            store._go_on(files, fsync, check)
+            return store
         except BaseException:
-            self._files.unlink()
+            files.close()
             raise
+
+    def _go_on(self, files: TraceFiles, fsync: bool, check: int) -> None:
+        journal, pages, ends = _read_journal(files)
+        if check and (end := _believed(files, journal, pages, ends, check)) < journal.end:
+            os.ftruncate(files.journal, end)
+            journal, pages, _ = _read_journal(files)
+        info = journal.info
+        if info is None:
+            raise TraceFormatError("the journal says of no stream", path=files.path, offset=0)
+        self._set_up(files.path, info, JournalWriter(info, after=journal), fsync=fsync, stored=journal.stored)
+        self._files = files
+        self.definitions = journal.definitions if not journal.definitions_missing else []
+        self._journal_end = journal.end
+        os.ftruncate(files.journal, journal.end)
+        for placed in pages:
+            self._take(placed)
+        self._ended = journal.ledger is not None
+        write_all(files.data, [T.initial_header(info.page_size)], 0)  # its writer may have been killed before that
+        if fsync:
+            self._unsynced = {placed.entry.writer if placed.spooled else None for placed in pages}
+            self.sync()
         self._synced = self._state()
         _stores.add(self)
 
@@ -116,7 +175,7 @@ class TraceStore:
         """How many of the first of these pages go in before `size` exceeds so many bytes; a part that goes on with a
         page that is there takes no room."""
         left = (size - self.size) // self.info.page_size
-        ends = {writer: _end_of(placed) for writer, placed in self._last.items()}
+        ends = {writer: placed.end for writer, placed in self._last.items()}
         for count, page in enumerate(pages):
             entry = page_entry(page)
             left -= not _goes_on(ends.get(entry.writer), entry)
@@ -125,13 +184,14 @@ class TraceStore:
             ends[entry.writer] = entry.sequence, entry.offset + entry.committed
         return len(pages)
 
-    def write(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> None:
+    def write(self, pages: Sequence[Page], definitions: Sequence[Definition], *, sync: bool = True) -> None:
         """Put pages, and the definitions that they need, into the trace. Those that are in it already (offered again
         after a failure) are passed over.
 
         Args:
             pages: For each writer in the order of its stream.
             definitions: All of the stream's.
+            sync: False leaves it to `sync`, where `fsync` is asked for: one for many batches.
 
         Raises:
             OSError: Some of the first may be in the trace, the others are not; writing the same pages again goes on
@@ -145,11 +205,25 @@ class TraceStore:
         count, error = _write_files(writes)
         del writes[count:]  # those before them are whole: with a disk that often fails, this is how it gets on
         self._commit(writes, definitions)
-        if self._fsync and writes:
-            self._sync(*{write.fd for write in writes})
-            self._synced = self._state()
+        if self._fsync:
+            self._unsynced |= {placed.entry.writer if placed.spooled else None for placed, *_ in writes}
+            if sync:
+                self.sync()
         if (failure := error or no_spool) is not None:
             raise failure
+
+    def sync(self) -> None:
+        """Bring to the disk what was written.
+
+        Raises:
+            OSError: What of it is there is unknown: `sync_failed` is set.
+        """
+        if self._foreign or not self._unsynced:
+            return
+        self.open()
+        self._sync(*(self._files.data if writer is None else self._files.spool(writer) for writer in self._unsynced))
+        self._unsynced.clear()
+        self._synced = self._state()
 
     def _plan(self, pages: Sequence[Page]) -> tuple[list[_Write], OSError | None]:
         """What is to be written, up to the first page whose spool cannot be opened."""
@@ -168,13 +242,13 @@ class TraceStore:
                 return writes, error
             writes.append(write)
             last[writer] = write.placed
-            stored[writer] = _end_of(write.placed)
+            stored[writer] = write.placed.end
         return writes, None
 
     def _plan_page(self, page: Page, entry: PageEntry, last: Placed | None, *, spooled: bool) -> _Write:
         fd = self._files.spool(entry.writer) if spooled else self._files.data
         records = page.data
-        if last is not None and _goes_on(_end_of(last), entry):
+        if last is not None and _goes_on(last.end, entry):
             start = last.start + last.entry.committed
             placed = Placed.of(entry, spooled, last.place, records, start, last.crc)
             return _Write(placed, fd, placed.records_place, (records,), entry.committed)
@@ -202,12 +276,16 @@ class TraceStore:
             raise
         self.stored = dict(self.stored)  # others may have kept the old one
         for placed, *_ in writes:
-            writer = placed.entry.writer
-            self._last[writer] = placed
-            self.stored[writer] = _end_of(placed)
-            self._pages += not placed.start
-            if not placed.spooled:
-                self._in_place = writer
+            self._take(placed)
+
+    def _take(self, placed: Placed) -> None:
+        """What its frame in the journal says is so."""
+        writer = placed.entry.writer
+        self._last[writer] = placed
+        self.stored[writer] = placed.end
+        self._pages += not placed.start
+        if not placed.spooled:
+            self._in_place = writer
 
     def _append(self, frames: bytes) -> None:
         """One write to the journal. If it fails, its beginning may be there: that is cut off again before anything
@@ -253,6 +331,7 @@ class TraceStore:
         end, pages, stored = self._synced
         os.ftruncate(self._files.journal, end)
         self._journal_end, self._pages, self.stored = end, pages, stored
+        self._unsynced.clear()
         self.sync_failed = False
 
     def set_aside(self, path: str) -> None:
@@ -376,8 +455,50 @@ def _has(stored: Positions, entry: PageEntry) -> bool:
     return end is not None and (entry.sequence, entry.offset + entry.committed) <= end
 
 
-def _end_of(placed: Placed) -> Position:
-    return placed.entry.sequence, placed.entry.offset + placed.entry.committed
+def stored_positions(path: str) -> tuple[Positions, bool]:
+    """What a complete trace says of its stream: how far it has each writer's, with the files before it, and whether the
+    stream has ended.
+
+    Raises:
+        TraceFormatError: It is no complete trace of ours.
+        OSError: It cannot be read.
+    """
+    file = TraceFile(path)
+    try:
+        content = file.option(T.OPTION_STREAM)
+    finally:
+        file.close()
+    if content is None:
+        raise TraceFormatError("the trace is not of aiotrace", path=path, offset=0)
+    journal = JournalReader()
+    for _ in journal.feed(content, final=True):
+        pass
+    return journal.stored, journal.ledger is not None
+
+
+def _read_journal(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[int]]:
+    """What it says, its pages, and for each of these where its frame ends in the journal."""
+    journal = JournalReader()
+    pages: list[Placed] = []
+    ends: list[int] = []
+    while chunk := os.pread(files.journal, _JOURNAL_CHUNK, journal.fed):
+        for placed in journal.feed(chunk):
+            pages.append(placed)
+            ends.append(journal.end)
+    return journal, pages, ends
+
+
+def _believed(
+    files: TraceFiles, journal: JournalReader, pages: Sequence[Placed], ends: Sequence[int], check: int
+) -> int:
+    """Bytes of the journal that are to be believed, if the last `check` bytes of pages may not be on the disk."""
+    first = len(pages)
+    while first and check > 0:
+        first -= 1
+        check -= pages[first].entry.committed
+    before = [0, *ends]
+    lost = next((before[n] for n in range(first, len(pages)) if not is_intact(files, pages[n])), journal.end)
+    return min([lost, *(damage.offset for damage in journal.damage if damage.offset >= before[first])])
 
 
 def _goes_on(end: Position | None, entry: PageEntry) -> bool:

@@ -18,10 +18,12 @@ from hypothesis import strategies as st
 from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
 
 from aiotrace._closing import restore
+from aiotrace._errors import TraceFormatError
 from aiotrace._files import remove
 from aiotrace._growing import UnfinishedTrace, is_unfinished
 from aiotrace._journal import PLACED_SIZE
-from aiotrace._store import TraceStore
+from aiotrace._store import TraceStore, stored_positions
+from aiotrace.decode import open_trace
 
 
 @pytest.fixture
@@ -358,7 +360,9 @@ def test_a_forked_child_leaves_the_files_alone_and_the_lock_to_the_parent(path: 
 KILLED = """
 import sys, itertools
 import fakes
-from aiotrace._store import TraceStore
+from aiotrace._errors import TraceFormatError
+from aiotrace._store import TraceStore, stored_positions
+from aiotrace.decode import open_trace
 store = TraceStore(sys.argv[1], fakes.make_info())
 for start in itertools.count(0, 6):
     pages = [fakes.make_page(n % 3, n // 3) for n in range(start, start + 6)]
@@ -408,3 +412,120 @@ def test_what_a_killed_program_knew_to_be_written_is_restored(trace_cmd: str, pa
 @pytest.mark.parametrize("seed", range(3, 200))
 def test_two_hundred_killed_programs_lose_nothing(trace_cmd: str, path: str, seed: int) -> None:
     check_killed(trace_cmd, path, seed)
+
+
+# --- going on with a trace that a killed program left -------------------------------------------
+
+
+def kill(store: TraceStore) -> None:
+    """What SIGKILL does to a store: its descriptors and its lock go."""
+    store.close()
+
+
+def test_a_killed_writers_trace_goes_on_where_it_was(trace_cmd: str, path: str) -> None:
+    pages = fakes.make_pages(60, 4)
+    first, *parts = fakes.cut(fakes.make_page(2, 15), 4, 3)
+    store = make_store(path, [*pages, first], fsync=True)
+    kill(store)
+    resumed = TraceStore.resume(path, fsync=True)
+    assert (resumed.info, resumed.stored, resumed.pages_count) == (INFO, store.stored, 61)
+    assert list(resumed.definitions) == fakes.DEFINITIONS
+    later = [*pages[-9:], first, *parts, fakes.make_page(0, 15), fakes.make_page(2, 16)]
+    resumed.write(later, fakes.DEFINITIONS)
+    finish(resumed)
+    assert numbers(report(trace_cmd, path)) == expected([*pages, fakes.make_page(2, 15), *later[-2:]])
+    assert rest(path) == []
+
+
+@pytest.mark.parametrize("cut", [0, 1, PLACED_SIZE - 1, PLACED_SIZE])
+def test_a_torn_frame_is_cut_off_and_its_page_is_written_again(trace_cmd: str, path: str, cut: int) -> None:
+    pages = fakes.make_pages(20, 2)
+    kill(make_store(path, pages))
+    os.truncate(path + ".journal", os.path.getsize(path + ".journal") - cut)
+    resumed = TraceStore.resume(path)
+    assert resumed.has(pages[-1]) == (cut == 0)
+    resumed.write([*pages, fakes.make_page(0, 10)], fakes.DEFINITIONS)
+    finish(resumed)
+    assert numbers(report(trace_cmd, path)) == expected([*pages, fakes.make_page(0, 10)])
+
+
+def test_after_a_power_loss_the_journal_is_believed_up_to_the_first_page_that_is_not_on_the_disk(path: str) -> None:
+    pages = fakes.make_pages(20, 2)
+    kill(make_store(path, pages))
+    stores.flip(path, 4096 * 9 + 40)  # the ninth page of writer 0, the 17th of all
+    kill(believing := TraceStore.resume(path))
+    assert believing.has(pages[-1])
+    kill(near := TraceStore.resume(path, check=1))
+    assert near.has(pages[-1]), "the page lies before the bytes that were to be checked"
+    resumed = TraceStore.resume(path, check=1 << 20)
+    assert resumed.stored == {0: (7, len(pages[14].data)), 1: (7, len(pages[15].data))}
+    resumed.write(pages, fakes.DEFINITIONS)
+    finish(resumed, None)
+    with open_trace(path) as trace:
+        assert sum(1 for _ in trace) == 400
+        assert not trace.damage_count
+
+
+def test_after_a_power_loss_a_journal_with_a_hole_ends_there(path: str) -> None:
+    pages = fakes.make_pages(20, 2)
+    kill(make_store(path, pages))
+    stores.flip(path + ".journal", os.path.getsize(path + ".journal") - 2 * PLACED_SIZE + 50)
+    kill(resumed := TraceStore.resume(path, check=1 << 20))
+    assert [resumed.has(page) for page in pages] == [True] * 18 + [False] * 2
+
+
+def test_a_trace_that_is_complete_or_in_use_does_not_go_on(path: str) -> None:
+    store = make_store(path, fakes.make_pages(3))
+    with pytest.raises(BlockingIOError):
+        TraceStore.resume(path)
+    finish(store)
+    with pytest.raises(FileNotFoundError):
+        TraceStore.resume(path)
+
+
+def test_a_journal_without_a_beginning_does_not_go_on(path: str) -> None:
+    kill(make_store(path, fakes.make_pages(3)))
+    os.truncate(path + ".journal", 10)
+    with pytest.raises(TraceFormatError, match="no stream"):
+        TraceStore.resume(path)
+
+
+def test_how_far_earlier_files_are_stands_in_the_next_one_and_in_the_finished_trace(path: str) -> None:
+    store = TraceStore(path, INFO, stored={3: (1 << 32, 77), 1: (5, 4)})
+    store.write(fakes.make_pages(4, 2), fakes.DEFINITIONS)
+    size = len(fakes.make_page().data)
+    kill(store)
+    resumed = TraceStore.resume(path)
+    assert resumed.stored == {3: (1 << 32, 77), 1: (5, 4), 0: (1, size)}, "of writer 1, earlier pages were passed over"
+    finish(resumed, None)
+    assert stored_positions(path) == ({3: (1 << 32, 77), 1: (5, 4), 0: (1, size)}, False)
+
+
+def test_a_page_that_restoring_finds_damaged_at_the_end_does_not_count_as_stored(path: str) -> None:
+    pages = fakes.make_pages(6)
+    kill(make_store(path, pages))
+    for damaged in (2, 5):
+        stores.flip(path, 4096 * (1 + damaged) + 40)
+    restore(path)
+    assert stored_positions(path) == ({0: (4, len(pages[4].data))}, False)
+
+
+def test_with_sync_later_nothing_is_synced_until_then(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(path, fsync=True)
+    faulty = fakes.FaultyOs()
+    stores.replace_os(monkeypatch, faulty)
+    for page in fakes.make_pages(8, 2):
+        store.write([page], fakes.DEFINITIONS, sync=False)
+    assert faulty.calls.count("fdatasync") == 0
+    store.sync()
+    assert faulty.calls.count("fdatasync") == 3  # the trace, a spool, the journal
+    store.sync()
+    assert faulty.calls.count("fdatasync") == 3
+    faulty.faults["fdatasync"] = [EIO]
+    store.write([fakes.make_page(0, 4)], fakes.DEFINITIONS, sync=False)
+    with pytest.raises(OSError, match="injected"):
+        store.sync()
+    assert store.sync_failed
+    store.discard_unsynced()
+    assert not store.has(fakes.make_page(0, 4)), "it may not be on the disk"
+    assert store.has(fakes.make_page(0, 3))
