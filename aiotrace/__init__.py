@@ -20,9 +20,11 @@ from ._backend import BACKEND
 from ._errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
 from ._event import Event, event
 from ._reader import SinkOptions
-from ._recording import Recording, SyncRecording, record, recording, sink
+from ._recording import Recording, record
+from ._sinkoptions import sink
 from ._span import span, span_type
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
+from ._syncrecording import SyncRecording, recording
 
 __version__: Final = "0.1.0"
 __backend__: Final = BACKEND

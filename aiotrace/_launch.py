@@ -30,9 +30,10 @@ from ._errors import AiotraceError, ConfigurationError
 from ._event import defined_events
 from ._files import remove
 from ._filter import compile_filter
-from ._recording import Overrun, SyncRecording, recording
+from ._recording import Overrun
 from ._selection import matches, parse_trigger
 from ._statistics import Statistics
+from ._syncrecording import SyncRecording, recording
 
 Choice = tuple[Literal["enable", "disable", "filter", "trigger"], str, str]
 """A method of the recording, a glob, and for the last two a text."""

@@ -2,7 +2,7 @@
 
     async with record(FileSink("trace.dat")) as recording:      the reader is a task of this loop
     async with record(..., thread=True) as recording:           the reader has a thread and a loop of its own
-    with recording(...) as recording:                           the same, for synchronous code
+    with recording(...) as recording:                           the same, for synchronous code (`_syncrecording`)
 
 Close goes with the flow: no event call finds the recording any more, the writers' pages go into the ring, the reader
 offers them, the sinks finish within `drain_timeout`, and what is left then is abandoned and counted. In the end every
@@ -11,19 +11,13 @@ page is home; that is asserted.
 
 from __future__ import annotations
 
-import asyncio
-import atexit
-import contextvars
 import os
 import shlex
 import socket
 import sys
-import threading
-import time
 import uuid
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
-from types import MethodType, TracebackType
+from types import TracebackType
 from typing import Any, Final, Literal, Self, TypeVar, get_args
 
 import anyio
@@ -31,104 +25,33 @@ import anyio
 from . import _layout as L
 from ._active import activate, deactivate, open_selections, reconsider
 from ._arena import Arena
+from ._chooser import Chooser
 from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
-from ._delivery import OnError, OnFull
 from ._errors import ConfigurationError
-from ._loop import Loop, block_signals
 from ._own import has_free_list, tell
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
 from ._selection import Selection, Trigger
+from ._servicethread import ServiceThread, cede
+from ._sinkoptions import QUOTA_MIN, AnySink, is_count, is_same, share_pages, sink
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._tracing import follow
 from ._writer import CAUSES, Writers
-from .abc import Sink, StreamInfo
+from .abc import StreamInfo
 
 T = TypeVar("T")
-AnySink = Sink | SinkOptions | str
-"""What stands for a sink: an async callable, one with options, or a URL ("file:trace.dat")."""
 Overrun = Literal["drop_newest", "drop_oldest"]
 
 WRITERS_MAX: Final = 32
-QUOTA_MIN: Final = 2
-"""Pages: one that the sink works on and one to go on with."""
-
-
-# --- sinks --------------------------------------------------------------------------------------
-
-
-def sink(
-    sink: AnySink, *, quota: int | None = None, on_full: OnFull = "wait", on_error: OnError = "retry"
-) -> SinkOptions:
-    """A sink with its quota and policies; a bare sink has the defaults.
-
-    Args:
-        sink: An async callable, or a URL whose scheme is an entry point of the group `aiotrace.sinks`.
-        quota: Pages that it may hold at once; by default the sinks share half of the pool.
-        on_full: When it holds its quota, "wait" holds the reader back, and so in the end the producers that asked to
-            wait; "skip" lets it miss pages, which are counted and told to it.
-        on_error: When it raises, "retry" calls it again, with the pages that it had not acknowledged; "detach" lets
-            it go.
-
-    Raises:
-        ConfigurationError: A value is none of these, or no sink is known for the URL.
-    """
-    if isinstance(sink, SinkOptions):
-        raise ConfigurationError(f"{sink!r} has its options already")
-    made = open_url(sink) if isinstance(sink, str) else sink
-    if not callable(made):
-        raise ConfigurationError(f"{made!r} is no sink: a sink is an async callable over a page stream, or a URL")
-    if quota is not None and not _is_count(quota):
-        raise ConfigurationError(f"quota={quota!r}: a sink holds at least 1 page")
-    for name, value, known in (("on_full", on_full, get_args(OnFull)), ("on_error", on_error, get_args(OnError))):
-        if value not in known:
-            raise ConfigurationError(f"{name}={value!r}: one of {', '.join(map(repr, known))}")
-    return SinkOptions(made, quota, on_full, on_error, sink if isinstance(sink, str) else _name(made))
-
-
-def _name(sink: Sink) -> str:
-    """What messages and statistics call a sink: a function's name, an object's repr if it has one of its own."""
-    if getattr(type(sink), "__repr__", None) is object.__repr__:
-        return f"{type(sink).__name__}()"
-    return getattr(sink, "__name__", None) or repr(sink)
-
-
-def _is_same(options: SinkOptions, named: AnySink) -> bool:
-    """Whether a name means this sink: a method is another object each time it is named. No `==` otherwise: sinks that
-    hold the same may be equal."""
-    if isinstance(named, str):
-        return options.name == named
-    one, other = options.sink, named.sink if isinstance(named, SinkOptions) else named
-    return one is other or (isinstance(one, MethodType) and one == other)
-
-
-def open_url(url: str) -> Sink:
-    """The sink that a URL names, by the entry-point group `aiotrace.sinks`.
-
-    Raises:
-        ConfigurationError: No sink is installed for its scheme.
-    """
-    from importlib.metadata import entry_points  # 17 ms, which only those pay who use a URL
-
-    scheme = url.partition(":")[0]
-    found = {point.name: point for point in entry_points(group="aiotrace.sinks")}
-    if ":" not in url or scheme not in found:
-        known = ", ".join(sorted(f"{name}:" for name in found)) or "none are installed"
-        raise ConfigurationError(f"{url!r}: no sink is known for {scheme!r}; known: {known}")
-    made: Sink = found[scheme].load()(url)
-    return made
-
-
-# --- what a recording is made of ------------------------------------------------------------------
 
 
 def _check(page_size: int, pages: int, overrun: str, flush_interval: float, drain_timeout: float) -> None:
-    if not _is_count(page_size) or page_size & (page_size - 1) or not L.PAGE_SIZE_MIN <= page_size <= L.PAGE_SIZE_MAX:
+    if not is_count(page_size) or page_size & (page_size - 1) or not L.PAGE_SIZE_MIN <= page_size <= L.PAGE_SIZE_MAX:
         raise ConfigurationError(
             f"page_size={page_size!r}: a power of two from {L.PAGE_SIZE_MIN} to {L.PAGE_SIZE_MAX} bytes"
         )
-    if not _is_count(pages):
+    if not is_count(pages):
         raise ConfigurationError(f"pages={pages!r}: a number of pages, at least 1")
     if overrun not in get_args(Overrun):
         raise ConfigurationError(f"overrun={overrun!r}: one of {', '.join(map(repr, get_args(Overrun)))}")
@@ -138,89 +61,8 @@ def _check(page_size: int, pages: int, overrun: str, flush_interval: float, drai
         raise ConfigurationError(f"drain_timeout={drain_timeout!r}: a time in seconds, at least 0")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
 def _is_time(value: object) -> bool:
     return isinstance(value, (int, float))
-
-
-def _quotas(pages: int, options: list[SinkOptions]) -> list[int]:
-    """Each sink's quota.
-
-    Raises:
-        ConfigurationError: The pool is too small; the message derives how many pages are needed.
-    """
-    shared = max(QUOTA_MIN, pages // 2 // max(len(options), 1))
-    quotas = [each.quota if each.quota is not None else shared for each in options]
-    least = [each.quota if each.quota is not None else QUOTA_MIN for each in options]
-    terms = ["1 for a writer to fill", "1 full in the ring"]
-    terms += [f"{pages} for {each.name}" for pages, each in zip(least, options, strict=True)]
-    needed = 2 + sum(least)
-    if pages < needed:
-        raise ConfigurationError(f"pages={pages} are too few: {' + '.join(terms)} = {needed} pages are needed")
-    given = sum(each.quota for each in options if each.quota is not None)
-    if sum(quotas) > pages - 2:  # explicit quotas leave less than half of the pool to share
-        defaulted = sum(1 for each in options if each.quota is None)
-        shared = max(QUOTA_MIN, (pages - 2 - given) // max(defaulted, 1))
-        quotas = [each.quota if each.quota is not None else shared for each in options]
-    return quotas
-
-
-class Chooser:
-    """What may be asked of a recording, synchronous or not, about which events it takes."""
-
-    selection: Selection
-
-    def _reconsider(self) -> None:
-        reconsider()
-        follow(open_selections())
-
-    def enable(self, glob: str) -> None:
-        """Take the events that a glob is of ("http:*", "task", "all"), also those that are defined later.
-
-        Rules go in order: the last one that is of an event decides. Tracers, whose events are off by themselves,
-        start and stop with it.
-
-        Raises:
-            ConfigurationError: A tracer that this names cannot run here; the message says why. Nothing has changed.
-        """
-        self.selection.enable(glob)
-        try:
-            self._reconsider()
-        except BaseException:
-            self.selection.take_back()
-            self._reconsider()
-            raise
-
-    def disable(self, glob: str) -> None:
-        """Take the events that a glob is of no more."""
-        self.selection.disable(glob)
-        self._reconsider()
-
-    def filter(self, glob: str, text: str) -> None:
-        """Take the events that a glob is of only where their fields agree, for example "status >= 500".
-
-        It is compiled once and applied before a record is written; what it turns away is not counted as lost. Several
-        filters of an event must all agree.
-
-        Raises:
-            ConfigurationError: It does not parse.
-        """
-        self.selection.filter(glob, text)
-        self._reconsider()
-
-    def trigger(self, glob: str, text: str) -> None:
-        """Let events set something off: "traceoff", "traceon" or "stacktrace", each with ":COUNT" and "if FILTER".
-
-        A stack trace is the Python stack of the event before it, innermost call first, aiotrace's own left out.
-
-        Raises:
-            ConfigurationError: It does not parse, or there is no such action.
-        """
-        self.selection.trigger(glob, text)
-        self._reconsider()
 
 
 class Recording(Chooser):
@@ -240,9 +82,9 @@ class Recording(Chooser):
         _check(page_size, pages, overrun, flush_interval, drain_timeout)
         self.clock = get_clock(clock)
         self._options = [each if isinstance(each, SinkOptions) else sink(each) for each in sinks]
-        self._first_quotas = _quotas(pages, self._options)
+        self._first_quotas = share_pages(pages, self._options)
         self._drain_timeout = drain_timeout
-        self._thread = _ServiceThread() if thread else None
+        self._thread = ServiceThread() if thread else None
         self._arena = Arena(page_size, pages)
         self.selection = Selection()
         """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
@@ -250,7 +92,7 @@ class Recording(Chooser):
         self._pages.pool.keeps = has_free_list()
         self._pages.on_event = tell
         if thread:
-            self._pages.on_scarce = _cede
+            self._pages.on_scarce = cede
         slots = max(1, min(WRITERS_MAX, (pages - sum(self._first_quotas)) // 2))
         self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
         self.info = StreamInfo(
@@ -379,7 +221,7 @@ class Recording(Chooser):
 
     async def _detach(self, sink: AnySink) -> None:
         for attachment in self._service.attachments:
-            if _is_same(attachment.options, sink) and not attachment.detached:
+            if is_same(attachment.options, sink) and not attachment.detached:
                 await self._service.detach(attachment, self._drain_timeout)
                 return
         raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
@@ -502,150 +344,6 @@ def _sink_statistics(attachment: Attachment) -> SinkStatistics:
     )
 
 
-# --- the service in a thread of its own -----------------------------------------------------------
-
-CEDE: Final = 1e-5
-"""Seconds; the system makes some 60 µs of it."""
-
-
-def _cede() -> None:
-    """Let the reader's thread have the interpreter: CPython would do that at any moment, but up to 5 ms later, when
-    the last pages are full too. A call of an event waits so at most once a page, and only while pages are scarce."""
-    time.sleep(CEDE)
-
-
-class _ServiceThread:
-    """A daemon thread with an asyncio loop."""
-
-    def __init__(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="aiotrace", daemon=True)
-
-    def start(self) -> None:
-        self._loop = asyncio.new_event_loop()  # here: a recording that is never entered leaves no loop behind
-        self._thread.start()
-
-    def _run(self) -> None:
-        block_signals()
-        try:
-            self._loop.run_forever()
-            left = asyncio.all_tasks(self._loop)  # none, unless a sink blocked the thread until now
-            for task in left:
-                task.cancel()
-            if left:
-                self._loop.run_until_complete(asyncio.wait(left))
-        finally:
-            self._loop.close()
-
-    async def run(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await something there from any loop here. Cancelled: it is cancelled there."""
-        loop = Loop()
-        done = anyio.Event()
-        future = self.submit(function)
-        future.add_done_callback(lambda _: loop.run_soon(done.set))
-        try:
-            await done.wait()
-        except BaseException:
-            future.cancel()
-            raise
-        return future.result()
-
-    def submit(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-        # In an empty context: the caller's says "trio" where the caller's loop is one.
-        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, function(), self._loop)
-
-    def call(self, function: Callable[[], T], timeout: float) -> T:
-        """Call something synchronous there and wait for it: short calls only.
-
-        A sink that blocks the thread keeps it from being called for `timeout` seconds; then it is called here, while
-        the thread stands still.
-        """
-
-        if not self._thread.is_alive():
-            return function()
-        future: Future[T] = Future()
-
-        def call() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except BaseException as error:  # whatever it is belongs to the caller
-                    future.set_exception(error)
-
-        self._loop.call_soon_threadsafe(call)
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            if not future.cancel():  # it has begun meanwhile
-                return future.result()
-            return function()
-
-    def stop(self, timeout: float) -> None:
-        """End the thread; one that a sink blocks is left behind, and ends with the program."""
-        if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout)
-
-
-class SyncRecording(Chooser):
-    """A recording for synchronous code; made by `recording`. Its reader and sinks run in a thread."""
-
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
-        self.selection = recording.selection
-        thread = recording._thread
-        assert thread is not None
-        self._service = thread
-
-    def __enter__(self) -> Self:
-        inner = self._recording
-        if inner._state != "new":
-            raise RuntimeError(f"{inner!r}: a recording is entered once")
-        self._service.start()
-        try:
-            self._service.submit(inner._open).result()
-        except BaseException:
-            inner._finalize()
-            raise
-        inner._start_writing()
-        atexit.register(self.close)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Drain for at most `drain_timeout` seconds, and close. A second call does nothing."""
-        inner = self._recording
-        atexit.unregister(self.close)
-        if inner._state != "open" or os.getpid() != inner.info.pid:
-            return
-        inner._stop_writing()
-        try:
-            self._service.submit(inner._drain).result(inner._drain_limit)
-        except TimeoutError:
-            pass  # a sink blocks the thread: what it holds is abandoned
-        finally:
-            inner._finalize()
-
-    def attach(self, sink: AnySink) -> None:
-        """As `Recording.attach`; blocks."""
-        self._service.submit(lambda: self._recording._attach(sink)).result()
-
-    def detach(self, sink: AnySink) -> None:
-        """As `Recording.detach`; blocks."""
-        self._service.submit(lambda: self._recording._detach(sink)).result()
-
-    def statistics(self) -> Statistics:
-        """As `Recording.statistics`."""
-        return self._recording.statistics()
-
-    @property
-    def info(self) -> StreamInfo:
-        return self._recording.info
-
-
 def record(
     *sinks: AnySink,
     page_size: int = L.PAGE_SIZE_DEFAULT,
@@ -687,31 +385,4 @@ def record(
         drain_timeout=drain_timeout,
         clock=clock,
         thread=thread,
-    )
-
-
-def recording(
-    *sinks: AnySink,
-    page_size: int = L.PAGE_SIZE_DEFAULT,
-    pages: int = 64,
-    overrun: Overrun = "drop_newest",
-    flush_interval: float = 0.2,
-    drain_timeout: float = 5.0,
-    clock: str = "mono",
-) -> SyncRecording:
-    """`record` for synchronous code: a context manager whose reader and sinks run in a thread of their own.
-
-    What is still open when the interpreter ends is drained then.
-    """
-    return SyncRecording(
-        Recording(
-            *sinks,
-            page_size=page_size,
-            pages=pages,
-            overrun=overrun,
-            flush_interval=flush_interval,
-            drain_timeout=drain_timeout,
-            clock=clock,
-            thread=True,
-        )
     )

@@ -28,7 +28,8 @@ import anyio
 from ._errors import AcknowledgeError
 from ._event import event
 from ._reader import SinkOptions
-from ._recording import Recording, record, sink
+from ._recording import Recording, record
+from ._sinkoptions import sink
 from .abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
 
 __all__ = ["SinkRuleError", "check_sink"]

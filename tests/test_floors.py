@@ -76,9 +76,13 @@ FLOORS: dict[str, int] = {
     "aiotrace._span": 3,
     "aiotrace._stream": 3,
     "aiotrace._reader": 3,
+    "aiotrace._chooser": 3,
+    "aiotrace._servicethread": 3,
+    "aiotrace._sinkoptions": 3,
     "aiotrace.worker": 3,  # a public door over _loop alone
     # the one file that knows all parts
     "aiotrace._recording": 4,
+    "aiotrace._syncrecording": 4,
     # the public doors, and the commands behind one of them
     "aiotrace": 5,
     "aiotrace.formats": 5,

@@ -104,7 +104,7 @@ async def test_what_a_quiet_writer_wrote_goes_out_while_another_fills_page_after
 
 def test_a_writer_cedes_once_for_each_page_that_it_takes_of_the_last_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     free: list[int] = []
-    monkeypatch.setattr(_recording, "_cede", lambda: free.append(recording.statistics().pages_free))
+    monkeypatch.setattr(_recording, "cede", lambda: free.append(recording.statistics().pages_free))
     with aiotrace.recording(page_size=PAGE, pages=16) as recording:
         for n in range(40):
             number(n, FILL)

@@ -1,0 +1,66 @@
+"""What may be asked of an open recording about which events it takes: every kind of recording is a `Chooser`.
+
+enable, disable, filter, trigger --> the recording's selection --> a new epoch: every event asks again
+                                                               --> the tracers that are wanted run
+"""
+
+from __future__ import annotations
+
+from ._active import open_selections, reconsider
+from ._selection import Selection
+from ._tracing import follow
+
+
+class Chooser:
+    """What may be asked of a recording, synchronous or not, about which events it takes."""
+
+    selection: Selection
+
+    def _reconsider(self) -> None:
+        reconsider()
+        follow(open_selections())
+
+    def enable(self, glob: str) -> None:
+        """Take the events that a glob is of ("http:*", "task", "all"), also those that are defined later.
+
+        Rules go in order: the last one that is of an event decides. Tracers, whose events are off by themselves,
+        start and stop with it.
+
+        Raises:
+            ConfigurationError: A tracer that this names cannot run here; the message says why. Nothing has changed.
+        """
+        self.selection.enable(glob)
+        try:
+            self._reconsider()
+        except BaseException:
+            self.selection.take_back()
+            self._reconsider()
+            raise
+
+    def disable(self, glob: str) -> None:
+        """Take the events that a glob is of no more."""
+        self.selection.disable(glob)
+        self._reconsider()
+
+    def filter(self, glob: str, text: str) -> None:
+        """Take the events that a glob is of only where their fields agree, for example "status >= 500".
+
+        It is compiled once and applied before a record is written; what it turns away is not counted as lost. Several
+        filters of an event must all agree.
+
+        Raises:
+            ConfigurationError: It does not parse.
+        """
+        self.selection.filter(glob, text)
+        self._reconsider()
+
+    def trigger(self, glob: str, text: str) -> None:
+        """Let events set something off: "traceoff", "traceon" or "stacktrace", each with ":COUNT" and "if FILTER".
+
+        A stack trace is the Python stack of the event before it, innermost call first, aiotrace's own left out.
+
+        Raises:
+            ConfigurationError: It does not parse, or there is no such action.
+        """
+        self.selection.trigger(glob, text)
+        self._reconsider()
