@@ -21,6 +21,7 @@ so without the C module there is no such tracer.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Callable
 from types import CodeType, ModuleType
@@ -100,8 +101,8 @@ def find_line(task: Any) -> str:
 
 def find_inner(coroutine: Any) -> Any:
     """The program's coroutine that a runtime's own is about to run, as anyio wraps it; None: there is none."""
-    frame = getattr(coroutine, "cr_frame", None)
-    values = list(frame.f_locals.values()) if frame is not None else []
+    # Not frame.f_locals: until 3.12 the frame keeps that dict, and with it what the locals are, while the task lives.
+    values = gc.get_referents(coroutine)
     for value in [*values, *[getattr(value, "_coro", None) for value in values]]:  # anyio.TaskHandle has it there
         code = getattr(value, "cr_code", None)
         if code is not None and not _kind(code.co_filename):
