@@ -72,6 +72,8 @@ class Kind(enum.IntEnum):
     ERROR = 6
     PLACED = 7
     """A page that is stored elsewhere: only a journal has these."""
+    HEARTBEAT = 8
+    """Nothing, from a peer that is there: only connections have these."""
     STORED = 32
     """How far each writer's stream had come before this file, or at its end: only journals and traces have these."""
 

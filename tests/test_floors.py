@@ -59,6 +59,10 @@ FLOORS: dict[str, int] = {
     "aiotrace._ftrace": 2,
     "aiotrace._frames": 2,
     "aiotrace._journal": 2,
+    "aiotrace._protocol": 2,
+    "aiotrace._protocol_wire": 2,
+    "aiotrace._protocol_producer": 2,
+    "aiotrace._protocol_collector": 2,
     "aiotrace._source": 2,
     "aiotrace._found": 2,
     "aiotrace._eventtables": 2,
@@ -86,6 +90,7 @@ FLOORS: dict[str, int] = {
     # the public doors, and the commands behind one of them
     "aiotrace": 5,
     "aiotrace.formats": 5,
+    "aiotrace.protocol": 5,
     "aiotrace.testing": 5,
     "aiotrace.decode": 5,
     "aiotrace._trace": 5,
@@ -112,7 +117,15 @@ FLOORS: dict[str, int] = {
 }
 """A package stands for all modules in it that are not named themselves, except `aiotrace`, which is its __init__."""
 
-DOORS = {"aiotrace", "aiotrace.abc", "aiotrace.decode", "aiotrace.formats", "aiotrace.testing", "aiotrace.worker"}
+DOORS = {
+    "aiotrace",
+    "aiotrace.abc",
+    "aiotrace.decode",
+    "aiotrace.formats",
+    "aiotrace.protocol",
+    "aiotrace.testing",
+    "aiotrace.worker",
+}
 """What sinks and examples, ours as anyone's, may import of aiotrace."""
 
 NO_IO = {"asyncio", "selectors", "socket", "ssl", "subprocess"}

@@ -1,0 +1,424 @@
+"""The producer's side of the stream protocol: it keeps pages until the collector has them. Sans-IO.
+
+                  add                  connect: all that is kept, again             acknowledged by the collector
+    page ------------------> kept ------------------------------------> sent ---------------------------> event
+                              ^                                           |
+                              +-------------- disconnect -----------------+
+
+One `Producer` lasts as long as its stream, over any number of connections::
+
+    producer.connect(now)
+    while connected:
+        producer.sent(sock.sendmsg(producer.pending()))
+        for event in producer.received(sock.recv_into(producer.buffer()), now): ...
+        for event in producer.tick(now): ...                    # at `producer.deadline`, after reading what is there
+
+The laws. **A page leaves `kept` by the collector's word alone**: for a page that went out whole, at the level that was
+asked for, once. A word that says more ends the connection, and none of what stands in the same frame counts.
+**Definitions go before the page that needs them**, on each connection from where the collector says that it is.
+
+It knows no socket, no clock and no stream: the pages are whatever has the attributes of `aiotrace.abc.Page`.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ._definitions import Definition
+from ._errors import TraceFormatError
+from ._frames import (
+    Buffer,
+    Kind,
+    PageEntry,
+    pack_definitions,
+    pack_end,
+    pack_error,
+    pack_page_entry,
+    unpack_error,
+)
+from ._protocol import (
+    ERROR_MAX,
+    HANDSHAKE_MAX,
+    Broken,
+    Grant,
+    Position,
+    Positions,
+    Refused,
+    Request,
+    acknowledgement_size,
+    pack_request,
+    unpack_acknowledgement,
+    unpack_grant,
+)
+from ._protocol_wire import Arrived, Inbox, Outbox
+from .abc import Ledger, Page, StreamInfo
+
+
+class Granted(NamedTuple):
+    """The collector takes the stream; pages go out from now on."""
+
+    grant: Grant
+
+
+class Acknowledged(NamedTuple):
+    """The collector has these pages: they are not kept any more, and their memory may be used again."""
+
+    pages: list[Page]
+
+
+class Ended(NamedTuple):
+    """The collector has all pages and the ledger: there is nothing left to do."""
+
+
+ProducerEvent = Granted | Acknowledged | Ended | Broken | Refused
+
+
+class _State(enum.Enum):
+    APART = "no connection"
+    GREETING = "its hello"
+    RESUMING = "what it has of the stream"
+    OPEN = "acknowledgements"
+    OVER = "nothing"
+
+
+class _Kept:
+    """A page that the collector does not have yet, or did not say so."""
+
+    __slots__ = ("end", "page", "sent_at", "start", "writer")
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.writer = page.writer
+        self.start: Position = (page.sequence, page.offset)
+        self.end: Position = (page.sequence, page.offset + len(page.data))
+        self.sent_at = 0
+        """Bytes that this connection has sent when the page is sent whole; 0: it has not been put out yet."""
+
+
+class Producer:
+    """The producer's side of one stream. Not for two threads at once; nothing blocks."""
+
+    def __init__(self, info: StreamInfo, definitions: Sequence[Definition], request: Request) -> None:
+        """
+        Args:
+            definitions: All of the stream's, append-only; it may grow while this is used.
+
+        Raises:
+            ValueError: The request's token is too long.
+        """
+        self.info = info
+        self.request = request
+        self._definitions = definitions
+        self._hello = pack_request(info, request)
+        self._kept: dict[_Kept, None] = {}
+        """In the order in which they were added."""
+        self._reached: dict[int, Position] = {}
+        """By writer, the end of what ever went out whole, on any connection: nobody has more."""
+        self._definitions_reached = 0
+        """Definitions that were ever put out."""
+        self._end_reached = False
+        """Whether the closing account ever went out whole."""
+        self._ledger: Ledger | None = None
+        self._state = _State.APART
+        self._begin(0.0)
+
+    @property
+    def kept_count(self) -> int:
+        """Pages that are kept."""
+        return len(self._kept)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the collector has granted the stream on this connection, and nothing has ended it since."""
+        return self._state is _State.OPEN
+
+    # --- connections ----------------------------------------------------------------------------
+
+    def connect(self, now: float) -> None:
+        """A connection is there: begin with a hello. What is kept will be sent on it, first and in order.
+
+        Args:
+            now: Seconds, by any clock that does not go back.
+        """
+        self.disconnect()
+        self._begin(now)
+        self._state = _State.GREETING
+        self._outbox.put(Kind.HELLO, self._hello)
+
+    def disconnect(self) -> None:
+        """The connection is gone, or about to be. No view of a page is left in `pending`."""
+        self._note_reached()
+        self._outbox.clear()
+        self._state = _State.APART
+
+    def _begin(self, now: float) -> None:
+        limits = {Kind.HELLO: HANDSHAKE_MAX, Kind.ERROR: ERROR_MAX}
+        self._inbox = Inbox(limits, self.info.stream_id)
+        self._outbox = Outbox(self.info.stream_id)
+        self._grant = Grant(0)
+        self._unsent = deque(self._kept)
+        for kept in self._unsent:
+            kept.sent_at = 0
+        self._sent: dict[int, deque[_Kept]] = {}
+        """By writer, what was put out on this connection and is not acknowledged."""
+        self._in_flight = 0
+        self._has: dict[int, Position] = {}
+        """By writer, how far the collector says that it is."""
+        self._definitions_sent = 0
+        self._end_sent_at = 0
+        """As `_Kept.sent_at`, of the closing account."""
+        self._heard = now
+        self._said_total = 0
+        self._next_beat = now + self.request.heartbeat / 2
+
+    def _note_reached(self) -> None:
+        for writer, sent in self._sent.items():
+            for kept in sent:
+                if not self._is_out(kept.sent_at):
+                    break
+                self._reached[writer] = max(kept.end, self._reached.get(writer, kept.end))
+        self._end_reached |= self._is_out(self._end_sent_at)
+
+    def _is_out(self, sent_at: int) -> bool:
+        """Whether the transport has taken all up to there."""
+        return 0 < sent_at <= self._outbox.sent_total
+
+    # --- pages ----------------------------------------------------------------------------------
+
+    def add(self, page: Page) -> bool:
+        """Keep a page, and send it when the collector has room. Pages of a writer come in the order of its stream.
+
+        Returns:
+            True: The collector said on this connection that it has it already. It is not kept: acknowledge it.
+        """
+        kept = _Kept(page)
+        has = self._has.get(kept.writer)
+        if has is not None and kept.end <= has:
+            return True
+        self._kept[kept] = None
+        self._unsent.append(kept)
+        self._fill()
+        return False
+
+    def end(self, ledger: Ledger) -> bool:
+        """No page will be added: send the closing account after the last one.
+
+        Returns:
+            True: The collector said on this connection that it has the end already; no `Ended` will come.
+        """
+        self._ledger = ledger
+        self._fill()
+        return self.is_open and self._grant.ended and not self._kept
+
+    def forget(self) -> None:
+        """Keep nothing any more: whoever gave the pages takes them back, and will add them again. Disconnects."""
+        self.disconnect()
+        self._kept.clear()
+        self._ledger = None
+        self._begin(0.0)
+
+    def _fill(self) -> None:
+        """Put out what the collector has room for."""
+        if self._state is not _State.OPEN:
+            return
+        while self._unsent and self._in_flight < self._grant.credit:
+            self._put(self._unsent.popleft())
+        if self._ledger is not None and not (self._unsent or self._end_sent_at or self._grant.ended):
+            self._define(len(self._definitions))
+            self._outbox.put(Kind.END, pack_end(self._ledger))
+            self._end_sent_at = self._outbox.put_total
+
+    def _put(self, kept: _Kept) -> None:
+        page = kept.page
+        self._define(page.definitions_needed)
+        data = page.data
+        entry = PageEntry(
+            kept.writer, page.sequence, page.offset, page.complete, page.events_count,
+            page.lost_before, page.definitions_needed, page.timestamp, len(data),
+        )  # fmt: skip
+        self._outbox.put(Kind.PAGE, pack_page_entry(entry), data, check_body=self._grant.check_bodies)
+        kept.sent_at = self._outbox.put_total
+        self._sent.setdefault(kept.writer, deque()).append(kept)
+        self._in_flight += 1
+
+    def _define(self, count: int) -> None:
+        first = self._definitions_sent
+        if count <= first:
+            return
+        for body in pack_definitions(first, self._definitions[first:count]):
+            self._outbox.put(Kind.DEFINITIONS, body)
+        self._definitions_sent = count
+        self._definitions_reached = max(self._definitions_reached, count)
+
+    # --- bytes ----------------------------------------------------------------------------------
+
+    def pending(self) -> list[Buffer]:
+        """The next buffers to send, for one gathering write; empty if there is nothing."""
+        return self._outbox.pending()
+
+    def sent(self, count: int) -> None:
+        """The transport has taken so many bytes of `pending`."""
+        self._outbox.sent(count)
+
+    def buffer(self) -> memoryview:
+        """Where to receive the next bytes; at least one fits."""
+        return self._inbox.buffer()
+
+    def received(self, count: int, now: float) -> list[ProducerEvent]:
+        """So many bytes came into `buffer`. Nothing happens after `Broken` or `Refused`."""
+        if self._state in (_State.APART, _State.OVER):
+            return []
+        self._heard = now
+        self._inbox.fed(count)
+        events: list[ProducerEvent] = []
+        try:
+            while (arrived := self._next_frame()) is not None:
+                events += self._handle(arrived)
+        except TraceFormatError as error:
+            events.append(self._break(f"the collector broke the protocol: {error}"))
+        return events
+
+    def _next_frame(self) -> Arrived | None:
+        return None if self._state is _State.OVER else self._inbox.frame()
+
+    def tick(self, now: float) -> list[ProducerEvent]:
+        """Time has passed: send a heartbeat if one is due, or find that the collector is silent. Before it, read what
+        is there: whoever slept must not call the other silent."""
+        if self._state in (_State.APART, _State.OVER):
+            return []
+        silence = 2 * self.request.heartbeat
+        if now >= self._heard + silence:
+            return [self._break(f"the collector was silent for {silence:g} s")]
+        if now >= self._next_beat:
+            if not self._outbox and self._outbox.put_total == self._said_total:
+                self._outbox.put(Kind.HEARTBEAT)
+            self._said_total = self._outbox.put_total
+            self._next_beat = now + self.request.heartbeat / 2
+        return []
+
+    @property
+    def deadline(self) -> float:
+        """When `tick` is due next."""
+        return min(self._next_beat, self._heard + 2 * self.request.heartbeat)
+
+    # --- what the collector says ------------------------------------------------------------------
+
+    def _handle(self, arrived: Arrived) -> list[ProducerEvent]:
+        kind, body = arrived.kind, arrived.body
+        match kind:
+            case Kind.HELLO:
+                self._greet(unpack_grant(body))
+            case Kind.ACKNOWLEDGE:
+                return self._hear(*unpack_acknowledgement(body))
+            case Kind.END:
+                if not self._is_out(self._end_sent_at):
+                    raise TraceFormatError("it has the end of the stream, which was not sent")
+                return self._close()
+            case Kind.ERROR:
+                self._note_reached()
+                self._state = _State.OVER
+                return [Refused(unpack_error(body))]
+            case _:
+                assert kind is Kind.HEARTBEAT, kind
+        return []
+
+    def _greet(self, grant: Grant) -> None:
+        if not grant.check_bodies and self.request.check_bodies:
+            raise TraceFormatError("it waives the crc32 of bodies, which was not asked for")
+        if grant.definitions > self._definitions_reached:
+            raise TraceFormatError(f"it has {grant.definitions} definitions; {self._definitions_reached} were sent")
+        if grant.ended and not self._end_reached:
+            raise TraceFormatError("it has the end of the stream, which was not sent")
+        self._grant = grant
+        self._definitions_sent = grant.definitions
+        self._inbox.limits = {Kind.ACKNOWLEDGE: acknowledgement_size(self.info.writers), Kind.ERROR: ERROR_MAX}
+        self._state = _State.RESUMING
+
+    def _hear(self, level: int, positions: Positions) -> list[ProducerEvent]:
+        if level != self.request.level:
+            raise TraceFormatError(f"an acknowledgement of level {level}; {int(self.request.level)} was asked for")
+        events: list[ProducerEvent] = []
+        if self._state is _State.RESUMING:
+            pages = self._resume(positions)
+            events.append(Granted(self._grant))
+        else:
+            pages = self._settle(positions)
+        if pages:
+            events.append(Acknowledged(pages))
+        if self._grant.ended and self._ledger is not None:
+            return [*events, *self._close()]
+        self._fill()
+        return events
+
+    def _resume(self, positions: Positions) -> list[Page]:
+        """What it has of the stream: those that are kept and lie before these positions have arrived."""
+        has: list[_Kept] = []
+        for writer, position in positions.items():
+            if position > self._reached.get(writer, (-1, 0)):
+                raise TraceFormatError(f"it has {_place(writer, position)}, which was not sent")
+        for kept in self._kept:
+            position = positions.get(kept.writer, (-1, 0))
+            if kept.end <= position:
+                has.append(kept)
+            elif kept.start < position:
+                raise TraceFormatError(f"it has {_place(kept.writer, position)}, where no part ends")
+        for kept in has:
+            del self._kept[kept]
+        self._unsent = deque(self._kept)
+        self._has = dict(positions)
+        self._state = _State.OPEN
+        self._inbox.limits = {**self._inbox.limits, Kind.HEARTBEAT: 0, Kind.END: 0}
+        return [kept.page for kept in has]
+
+    def _settle(self, positions: Positions) -> list[Page]:
+        """Pages of this connection that have reached the level."""
+        counts = {writer: self._count_settled(writer, position) for writer, position in positions.items()}
+        pages = []
+        for writer, count in counts.items():
+            sent = self._sent[writer]
+            for _ in range(count):
+                kept = sent.popleft()
+                del self._kept[kept]
+                pages.append(kept.page)
+            self._in_flight -= count
+            self._has[writer] = self._reached[writer] = positions[writer]
+        return pages
+
+    def _count_settled(self, writer: int, position: Position) -> int:
+        """How many pages a position settles.
+
+        Raises:
+            TraceFormatError: It is not the end of a page that went out whole and is not acknowledged yet.
+        """
+        for count, kept in enumerate(self._sent.get(writer, ()), 1):
+            if not self._is_out(kept.sent_at) or kept.end > position:
+                break
+            if kept.end == position:
+                return count
+        raise TraceFormatError(
+            f"an acknowledgement of {_place(writer, position)}, where no page ends that was sent and not acknowledged"
+        )
+
+    def _close(self) -> list[ProducerEvent]:
+        """The collector has the end."""
+        if self._kept:
+            raise TraceFormatError(f"it has the end of the stream; {len(self._kept)} pages are not acknowledged")
+        self._state = _State.OVER
+        return [Ended()]
+
+    def _break(self, reason: str) -> Broken:
+        self._note_reached()
+        if self._outbox:
+            self._outbox.clear()  # in the middle of a frame nothing can be said
+        else:
+            self._outbox.put(Kind.ERROR, pack_error(reason))
+        self._state = _State.OVER
+        return Broken(reason)
+
+
+def _place(writer: int, position: Position) -> str:
+    sequence, end = position
+    return f"writer {writer} up to page {sequence}, byte {end}"
