@@ -75,10 +75,11 @@ def take_anchor(clock: Clock) -> Anchor:
         after = clock()
         tries.append((after - before, (before + after) // 2, realtime))
     _, monotonic, realtime = min(tries)
-    return Anchor(monotonic, realtime, _boot_id())
+    return Anchor(monotonic, realtime, boot_id())
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Of this boot; "" if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

@@ -103,6 +103,8 @@ class TraceStore:
         self._pages = 0
         self._foreign = False
         self._ended = False
+        self._dirty = False
+        """The journal has what is not synced."""
         self._unsynced: set[int | None] = set()
         """What was written since the last fsync: the spools of these writers; None is the trace itself."""
 
@@ -154,6 +156,7 @@ class TraceStore:
         write_all(files.data, [T.initial_header(info.page_size)], 0)  # its writer may have been killed before that
         if fsync:
             self._unsynced = {placed.entry.writer if placed.spooled else None for placed in pages}
+            self._dirty = True
             self.sync()
         self._synced = self._state()
         _stores.add(self)
@@ -166,6 +169,16 @@ class TraceStore:
     @property
     def pages_count(self) -> int:
         return self._pages
+
+    @property
+    def synced(self) -> Positions:
+        """What of `stored` is on the disk, with `fsync`."""
+        return self._synced[2]
+
+    @property
+    def ended(self) -> bool:
+        """The end of the stream is in it."""
+        return self._ended
 
     def has(self, page: Page) -> bool:
         """Whether a page, or a part of one, is in the trace or in those before it."""
@@ -218,11 +231,12 @@ class TraceStore:
         Raises:
             OSError: What of it is there is unknown: `sync_failed` is set.
         """
-        if self._foreign or not self._unsynced:
+        if self._foreign or not self._dirty:
             return
         self.open()
         self._sync(*(self._files.data if writer is None else self._files.spool(writer) for writer in self._unsynced))
         self._unsynced.clear()
+        self._dirty = False
         self._synced = self._state()
 
     def _plan(self, pages: Sequence[Page]) -> tuple[list[_Write], OSError | None]:
@@ -291,7 +305,7 @@ class TraceStore:
         """One write to the journal. If it fails, its beginning may be there: that is cut off again before anything
         else is written, so that no old frame can come to stand behind a new one."""
         self._cut_torn_tail()
-        self._torn = True
+        self._torn = self._dirty = True
         try:
             write_all(self._files.journal, [frames], self._journal_end)
         except OSError:
@@ -332,7 +346,7 @@ class TraceStore:
         os.ftruncate(self._files.journal, end)
         self._journal_end, self._pages, self.stored = end, pages, stored
         self._unsynced.clear()
-        self.sync_failed = False
+        self._dirty = self.sync_failed = False
 
     def set_aside(self, path: str) -> None:
         """Leave the trace unfinished, under another name, for `restore`. What was not synced, where that is asked for,

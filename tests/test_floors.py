@@ -100,6 +100,8 @@ FLOORS: dict[str, int] = {
     "aiotrace._closing": 5,
     "aiotrace._store": 5,
     "aiotrace._unfinished": 5,
+    "aiotrace._collectfolder": 5,
+    "aiotrace._collectstream": 5,
     "aiotrace._launch": 5,
     "aiotrace._children": 5,
     "aiotrace._shim": 5,
