@@ -17,7 +17,7 @@ import logging
 import time
 
 REQUESTS = 50
-STALL = 0.15
+STALL = 0.4
 """Seconds."""
 
 

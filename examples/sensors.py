@@ -34,7 +34,7 @@ async def slow_storage(stream: PageStream) -> None:
 async def measure_dropping(sensor: str, readings: int) -> None:
     for number in range(readings):
         reading(sensor, number, 20.0 + number % 10)
-        if number % 100 == 0:
+        if number % 1000 == 0:  # a burst is more than the pool holds
             await anyio.sleep(0)  # let the other sensors have their turn, as a real one would
 
 

@@ -9,7 +9,6 @@ page that it does get tells it how many events it missed. The file is not slower
 from __future__ import annotations
 
 import argparse
-import time
 
 import anyio
 from aiotrace_sinks import FileSink
@@ -28,16 +27,13 @@ async def view(stream: PageStream) -> None:
         stream.acknowledge(page)
 
 
-async def run(trace: str, seconds: float) -> None:
+async def run(trace: str, steps: int) -> None:
     viewer = aiotrace.sink(view, quota=2, on_full="skip")
     async with aiotrace.record(FileSink(trace), viewer) as recording:
-        number = 0
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            for _ in range(1000):
-                await step.send(number, "a step of some work")
-                number += 1
-            await anyio.sleep(0.005)
+        for number in range(steps):
+            await step.send(number, "a step of some work")
+            if number % 1000 == 999:
+                await anyio.sleep(0.005)
     statistics = recording.statistics()
     print(f"{statistics.events_written:,} events written, {statistics.events_dropped:,} dropped")
     for sink in statistics.sinks:
@@ -49,10 +45,10 @@ async def run(trace: str, seconds: float) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", help="the file to write; it must not exist")
-    parser.add_argument("--seconds", type=float, default=4, help="how long to work; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=150_000, help="how much to work; default: %(default)s")
     parser.add_argument("--backend", choices=("asyncio", "trio"), default="asyncio", help="default: %(default)s")
     arguments = parser.parse_args()
-    anyio.run(run, arguments.trace, arguments.seconds, backend=arguments.backend)
+    anyio.run(run, arguments.trace, arguments.steps, backend=arguments.backend)
 
 
 if __name__ == "__main__":

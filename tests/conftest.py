@@ -14,14 +14,17 @@ import sys
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # Started in the background of a script: programs that tests start would ignore an interrupt, too.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("quick", max_examples=100, deadline=None, print_blob=True)
-settings.register_profile("long", max_examples=5000, deadline=None, print_blob=True)
+# The quick tests are the same in each run of one tree: a run that fails says something of the change before it. What
+# chance may find is looked for by `./dev test --long`. No health check asks the clock: a machine may be slow.
+_PATIENT: Any = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=100, derandomize=True, **_PATIENT)
+settings.register_profile("long", max_examples=5000, **_PATIENT)
 settings.load_profile("quick")  # `./dev test --long` passes --hypothesis-profile=long, which is loaded after this
 
 SYSTEM_TOOLS = {"trace-cmd": "trace-cmd", "fiu-run": "fiu-utils"}

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
+import pytest
 
 from aiotrace._clock import Anchor
 from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
@@ -137,6 +138,34 @@ def cut(page: FakePage, *counts: int, complete: bool = True) -> list[FakePage]:
 
 def make_pages(count: int, writers: int = 1, events: int = 20) -> list[FakePage]:
     return [make_page(n % writers, n // writers, events) for n in range(count)]
+
+
+class Timeout:
+    """A time-out that is over when the test says so: a machine that stalls must not decide who was too slow.
+
+    It stands in for those `anyio.move_on_after` that are given SECONDS, in whatever thread; others stay as they are.
+    """
+
+    SECONDS = 61.5
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._began: list[anyio.CancelScope] = []
+        real = anyio.move_on_after
+
+        def move_on_after(delay: float | None, shield: bool = False) -> anyio.CancelScope:
+            scope = real(None if delay == self.SECONDS else delay, shield)
+            if delay == self.SECONDS:
+                self._began.append(scope)
+            return scope
+
+        monkeypatch.setattr(anyio, "move_on_after", move_on_after)
+
+    def has_begun(self) -> bool:
+        return bool(self._began)
+
+    def end(self) -> None:
+        """It is over now. In the thread of its loop."""
+        self._began.pop(0).cancel()
 
 
 @dataclass

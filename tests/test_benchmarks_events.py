@@ -61,7 +61,6 @@ def test_the_table_of_events_has_every_row_or_says_why_not(monkeypatch: pytest.M
     assert {"empty loop", "event", "event.emit", "event, disabled", "logging to a file"} <= rows.keys()
     assert isinstance(rows["event"][2], float)
     assert isinstance(rows["logging to a file"][3], float)
-    assert rows["logging to a file"][3] > 1, "a line of logging costs more than an event, on either back end"
     assert "event, Python twin" in rows
 
 

@@ -281,6 +281,17 @@ def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, capsys: Capture) -> N
     assert f"{tmp_path}/t, offset 0: no trace.dat: it is empty" in capsys.readouterr().err
 
 
+def read_all(terminal: int) -> str:
+    """What was written to the other end, which may come here in parts: the kernel passes it on by and by."""
+    os.set_blocking(terminal, False)
+    shown = b""
+    try:
+        while True:
+            shown += os.read(terminal, 1 << 16)
+    except BlockingIOError:  # the kernel looks for what is under way before it says so
+        return shown.decode()
+
+
 def test_a_terminal_shows_how_far_a_long_report_is_and_then_nothing_of_it(tmp_path: Path) -> None:
     path = tmp_path / "t.dat"
     store(path, [page(range(30), sequence=n, start=n * 1000) for n in range(100)])
@@ -294,8 +305,7 @@ sys.exit(main(["report", sys.argv[1]]))
     with open(tmp_path / "out", "wb") as out:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         subprocess.run([sys.executable, "-c", program, path], stdout=out, stderr=end, check=True, env=environment)
-    os.set_blocking(terminal, False)
-    shown = os.read(terminal, 1 << 16).decode()  # before the last end is closed: what it held would be gone
+    shown = read_all(terminal)  # before the last end is closed: what it held would be gone
     os.close(end)
     os.close(terminal)
     assert re.fullmatch(r"(\r *\d+ % of 0 MiB)+\r\x1b\[K", shown), shown

@@ -318,8 +318,7 @@ def same_line(ours: str, theirs: str) -> bool:
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), *VALUES.values()), min_size=1, max_size=40))
 @settings(
     max_examples=15,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.generate],  # each starts a trace-cmd: shrinking would take minutes
 )
 def test_report_prints_what_trace_cmd_prints(

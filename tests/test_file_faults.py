@@ -82,7 +82,7 @@ async def test_a_full_disk_harms_nobody_and_nothing_is_lost_that_was_delivered(
         while recording.statistics().sinks[0].events_delivered == stuck:
             await anyio.lowlevel.checkpoint()
         print(f"goes on {anyio.current_time() - began:.3f} s after space was freed")
-        with anyio.fail_after(10):
+        with anyio.fail_after(60):
             for later in range(n, n + 2000):
                 await happened.send(later, "x" * 60)
     statistics = recording.statistics()
@@ -144,8 +144,9 @@ def test_errors_and_short_writes_lose_and_double_nothing(
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=600)
     assert done.returncode == 0, done.stderr
     written, delivered = json.loads(done.stdout.splitlines()[-1])
-    files = sorted(tmp_path.iterdir())
-    numbers = [number for file in files for number in count(trace_cmd, file)]
+    for journal in tmp_path.glob("*.journal"):  # of a file that could not be closed in ten attempts, which happens
+        restore(str(journal.with_suffix("")))
+    numbers = [number for file in tmp_path.iterdir() for number in count(trace_cmd, file)]
     assert written == delivered >= events
     assert sorted(numbers) == list(range(written))
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 async def test_a_wake_from_another_thread_wakes() -> None:
     waker = Waker(Loop())
     threading.Thread(target=waker.wake).start()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await waker.wait()
 
 
@@ -38,7 +38,7 @@ async def test_a_wake_from_a_task_of_the_loop_is_kept_and_needs_nothing_of_the_l
     monkeypatch.setattr(loop, "run_soon", None)
     waker.wake_here()
     waker.wake_here()
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await waker.wait()
     with anyio.move_on_after(0.01) as waiting:
         await waker.wait()
@@ -53,7 +53,7 @@ async def test_a_task_carries_nothing_of_the_programs_context_and_ends_when_canc
         await anyio.sleep_forever()
 
     task = Loop().spawn(work, "test")
-    with anyio.fail_after(5):
+    with anyio.fail_after(60):
         await began.wait()
         assert not task.done
         task.cancel()

@@ -267,11 +267,11 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 class TestModel(CoreMachine.TestCase):
-    settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+    settings = settings(max_examples=100, stateful_step_count=40)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", range(25))
 def test_the_model_for_long(number: int) -> None:
     machine = seed(number)(type("Machine", (CoreMachine,), {}))
-    run_state_machine_as_test(machine, settings=settings(max_examples=2000, stateful_step_count=40, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=2000, stateful_step_count=40))

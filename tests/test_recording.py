@@ -11,14 +11,17 @@ import signal
 import threading
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import pytest
+from fakes import Timeout
 from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 import aiotrace
 from aiotrace import ConfigurationError, record
+from aiotrace._loop import Loop
 from aiotrace.abc import PageStream
 from aiotrace.worker import worker_thread
 
@@ -138,13 +141,13 @@ async def test_a_prefix_sink_gets_what_a_page_holds_before_it_is_full() -> None:
     whole = Collect()
     async with record(sink, whole, page_size=PAGE, flush_interval=0.01) as recording:
         number(1, "")
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await seen.wait()
         assert sink.pages[0][2] == 0
         assert not whole.pages
         seen = anyio.Event()
         number(2, "")
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             while len(sink.pages) < 2:  # noqa: ASYNC110  # the sink's own event is the one above
                 await anyio.sleep(0.005)
         check_laws(recording.statistics(), 2)
@@ -173,12 +176,12 @@ async def test_prefixes_that_are_asked_for_late_come_too() -> None:
     async with record(late, page_size=PAGE, flush_interval=0.01):
         for n in range(200):
             number(n, "")
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await started.wait()
         for _ in range(5):
             await anyio.lowlevel.checkpoint()
         ask.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(60):
             await got.wait()
 
 
@@ -404,34 +407,60 @@ async def test_a_sink_that_returns_early_is_detached_and_what_it_held_is_abandon
     assert statistics.events_abandoned == statistics.events_written > 0
 
 
+async def until(condition: Callable[[], object]) -> None:
+    with anyio.fail_after(60):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
 @THREAD
-async def test_what_a_stuck_sink_holds_is_abandoned_after_the_drain_timeout(thread: bool) -> None:
-    good = Collect()
+async def test_what_a_stuck_sink_holds_is_abandoned_after_the_drain_timeout(
+    thread: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout, good = Timeout(monkeypatch), Collect()
 
     async def stuck(stream: PageStream) -> None:
+        loops.append(Loop())
         await stream.__anext__()
         await anyio.sleep_forever()
 
+    async def end_when_the_good_one_has_finished() -> None:
+        await until(lambda: loops and timeout.has_begun() and good.ledger is not None)
+        loops[0].run_soon(timeout.end)
+
+    loops: list[Loop] = []
+    recording = record(good, stuck, page_size=PAGE, pages=8, drain_timeout=Timeout.SECONDS, thread=thread)
     with pytest.warns(RuntimeWarning, match="stuck did not finish within"):
-        async with record(good, stuck, page_size=PAGE, pages=8, drain_timeout=0.05, thread=thread) as recording:
-            number(1, "")
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_when_the_good_one_has_finished)
+            async with recording:
+                number(1, "")
     statistics = recording.statistics()
     check_closed(statistics, 1)
     check_sink_has(good, statistics, [1])
     assert statistics.sinks[1].events_abandoned == 1
 
 
-async def test_the_ring_goes_to_the_others_when_a_stuck_sink_is_given_up() -> None:
-    good = Collect()
+async def test_the_ring_goes_to_the_others_when_a_stuck_sink_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeout, good = Timeout(monkeypatch), Collect()
 
     async def stuck(stream: PageStream) -> None:
         await stream.__anext__()
         await anyio.sleep_forever()
 
+    async def end_when_the_stuck_one_holds_all_others_up() -> None:
+        await until(timeout.has_begun)
+        await until(lambda: len(good.pages) == recording.statistics().sinks[1].quota)
+        assert recording.statistics().pages_full > 0
+        timeout.end()
+
+    recording = record(good, stuck, page_size=PAGE, pages=16, drain_timeout=Timeout.SECONDS)
     with pytest.warns(RuntimeWarning, match="stuck did not finish"):
-        async with record(good, stuck, page_size=PAGE, pages=16, drain_timeout=0.05) as recording:
-            for n in range(800):
-                number(n, "")
+        async with anyio.create_task_group() as group:
+            group.start_soon(end_when_the_stuck_one_holds_all_others_up)
+            async with recording:
+                for n in range(800):
+                    number(n, "")
     check_closed(recording.statistics(), 800)
     check_sink_has(good, recording.statistics())
     assert len(good.numbers) == recording.statistics().events_written
@@ -607,7 +636,8 @@ async def test_a_synchronous_recording_raises_what_its_sink_raised_first() -> No
     assert "aiotrace" not in [thread.name for thread in threading.enumerate()]
 
 
-def test_a_sink_that_blocks_its_thread_cannot_hold_up_the_close() -> None:
+def test_a_sink_that_blocks_its_thread_cannot_hold_up_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotrace._recording.CANCEL_GRACE", 0.1)
     release = threading.Event()
     entered = threading.Event()
 
@@ -621,7 +651,7 @@ def test_a_sink_that_blocks_its_thread_cannot_hold_up_the_close() -> None:
         with aiotrace.recording(blocking, page_size=PAGE, pages=8, drain_timeout=0.05) as recording:
             for n in range(300):
                 number(n, "")
-            assert entered.wait(10)
+            assert entered.wait(60)
         statistics = recording.statistics()
         check_closed(statistics)
         assert statistics.events_abandoned > 0

@@ -193,7 +193,7 @@ def test_a_keyboard_interrupt_anywhere_in_a_write_leaves_no_lock_behind() -> Non
             struck = _strike(at, lambda: number(2, "x" * 1500))
             other = threading.Thread(target=number, args=(3, ""))
             other.start()
-            other.join(5)
+            other.join(60)
             assert not other.is_alive(), f"a lock is left behind (strike {at})"
             number(4, "")
         check_laws(recording.statistics())

@@ -37,7 +37,7 @@ def run(program: str, code: int = 0) -> tuple[str, str]:
         [sys.executable, "-W", "error", "-X", "faulthandler", "-c", PRELUDE + program],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *map(os.path.abspath, sys.path)])},
         check=False,
     )

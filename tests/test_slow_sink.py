@@ -41,7 +41,7 @@ async def test_a_slow_sink_that_skips_does_not_hold_back_the_fast_one() -> None:
         aiotrace.sink(slow, on_full="skip", quota=2), fast, page_size=PAGE, pages=16
     ) as recording:
         for n in range(5000):
-            with anyio.fail_after(10):
+            with anyio.fail_after(60):
                 await number.send(n, "")
             if n % 1000 == 999:
                 slow.tick.set()  # one page while the fast one gets some fifteen

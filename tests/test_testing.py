@@ -20,6 +20,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the wait is always in vain: a machine that stalls takes nothing from it."""
     monkeypatch.setattr(aiotrace.testing, "PATIENCE", 0.7)
 
 
@@ -162,19 +163,14 @@ def acknowledges_pages_of_the_call_before() -> Sink:
     return sink
 
 
-@pytest.mark.usefixtures("little_patience")
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize(
     ("make_sink", "rule"),
     [
-        (lambda: never_acknowledges, "acknowledges pages while the stream goes on"),
         (lambda: acknowledges_all_but_the_last, "acknowledges every page that it is given"),
         (lambda: acknowledges_twice, "once"),
         (lambda: returns_early, "asks for pages until the stream ends"),
-        (lambda: does_not_return, "returns when the stream has ended"),
         (lambda: swallows_the_streams_error, "asks for pages until the stream ends"),
-        (lambda: fails_on_losses, "never heard of it"),
-        (lambda: fails_when_nothing_comes, "no page at all"),
         (keeps_views, "keeps no view"),
         (keeps_one_view, "keeps no view"),
         (keeps_an_export, "keeps no view"),
@@ -184,6 +180,29 @@ def acknowledges_pages_of_the_call_before() -> Sink:
 async def test_a_bad_sink_is_caught_and_the_rule_is_named(make_sink: Callable[[], Sink], rule: str) -> None:
     with pytest.raises(SinkRuleError, match=rule):
         await check_sink(make_sink)
+
+
+@pytest.mark.usefixtures("little_patience")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize(
+    ("sink", "rule"),
+    [
+        (never_acknowledges, "acknowledges pages while the stream goes on"),
+        (does_not_return, "returns when the stream has ended"),
+        (fails_when_nothing_comes, "no page at all"),
+    ],
+)
+async def test_a_sink_that_is_waited_for_in_vain_is_caught_and_the_rule_is_named(sink: Sink, rule: str) -> None:
+    with pytest.raises(SinkRuleError, match=rule):
+        await check_sink(lambda: sink)
+
+
+@pytest.mark.usefixtures("little_patience")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_sink_that_fails_whenever_there_is_a_loss_is_caught() -> None:
+    with pytest.raises(SinkRuleError, match="never heard of it"):
+        await aiotrace.testing._goes_on_after_losses(lambda: fails_on_losses)
 
 
 @pytest.mark.usefixtures("little_patience")
