@@ -318,7 +318,6 @@ class Producer:
                     raise TraceFormatError("it has the end of the stream, which was not sent")
                 return self._close()
             case Kind.ERROR:
-                self._note_reached()
                 self._state = _State.OVER
                 return [Refused(unpack_error(body))]
             case _:
@@ -410,7 +409,6 @@ class Producer:
         return [Ended()]
 
     def _break(self, reason: str) -> Broken:
-        self._note_reached()
         if self._outbox:
             self._outbox.clear()  # in the middle of a frame nothing can be said
         else:
