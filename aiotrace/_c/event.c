@@ -16,144 +16,29 @@
  * Free-threaded builds are refused, because of the second law.
  */
 
-#include "aiotrace.h"
+#include "cursor.h"
 
 #include <math.h>
 #include <stddef.h>
 #include <structmember.h>
-#include <time.h>
 
 #ifdef Py_GIL_DISABLED
 #error "aiotrace._c needs the GIL: on a free-threaded Python the Python twin runs"
 #endif
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#include <x86intrin.h>
-#define HAVE_TSC 1
-#else
-#define HAVE_TSC 0
-#endif
-
-#define PAGE_HEADER 16
 #define LOST_COUNT 8
-#define SHORT_PAYLOAD_MAX 112
-#define DELTA_BITS AIOTRACE_TIME_DELTA_BITS
-#define DELTA_MAX AIOTRACE_TIME_DELTA_MAX
-#define TIME_EXTEND ((uint32_t)AIOTRACE_TYPE_TIME_EXTEND)
 #define FLAG_CUT 0x80
 #define DYNAMIC_MAX 65000
 #define FIELDS_MAX 32 /* events with more go the slow way */
 
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-
 /* --- clocks ------------------------------------------------------------------------------------ */
 
-enum { CLOCK_PYTHON = 0, CLOCK_MONO = 1, CLOCK_TSC = 2 };
-
-static inline uint64_t
-monotonic_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
-}
-
-/* Nanoseconds per TSC tick, in 2**-32: 0 until `tsc_calibrate` was called. */
-static uint64_t tsc_multiplier;
+uint64_t aiotrace_tsc_multiplier;
 
 /* --- cursor ------------------------------------------------------------------------------------ */
 
-typedef struct {
-    PyObject_HEAD
-    char *page; /* NULL: no page */
-    uint32_t end;
-    uint32_t limit;
-    uint64_t last; /* ns */
-    uint64_t written;
-    uint64_t cut;
-    uint64_t tsc_base; /* the tick at which it was `mono_base` */
-    uint64_t mono_base;
-    uint32_t page_size;
-    int clock_kind;
-    PyObject *clock;
-    Py_buffer view;
-} Cursor;
-
 static PyTypeObject *cursor_type;
 static PyObject *monotonic_clock; /* time.monotonic_ns, which is read here without a call */
-
-static inline void
-anchor(Cursor *self)
-{
-#if HAVE_TSC
-    self->tsc_base = __rdtsc();
-#endif
-    self->mono_base = monotonic_ns();
-}
-
-/* The time, for a clock that needs no Python. The TSC is anchored to CLOCK_MONOTONIC on each page and after each
- * pause that a time extend is needed for, so it never strays further from it than it can in 134 ms. */
-static inline uint64_t
-now_ns(Cursor *self)
-{
-#if HAVE_TSC
-    if (self->clock_kind == CLOCK_TSC) {
-        uint64_t ticks = __rdtsc() - self->tsc_base;
-        uint64_t now = self->mono_base + (uint64_t)(((unsigned __int128)ticks * tsc_multiplier) >> 32);
-        if (likely(now - self->last <= DELTA_MAX))
-            return now;
-        anchor(self);
-        return self->mono_base;
-    }
-#endif
-    return monotonic_ns();
-}
-
-/* Begin a record: its header, and a time extend in front where it needs one. Returns where the payload goes, or NULL
- * if there is no room. `*end` is where the record ends; nothing is visible before `commit`. */
-static inline char *
-reserve(Cursor *self, uint64_t *now, uint32_t size, uint32_t *end)
-{
-    uint64_t delta = *now - self->last;
-    uint32_t head = size <= SHORT_PAYLOAD_MAX ? 4 : 8;
-    if (unlikely(delta > DELTA_MAX)) {
-        if ((int64_t)delta < 0) { /* a clock that went backwards */
-            *now = self->last;
-            delta = 0;
-        }
-        else {
-            head += 8;
-        }
-    }
-    if (unlikely(size > self->limit || self->end + head + size > self->limit))
-        return NULL;
-    uint32_t *words = (uint32_t *)(self->page + self->end);
-    if (unlikely(delta > DELTA_MAX)) {
-        *words++ = TIME_EXTEND | (uint32_t)(delta & DELTA_MAX) << 5;
-        *words++ = (uint32_t)(delta >> DELTA_BITS);
-        delta = 0;
-    }
-    if (size <= SHORT_PAYLOAD_MAX) {
-        *words++ = size >> 2 | (uint32_t)delta << 5;
-    }
-    else {
-        *words++ = (uint32_t)delta << 5;
-        *words++ = size + 4;
-    }
-    *end = self->end + head + size;
-    return (char *)words;
-}
-
-static inline void
-commit(Cursor *self, uint64_t now, uint32_t end)
-{
-    self->last = now;
-    self->end = end;
-    self->written++;
-    __atomic_store_n((uint64_t *)(self->page + 8), (uint64_t)(end - PAGE_HEADER), __ATOMIC_RELEASE);
-}
 
 /* The time for code that may call Python. -1 with an exception on failure. */
 static int
@@ -193,7 +78,7 @@ cursor_init(Cursor *self, PyObject *args, PyObject *keywords)
         PyObject *is_tsc = PyObject_GetAttrString(clock, "aiotrace_tsc"); /* _clock.TscClock has it */
         if (is_tsc == NULL)
             PyErr_Clear();
-        else if (tsc_multiplier != 0)
+        else if (aiotrace_tsc_multiplier != 0)
             kind = CLOCK_TSC;
         Py_XDECREF(is_tsc);
     }
@@ -389,27 +274,11 @@ static PyType_Spec cursor_spec = {
 enum { GATE_RECORDING = 1, GATE_STRICT = 2 };
 
 static int gate;
-static uint64_t epoch = 1;
-
-typedef struct {
-    PyObject_VAR_HEAD
-    uint64_t epoch;
-    int32_t pid; /* of a record: the task's that runs, if there is one, else the thread's */
-    int32_t thread_pid;
-    Cursor *only; /* if there is one, and its clock needs no Python; or NULL */
-    Cursor *cursors[];
-} Lease;
-
-/* glibc keeps room for a pointer of a module that is loaded late: it is found without a call then. */
-#ifdef __GLIBC__
-#define THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
-#else
-#define THREAD_LOCAL __thread
-#endif
+uint64_t aiotrace_epoch = 1;
 
 static PyTypeObject *lease_type;
-static THREAD_LOCAL Lease *this_thread;
-static THREAD_LOCAL int32_t this_task; /* the pid of the task that runs here; 0: none, or nobody says */
+AIOTRACE_THREAD_LOCAL Lease *aiotrace_lease;
+static AIOTRACE_THREAD_LOCAL int32_t this_task; /* the pid of the task that runs here; 0: none, or nobody says */
 
 static PyObject *
 lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
@@ -438,7 +307,7 @@ lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
     }
     if (count == 1 && self->cursors[0]->clock_kind != CLOCK_PYTHON)
         self->only = self->cursors[0];
-    this_thread = self;
+    aiotrace_lease = self;
     return (PyObject *)self;
 }
 
@@ -466,8 +335,8 @@ lease_dealloc(Lease *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
-    if (this_thread == self)
-        this_thread = NULL;
+    if (aiotrace_lease == self)
+        aiotrace_lease = NULL;
     lease_clear(self);
     type->tp_free((PyObject *)self);
     Py_DECREF(type);
@@ -510,8 +379,8 @@ void
 aiotrace_set_task(int32_t pid)
 {
     this_task = pid;
-    if (this_thread != NULL)
-        this_thread->pid = pid ? pid : this_thread->thread_pid;
+    if (aiotrace_lease != NULL)
+        aiotrace_lease->pid = pid ? pid : aiotrace_lease->thread_pid;
 }
 
 PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in this thread; 0 if nobody traces tasks.");
@@ -533,7 +402,7 @@ changed(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "pp:changed", &recording, &strict))
         return NULL;
     gate = (recording ? GATE_RECORDING : 0) | (strict ? GATE_STRICT : 0);
-    return PyLong_FromUnsignedLongLong(++epoch);
+    return PyLong_FromUnsignedLongLong(++aiotrace_epoch);
 }
 
 PyDoc_STRVAR(get_epoch_doc, "get_epoch()\n--\n\nThe number of the present set of recordings.");
@@ -541,7 +410,7 @@ PyDoc_STRVAR(get_epoch_doc, "get_epoch()\n--\n\nThe number of the present set of
 static PyObject *
 get_epoch(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromUnsignedLongLong(epoch);
+    return PyLong_FromUnsignedLongLong(aiotrace_epoch);
 }
 
 /* --- event ---------------------------------------------------------------------------------------- */
@@ -923,14 +792,14 @@ bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, P
 static __attribute__((noinline)) int
 record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    Lease *lease = this_thread;
+    Lease *lease = aiotrace_lease;
     PyObject *bound[FIELDS_MAX];
     Measures measures;
-    if (unlikely(self->mode_epoch != epoch))
+    if (unlikely(self->mode_epoch != aiotrace_epoch))
         return 0;
     if (unlikely(self->mode != MODE_ALL))
         return self->mode == MODE_OFF;
-    if (unlikely(lease == NULL || lease->epoch != epoch))
+    if (unlikely(lease == NULL || lease->epoch != aiotrace_epoch))
         return 0;
     if (keywords != NULL && PyTuple_GET_SIZE(keywords)) {
         if (!bind(self, args, nargs, keywords, bound))
@@ -972,8 +841,8 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 static inline __attribute__((always_inline)) int
 record_short(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    Lease *lease = this_thread;
-    if (unlikely(self->plain_epoch != epoch || lease == NULL || lease->epoch != epoch))
+    Lease *lease = aiotrace_lease;
+    if (unlikely(self->plain_epoch != aiotrace_epoch || lease == NULL || lease->epoch != aiotrace_epoch))
         return 0;
     Cursor *cursor = lease->only;
     if (unlikely(cursor == NULL || nargs != self->short_count || keywords != NULL))
@@ -997,20 +866,33 @@ aiotrace_event_check(PyObject *event)
 }
 
 int
+aiotrace_event_id(PyObject *event)
+{
+    return ((Event *)event)->id;
+}
+
+const uint64_t *
+aiotrace_event_plain_epoch(PyObject *event)
+{
+    return &((Event *)event)->plain_epoch;
+}
+
+int
 aiotrace_event_is_off(PyObject *event)
 {
     Event *self = (Event *)event;
-    return gate == 0 || (self->mode_epoch == epoch && self->mode == MODE_OFF);
+    return gate == 0 || (self->mode_epoch == aiotrace_epoch && self->mode == MODE_OFF);
 }
 
 int
 aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields)
 {
     Event *self = (Event *)event;
-    Lease *lease = this_thread;
+    Lease *lease = aiotrace_lease;
     if (aiotrace_event_is_off(event))
         return 1;
-    if (unlikely(self->plain_epoch != epoch || lease == NULL || lease->epoch != epoch || lease->only == NULL))
+    if (unlikely(self->plain_epoch != aiotrace_epoch || lease == NULL || lease->epoch != aiotrace_epoch ||
+                 lease->only == NULL))
         return 0;
     Cursor *cursor = lease->only;
     if (cursor->clock_kind != CLOCK_MONO || now < cursor->last)
@@ -1029,8 +911,8 @@ aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields)
 uint64_t
 aiotrace_event_now(void)
 {
-    Lease *lease = this_thread;
-    if (likely(lease != NULL && lease->epoch == epoch && lease->only != NULL))
+    Lease *lease = aiotrace_lease;
+    if (likely(lease != NULL && lease->epoch == aiotrace_epoch && lease->only != NULL))
         return now_ns(lease->only);
     return monotonic_ns();
 }
@@ -1039,8 +921,9 @@ int
 aiotrace_event_at(PyObject *event, uint64_t now, const void *fields)
 {
     Event *self = (Event *)event;
-    Lease *lease = this_thread;
-    if (unlikely(self->plain_epoch != epoch || lease == NULL || lease->epoch != epoch || lease->only == NULL))
+    Lease *lease = aiotrace_lease;
+    if (unlikely(self->plain_epoch != aiotrace_epoch || lease == NULL || lease->epoch != aiotrace_epoch ||
+                 lease->only == NULL))
         return aiotrace_event_is_off(event);
     Cursor *cursor = lease->only;
     uint32_t end, common = self->id, size = self->fixed_size;
@@ -1049,19 +932,7 @@ aiotrace_event_at(PyObject *event, uint64_t now, const void *fields)
         return 0;
     memcpy(payload, &common, 4);
     memcpy(payload + 4, &lease->pid, 4);
-    switch (size - 8) { /* constant sizes, so that no memcpy is called */
-    case 12:
-        memcpy(payload + 8, fields, 12);
-        break;
-    case 16:
-        memcpy(payload + 8, fields, 16);
-        break;
-    case 32:
-        memcpy(payload + 8, fields, 32);
-        break;
-    default:
-        memcpy(payload + 8, fields, size - 8);
-    }
+    memcpy(payload + 8, fields, size - 8);
     commit(cursor, now, end);
     return 1;
 }
@@ -1269,7 +1140,7 @@ tsc_calibrate(PyObject *Py_UNUSED(module), PyObject *argument)
     }
 #if HAVE_TSC
     unsigned a, b, c, d;
-    if (tsc_multiplier == 0 && __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & 1u << 8)) {
+    if (aiotrace_tsc_multiplier == 0 && __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & 1u << 8)) {
         uint64_t tick = __rdtsc(), began = monotonic_ns(), now;
         Py_BEGIN_ALLOW_THREADS
         do {
@@ -1279,10 +1150,10 @@ tsc_calibrate(PyObject *Py_UNUSED(module), PyObject *argument)
         /* Read both again, close together. */
         now = monotonic_ns();
         uint64_t ticks = __rdtsc() - tick;
-        tsc_multiplier = (uint64_t)((double)(now - began) / (double)ticks * 4294967296.0);
+        aiotrace_tsc_multiplier = (uint64_t)((double)(now - began) / (double)ticks * 4294967296.0);
     }
 #endif
-    return PyFloat_FromDouble((double)tsc_multiplier / 4294967296.0);
+    return PyFloat_FromDouble((double)aiotrace_tsc_multiplier / 4294967296.0);
 }
 
 /* --- module --------------------------------------------------------------------------------------- */

@@ -87,13 +87,30 @@ def _choose(native: ModuleType) -> None:
         return event if tracer in _wanted else None
 
     graph = "function_graph"
-    native.function_start(_locate, wanted("function", CALL), wanted(graph, ENTRY), wanted(graph, EXIT))
+    native.function_start(
+        _locate, wanted("function", CALL), wanted(graph, ENTRY), wanted(graph, EXIT), _kernel_reads_tsc()
+    )
+
+
+def _kernel_reads_tsc() -> bool:
+    """Whether the kernel makes CLOCK_MONOTONIC from the time stamp counter, which then is constant and everywhere the
+    same."""
+    try:
+        with open("/sys/devices/system/clocksource/clocksource0/current_clocksource", encoding="ascii") as file:
+            return file.read().strip() == "tsc"
+    except OSError:
+        return False
 
 
 if sys.version_info >= (3, 12):
     _EVENTS = sys.monitoring.events
-    _ENTERS = (_EVENTS.PY_START, _EVENTS.PY_RESUME, _EVENTS.PY_THROW)
-    _LEAVES = (_EVENTS.PY_RETURN, _EVENTS.PY_YIELD, _EVENTS.PY_UNWIND)
+    _HOOKS = {
+        "function_enter": (_EVENTS.PY_START, _EVENTS.PY_RESUME),
+        "function_throw": (_EVENTS.PY_THROW,),
+        "function_leave": (_EVENTS.PY_RETURN, _EVENTS.PY_YIELD),
+        "function_unwind": (_EVENTS.PY_UNWIND,),
+    }
+    _KINDS = [kind for kinds in _HOOKS.values() for kind in kinds]
     _tool = -1
 
     def _hook(native: ModuleType) -> None:
@@ -103,14 +120,15 @@ if sys.version_info >= (3, 12):
         if _tool < 0:
             raise ConfigurationError("functions cannot be traced: all tool ids of sys.monitoring are taken")
         monitoring.use_tool_id(_tool, TOOL_NAME)
-        for hook, kinds in ((native.function_enter, _ENTERS), (native.function_leave, _LEAVES)):
+        for name, kinds in _HOOKS.items():
             for kind in kinds:
-                monitoring.register_callback(_tool, kind, hook)
-        monitoring.set_events(_tool, sum((*_ENTERS, *_LEAVES)))
+                monitoring.register_callback(_tool, kind, getattr(native, name))
+        monitoring.restart_events()  # a place that was switched off is so after a new start too
+        monitoring.set_events(_tool, sum(_KINDS))
 
     def _unhook(native: ModuleType) -> None:
         sys.monitoring.set_events(_tool, 0)
-        for kind in (*_ENTERS, *_LEAVES):
+        for kind in _KINDS:
             sys.monitoring.register_callback(_tool, kind, None)
         sys.monitoring.free_tool_id(_tool)
 
