@@ -117,8 +117,9 @@ class Pages:
 
     @property
     def is_scarce(self) -> bool:
-        """Whether less than a quarter of the pages is free, as of now."""
-        return 4 * len(self.pool) < self.arena.pages
+        """Whether less than a quarter of the pages is free, as of now, and writers need what sinks give back: where no
+        sink is, the oldest page gives way."""
+        return 4 * len(self.pool) < self.arena.pages and bool(self.deliveries or not self.can_overrun)
 
     @property
     def can_take(self) -> bool:

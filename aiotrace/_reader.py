@@ -278,8 +278,8 @@ class Service:
                 await self._waker.wait()
 
     def _wake_for_full(self) -> None:
-        """A page got full. From any thread."""
-        if self._is_due:
+        """A page got full. From any thread. Where no sink is, nobody is woken for it."""
+        if self._pages.deliveries and self._is_due:
             self._waker.wake()
 
     def _on_room(self) -> None:

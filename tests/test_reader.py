@@ -61,6 +61,24 @@ async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch
 
 
 @pytest.mark.anyio
+async def test_where_no_sink_is_the_reader_sleeps_until_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Collect()
+    async with aiotrace.record(page_size=PAGE, pages=64, flush_interval=600) as recording:
+        wake = recording._service._waker.wake
+        monkeypatch.setattr(recording._service._waker, "wake", lambda: pytest.fail("woken for nobody"))
+        for n in range(40):
+            number(n, FILL)
+        monkeypatch.setattr(recording._service._waker, "wake", wake)
+        assert recording.statistics().pages_full == 39
+        await recording.attach(sink)
+        with anyio.fail_after(60):
+            while recording.statistics().pages_full:
+                await anyio.lowlevel.checkpoint()
+    check_closed(recording.statistics(), 40)
+    assert len(sink.numbers) == 40
+
+
+@pytest.mark.anyio
 async def test_a_page_that_gets_full_while_the_reader_rests_is_delivered_without_another() -> None:
     sink = Collect()
     async with aiotrace.record(sink, page_size=PAGE, pages=64, flush_interval=60) as recording:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aiotrace import _layout as L
 from aiotrace._arena import Arena
+from aiotrace._delivery import Delivery
 from aiotrace._page import unpack_header, walk
 from aiotrace._pages import Pages
 from aiotrace._writer import CAUSES, Writer, Writers, payload_max
@@ -268,6 +269,15 @@ def test_whoever_takes_one_of_the_last_pages_says_so_outside_of_the_guard() -> N
     core.pages.on_scarce = scarce
     core.write(4 * 8 + 1)
     assert told == [1, 0], "with less than a quarter free, once a page"
+
+
+def test_where_the_oldest_pages_give_way_to_nobody_else_none_are_scarce() -> None:
+    core = Core(pages=8, overrun=True)
+    core.pages.on_scarce = lambda: pytest.fail("a writer waits for a sink that is not there")
+    core.write(4 * 20)
+    assert len(core.pages.pool) == 0
+    core.pages.attach(Delivery(core.arena, 2, "wait", "sink"), {})
+    assert core.pages.is_scarce
 
 
 # --- the end ------------------------------------------------------------------------------------
