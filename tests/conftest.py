@@ -7,6 +7,7 @@ listed at the end, with what would make them run, so that nobody takes them for 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shutil
 import signal
@@ -69,6 +70,25 @@ def trace_cmd() -> str:
 def fiu_run() -> str:
     """The path of fiu-run, which makes system calls fail."""
     return _need_tool("fiu-run")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--twin", action="store_true", help="on the Python twin, after the C module: not the tests marked once"
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("twin"):
+        once = [item for item in items if item.get_closest_marker("once")]
+        config.hook.pytest_deselected(items=once)
+        items[:] = [item for item in items if not item.get_closest_marker("once")]
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays: each of the many collections that tests ask for would look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from aiotrace._format import Field, Kind, Place
@@ -79,10 +80,14 @@ def split_fields(names: list[str], text: str) -> list[str]:
     """The values; each field's name is searched after the value of the one before."""
     if not names:
         return []
-    pattern = r"\s".join(f"{re.escape(name)}=(.*)" for name in names)
-    match = re.fullmatch(pattern, text, re.DOTALL)
+    match = pattern_of(tuple(names)).fullmatch(text)
     assert match, f"{names} should be in {text!r}"
     return list(match.groups())
+
+
+@cache
+def pattern_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(r"\s".join(f"{re.escape(name)}=(.*)" for name in names), re.DOTALL)
 
 
 def same_value(trace: Trace, field: Field, value: Any, text: str) -> bool:

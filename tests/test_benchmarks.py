@@ -12,6 +12,8 @@ import pytest
 from benchmarks import page_allocations
 from benchmarks.table import Table
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -19,6 +19,8 @@ from aiotrace._frames import MAGIC
 from aiotrace._growing import is_unfinished, page_entry
 from aiotrace._journal import PLACED_SIZE, JournalReader, Placed
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:

@@ -84,11 +84,13 @@ def check(path: Path, bits_of: dict[bool, list[tuple[int, int]]]) -> None:
 
 
 def test_a_changed_bit_is_found_or_says_nothing(path: Path) -> None:
-    """One bit, at random, of each byte that says something, and of every hundredth of the others."""
+    """One bit, at random, of every third byte that says something, and of every hundredth of the others: the long test
+    takes all."""
     generator = random.Random(1)
     said, silent = places(path.read_bytes())
     assert len(said) > 3 * 16 + 3 * 5 * 28 + 3000
-    check(path, {True: [(at, generator.randrange(8)) for at in said], False: [(at, at % 8) for at in silent[::100]]})
+    bits = [(at, generator.randrange(8)) for at in said[::3]]
+    check(path, {True: bits, False: [(at, at % 8) for at in silent[::100]]})
 
 
 @pytest.mark.long

@@ -22,6 +22,8 @@ from aiotrace_sinks import FileSink, NullSink
 import aiotrace
 from aiotrace.formats import restore
 
+pytestmark = pytest.mark.once
+
 
 def count(trace_cmd: str, path: Path) -> list[int]:
     """The numbers that the events of this file have, as trace-cmd prints them."""

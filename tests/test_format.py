@@ -13,6 +13,8 @@ from aiotrace import _layout as L
 from aiotrace._errors import TraceFormatError
 from aiotrace._format import FIELDS_MAX, EventFormat, Kind, Place, Value, compile_reader, parse_format, text_of
 
+pytestmark = pytest.mark.once
+
 HEAD = "name: one\nID: 77\nformat:\n"
 
 

@@ -15,6 +15,8 @@ from aiotrace import _frames as frames
 from aiotrace._frames import Damage, Frame, FrameReader, Kind, PageEntry, encode_frame
 from aiotrace.abc import CommandDefinition, EventDefinition, FunctionDefinition, Ledger, SymbolDefinition, WriterLedger
 
+pytestmark = pytest.mark.once
+
 ID = b"0123456789abcdef"
 OTHER = b"fedcba9876543210"
 

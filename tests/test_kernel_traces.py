@@ -17,6 +17,8 @@ import pytest
 
 from aiotrace.decode import open_trace
 
+pytestmark = pytest.mark.once
+
 TRACING = Path("/sys/kernel/tracing")
 EVENTS_WANTED = 100_000
 
@@ -38,7 +40,7 @@ def switch(n):
         os.write(w, b"x"); os.read(s, 1)
     thread.join()
     for fd in (r, w, s, x): os.close(fd)
-for _ in range(30):
+for _ in range(2):
     switch(500)
     for _ in range(300):
         fd = os.open("/proc/self/stat", os.O_RDONLY); os.read(fd, 4096); os.close(fd)
@@ -56,6 +58,8 @@ def instance() -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"NOT RUN: no tracefs instance can be made: {error}")
     try:
+        (folder / "options" / "event-fork").write_text("1")
+        (folder / "set_event_pid").write_text(str(os.getpid()))  # ours, and what we start: however busy the machine is
         yield folder
     finally:
         if folder.exists():  # trace-cmd extract removes it
@@ -73,9 +77,9 @@ def record(trace_cmd: str, systems: tuple[str, ...], stacks: bool, target: Path)
                 pytest.skip(f"NOT RUN: this kernel has no {system} events")
             enable.write_text("1")
         (folder / "options" / "stacktrace").write_text("1" if stacks else "0")
-        for _ in range(20):
+        for _ in range(200):
             subprocess.run([sys.executable, "-I", "-c", WORK], check=True)
-            if sum(entries(folder)) >= EVENTS_WANTED * 1.2:
+            if sum(entries(folder)) >= EVENTS_WANTED * 1.05:
                 break
         (folder / "tracing_on").write_text("0")
         subprocess.run([trace_cmd, "extract", "-B", folder.name, "-o", str(target)], check=True, capture_output=True)

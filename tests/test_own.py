@@ -155,6 +155,7 @@ def run_experiment(folder: Path, free_list: bool, trace_cmd: str) -> tuple[int, 
     return ours.count(" page_alloc: "), theirs.count(" page_alloc: "), ours + theirs
 
 
+@pytest.mark.once
 def test_the_experiment(tmp_path: Path, trace_cmd: str) -> None:
     kept, kept_by_them, _ = run_experiment(tmp_path / "with", True, trace_cmd)
     freed, freed_by_them, text = run_experiment(tmp_path / "without", False, trace_cmd)

@@ -13,6 +13,8 @@ from aiotrace._escape import escape, format_pairs, format_value
 from aiotrace._format import EventFormat, parse_format
 from aiotrace._print import compile_print
 
+pytestmark = pytest.mark.once
+
 FIELDS = """\
 	field:int i;	offset:8;	size:4;	signed:1;
 	field:u64 u;	offset:16;	size:8;	signed:0;

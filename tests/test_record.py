@@ -20,6 +20,8 @@ import aiotrace
 from aiotrace._commands import main
 from aiotrace._commands.record import file_url
 
+pytestmark = pytest.mark.once
+
 MIRROR = """
 import json, os, signal, sys, warnings
 print(json.dumps({

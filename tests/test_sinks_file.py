@@ -27,7 +27,7 @@ from aiotrace import ConfigurationError
 from aiotrace.formats import TraceStore, UnfinishedTrace, is_unfinished, restore
 from aiotrace.testing import check_sink
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 EIO = OSError(errno.EIO, "injected")
 NO_SPACE = OSError(errno.ENOSPC, "injected")

@@ -9,7 +9,7 @@ from aiotrace_sinks import MemorySink, NullSink
 from aiotrace import ConfigurationError
 from aiotrace.testing import check_sink
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 
 async def test_pages_are_copies_that_outlive_the_stream() -> None:

@@ -21,7 +21,7 @@ import aiotrace
 from aiotrace.abc import SymbolDefinition
 from aiotrace.testing import check_sink
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 
 
 async def test_each_event_is_a_line_and_so_is_a_loss() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import fakes
 import pytest
 import stores
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
 
@@ -24,6 +24,8 @@ from aiotrace._growing import UnfinishedTrace, is_unfinished
 from aiotrace._journal import PLACED_SIZE
 from aiotrace._store import TraceStore, stored_positions
 from aiotrace.decode import open_trace
+
+pytestmark = pytest.mark.once
 
 
 @pytest.fixture
@@ -94,6 +96,7 @@ def test_a_page_that_is_offered_again_is_stored_once(trace_cmd: str, path: str) 
 
 
 @given(data=st.data())
+@settings(max_examples=settings.default.max_examples // 4)  # each starts trace-cmd twice
 def test_a_trace_is_the_same_in_whatever_parts_and_batches_its_pages_come(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
