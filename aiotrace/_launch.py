@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import glob
 import os
 import signal
 import sys
@@ -28,14 +29,14 @@ import anyio
 
 from ._errors import AiotraceError, ConfigurationError
 from ._event import defined_events
-from ._files import remove
+from ._files import journal_path, remove
 from ._filter import compile_filter
 from ._recording import Overrun
 from ._selection import matches, parse_trigger
 from ._statistics import Statistics
 from ._syncrecording import SyncRecording, recording
 
-Choice = tuple[Literal["enable", "disable", "filter", "trigger"], str, str]
+Choice = tuple[Literal["enable", "disable", "filter", "trigger", "limit", "notrace"], str, str]
 """A method of the recording, a glob, and for the last two a text."""
 
 FILE: Final = "file:"
@@ -148,11 +149,11 @@ class Run:
         if not any(action == "enable" for action, *_ in self.plan.choices):
             with contextlib.suppress(ConfigurationError):  # where tasks cannot be traced, the program's own events are
                 self._recording.enable("task:*")
-        for action, glob, text in self.plan.choices:
+        for action, events, text in self.plan.choices:
             if action in ("filter", "trigger"):
-                getattr(self._recording, action)(glob, text)
+                getattr(self._recording, action)(events, text)
             else:
-                getattr(self._recording, action)(glob)
+                getattr(self._recording, action)(events)
 
     def close(self) -> None:
         """Finish the trace, and say what became of it. A second call, or one in a forked child, does nothing."""
@@ -163,7 +164,9 @@ class Run:
         self._recording.close()
         statistics = self._recording.statistics()
         tell(*self._report(statistics))
-        if not statistics.events_written and not self.plan.is_for_us:
+        if self.plan.is_for_us:
+            self._remove_empty()
+        elif not statistics.events_written:
             self._remove_files()  # programs fork for many reasons
 
     def _report(self, statistics: Statistics) -> Iterator[str]:
@@ -188,21 +191,31 @@ class Run:
                 with contextlib.suppress(OSError):
                     remove(file_of(url))
 
+    def _remove_empty(self) -> None:
+        """Children that were killed before they recorded anything left a file with no page, and its journal."""
+        for url in self.plan.urls:
+            path = file_of(url) if url.startswith(FILE) else ""
+            stem, suffix = os.path.splitext(glob.escape(path))
+            for child in glob.glob(f"{stem}.[0-9]*{suffix}") if path else []:
+                with contextlib.suppress(OSError):  # also of one that lives
+                    if os.path.getsize(child) < self.plan.page_size and os.path.exists(journal_path(child)):
+                        remove(child)
+
     def _unmatched(self) -> Iterator[str]:
         """What was asked for and never was: most often a spelling mistake."""
         events = defined_events()
         names = list(events)
-        for action, glob, text in self.plan.choices:
-            found = [name for name in names if matches(glob, name)]
+        for action, wanted, text in self.plan.choices:
+            found = [name for name in names if matches(wanted, name)]
             if action == "enable" and not found:
                 known = f"it has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else "it has none"
-                yield f"-e {glob!r} matches no event of this process: {known}"
+                yield f"-e {wanted!r} matches no event of this process: {known}"
             missing = asked_fields(action, text)
             for name in found:
                 missing -= events[name].fields.keys()
             if found and missing:
                 has = f"{found[0]} has {', '.join(events[found[0]].fields) or 'none'}"
-                yield f"{text!r}: no event of {glob!r} has a field {', '.join(sorted(missing))}; {has}"
+                yield f"{text!r}: no event of {wanted!r} has a field {', '.join(sorted(missing))}; {has}"
 
 
 def asked_fields(action: str, text: str) -> set[str]:

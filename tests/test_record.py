@@ -358,6 +358,20 @@ def test_children_of_multiprocessing_have_a_trace_each(app: Path, method: str) -
     assert [line.rpartition("n=")[2] for line in everything.stdout.splitlines()] == ["2", "1", "0"]
 
 
+def test_children_that_are_killed_before_they_recorded_anything_leave_no_file(app: Path) -> None:
+    program = (
+        "import os, signal\n"
+        "if not os.fork():\n"
+        "    print(os.path.exists(f'trace.{os.getpid()}.dat.journal'), flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "os.wait()\n"
+    )
+    (app / "app.py").write_text(STEPS + program)
+    traced = record("app.py", cwd=app)
+    assert (traced.returncode, traced.stdout) == (0, "True\n")
+    assert children_of(app) == []
+
+
 def test_a_child_that_cannot_be_recorded_just_runs(app: Path) -> None:
     """It may not open any more files."""
     program = (
