@@ -9,26 +9,31 @@ nothing; from then on NAME is, and the rest is litter. Damage costs what it hit:
 left empty, and its events are counted as lost before the page that follows it. Of a page that came in parts, those
 before the damaged one stay.
 
+Whole pages that lie side by side are taken together, as `_wholepages.Run`; what restoring checks, and what is not as
+expected, is taken by itself, as a `_Slot`.
+
 Both go in steps, so that whoever waits can stop between two.
 """
 
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from . import _layout as L
 from . import _tracedat as T
 from ._errors import TraceFormatError
-from ._files import BLOCK, TraceFiles, copy_range, journal_path, sync_folder, write_all
+from ._files import TraceFiles, copy_range, journal_path, sync_folder, write_all
 from ._frames import Damage
-from ._growing import read_journal
 from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions
 from ._page import pack_header, pack_lost_count
+from ._wholepages import Expected, Run
 from .abc import StreamInfo
 
+_JOURNAL_CHUNK: Final = 1 << 20
 _STEP: Final = 16 << 20
 """Bytes that one step of closing copies or checks: some 10 ms, so that whoever waits can stop soon."""
 
@@ -84,6 +89,8 @@ def restore(path: str, *, progress: Callable[[int], None] | None = None) -> Rest
 class _Slot:
     """A page's place in the trace.dat: what is intact of it."""
 
+    pages: ClassVar[int] = 1
+
     first: Placed | None = None
     """The page, or its first part; None: the journal lost the frame of the page that is here."""
     lost: int = 0
@@ -126,17 +133,28 @@ class _Column:
 
     writer: int
     spooled: bool
-    slots: list[_Slot] = field(default_factory=list)
+    slots: list[_Slot | Run] = field(default_factory=list)
+    pages: int = 0
+    """Of all slots."""
     offset: int = 0
     """Of the first page, in the trace.dat."""
     lost_at_end: int = 0
 
+    def goes_on_with(self, part: Placed) -> _Slot | None:
+        """The page of which it is another part."""
+        last = self.slots[-1] if self.slots else None
+        return last if isinstance(last, _Slot) and last.goes_on_with(part) else None
+
+    def append(self, slot: _Slot | Run) -> None:
+        self.slots.append(slot)
+        self.pages += slot.pages
+
     def add(self, part: Placed, intact: bool) -> bool:
         """Take a page, or a part of one; false if its events are lost."""
-        if not (self.slots and self.slots[-1].goes_on_with(part)):
-            self.slots.append(_Slot(part))
+        slot = self.goes_on_with(part)
+        if slot is None:
+            self.append(slot := _Slot(part))
             self.lost_at_end = _add_lost(self.lost_at_end, part.entry.lost_before)
-        slot = self.slots[-1]
         if not (intact and slot.add(part)):
             self.lost_at_end = _add_lost(self.lost_at_end, part.entry.events_count)
             return False
@@ -155,12 +173,20 @@ def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreR
     columns: dict[int, _Column] = {}
     done = 0
     stored: Positions = {}
-    for batch in read_journal(files.journal, journal, final=True):
-        for placed in batch:
-            done += _add_page(files, columns, placed, verify, report, journal, stored)
-            if done >= _STEP:
-                yield done
-                done = 0
+    expected: Expected = array("Q")
+    for item in _read_journal(files.journal, journal, expected):
+        if isinstance(item, Run):
+            columns[item.writer].append(item)
+            report.pages += item.pages
+            report.events += item.events
+            stored[item.writer] = item.end
+            continue
+        done += _add_page(files, columns, item, verify, report, journal, stored)
+        if not verify:
+            _expect_next(expected, columns, item, journal)
+        if done >= _STEP:
+            yield done
+            done = 0
     if journal.info is None:
         raise TraceFormatError("no intact hello: nothing can be restored", path=journal_path(files.path), offset=0)
     report.journal_damage = journal.damage
@@ -169,11 +195,32 @@ def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreR
         if ledger.lost_after:  # a writer that never got a page stands there too: else nothing tells of its losses
             columns.setdefault(ledger.writer, _Column(ledger.writer, spooled=True))
     order = _arrange(columns, info.page_size)
-    in_place = sum(len(column.slots) for column in order if not column.spooled)
+    in_place = sum(column.pages for column in order if not column.spooled)
     os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in holes, or at the end
     journal.stored.update(stored)
     yield from _copy(files, order, info.page_size, verify)
     _write_tail(files, journal, info, order, fsync)
+
+
+def _read_journal(fd: int, journal: JournalReader, expected: Expected) -> Iterator[Placed | Run]:
+    """To the file's end. What is `expected` may change between any two."""
+    while chunk := os.pread(fd, _JOURNAL_CHUNK, journal.fed):
+        yield from journal.feed_runs(chunk, expected)
+    yield from journal.feed_runs(b"", expected, final=True)
+
+
+def _expect_next(expected: Expected, columns: dict[int, _Column], placed: Placed, journal: JournalReader) -> None:
+    """From now on whole pages of its writer that follow side by side are taken together, unless the next has a loss of
+    ours to tell of."""
+    assert journal.info is not None
+    if not expected:
+        expected.frombytes(bytes(expected.itemsize * journal.info.writers))
+    column = columns.get(placed.entry.writer)
+    if column is not None and column.spooled == placed.spooled:
+        last = column.slots[-1]
+        is_there = isinstance(last, _Slot) and last.first is not None and last.first.place == placed.place
+        place = placed.place + journal.info.page_size + column.spooled
+        expected[column.writer] = place if is_there and not column.lost_at_end else 0
 
 
 def _add_page(
@@ -190,8 +237,8 @@ def _add_page(
     assert journal.info is not None, "a page before hello is damage"
     writer = placed.entry.writer
     column = columns.get(writer) or _Column(writer, placed.spooled)
-    goes_on = bool(column.slots) and column.slots[-1].goes_on_with(placed)
-    gap = 0 if placed.spooled or goes_on else placed.place // journal.info.page_size - 1 - len(column.slots)
+    goes_on = column.goes_on_with(placed) is not None
+    gap = 0 if placed.spooled or goes_on else placed.place // journal.info.page_size - 1 - column.pages
     intact = not verify or is_intact(files, placed)
     if placed.spooled != column.spooled or (gap and not 0 < gap <= _frames_lost(journal)):
         report.damaged.append(placed)  # it cannot be where it says
@@ -201,9 +248,10 @@ def _add_page(
         report.damaged.append(placed)
         return 0
     columns[writer] = column
-    column.slots += [_Slot() for _ in range(gap)]
+    for _ in range(gap):
+        column.append(_Slot())
     if column.add(placed, intact):
-        report.pages += column.slots[-1].first is placed
+        report.pages += not goes_on
         report.events += placed.entry.events_count
         stored[writer] = placed.end
     else:
@@ -231,7 +279,7 @@ def _arrange(columns: dict[int, _Column], page_size: int) -> list[_Column]:
     offset = page_size
     for column in order:
         column.offset = offset
-        offset += len(column.slots) * page_size
+        offset += column.pages * page_size
     return order
 
 
@@ -241,39 +289,52 @@ def _copy(files: TraceFiles, order: list[_Column], page_size: int, verify: bool)
     done = 0
     for column in order:
         for source, target, size in _runs(column, page_size, verify) if column.spooled else ():
-            copy_range(files.spool(column.writer), source, files.data, target, size)
-            done += size
-            if done >= _STEP:
-                yield done
-                done = 0
+            for at in range(0, size, _STEP):
+                part = min(_STEP, size - at)
+                copy_range(files.spool(column.writer), source + at, files.data, target + at, part)
+                done += part
+                if done >= _STEP:
+                    yield done
+                    done = 0
         time = 0
-        for number, slot in enumerate(column.slots):
-            target = column.offset + number * page_size
+        target = column.offset
+        for slot in column.slots:
             time = slot.timestamp or time
-            if slot.first is None or not slot.parts:
-                write_all(files.data, [pack_header(time, 0)], target)
-                continue
-            if verify or not slot.whole:
-                write_all(files.data, [slot.header()], target)
-                write_all(files.data, [pack_lost_count(slot.lost)], target + L.PAGE_HEADER_SIZE + slot.committed)
+            if isinstance(slot, _Slot):
+                _write_around(files.data, slot, target, time, verify)
+            target += slot.pages * page_size
     yield done
+
+
+def _write_around(fd: int, slot: _Slot, target: int, time: int, verify: bool) -> None:
+    """What of a page is not its records, if it is not there already."""
+    if not slot.parts:
+        write_all(fd, [pack_header(time, 0)], target)
+    elif verify or not slot.whole:
+        write_all(fd, [slot.header()], target)
+        write_all(fd, [pack_lost_count(slot.lost)], target + L.PAGE_HEADER_SIZE + slot.committed)
 
 
 def _runs(column: _Column, page_size: int, verify: bool) -> Iterator[tuple[int, int, int]]:
     """Where it is in the spool, where it goes in the trace, and bytes: pages without a hole between them together."""
     source = target = size = 0
-    for number, slot in enumerate(column.slots):
-        if slot.first is None or not slot.parts:
+    goal = column.offset
+    for slot in column.slots:
+        pages, here = slot.pages, goal
+        goal += pages * page_size
+        if isinstance(slot, Run):
+            place, length = slot.place, pages * page_size
+        elif slot.first is None or not slot.parts:
             continue
-        place, goal = slot.first.place, column.offset + number * page_size
-        length = L.PAGE_HEADER_SIZE + slot.committed
-        if slot.whole and not verify:
-            length += len(pack_lost_count(slot.lost))
-            length += -length % BLOCK
-        if not (size < _STEP and (place, goal) == (source + size, target + size)):
+        else:
+            place, length = slot.first.place, L.PAGE_HEADER_SIZE + slot.committed
+            if slot.whole and not verify:
+                length += len(pack_lost_count(slot.lost))
+                length += -length % L.BLOCK
+        if not (size < _STEP and (place, here) == (source + size, target + size)):
             if size:
                 yield source, target, size
-            source, target, size = place, goal, 0
+            source, target, size = place, here, 0
         size += length
     if size:
         yield source, target, size
@@ -282,7 +343,7 @@ def _runs(column: _Column, page_size: int, verify: bool) -> Iterator[tuple[int, 
 def _write_tail(files: TraceFiles, journal: JournalReader, info: StreamInfo, order: list[_Column], fsync: bool) -> None:
     """The sections, and then the commit point."""
     size = info.page_size
-    regions = [T.Region(column.writer, column.offset, len(column.slots) * size) for column in order]
+    regions = [T.Region(column.writer, column.offset, column.pages * size) for column in order]
     data_end = regions[-1].offset + regions[-1].size if regions else size
     tail, options = T.encode_tail(
         data_end,
@@ -308,12 +369,12 @@ def _options(journal: JournalReader, info: StreamInfo, order: list[_Column]) -> 
     if journal.ledger is not None:
         frames += writer.end(journal.ledger)
     yield T.OPTION_STREAM, frames
-    yield T.OPTION_PAGES, T.pack_page_rows(row for column in order for row in _rows(column))
+    yield T.OPTION_PAGES, b"".join(rows for column in order for rows in _rows(column))
     yield T.OPTION_VERSION, b"aiotrace\0"
     yield T.OPTION_TRACEID, info.stream_id[:8]
     ledgers = {ledger.writer: ledger for ledger in journal.ledger.writers} if journal.ledger else {}
     for column in order:
-        intact = [slot for slot in column.slots if slot.parts]
+        intact = [slot for slot in column.slots if _is_intact(slot)]
         lost = sum(max(slot.lost, 0) for slot in intact) + max(column.lost_at_end, 0)
         ledger = ledgers.get(column.writer)
         overrun = min(ledger.overrun, lost) if ledger else 0
@@ -327,11 +388,18 @@ def _options(journal: JournalReader, info: StreamInfo, order: list[_Column]) -> 
         yield T.OPTION_CPUSTAT, T.cpu_statistics(statistics)
 
 
-def _rows(column: _Column) -> Iterator[T.PageRow]:
+def _is_intact(slot: _Slot | Run) -> bool:
+    return isinstance(slot, Run) or slot.parts > 0
+
+
+def _rows(column: _Column) -> Iterator[bytes]:
     # A page that follows tells of the loss: a reader must not count it twice.
-    told = max((number for number, slot in enumerate(column.slots) if slot.parts), default=-1)
+    told = max((number for number, slot in enumerate(column.slots) if _is_intact(slot)), default=-1)
     for number, slot in enumerate(column.slots):
-        yield _row(column, slot, is_told=number < told)
+        if isinstance(slot, Run):
+            yield slot.rows
+        else:
+            yield T.pack_page_rows([_row(column, slot, is_told=number < told)])
 
 
 def _row(column: _Column, slot: _Slot, *, is_told: bool) -> T.PageRow:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, cast
+
+from ._backend import c_module
 
 Buffer = bytes | memoryview
 
@@ -25,8 +27,6 @@ _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _MODE: Final = 0o600
-BLOCK: Final = 4096
-"""Bytes. A page's last block is filled with zeros: it is taken anyway, and a part of one costs twice the time."""
 _BUFFERS_MAX: Final = os.sysconf("SC_IOV_MAX")
 """More of them in one pwritev are an error."""
 _NO_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
@@ -213,6 +213,7 @@ def write_most(fd: int, buffers: Sequence[Buffer], offset: int) -> tuple[int, OS
     """
     left = [buffer for buffer in buffers if buffer]
     end = offset
+    goal = offset + sum(map(len, left))
     rest: memoryview | None = None
     try:
         while left:
@@ -220,6 +221,8 @@ def write_most(fd: int, buffers: Sequence[Buffer], offset: int) -> tuple[int, OS
             if count == 0:
                 raise OSError(errno.EIO, "a write wrote nothing")
             end += count
+            if end == goal:
+                break
             whole = 0
             while whole < len(left) and count >= len(left[whole]):
                 count -= len(left[whole])
@@ -233,6 +236,16 @@ def write_most(fd: int, buffers: Sequence[Buffer], offset: int) -> tuple[int, OS
         if rest is not None:  # an exception's traceback must not keep a page's memory
             rest.release()
     return end - offset, None
+
+
+def _reserve_nothing(fd: int, offset: int, size: int) -> bool:
+    return False
+
+
+reserve: Final = cast("Callable[[int, int, int], bool]", getattr(c_module, "reserve", _reserve_nothing))
+"""Have the file system get blocks ready, (fd, offset, bytes), without a longer file; false, without effect, if it
+cannot. It is for speed alone: an ext4 writes in three quarters of the time then. Only in C: what Python has for it
+writes into every block where the file system cannot."""
 
 
 def copy_range(source: int, place: int, target: int, offset: int, size: int) -> None:

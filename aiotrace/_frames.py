@@ -155,6 +155,17 @@ class FrameReader:
         self._buffer.clear()
         self._skipped = 0
 
+    @property
+    def pending(self) -> bytearray:
+        """What is fed and not read; empty in the middle of damage. For whoever can read frames faster, and says so by
+        `pass_over`."""
+        return self._buffer if not self._skipped else bytearray()
+
+    def pass_over(self, size: int) -> None:
+        """The next `size` bytes of `pending` are frames, and intact."""
+        del self._buffer[:size]
+        self.offset += size
+
     def frames(self, *, final: bool = False) -> Iterator[Frame | Damage]:
         """What is complete by now.
 

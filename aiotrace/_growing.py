@@ -78,6 +78,9 @@ class StoredPage:
 
 def page_entry(page: Page) -> PageEntry:
     """What a frame says of a page."""
+    entry = getattr(page, "entry", None)  # our own pages have it made
+    if type(entry) is PageEntry:
+        return entry
     return PageEntry(
         page.writer, page.sequence, page.offset, page.complete, page.events_count,
         page.lost_before, page.definitions_needed, page.timestamp, len(page.data),

@@ -38,7 +38,6 @@ from ._frames import (
     pack_definitions,
     pack_end,
     pack_hello,
-    pack_page_entry,
     pack_positions,
     unpack_definitions,
     unpack_end,
@@ -46,6 +45,7 @@ from ._frames import (
     unpack_page_entry,
     unpack_positions,
 )
+from ._wholepages import Expected, Run, pack_placed, take_whole
 from .abc import Ledger, StreamInfo
 
 _PLACE = struct.Struct("<QIIII")
@@ -129,9 +129,10 @@ class JournalWriter:
         self.definitions_count = first + len(new)
         return b"".join(self._frame(Kind.DEFINITIONS, body) for body in pack_definitions(first, new))
 
-    def placed(self, placed: Placed) -> bytes:
-        place = _PLACE.pack(placed.place, int(placed.spooled), placed.start, placed.crc_before, placed.crc)
-        return self._frame(Kind.PLACED, pack_page_entry(placed.entry) + place)
+    def placed(self, placed: list[Placed]) -> bytes:
+        frames = pack_placed(self._info.stream_id, self._sequence, placed)
+        self._sequence += len(placed)
+        return frames
 
     def stored(self, positions: Mapping[int, Position]) -> bytes:
         """How far each writer's stream has come elsewhere; nothing if there is nothing to say."""
@@ -177,17 +178,37 @@ class JournalReader:
         self._frames.feed(data)
         self.fed += len(data)
         for item in self._frames.frames(final=final):
-            if isinstance(item, Damage):
-                self.damage.append(item)
-                continue
-            self.frames_count = item.sequence + 1
-            try:
-                placed = self._read(item)
-            except TraceFormatError as error:
-                self.damage.append(Damage(item.offset, len(item.body), str(error)))
-                continue
-            if placed is not None:
+            if (placed := self._take(item)) is not None:
                 yield placed
+
+    def feed_runs(self, data: Buffer, expected: Expected, *, final: bool = False) -> Iterator[Placed | Run]:
+        """As `feed`, but pages that are `expected` come many at once. It is looked at again after each that is not."""
+        self._frames.feed(data)
+        self.fed += len(data)
+        frames = self._frames.frames(final=final)
+        while True:
+            if expected and self.info is not None:
+                size, count, runs = take_whole(self._frames.pending, self.info.stream_id, self.info.page_size, expected)
+                if size:
+                    self._frames.pass_over(size)
+                    self.frames_count = count
+                    yield from runs
+            item = next(frames, None)
+            if item is None:
+                return
+            if (placed := self._take(item)) is not None:
+                yield placed
+
+    def _take(self, item: Frame | Damage) -> Placed | None:
+        if isinstance(item, Damage):
+            self.damage.append(item)
+            return None
+        self.frames_count = item.sequence + 1
+        try:
+            return self._read(item)
+        except TraceFormatError as error:
+            self.damage.append(Damage(item.offset, len(item.body), str(error)))
+            return None
 
     @property
     def definitions_count(self) -> int:

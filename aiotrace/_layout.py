@@ -35,6 +35,10 @@ PAGE_SIZE_MAX: Final = 1 << 20
 PAGE_SIZE_DEFAULT: Final = 65536
 """Bytes. A power of two from 4 KiB to 1 MiB; trace-cmd and KernelShark read 64 KiB pages."""
 
+BLOCK: Final = 4096
+"""Bytes of a block of a file. A page's last one is filled with zeros where it is written: the block is taken anyway,
+and a part of one costs twice the time."""
+
 # --- record -------------------------------------------------------------------------------------
 
 TYPE_LEN_BITS: Final = 5

@@ -21,32 +21,61 @@ import errno
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import Final
 
+from . import _layout as L
 from . import _tracedat as T
 from ._closing import RestoreReport, is_intact, make_trace
+from ._crc import crc32
 from ._definitions import Definition
 from ._errors import TraceFormatError
-from ._files import BLOCK, Buffer, TraceFiles, sync_folder, write_all, write_most
+from ._files import Buffer, TraceFiles, reserve, sync_folder, write_all, write_most
 from ._frames import PageEntry
 from ._growing import page_entry
 from ._journal import JournalReader, JournalWriter, Placed, Position, Positions
+from ._page import pack_header, pack_lost_count
 from ._tracefile import TraceFile
 from .abc import Ledger, Page, StreamInfo
 
 _JOURNAL_CHUNK: Final = 1 << 20
-_ZEROS: Final = memoryview(bytes(BLOCK))
+RESERVED: Final = 4 << 20
+RESERVE_FROM: Final = 1 << 18
+"""Bytes of a file that are reserved at once, by whoever writes so many at once: a quiet program takes no more than it
+writes, and a kill leaves little behind that nobody uses."""
+_ZEROS: Final = memoryview(bytes(L.BLOCK))
 
 
-class _Write(NamedTuple):
-    """What is to be written of a page, or of a part of one, and where."""
+class _Stretch:
+    """What lies side by side in one file and is written in one call; for each page alone it costs twice as much."""
 
-    placed: Placed
-    fd: int
-    offset: int
-    buffers: tuple[Buffer, ...]
-    size: int
-    """Bytes of these."""
+    __slots__ = ("buffers", "end", "ends", "fd", "offset")
+
+    def __init__(self, fd: int, offset: int) -> None:
+        self.fd = fd
+        self.offset = self.end = offset
+        self.buffers: list[Buffer] = []
+        self.ends: list[int] = []
+        """Of its pages, and parts of pages."""
+
+
+@dataclass(slots=True)
+class _Plan:
+    """What is to be written of a batch, and what is so when all of it is."""
+
+    stored: Positions
+    last: dict[int, Placed]
+    in_place: int | None
+    placed: list[Placed] = field(default_factory=list)
+    """In the order of the batch."""
+    definitions: int = 0
+    """How many of them the pages need."""
+    fds: list[int] = field(default_factory=list)
+    """Of each of these."""
+    stretches: dict[int, list[_Stretch]] = field(default_factory=dict)
+    """By file."""
+    no_spool: OSError | None = None
+    """Why the batch ends before its end."""
 
 
 class TraceStore:
@@ -105,6 +134,8 @@ class TraceStore:
         self._ended = False
         self._dirty = False
         """The journal has what is not synced."""
+        self._reserved: dict[int, int] = {}
+        """By descriptor, up to where."""
         self._unsynced: set[int | None] = set()
         """What was written since the last fsync: the spools of these writers; None is the trace itself."""
 
@@ -214,15 +245,14 @@ class TraceStore:
             return
         assert not self.closing and not self.sync_failed
         self.open()
-        writes, no_spool = self._plan(pages)
-        count, error = _write_files(writes)
-        del writes[count:]  # those before them are whole: with a disk that often fails, this is how it gets on
-        self._commit(writes, definitions)
+        plan = self._plan(pages)
+        count, error = self._write_plan(plan)
+        self._commit(plan, count, definitions)
         if self._fsync:
-            self._unsynced |= {placed.entry.writer if placed.spooled else None for placed, *_ in writes}
+            self._unsynced |= {placed.entry.writer if placed.spooled else None for placed in plan.placed[:count]}
             if sync:
                 self.sync()
-        if (failure := error or no_spool) is not None:
+        if (failure := error or plan.no_spool) is not None:
             raise failure
 
     def sync(self) -> None:
@@ -239,58 +269,94 @@ class TraceStore:
         self._dirty = False
         self._synced = self._state()
 
-    def _plan(self, pages: Sequence[Page]) -> tuple[list[_Write], OSError | None]:
+    def _plan(self, pages: Sequence[Page]) -> _Plan:
         """What is to be written, up to the first page whose spool cannot be opened."""
-        stored, last, in_place = dict(self.stored), dict(self._last), self._in_place
-        writes: list[_Write] = []
-        for page in pages:
+        plan = _Plan(dict(self.stored), dict(self._last), self._in_place)
+        files, page_size = self._files, self.info.page_size
+        stored, lasts = plan.stored, plan.last
+        stretches: dict[int, _Stretch] = {}
+        for page in pages:  # one loop and few calls: this runs for each page
             entry = page_entry(page)
-            if _has(stored, entry):
+            writer, sequence, begin, _, _, lost, definitions, timestamp, committed = entry
+            position = sequence, begin + committed
+            if writer in stored and position <= stored[writer]:
                 continue
-            writer = entry.writer
-            if in_place is None:
-                in_place = writer
+            if plan.in_place is None:
+                plan.in_place = writer
+            spooled = writer != plan.in_place
             try:
-                write = self._plan_page(page, entry, last.get(writer), spooled=writer != in_place)
+                fd = files.spool(writer) if spooled else files.data
             except OSError as error:
-                return writes, error
-            writes.append(write)
-            last[writer] = write.placed
-            stored[writer] = write.placed.end
-        return writes, None
+                plan.no_spool = error
+                break
+            records = page.data
+            last = lasts.get(writer)
+            if last is not None and last[0][1] == sequence and _goes_on(last.end, entry):
+                start = last.start + last.entry.committed
+                placed = Placed(entry, spooled, last.place, start, last.crc, crc32(records, last.crc))
+                offset, size = placed.records_place, committed
+                buffers: tuple[Buffer, ...] = (records,)
+            else:
+                offset = last.place + page_size if last is not None else 0 if spooled else page_size
+                placed = Placed(entry, spooled, offset, 0, 0, crc32(records))
+                lost_count = pack_lost_count(lost) if lost else b""
+                size = L.PAGE_HEADER_SIZE + committed + len(lost_count)
+                rest = -size % L.BLOCK
+                buffers = (pack_header(timestamp, committed, lost), records, lost_count, _ZEROS[:rest])
+                size += rest
+            stretch = stretches.get(fd)
+            if stretch is None or stretch.end != offset:
+                stretch = stretches[fd] = _Stretch(fd, offset)
+                plan.stretches.setdefault(fd, []).append(stretch)
+            stretch.buffers += buffers
+            stretch.end = offset + size
+            stretch.ends.append(stretch.end)
+            plan.placed.append(placed)
+            plan.fds.append(fd)
+            plan.definitions = max(plan.definitions, definitions)
+            lasts[writer] = placed
+            stored[writer] = position
+        return plan
 
-    def _plan_page(self, page: Page, entry: PageEntry, last: Placed | None, *, spooled: bool) -> _Write:
-        fd = self._files.spool(entry.writer) if spooled else self._files.data
-        records = page.data
-        if last is not None and _goes_on(last.end, entry):
-            start = last.start + last.entry.committed
-            placed = Placed.of(entry, spooled, last.place, records, start, last.crc)
-            return _Write(placed, fd, placed.records_place, (records,), entry.committed)
-        page_size = self.info.page_size
-        first = 0 if spooled else page_size
-        placed = Placed.of(entry, spooled, first if last is None else last.place + page_size, records)
-        header, lost_count = page.header(), page.lost_count()
-        size = len(header) + entry.committed + len(lost_count)
-        rest = -size % BLOCK
-        return _Write(placed, fd, placed.place, (header, records, lost_count, _ZEROS[:rest]), size + rest)
+    def _write_plan(self, plan: _Plan) -> tuple[int, OSError | None]:
+        """Returns how many of the first pages are whole, and what kept it from writing the others."""
+        whole = dict.fromkeys(plan.stretches, 0)
+        for fd, stretches in plan.stretches.items():
+            for stretch in stretches:
+                self._reserve(stretch)
+                written, error = write_most(fd, stretch.buffers, stretch.offset)
+                if error is not None:
+                    reached = stretch.offset + written
+                    whole[fd] += sum(end <= reached for end in stretch.ends)
+                    return _count_first(plan.fds, whole), error
+                whole[fd] += len(stretch.ends)
+        return len(plan.placed), None
 
-    def _commit(self, writes: Sequence[_Write], definitions: Sequence[Definition]) -> None:
-        """What was written is in the trace when its frames are in the journal."""
-        if not writes:
+    def _reserve(self, stretch: _Stretch) -> None:
+        """While much is written, blocks are ready before they are needed; closing gives back what is too many."""
+        if stretch.end - stretch.offset >= RESERVE_FROM and stretch.end > self._reserved.get(stretch.fd, 0):
+            reserve(stretch.fd, stretch.offset, RESERVED)
+            self._reserved[stretch.fd] = stretch.offset + RESERVED
+
+    def _commit(self, plan: _Plan, count: int, definitions: Sequence[Definition]) -> None:
+        """The first pages, which were written, are in the trace when their frames are in the journal."""
+        if not count:
             return
+        placed = plan.placed[:count]  # with a disk that often fails, those before the failure are how it gets on
         mark = self._journal.mark()
-        frames = []
-        for write in writes:
-            frames.append(self._journal.definitions(definitions, write.placed.entry.definitions_needed))
-            frames.append(self._journal.placed(write.placed))
+        frames = self._journal.definitions(definitions, plan.definitions) + self._journal.placed(placed)
         try:
-            self._append(b"".join(frames))
+            self._append(frames)
         except OSError:
             self._journal.rewind(mark)
             raise
+        if count == len(plan.placed):
+            self.stored, self._last, self._in_place = plan.stored, plan.last, plan.in_place
+            self._pages += sum(not each.start for each in placed)
+            return
         self.stored = dict(self.stored)  # others may have kept the old one
-        for placed, *_ in writes:
-            self._take(placed)
+        for each in placed:
+            self._take(each)
 
     def _take(self, placed: Placed) -> None:
         """What its frame in the journal says is so."""
@@ -425,43 +491,13 @@ class TraceStore:
         self._files.close()
 
 
-def _write_files(writes: Sequence[_Write]) -> tuple[int, OSError | None]:
-    """Returns how many of the first are whole, and what kept it from writing the others."""
-    files: dict[int, list[_Write]] = {}
-    for write in writes:
-        files.setdefault(write.fd, []).append(write)
-    whole = dict.fromkeys(files, 0)
-    error = None
-    for fd, each in files.items():
-        whole[fd], error = _write_file(fd, each)
-        if error is not None:
-            break
-    for count, write in enumerate(writes):
-        if not whole[write.fd]:
-            return count, error
-        whole[write.fd] -= 1
-    return len(writes), error
-
-
-def _write_file(fd: int, writes: Sequence[_Write]) -> tuple[int, OSError | None]:
-    """One system call for all that lies side by side: for each page alone it costs twice as much."""
-    count = 0
-    while count < len(writes):
-        end = writes[count].offset
-        ends: list[int] = []
-        buffers: list[Buffer] = []
-        for write in writes[count:]:
-            if write.offset != end:
-                break
-            buffers += write.buffers
-            end += write.size
-            ends.append(end)
-        written, error = write_most(fd, buffers, writes[count].offset)
-        reached = writes[count].offset + written
-        count += sum(end <= reached for end in ends)
-        if error is not None:
-            return count, error
-    return count, None
+def _count_first(fds: Sequence[int], whole: dict[int, int]) -> int:
+    """How many of the first pages of a batch are whole, if so many are in each file."""
+    for count, fd in enumerate(fds):
+        if not whole[fd]:
+            return count
+        whole[fd] -= 1
+    return len(fds)
 
 
 def _has(stored: Positions, entry: PageEntry) -> bool:

@@ -106,7 +106,7 @@ class FullStream:
         return pages[0]
 
     async def next_batch(self, pages: int) -> list[Page]:
-        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint_if_cancelled()  # as the stream of a recording
         count = min(pages, len(self._pages) - self._next, BUFFERS - self._held)
         found = self._pages[self._next : self._next + count]
         self._next += count

@@ -63,6 +63,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._protocol_wire": 2,
     "aiotrace._protocol_producer": 2,
     "aiotrace._protocol_collector": 2,
+    "aiotrace._wholepages": 2,
     "aiotrace._source": 2,
     "aiotrace._found": 2,
     "aiotrace._eventtables": 2,

@@ -23,7 +23,7 @@ def make_placed(count: int) -> list[Placed]:
 def make_journal(count: int) -> list[bytes]:
     writer = JournalWriter(INFO)
     frames = [writer.hello(), writer.definitions(fakes.DEFINITIONS, 2)]
-    frames += [writer.placed(placed) for placed in make_placed(count)]
+    frames += [writer.placed([placed]) for placed in make_placed(count)]
     return [*frames, writer.definitions(fakes.DEFINITIONS, 99), writer.end(LEDGER)]
 
 
@@ -40,7 +40,7 @@ def test_a_journal_says_what_was_written_into_it() -> None:
 
 
 def test_a_page_takes_as_many_bytes_as_its_constant_says() -> None:
-    assert len(JournalWriter(INFO).placed(make_placed(1)[0])) == PLACED_SIZE
+    assert len(JournalWriter(INFO).placed(make_placed(1))) == PLACED_SIZE
 
 
 def test_records_are_checked_by_length_and_checksum() -> None:
@@ -113,11 +113,11 @@ def test_what_cannot_be_is_damage() -> None:
         good._replace(entry=good.entry._replace(committed=INFO.page_size - 15)),
         good._replace(start=INFO.page_size - 15 - good.entry.committed),
     ]
-    before_hello = writer.placed(good)
+    before_hello = writer.placed([good])
     other = encode_frame(Kind.PAGE, INFO.stream_id, 0, b"")
-    cut = encode_frame(Kind.PLACED, INFO.stream_id, 0, writer.placed(good)[48:-1])
-    data = before_hello + writer.hello() + b"".join(writer.placed(placed) for placed in impossible) + other + cut
-    reader, placed = read(data + writer.placed(good))
+    cut = encode_frame(Kind.PLACED, INFO.stream_id, 0, writer.placed([good])[48:-1])
+    data = before_hello + writer.hello() + b"".join(writer.placed([placed]) for placed in impossible) + other + cut
+    reader, placed = read(data + writer.placed([good]))
     assert placed == [good]
     assert len(reader.damage) == 7
     assert all(isinstance(damage, Damage) for damage in reader.damage)

@@ -10,6 +10,7 @@ import errno
 import itertools
 import os
 import subprocess
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -103,6 +104,76 @@ async def test_a_batch_is_about_a_mebibyte(path: Path) -> None:
     for size in (4096, 65536, 1 << 20):
         await FileSink(path, overwrite=True)(Stream([], fakes.make_info(size)))
     assert asked == [256, 16, 1]
+
+
+class Gate:
+    """Holds up the writing of batches until it is opened, and notes which pages each of them has."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fault: OSError | None = None) -> None:
+        self.opened = threading.Event()
+        self.batches: list[list[int]] = []
+        write = TraceStore.write
+
+        def gated(store: TraceStore, pages: Any, definitions: Any) -> None:
+            self.opened.wait(30)
+            self.batches.append([page.sequence for page in pages])
+            if fault is not None and len(self.batches) == 1:
+                raise fault
+            write(store, pages, definitions)
+
+        monkeypatch.setattr(TraceStore, "write", gated)
+
+
+async def test_while_a_batch_is_written_the_next_one_waits_in_line_and_no_more(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 2 * 4096)
+    gate, pages = Gate(monkeypatch), fakes.make_pages(10)
+    stream = fakes.FakeStream(pages)
+    async with anyio.create_task_group() as group:
+        group.start_soon(FileSink(path), stream)
+        with anyio.fail_after(30):
+            while len(stream.held) < 4:
+                await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+        assert (len(stream.held), stream.acknowledged) == (4, [])
+        gate.opened.set()
+    assert gate.batches == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert [page.sequence for page in stream.acknowledged] == list(range(10))
+    assert read(trace_cmd, path) == expected(pages)
+
+
+async def test_a_batch_behind_one_that_failed_is_not_written_before_it(
+    trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 2 * 4096)
+    gate, pages = Gate(monkeypatch, EIO), fakes.make_pages(6)
+    stream, sink = fakes.FakeStream(pages), FileSink(path)
+
+    async def fail() -> None:
+        with pytest.raises(OSError, match="injected"):
+            await sink(stream)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(fail)
+        with anyio.fail_after(30):
+            while len(stream.held) < 4:
+                await anyio.lowlevel.checkpoint()
+        gate.opened.set()
+    assert (gate.batches, stream.acknowledged) == ([[0, 1]], [])
+    await sink(stream.again())
+    assert read(trace_cmd, path) == expected(pages)
+
+
+async def test_a_batch_that_is_written_is_acknowledged_while_nothing_more_comes(path: Path) -> None:
+    stream = fakes.FakeStream(fakes.make_pages(3), wait_at_end=True)
+    with pytest.warns(RuntimeWarning, match="unfinished"):
+        async with anyio.create_task_group() as group:
+            group.start_soon(FileSink(path), stream)
+            with anyio.fail_after(30):
+                while len(stream.acknowledged) < 3:
+                    await anyio.lowlevel.checkpoint()
+            group.cancel_scope.cancel()
 
 
 async def test_a_page_is_acknowledged_only_when_it_is_in_the_trace(path: Path) -> None:

@@ -29,6 +29,22 @@ async def test_a_result_and_an_error_come_back() -> None:
             await worker.run(divmod, 7, 0)
 
 
+async def test_the_end_of_a_job_is_told_in_the_loop_once_and_its_outcome_waits() -> None:
+    go_on, told = threading.Event(), list[int]()
+    async with worker_thread("test") as worker:
+        jobs = [worker.start(go_on.wait, 30), worker.start(divmod, 7, 2), worker.start(divmod, 7, 0)]
+        for job in jobs:
+            job.on_end = lambda: told.append(threading.get_ident())
+        assert [job.has_ended for job in jobs] == [False] * 3
+        go_on.set()
+        await jobs[2].end()
+        assert [job.has_ended for job in jobs] == [True] * 3
+        assert told == [threading.get_ident()] * 3
+        assert await jobs[1].wait() == (3, 1)
+        with pytest.raises(ZeroDivisionError):
+            await jobs[2].wait()
+
+
 async def test_a_job_that_has_begun_ends_before_its_cancelled_caller_does() -> None:
     began, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 

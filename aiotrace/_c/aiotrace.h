@@ -4,6 +4,7 @@
  *     crc.c      the crc32 of a page
  *     decode.c   reading: records, columns, lines of text
  *     event.c    writing: events
+ *     files.c    writing and closing traces: what is done for each page
  *     function.c writing: calls of functions
  *     span.c     writing: spans, which are two events
  *
@@ -45,9 +46,13 @@ aiotrace_get_state(PyObject *module)
 int aiotrace_crc_exec(PyObject *module);
 int aiotrace_decode_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
+int aiotrace_files_exec(PyObject *module);
 int aiotrace_function_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
 int aiotrace_task_exec(PyObject *module);
+
+/* crc.c: zlib's crc32 of some bytes, after those whose crc32 is `crc` (0: none). */
+uint32_t aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size);
 
 /* event.c: whether any recording is open; CLOCK_MONOTONIC in nanoseconds. */
 int aiotrace_is_recording(void);

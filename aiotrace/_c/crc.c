@@ -8,21 +8,11 @@
  * multiplication (PCLMULQDQ) is the method of V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using
  * PCLMULQDQ" (Intel, 2009). A constant is x**n modulo the polynomial 0x104C11DB7, its bits reversed, shifted by one:
  * what an operand is multiplied by to move it n bits on. Where the processor cannot do that, the module has no crc32
- * and _crc.py takes zlib's.
+ * and _crc.py takes zlib's; what C itself asks for, a few dozen bytes, goes by the table then.
  */
 #include "aiotrace.h"
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-
-#define LONG_SIZE (1 << 20) /* from here on others may run meanwhile: a page's crc takes less than handing over */
-#define TARGET __attribute__((target("pclmul,sse2")))
-
-#define TARGET_WIDE __attribute__((target("avx512f,vpclmulqdq")))
-#define WIDE_SIZE 1024 /* what it takes to set up is less than it saves, from here on */
-
 static uint32_t table[256];
-static int is_wide;
 
 static void
 fill_table(void)
@@ -42,6 +32,17 @@ by_bytes(uint32_t state, const unsigned char *data, size_t size)
         state = state >> 8 ^ table[(state ^ *data++) & 0xFF];
     return state;
 }
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#define LONG_SIZE (1 << 20) /* from here on others may run meanwhile: a page's crc takes less than handing over */
+#define TARGET __attribute__((target("pclmul,sse2")))
+
+#define TARGET_WIDE __attribute__((target("avx512f,vpclmulqdq")))
+#define WIDE_SIZE 1024 /* what it takes to set up is less than it saves, from here on */
+
+static int is_folding, is_wide;
 
 /* `block`, moved on by as many bits as the constants say, and added to what is there. */
 TARGET static inline __m128i
@@ -119,10 +120,12 @@ fold_to_256(uint32_t state, const unsigned char *data, size_t size, unsigned cha
     _mm512_storeu_si512(rest + 192, d);
 }
 
-static uint32_t
-crc32_of(uint32_t crc, const unsigned char *data, size_t size)
+uint32_t
+aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size)
 {
     uint32_t state = ~crc;
+    if (!is_folding)
+        return ~by_bytes(state, data, size);
     if (is_wide && size >= WIDE_SIZE) {
         unsigned char rest[256];
         fold_to_256(state, data, size & ~(size_t)255, rest);
@@ -153,10 +156,10 @@ crc32(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
         return NULL;
     uint32_t found;
     if (buffer.len < LONG_SIZE) {
-        found = crc32_of((uint32_t)crc, buffer.buf, (size_t)buffer.len);
+        found = aiotrace_crc32((uint32_t)crc, buffer.buf, (size_t)buffer.len);
     } else {
         Py_BEGIN_ALLOW_THREADS
-        found = crc32_of((uint32_t)crc, buffer.buf, (size_t)buffer.len);
+        found = aiotrace_crc32((uint32_t)crc, buffer.buf, (size_t)buffer.len);
         Py_END_ALLOW_THREADS
     }
     PyBuffer_Release(&buffer);
@@ -171,18 +174,26 @@ static PyMethodDef functions[] = {
 int
 aiotrace_crc_exec(PyObject *module)
 {
-    if (!__builtin_cpu_supports("pclmul"))
-        return 0;
     fill_table();
+    is_folding = __builtin_cpu_supports("pclmul");
+    if (!is_folding)
+        return 0;
     is_wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("vpclmulqdq");
     return PyModule_AddFunctions(module, functions);
 }
 
 #else
 
+uint32_t
+aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size)
+{
+    return ~by_bytes(~crc, data, size);
+}
+
 int
 aiotrace_crc_exec(PyObject *Py_UNUSED(module))
 {
+    fill_table();
     return 0;
 }
 

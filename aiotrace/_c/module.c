@@ -53,6 +53,7 @@ static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, aiotrace_crc_exec},
     {Py_mod_exec, aiotrace_decode_exec},
     {Py_mod_exec, aiotrace_event_exec},
+    {Py_mod_exec, aiotrace_files_exec},
     {Py_mod_exec, aiotrace_function_exec},
     {Py_mod_exec, aiotrace_span_exec},
     {Py_mod_exec, aiotrace_task_exec},

@@ -19,9 +19,10 @@ import os
 import re
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import parse_qsl
 
 import anyio
@@ -29,7 +30,7 @@ import anyio
 from aiotrace import ConfigurationError
 from aiotrace.abc import Page, PageStream
 from aiotrace.formats import TraceStore, remove
-from aiotrace.worker import Worker, worker_thread
+from aiotrace.worker import Job, Worker, worker_thread
 
 BATCH_BYTES: Final = 1 << 20
 """A hop to the thread costs some 100 µs: with batches of this size it is a tenth of the writing."""
@@ -37,6 +38,17 @@ CLOSE_ATTEMPTS: Final = 10
 """How often a file that cannot be closed is tried before it is set aside: with the pauses between them some 4 s."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _MAGIC: Final = b"\x17\x08\x44tracing"
+
+
+FLIGHTS: Final = 2
+"""Batches that the thread has, at most: one that it writes and one that waits."""
+
+
+class _Flight(NamedTuple):
+    """A batch that is on its way into the trace."""
+
+    pages: list[Page]
+    job: Job[None]
 
 
 class FileSink:
@@ -93,6 +105,9 @@ class FileSink:
         """How often the current file could not be closed."""
         self._pid = os.getpid()
         self._in_use = False
+        self._flights: deque[_Flight] = deque()
+        self._failed = False
+        """A batch could not be written, and nobody has heard of it yet."""
 
     @classmethod
     def from_url(cls, url: str) -> FileSink:
@@ -141,11 +156,7 @@ class FileSink:
         async with worker_thread("aiotrace file sink") as worker:
             try:
                 await worker.run(self._begin, stream)
-                while (batch := await self._next_batch(stream)) is None or batch:
-                    if batch is None:
-                        await self._rotate(worker, stream)
-                    else:
-                        await self._write(worker, stream, batch)
+                await self._write_stream(worker, stream)
                 if self._is_ours():
                     await self._close(worker, stream)
             except BaseException as error:
@@ -177,10 +188,42 @@ class FileSink:
     def _create(self, stream: PageStream) -> None:
         self._store = TraceStore(self.path, stream.info, fsync=self._fsync, stored=self._stored)
 
+    async def _write_stream(self, worker: Worker, stream: PageStream) -> None:
+        """To its end. What is in line in the thread has ended when this returns or raises."""
+        self._failed = False
+        flights = self._flights = deque[_Flight]()
+        try:
+            while (batch := await self._next_batch(stream)) is None or batch:
+                if batch is not None:
+                    await self._write(worker, stream, batch)
+                elif flights and flights[0].job.has_ended:
+                    await self._land(worker, stream)
+                else:
+                    await self._land_all(worker, stream)
+                    await self._rotate(worker, stream)
+            await self._land_all(worker, stream)
+        finally:
+            while flights:
+                await flights[0].job.end()
+                flights.popleft()
+
     async def _next_batch(self, stream: PageStream) -> list[Page] | None:
-        """What is to be written; empty at the end of the stream, None if the current file gets too old before."""
-        with anyio.move_on_after(self._time_left()):
-            return await stream.next_batch(max(1, BATCH_BYTES // stream.info.page_size))
+        """What is to be written; empty at the end of the stream, None if a batch has been written before, or the
+        current file gets too old."""
+        pages = max(1, BATCH_BYTES // stream.info.page_size)
+        if not self._flights:
+            with anyio.move_on_after(self._time_left()):
+                return await stream.next_batch(pages)
+            return None
+        first = self._flights[0].job
+        if first.has_ended:
+            return None
+        with anyio.CancelScope() as scope:
+            first.on_end = scope.cancel
+            try:
+                return await stream.next_batch(pages)
+            finally:
+                first.on_end = None
         return None
 
     def _time_left(self) -> float | None:
@@ -190,34 +233,62 @@ class FileSink:
         return max(0.0, self._begun + self._max_age - anyio.current_time())
 
     async def _write(self, worker: Worker, stream: PageStream, batch: list[Page]) -> None:
-        """Put a batch into the trace, or into several, and acknowledge it."""
+        """Have a batch written into the trace, or into several. When this returns it may still be on its way, so that
+        the thread has always something to do; not where the next depends on how large or how old the file is then."""
+        rotates = self._max_size is not None or self._max_age is not None
         while batch:
             fitting = self._fitting(batch)
             if not fitting:
                 await self._rotate(worker, stream)
                 continue
             pages, batch = batch[:fitting], batch[fitting:]
-            try:
-                await worker.run(self._write_pages, pages, stream)
-            except OSError:
-                if self._store is None or not self._store.sync_failed:
-                    self._acknowledge(stream, pages)
-                    raise
-                # What is on the disk is unknown, and a second fsync would say that all is well.
-                await self._rotate(worker, stream)
-                await worker.run(self._write_pages, pages, stream)
-            self._acknowledge(stream, pages)
+            self._flights.append(_Flight(pages, worker.start(self._write_pages, pages, stream)))
+            while len(self._flights) >= (1 if rotates else FLIGHTS):
+                await self._land(worker, stream)
 
-    def _acknowledge(self, stream: PageStream, pages: list[Page]) -> None:
-        """Those that are in the trace: all, or after a failure the first ones."""
+    def _write_pages(self, pages: list[Page], stream: PageStream) -> None:
+        """In the thread. After a failure the batches behind it are left alone: they come later."""
+        if self._store is None or self._failed:
+            return
+        try:
+            self._store.write(pages, stream.definitions)
+        except BaseException:
+            self._failed = True
+            raise
+
+    async def _land_all(self, worker: Worker, stream: PageStream) -> None:
+        while self._flights:
+            await self._land(worker, stream)
+
+    async def _land(self, worker: Worker, stream: PageStream) -> None:
+        """Wait until the first batch is written, and acknowledge it."""
+        first = self._flights[0]
+        try:
+            await first.job.wait()
+        except OSError:
+            others = list(self._flights)[1:]
+            for other in others:
+                await other.job.end()
+            self._flights.clear()
+            self._failed = False
+            if self._store is None or not self._store.sync_failed:
+                self._acknowledge_stored(stream, first.pages)
+                raise
+            # What is on the disk is unknown, and a second fsync would say that all is well.
+            await self._rotate(worker, stream)
+            for each in (first, *others):
+                await worker.run(self._write_pages, each.pages, stream)
+                self._acknowledge_stored(stream, each.pages)
+            return
+        self._flights.popleft()
+        for page in first.pages:
+            stream.acknowledge(page)
+
+    def _acknowledge_stored(self, stream: PageStream, pages: list[Page]) -> None:
+        """Those that are in the trace: after a failure the first ones."""
         for page in pages:
             if self._store is not None and self._store.has(page):
                 stream.acknowledge(page)
-
-    def _write_pages(self, pages: list[Page], stream: PageStream) -> None:
-        if self._store is None:
-            return
-        self._store.write(pages, stream.definitions)
 
     def _fitting(self, pages: list[Page]) -> int:
         """How many of the next pages go into the current file."""
