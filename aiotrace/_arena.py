@@ -1,9 +1,10 @@
 """The arena: all page memory and all page state of one recording, reserved once.
 
-    descriptors (128 bytes a page) | padding | page 0 | page 1 | ... | page n-1
+    header (4 KiB) | descriptors (128 bytes a page) | definitions | page 0 | page 1 | ... | page n-1
 
-Reserved is not used: anonymous memory costs nothing until it is touched, so pages that were never taken do not
-count in the resident size. The memory is MAP_PRIVATE: what a forked child writes stays the child's.
+It lies in anonymous memory, or in a file (`_arenafile`), which then outlives the program; nothing else is different.
+Reserved is not used: neither costs anything until it is touched, so pages that were never taken do not count in the
+resident size. Anonymous memory is MAP_PRIVATE: what a forked child writes stays the child's.
 
 This module knows where pages lie, not who has them: the pool, the ring and the deliveries are views over the
 descriptors, and every change of owner goes through `transition`.
@@ -13,12 +14,59 @@ from __future__ import annotations
 
 import mmap
 import struct
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, Protocol
 
 from . import _layout as L
+from ._crc import crc32
 from ._page import transition
 
 _WORDS: Final = tuple(struct.Struct(f"={count}Q") for count in range(L.DESCRIPTOR_WORDS + 1))
+
+
+def _round_up(size: int, to: int) -> int:
+    return -(-size // to) * to
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Where everything lies in an arena."""
+
+    page_size: int
+    """Bytes; a power of two, at least 4096."""
+    pages: int
+    definitions_size: int = 0
+    """Bytes for definitions: anonymous memory has none."""
+
+    @property
+    def descriptors(self) -> int:
+        """Offset of the first descriptor, in bytes."""
+        return L.ARENA_HEADER_SIZE
+
+    @property
+    def definitions(self) -> int:
+        """Offset of the definitions, in bytes."""
+        return _round_up(self.descriptors + self.pages * L.DESCRIPTOR_SIZE, L.ARENA_ALIGNMENT)
+
+    @property
+    def first_page(self) -> int:
+        """Offset of page 0, in bytes."""
+        return _round_up(self.definitions + self.definitions_size, self.page_size)
+
+    @property
+    def size(self) -> int:
+        """Bytes, of everything."""
+        return self.first_page + self.pages * self.page_size
+
+
+class Backing(Protocol):
+    """What an arena lies in, if not in anonymous memory."""
+
+    memory: mmap.mmap
+    shape: Shape
+
+    def allocate(self, offset: int, size: int) -> bool:
+        """Have these bytes there for sure, before they are touched. False: there is no room for them now."""
 
 
 class Arena:
@@ -27,16 +75,23 @@ class Arena:
     Args:
         page_size: Bytes; a power of two.
         pages: How many.
+        backing: Where they lie, if not in anonymous memory.
     """
 
-    def __init__(self, page_size: int, pages: int) -> None:
+    def __init__(self, page_size: int, pages: int, backing: Backing | None = None) -> None:
+        shape = Shape(page_size, pages) if backing is None else backing.shape
         self.page_size = page_size
         self.pages = pages
-        first = -(-pages * L.DESCRIPTOR_SIZE // page_size) * page_size
-        self._first = first
-        self._memory = mmap.mmap(-1, first + pages * page_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self._first = first = shape.first_page
+        self._backing = backing
+        if backing is None:
+            self._memory = mmap.mmap(-1, shape.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        else:
+            self._memory = backing.memory
         self._view = memoryview(self._memory)
-        self.descriptors = self._view[: pages * L.DESCRIPTOR_SIZE].cast("Q")
+        self._words = self._view.cast("Q")
+        start = shape.descriptors
+        self.descriptors = self._view[start : start + pages * L.DESCRIPTOR_SIZE].cast("Q")
         """All descriptors as u64 words: word `page * DESCRIPTOR_WORDS + FIELD`."""
         self._pages = tuple(self._view[first + i * page_size : first + (i + 1) * page_size] for i in range(pages))
 
@@ -60,6 +115,11 @@ class Arena:
         moved = transition(self.descriptors, page, old, new)
         assert moved, f"page {page} is {L.STATE_NAMES[self.get(page, L.STATE)]}, not {L.STATE_NAMES[old]}"
 
+    def identify(self, page: int) -> None:
+        """Set CHECK, after the three words that it is of."""
+        start = page * L.DESCRIPTOR_WORDS
+        self.descriptors[start + L.CHECK] = crc32(self.descriptors[start + L.WRITER : start + L.FIRST_EVENT + 1])
+
     def states(self) -> tuple[int, int, int, int]:
         """How many pages are free, filling, full, in flight."""
         counts = [0, 0, 0, 0]
@@ -67,9 +127,36 @@ class Arena:
             counts[state] += 1
         return counts[0], counts[1], counts[2], counts[3]
 
+    # --- a page's memory --------------------------------------------------------------------------
+
+    def allocate(self, page: int) -> bool:
+        """Have a page's memory there for sure, before its first use: where a file system has no room for it, touching
+        it would kill the program (SIGBUS).
+
+        Returns:
+            False if there is no room now.
+        """
+        return self._backing is None or self._backing.allocate(self._first + page * self.page_size, self.page_size)
+
+    def clear(self, page: int) -> None:
+        """Let nothing be on a page: whoever finds it after a kill takes no old events for those of its new writer."""
+        self._words[(self._first + page * self.page_size) // 8 + 1] = 0
+
     def forget(self, page: int) -> None:
         """Give a page's memory back to the operating system; it reads as zeros then."""
-        self._memory.madvise(mmap.MADV_DONTNEED, self._first + page * self.page_size, self.page_size)
+        advice = mmap.MADV_DONTNEED if self._backing is None else mmap.MADV_REMOVE
+        self._memory.madvise(advice, self._first + page * self.page_size, self.page_size)
+
+    # --- what is on a page, for whoever looks while it may change ------------------------------------
+
+    def descriptor(self, page: int) -> tuple[int, ...]:
+        """All words of a page's descriptor."""
+        start = page * L.DESCRIPTOR_WORDS
+        return tuple(self.descriptors[start : start + L.DESCRIPTOR_WORDS].tolist())
+
+    def read(self, page: int, offset: int, size: int) -> bytes:
+        """A copy of some bytes of a page."""
+        return bytes(self._pages[page][offset : offset + size])
 
     def close(self) -> bool:
         """Give the memory back.
@@ -78,6 +165,7 @@ class Arena:
             False if somebody still has a view of a page: then it goes when the last view does.
         """
         self.descriptors.release()
+        self._words.release()
         for page in self._pages:
             try:
                 page.release()

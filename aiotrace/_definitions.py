@@ -11,7 +11,7 @@ longer fits is refused and counted, and never raises into the program.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import CodeType
 from typing import Final, overload
@@ -85,6 +85,7 @@ class Definitions(Sequence[Definition]):
         self._functions: dict[tuple[CodeType, str, str], int] = {}
         """Addresses by code, file and qualified name: code alone equals the same lines of another file or class."""
         self._next_address = FUNCTION_BASE
+        self._followers: tuple[Callable[[], object], ...] = ()
         self._lock = threading.RLock()
         self.refused = 0
         """Symbols and command names that found the table full."""
@@ -92,6 +93,20 @@ class Definitions(Sequence[Definition]):
 
     def append(self, definition: Definition) -> None:
         self._items.append(definition)
+        for tell in self._followers:
+            tell()
+
+    def follow(self, tell: Callable[[], object]) -> None:
+        """From now on, and once at once, call this after each definition that was added, before anybody can use it:
+        for arenas that outlive the program. Called from any thread; must not raise."""
+        with self._lock:
+            self._followers = (*self._followers, tell)
+        tell()
+
+    def unfollow(self, tell: Callable[[], object]) -> None:
+        """Call it no more."""
+        with self._lock:
+            self._followers = tuple(other for other in self._followers if other != tell)
 
     def intern(self, text: str) -> int:
         """The key of a string; the key of "?" when the table is full (counted in `refused`)."""
@@ -105,7 +120,7 @@ class Definitions(Sequence[Definition]):
                     self.refused += 1
                     return self.unknown_symbol
                 key = SYMBOL_BASE + len(self.symbols) * SYMBOL_STEP
-                self._items.append(SymbolDefinition(key, text))
+                self.append(SymbolDefinition(key, text))
                 self.symbols[text] = key
         return key
 
@@ -118,7 +133,7 @@ class Definitions(Sequence[Definition]):
                 self.refused += 1
                 return
             self._commands[pid] = name
-            self._items.append(CommandDefinition(pid, name))
+            self.append(CommandDefinition(pid, name))
 
     def locate(self, code: CodeType, line: int | None) -> int:
         """The address of a line of a function; 0 when the table is full (counted in `refused`).
@@ -142,12 +157,13 @@ class Definitions(Sequence[Definition]):
         lines = max(1, last - code.co_firstlineno + 1)
         base = self._next_address
         self._next_address += -(-(lines + 1) // 16) * 16
-        self._items.append(FunctionDefinition(base, lines, code.co_qualname, code.co_filename, code.co_firstlineno))
+        self.append(FunctionDefinition(base, lines, code.co_qualname, code.co_filename, code.co_firstlineno))
         return base
 
     def forget_lock(self) -> None:
-        """In a forked child: the lock may be held by a thread that is not there."""
+        """In a forked child: the lock may be held by a thread that is not there, and the followers are the parent's."""
         self._lock = threading.RLock()
+        self._followers = ()
 
     def __len__(self) -> int:
         return len(self._items)

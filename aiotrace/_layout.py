@@ -4,7 +4,7 @@ Nothing here computes; every other module (and the C twin) takes its numbers fro
 and the record are the Linux ring buffer's: `/sys/kernel/tracing/events/header_page` and `header_event`
 state the same on any Linux, and include/linux/ring_buffer.h names the kinds.
 
-    arena       descriptors (128 bytes a page) | padding | page 0 | page 1 | ...
+    arena       header (4 KiB) | descriptors (128 bytes a page) | definitions | page 0 | page 1 | ...
     page        u64 timestamp | u64 commit and flags | records ... | (8 bytes kept free for a lost count)
     record      u32: type_len (5 bits), time_delta (27 bits) | what type_len says
 """
@@ -62,7 +62,7 @@ FLAG_CUT: Final = 0x80
 """In common_flags: a string or bytes field of this record was too long and was cut."""
 
 # --- descriptor ---------------------------------------------------------------------------------
-# Sixteen u64 for each page, at the beginning of the arena. The state word is changed by
+# Sixteen u64 for each page, after the arena's header. The state word is changed by
 # `_page.transition` alone; the other words belong to whoever the state says owns the page.
 
 DESCRIPTOR_WORDS: Final = 16
@@ -91,6 +91,8 @@ DELIVERED: Final = 9
 """Events at its beginning that at least one sink has acknowledged."""
 TAKES: Final = 10
 """How often it was taken from the pool: 0 means that its memory was never touched."""
+CHECK: Final = 11
+"""crc32 of WRITER, SEQUENCE and FIRST_EVENT, set when it is taken: whoever restores it can believe them."""
 
 FREE: Final = 0
 FILLING: Final = 1
@@ -108,3 +110,17 @@ TRANSITIONS: Final = frozenset(
         (IN_FLIGHT, FREE),  # give back: the last holder acknowledged or gave up
     }
 )
+
+# --- arena --------------------------------------------------------------------------------------
+# What stands in the first 4 KiB of an arena's file: docs/arena.md has it as a table. Anonymous arenas leave them empty.
+
+ARENA_MAGIC: Final = b"aioarena"
+ARENA_VERSION: Final = 1
+ARENA_HEADER_SIZE: Final = 4096
+"""Bytes before the descriptors."""
+ARENA_ALIGNMENT: Final = 4096
+"""Bytes: the descriptors and the definitions begin at a multiple of this, the pages at one of their size."""
+ARENA_USED: Final = 512
+"""Offset of a u64: bytes of definitions that are whole. The header's words that change begin here, without a crc."""
+ARENA_REFUSED: Final = 520
+"""Offset of a u64: definitions for which there was no room."""

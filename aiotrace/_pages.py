@@ -104,10 +104,12 @@ class Pages:
                     if page is not None:
                         owner.untold.append(("overrun", page, self.arena.get(page, L.WRITER), self._undelivered(page)))
                         self._count_overrun(page)
+                        self.arena.clear(page)
                 if page is not None:
                     if self.pool.allocated != allocated:
                         owner.untold.append(("page_alloc", page, owner.slot, owner.sequence))
                     self.arena.set_from(page, L.WRITER, owner.slot, owner.sequence, first_event, *_EMPTY)
+                    self.arena.identify(page)
                     # No call from here on.
                     owner.sequence += 1
                     owner.page = page

@@ -28,12 +28,16 @@ class Pool:
         return len(self._free)
 
     def take(self) -> int | None:
-        """A page to fill, or None: then nothing changed."""
+        """A page to fill, with nothing on it, or None: then nothing changed."""
         if not self._free:
             return None
         page = self._free.pop()
-        self._arena.move(page, L.FREE, L.FILLING)
         takes = self._arena.get(page, L.TAKES)
+        if not takes and not self._arena.allocate(page):
+            self._free.append(page)
+            return None
+        self._arena.clear(page)
+        self._arena.move(page, L.FREE, L.FILLING)
         self._arena.set(page, L.TAKES, takes + 1)
         self.allocated += not takes
         return page

@@ -16,15 +16,16 @@ import shlex
 import socket
 import sys
 import uuid
+import weakref
 from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Final, Literal, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, get_args
 
 import anyio
 
 from . import _layout as L
 from ._active import activate, deactivate, open_selections, reconsider
-from ._arena import Arena
+from ._arena import Arena, Shape
 from ._chooser import Chooser
 from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
@@ -39,6 +40,9 @@ from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._tracing import follow
 from ._writer import CAUSES, Writers
 from .abc import StreamInfo
+
+if TYPE_CHECKING:
+    from ._arenafile import ArenaFile
 
 T = TypeVar("T")
 Overrun = Literal["drop_newest", "drop_oldest"]
@@ -77,6 +81,7 @@ class Recording(Chooser):
         flush_interval: float = 0.2,
         drain_timeout: float = 5.0,
         clock: str = "mono",
+        arena: str | os.PathLike[str] | None = None,
         thread: bool = False,
     ) -> None:
         _check(page_size, pages, overrun, flush_interval, drain_timeout)
@@ -85,16 +90,7 @@ class Recording(Chooser):
         self._first_quotas = share_pages(pages, self._options)
         self._drain_timeout = drain_timeout
         self._thread = ServiceThread() if thread else None
-        self._arena = Arena(page_size, pages)
-        self.selection = Selection()
-        """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
-        self._pages = Pages(self._arena, overrun=overrun == "drop_oldest")
-        self._pages.pool.keeps = has_free_list()
-        self._pages.on_event = tell
-        if thread:
-            self._pages.on_scarce = cede
         slots = max(1, min(WRITERS_MAX, (pages - sum(self._first_quotas)) // 2))
-        self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
         self.info = StreamInfo(
             uuid.uuid4().bytes,
             page_size,
@@ -106,6 +102,16 @@ class Recording(Chooser):
             shlex.join(getattr(sys, "orig_argv", sys.argv)),
         )
         """What is true of the whole stream."""
+        self._arena_file = None if arena is None else _make_file(self, os.fspath(arena), page_size, pages)
+        self._arena = Arena(page_size, pages, self._arena_file)
+        self.selection = Selection()
+        """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
+        self._pages = Pages(self._arena, overrun=overrun == "drop_oldest")
+        self._pages.pool.keeps = has_free_list()
+        self._pages.on_event = tell
+        if thread:
+            self._pages.on_scarce = cede
+        self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
         self._service = Service(self._pages, self.writers, self.info, DEFINITIONS, flush_interval)
         self._waits: list[int] = []
         self._waits_total = [0, 0]
@@ -158,6 +164,8 @@ class Recording(Chooser):
 
     def _start_writing(self) -> None:
         self._state = "open"
+        if self._arena_file is not None:
+            DEFINITIONS.follow(self._arena_file.definitions.follow)
         activate(self)
         follow(open_selections())
 
@@ -185,6 +193,9 @@ class Recording(Chooser):
         assert free == self._arena.pages and not any(others), f"pages are not home: {self._arena.states()}"
         if idle:
             self._arena.close()
+        if self._arena_file is not None:
+            DEFINITIONS.unfollow(self._arena_file.definitions.follow)
+            self._arena_file.remove()
 
     # --- while it is open -----------------------------------------------------------------------
 
@@ -325,6 +336,19 @@ class Recording(Chooser):
         return await self._thread.run(function)
 
 
+def _make_file(recording: Recording, path: str, page_size: int, pages: int) -> ArenaFile:
+    """The arena's file, removed when the recording is closed, or was never entered.
+
+    Raises:
+        OSError: It cannot be made; the message says what would do.
+    """
+    from ._arenafile import DEFINITIONS_SIZE, ArenaFile  # with ctypes: 10 ms, which only those pay who have one
+
+    file = ArenaFile(path, Shape(page_size, pages, DEFINITIONS_SIZE), recording.info, DEFINITIONS)
+    weakref.finalize(recording, file.remove)
+    return file
+
+
 def _sink_statistics(attachment: Attachment) -> SinkStatistics:
     delivery = attachment.delivery
     return SinkStatistics(
@@ -352,6 +376,7 @@ def record(
     flush_interval: float = 0.2,
     drain_timeout: float = 5.0,
     clock: str = "mono",
+    arena: str | os.PathLike[str] | None = None,
     thread: bool = False,
 ) -> Recording:
     """Record events to sinks: an async context manager, on asyncio and trio.
@@ -369,11 +394,15 @@ def record(
         drain_timeout: Seconds that each sink has at the end.
         clock: "mono" (CLOCK_MONOTONIC), or "tsc": the same time, read from the processor's counter (x86-64, with the
             C module). Calibrating it blocks for 20 ms, once in a process.
+        arena: A file, best on tmpfs (/dev/shm), that holds the pages and all that is needed to read them while the
+            recording is open. If the program is killed, `aiotrace restore` makes a trace of it. None: memory that
+            goes with the program.
         thread: Whether the reader and the sinks run in a thread of their own, so that they go on while the program's
             loop is blocked.
 
     Raises:
         ConfigurationError: A value that cannot work; the message says what would.
+        OSError: The arena's file cannot be made, or something is there; the message says what would do.
         Exception: On entering, what a sink raised before it asked for its first page.
     """
     return Recording(
@@ -384,5 +413,6 @@ def record(
         flush_interval=flush_interval,
         drain_timeout=drain_timeout,
         clock=clock,
+        arena=arena,
         thread=thread,
     )

@@ -86,6 +86,7 @@ def recording(
     flush_interval: float = 0.2,
     drain_timeout: float = 5.0,
     clock: str = "mono",
+    arena: str | os.PathLike[str] | None = None,
 ) -> SyncRecording:
     """`record` for synchronous code: a context manager whose reader and sinks run in a thread of their own.
 
@@ -100,6 +101,7 @@ def recording(
             flush_interval=flush_interval,
             drain_timeout=drain_timeout,
             clock=clock,
+            arena=arena,
             thread=True,
         )
     )
