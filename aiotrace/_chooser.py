@@ -1,7 +1,7 @@
 """What may be asked of an open recording about which events it takes: every kind of recording is a `Chooser`.
 
-enable, disable, filter, trigger --> the recording's selection --> a new epoch: every event asks again
-                                                               --> the tracers that are wanted run
+enable, disable, filter, trigger, ... --> the recording's selection --> a new epoch: every event asks again
+                                                                    --> the tracers that are wanted run
 """
 
 from __future__ import annotations
@@ -63,4 +63,22 @@ class Chooser:
             ConfigurationError: It does not parse, or there is no such action.
         """
         self.selection.trigger(glob, text)
+        self._reconsider()
+
+    def limit(self, glob: str) -> None:
+        """Let the tracers of functions see only functions like this one, and those of the other limits.
+
+        Args:
+            glob: Of "module.qualified_name": "json.decoder.*", "__main__.Server.handle".
+        """
+        self.selection.limit(glob)
+        self._reconsider()
+
+    def notrace(self, glob: str) -> None:
+        """Let the tracers of functions not see functions like this one, whatever the limits are.
+
+        Args:
+            glob: Of "module.qualified_name".
+        """
+        self.selection.notrace(glob)
         self._reconsider()

@@ -205,6 +205,8 @@ class Run:
         """What was asked for and never was: most often a spelling mistake."""
         events = defined_events()
         names = list(events)
+        for unseen in sorted(self._recording.selection.functions.unmatched):
+            yield f"{unseen!r} is of no function that was called: their names are module.qualified_name"
         for action, wanted, text in self.plan.choices:
             found = [name for name in names if matches(wanted, name)]
             if action == "enable" and not found:

@@ -3,6 +3,7 @@
     rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
     filters    all that match an event must agree
     triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded
+    functions  which functions the tracers of calls see: the kernel's set_ftrace_filter and set_ftrace_notrace
 
 A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
 An event asks `decide` once for each change, never per call.
@@ -91,8 +92,36 @@ PLAIN: Final = Decision()
 """Taken always, and nothing else."""
 
 
+class Functions:
+    """Which functions are traced, by globs of "module.qualified_name": all, or those of a limit; but none of notrace.
+
+    A tracer asks once for each function, not per call.
+    """
+
+    def __init__(self) -> None:
+        self.limits: list[str] = []
+        self.notraces: list[str] = []
+        self.unmatched: set[str] = set()
+        """Globs that were of no function yet."""
+
+    @property
+    def globs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Limits and notraces, as of now."""
+        return tuple(self.limits), tuple(self.notraces)
+
+    def takes(self, name: str) -> bool:
+        wanted = self._is_of(self.limits, name) or not self.limits
+        return not self._is_of(self.notraces, name) and wanted
+
+    def _is_of(self, globs: list[str], name: str) -> bool:
+        found = [glob for glob in globs if fnmatch.fnmatchcase(name, glob)]
+        self.unmatched.difference_update(found)
+        return bool(found)
+
+
 class Selection:
     def __init__(self) -> None:
+        self.functions = Functions()
         self._rules: list[tuple[str, bool]] = []
         self._filters: list[tuple[str, Filter]] = []
         self._triggers: list[tuple[str, Trigger]] = []
@@ -126,6 +155,14 @@ class Selection:
         trigger = parse_trigger(text)
         self._triggers.append((glob, trigger))
         return trigger
+
+    def limit(self, glob: str) -> None:
+        self.functions.unmatched.add(glob)
+        self.functions.limits.append(glob)
+
+    def notrace(self, glob: str) -> None:
+        self.functions.unmatched.add(glob)
+        self.functions.notraces.append(glob)
 
     def is_enabled(self, name: str, *, by_default: bool) -> bool:
         """Whether the rules take an event, filters and switches aside."""

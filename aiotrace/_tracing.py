@@ -2,9 +2,9 @@
 
     recording opened, closed, enable(), disable() -> follow -> start or stop each tracer
 
-A tracer is a module of the package `_tracers`, imported when it is first wanted, with `start()` and `stop()`; its
-events are defined with `by_default=False`, in a system of the tracer's own name. It must leave the program as it found
-it.
+A tracer is a module of the package `_tracers`, imported when it is first wanted, with `start()` and `stop()`, and
+`follow(selections)` if what it does depends on them; its events are defined with `by_default=False`, in a system of the
+tracer's own name. It must leave the program as it found it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from ._selection import EXPLICIT, Selection
 
@@ -31,6 +31,14 @@ class Tracer(Protocol):
 
     def stop(self) -> None:
         """Produce no more, and leave everything as it was."""
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A tracer that does different things for different selections."""
+
+    def follow(self, selections: Iterable[Selection]) -> None:
+        """These are open now: called before `start`, and at each change while it runs."""
 
 
 _PACKAGE: Final = "aiotrace._tracers"
@@ -69,8 +77,12 @@ def follow(selections: Iterable[Selection]) -> None:
     with _lock:
         for system in sorted(_running.keys() - wanted):
             _stop(system)
-        for system in sorted(wanted - _running.keys()):
-            tracer: Tracer = importlib.import_module(TRACERS[system])
+        for system in sorted(wanted):
+            tracer: Tracer = _running.get(system) or importlib.import_module(TRACERS[system])
+            if isinstance(tracer, Follower):
+                tracer.follow(chosen)
+            if system in _running:
+                continue
             try:
                 tracer.start()
             except Exception as error:

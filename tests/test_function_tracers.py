@@ -7,20 +7,27 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator
 from pathlib import Path
+from types import CodeType
 
 import pytest
 from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace import ConfigurationError, _definitions
+from aiotrace._tracers import _calls
 from aiotrace.abc import PageStream
 from aiotrace.decode import Decoder, Event
 
 pytestmark = pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions are traced by the C module alone")
 
 OWN = {"leaf", "middle", "top", "fails", "catches", "numbers", "Thing.method", "recursive", "call"}
+DEPTH_MAX = 65536
+"""Calls that function.c keeps of a thread."""
+ASTRAY = 20_000
+"""Nanoseconds by which a time may be beside the clock: it is read once in a millisecond, and to some 400 ns."""
 
 
 def leaf() -> None:
@@ -260,6 +267,199 @@ def test_aiotraces_own_functions_are_left_out(calls: Calls) -> None:
 def call(function: Callable[[], object]) -> None:
     function()
     leaf()
+
+
+def test_a_call_in_whose_middle_tracing_begins_or_ends_is_left_out(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+
+        def middle() -> None:
+            recording.enable("function_graph:*")
+            leaf()
+
+        def top() -> None:
+            leaf()
+            recording.disable("function_graph")
+            leaf()
+
+        middle()
+        leaf()
+        top()
+        recording.enable("function_graph:*")
+        leaf()
+        recording.disable("function_graph")
+    found = [re.sub(r"[^<>\s]\S*<locals>\.", "", call) for call in calls.calls]
+    assert found == [
+        ">leaf 0", "<leaf 0", ">leaf 0", "<leaf 0", ">top 0", ">leaf 1", "<leaf 1", ">leaf 0", "<leaf 0",
+    ]  # fmt: skip
+
+
+def test_calls_that_are_deeper_than_is_kept_are_left_out_and_the_rest_is_right(calls: Calls) -> None:
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        with aiotrace.recording(overrun="drop_oldest") as recording:
+            recording.enable("function_graph:*")
+            recursive(DEPTH_MAX + 1000)
+            recording.disable("function_graph")
+        with aiotrace.recording(calls) as recording:
+            recording.enable("function_graph:*")
+            catches()
+            recording.disable("function_graph")
+    finally:
+        sys.setrecursionlimit(limit)
+    assert calls.calls == [">catches 0", ">fails 1", "<fails 1", ">leaf 1", "<leaf 1", "<catches 0"]
+
+
+def test_times_are_those_of_the_clock_and_never_go_back(calls: Calls) -> None:
+    bounds: list[tuple[int, int]] = []
+    with aiotrace.recording(calls, pages=256) as recording:
+        recording.enable("function_graph:*")
+        leaf()  # the first takes its time later: it goes the slow way
+        end = time.monotonic_ns() + 8_000_000  # ns: some windows of function.c's clock
+        while time.monotonic_ns() < end and len(bounds) < 20_000:
+            before = time.monotonic_ns()
+            leaf()
+            bounds.append((before, time.monotonic_ns()))
+        recording.disable("function_graph")
+    texts = [(event, event.text()) for event in calls.events]
+    leaves = [event.fields for event, text in texts if "<-- leaf" in text][1:]
+    assert len(leaves) == len(bounds)
+    for fields, (before, after) in zip(leaves, bounds, strict=True):
+        assert before - ASTRAY <= fields["calltime"] <= fields["rettime"] <= after + ASTRAY
+    cpu = next(event.cpu for event, text in texts if "<-- leaf" in text)
+    times = [event.timestamp_ns for event in calls.events if event.cpu == cpu]  # the sink's thread is traced too
+    assert times == sorted(times)
+
+
+# --- which functions ------------------------------------------------------------------------------
+
+
+def traced(*globs: tuple[str, str], call: Callable[[], object] = lambda: (top(), Thing().method())) -> list[str]:
+    calls = Calls()
+    with aiotrace.recording(calls) as recording:
+        for action, glob in globs:
+            getattr(recording, action)(glob)
+        recording.enable("function_graph:*")
+        call()
+        call()
+        recording.disable("function_graph")
+    half = len(calls.calls) // 2
+    assert calls.calls[:half] == calls.calls[half:], "what a function is does not change with its second call"
+    return calls.calls[:half]
+
+
+def test_a_limit_lets_only_its_functions_be_seen() -> None:
+    assert traced(("limit", f"{__name__}.top"), ("limit", "*.lea?")) == [
+        ">top 0", *[">leaf 1", "<leaf 1"] * 3, "<top 0", ">leaf 0", "<leaf 0",
+    ]  # fmt: skip
+    assert traced(("limit", f"{__name__}.Thing.*")) == [">Thing.method 0", "<Thing.method 0"]
+    assert traced(("limit", "top")) == [], "a name is module.qualified_name"
+
+
+def test_notrace_is_stronger_than_a_limit() -> None:
+    assert traced(("notrace", "*.leaf"), ("notrace", "*.Thing.*"), ("notrace", "*<lambda>")) == [
+        ">top 0", ">middle 1", "<middle 1", "<top 0",
+    ]  # fmt: skip
+    assert traced(("limit", f"{__name__}.*"), ("notrace", "*.t*"), ("notrace", "*.T*"), ("notrace", "*<lambda>")) == [
+        *[">middle 0", ">leaf 1", "<leaf 1", ">leaf 1", "<leaf 1", "<middle 0"], *[">leaf 0", "<leaf 0"] * 2,
+    ]  # fmt: skip
+
+
+def test_a_limit_is_of_functions_that_raise_and_of_generators_too() -> None:
+    def run() -> None:
+        catches()
+        list(numbers())
+
+    assert traced(("limit", "*.fails"), ("limit", "*.numbers"), call=run) == [
+        ">fails 0", "<fails 0", *[">numbers 0", "<numbers 0"] * 3,
+    ]  # fmt: skip
+    assert traced(("notrace", "*.fails"), ("notrace", "*.numbers"), ("limit", "*.leaf"), call=run) == [
+        ">leaf 0", "<leaf 0",
+    ] * 2  # fmt: skip
+
+
+def test_limits_may_change_in_the_middle_and_end_with_their_recording(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.enable("function_graph:*")
+        middle()
+        with aiotrace.recording() as other:
+            other.limit("nothing.*")
+            middle()
+            other.enable("function:*")
+        recording.notrace("*.leaf")
+        middle()
+        recording.limit("*.top")
+        top()
+        recording.disable("function_graph")
+    whole = [">middle 0", ">leaf 1", "<leaf 1", ">leaf 1", "<leaf 1", "<middle 0"]
+    assert calls.calls == [*whole, *whole, ">middle 0", "<middle 0", ">top 0", "<top 0"]
+    assert [call for call in traced() if "middle" in call] == [">middle 2", "<middle 2"], "nothing of it is left"
+
+
+def test_of_two_recordings_each_sees_what_one_takes(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+        recording.limit("*.leaf")
+        recording.enable("function_graph:*")
+        with aiotrace.recording() as other:
+            other.limit("*.middle")
+            other.enable("function_graph:*")
+            middle()
+        middle()
+        recording.disable("function_graph")
+    leaves = [">leaf 0", "<leaf 0"] * 2
+    assert calls.calls == [">middle 0", ">leaf 1", "<leaf 1", ">leaf 1", "<leaf 1", "<middle 0", *leaves]
+
+
+def test_a_selection_says_which_globs_were_of_no_function() -> None:
+    with aiotrace.recording() as recording:
+        recording.limit("*.leaf")
+        recording.limit("*.laef")
+        recording.notrace("*.middle")
+        recording.notrace("*.midle")
+        recording.enable("function_graph:*")
+        middle()
+        recording.disable("function_graph")
+        assert recording.selection.functions.unmatched == {"*.laef", "*.midle"}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a profile function is called always")
+def test_a_function_that_is_not_wanted_costs_nothing_after_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    native = _calls.c_module
+
+    def watch(hook: Callable[..., object]) -> Callable[..., object]:
+        def watched(code: CodeType, *arguments: object) -> object:
+            asked.append(code.co_name)
+            return hook(code, *arguments)
+
+        return watched
+
+    for name in ("function_enter", "function_leave"):
+        monkeypatch.setattr(native, name, watch(getattr(native, name)))
+    with aiotrace.recording() as recording:
+        recording.notrace("*.leaf")
+        recording.enable("function_graph:*")
+        for _ in range(5):
+            middle()
+        recording.disable("function_graph")
+    assert asked.count("middle") == 10
+    assert asked.count("leaf") == 2
+
+
+def test_a_function_that_cannot_be_located_is_passed_over(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    locate = _definitions.DEFINITIONS.locate
+
+    def fail(code: CodeType, line: int | None) -> int:
+        if code is leaf.__code__:
+            raise MemoryError
+        return locate(code, line)
+
+    with aiotrace.recording(calls) as recording:
+        monkeypatch.setattr(_definitions.DEFINITIONS, "locate", fail)
+        recording.enable("function_graph:*")
+        middle()
+        recording.disable("function_graph")
+    assert calls.calls == [">middle 0", "<middle 0"]
 
 
 def test_functions_that_the_table_has_no_room_for_are_passed_over(

@@ -281,6 +281,32 @@ def test_with_v_alone_the_rest_is_recorded(app: Path) -> None:
     assert events_of(app / "trace.dat") == [("app:other", {"text": "once"})]
 
 
+NESTED = """
+class Thing:
+    def method(self):
+        return inner()
+def inner():
+    return [0]
+def main():
+    for _ in range(2):
+        Thing().method()
+main()
+"""
+
+
+@pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions are traced by the C module alone")
+def test_of_functions_only_those_are_traced_that_a_limit_is_of(app: Path) -> None:
+    (app / "app.py").write_text(NESTED)
+    choices = ["-p", "function_graph", "-n", "*.inner", "-l", "__main__.*", "-n", "*.<module>", "-l", "jsn.*"]
+    first, second = record(*choices, "app.py", cwd=app).stderr.splitlines()
+    assert first == f"aiotrace record: {app}/trace.dat: 8 events"
+    assert second.startswith("aiotrace record: 'jsn.*' is of no function that was called: ")
+    with aiotrace.open_trace(app / "trace.dat") as trace:
+        texts = [re.sub(r"@app.py:\d+| \(start.*", "", event.text()) for event in trace.events()]
+    method = ["--> Thing.method (1)", "<-- Thing.method (1)"]
+    assert texts == ["--> Thing (0)", "<-- Thing (0)", "--> main (0)", *method, *method, "<-- main (0)"]
+
+
 # --- children ---------------------------------------------------------------------------------------
 
 FORKS = """
@@ -455,6 +481,8 @@ def test_what_cannot_work_is_refused_before_the_program_begins(
         (["-e", "app", "-R", "explode"], "no action 'explode'"),
         (["-e", "app", "-R", "traceoff if n >"], "n >"),
         (["-b", "4"], "pages=1 are too few"),
+        (["-l", "json.*"], "-l 'json.*' is for functions: add -p function_graph"),
+        (["-n", "json.*", "-e", "app"], "-n 'json.*' is for functions: add -p function_graph"),
         (["--clock", "sundial"], "'sundial'"),
         (["--sink", "pigeon:post"], "'pigeon'"),
     ],

@@ -5,6 +5,7 @@ examples:
   aiotrace record -o run.dat -m mypackage ARGUMENTS
   aiotrace record -e 'http:*' -f 'status >= 500' -e task -- uvicorn app:app
   aiotrace record -e all -v 'http:debug_*' -b 64M --overrun app.py
+  aiotrace record -p function_graph -l '__main__.*' -n '*.<lambda>' app.py
 
 Without -e it records the program's own events, and the steps of its tasks. The program is started by execve: its exit
 status, its signals and all that it sees are its own. Children by fork and multiprocessing get a trace each, FILE with
@@ -18,6 +19,7 @@ can be recorded, 127 no such program
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import os
 import re
@@ -51,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-f", metavar="FILTER", **choice, help="of the -e before it only events with such fields: 'status >= 500'")
     add("-R", metavar="TRIGGER", **choice, help="what the -e before it sets off: 'traceoff:1 if status >= 500'")
     add("-p", metavar="TRACER", **choice, help="switch on a tracer that is not part of 'all', like function_graph")
+    add("-l", metavar="GLOB", **choice, help="of functions, -p function_graph sees only those like 'json.*'")
+    add("-n", metavar="GLOB", **choice, help="and none like this; both may be repeated")
     add("-o", dest="output", metavar="FILE", help=f"the trace (default: {OUTPUT}, unless there is a --sink)")
     add("--force", action="store_true", help="overwrite FILE")
     add("--sink", dest="sinks", action="append", default=[], metavar="URL", help="where else to; may be repeated")
@@ -72,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _Choose(argparse.Action):
-    """Keeps -e, -v, -f, -R and -p in the order in which they stand: what they mean depends on it."""
+    """Keeps -e, -v, -f, -R, -p, -l and -n in the order in which they stand: what they mean depends on it."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
@@ -83,6 +87,8 @@ class _Choose(argparse.Action):
             if not globs:
                 parser.error(f"{option} {value!r} needs the events that it is for: put -e GLOB before it")
             choices.append(("filter" if option == "-f" else "trigger", globs[-1], value))
+        elif option in ("-l", "-n"):
+            choices.append(("limit" if option == "-l" else "notrace", value, ""))
         else:
             if option == "-p" and value not in TRACERS:
                 parser.error(f"-p {value!r}: there is no such tracer; known: {', '.join(TRACERS) or 'none yet'}")
@@ -166,9 +172,24 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def _only(choices: Sequence[tuple[Any, str, str]]) -> tuple[Any, ...]:
-    """With an -e, only what is asked for; -v alone takes from what is recorded without."""
-    asked = any(action == "enable" for action, *_ in choices)
-    return (("disable", "all", ""), *choices) if asked else tuple(choices)
+    """With an -e, only what is asked for; -v alone takes from what is recorded without.
+
+    Raises:
+        ConfigurationError: Functions are chosen that nothing traces.
+    """
+    functions = [choice for choice in choices if choice[0] in ("limit", "notrace")]
+    events = [choice for choice in choices if choice not in functions]
+    enabled = [glob for action, glob, _ in events if action == "enable"]
+    for action, glob, _ in functions:
+        if not any(_traces_functions(each) for each in enabled):
+            option = "-l" if action == "limit" else "-n"
+            raise ConfigurationError(f"{option} {glob!r} is for functions: add -p function_graph, or -p function")
+    only = [("disable", "all", "")] if enabled else []
+    return (*functions, *only, *events)
+
+
+def _traces_functions(glob: str) -> bool:
+    return any(fnmatch.fnmatchcase(system, glob.partition(":")[0]) for system in ("function", "function_graph"))
 
 
 def file_url(path: str, *, force: bool) -> str:

@@ -7,6 +7,9 @@
 While it is on, all Python functions are seen but aiotrace's own and what they call (sinks, say); calls into C are not.
 A coroutine, or a generator, leaves when it is suspended and enters when it goes on. What runs per call is
 `_c/function.c`.
+
+`limit` and `notrace` of a recording choose among the functions. The hooks are the process's: with several recordings
+those are seen that one of them takes. With sys.monitoring the others cost nothing after their first call.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from types import CodeType, ModuleType
+from collections.abc import Callable, Iterable
+from types import CodeType, FrameType, ModuleType
 from typing import Final
 
 from .._backend import c_module
@@ -22,6 +26,7 @@ from .._definitions import DEFINITIONS
 from .._errors import ConfigurationError
 from .._event import Event, define_kernel
 from .._ftrace import FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTION
+from .._selection import Functions, Selection
 from .._stack import is_ours
 
 TOOL_NAME: Final = "aiotrace functions"
@@ -45,13 +50,39 @@ EXIT: Final = define_kernel(
     FUNCGRAPH_EXIT,
 )
 
+SYSTEMS: Final = ("function", "function_graph")
 _wanted: Final[set[str]] = set()
+_choices: list[tuple[Functions, tuple[tuple[str, ...], tuple[str, ...]]]] = []
+"""What `_locate` goes by, and the globs that stood in it."""
 
 
-def _locate(code: CodeType) -> int:
-    if is_ours(code):
-        return IGNORED if code.co_filename.startswith(_TRANSPARENT) else SILENT
-    return DEFINITIONS.locate(code, None) or IGNORED
+def _make_locate(choices: tuple[Functions, ...]) -> Callable[[CodeType], int]:
+    """What gives a code object its address, or IGNORED, or SILENT. C asks it from within the function's call.
+
+    Args:
+        choices: A function is wanted that one of them takes.
+    """
+    if not any(any(functions.globs) for functions in choices):
+        choices = ()
+
+    def locate(code: CodeType) -> int:
+        if is_ours(code):
+            return IGNORED if code.co_filename.startswith(_TRANSPARENT) else SILENT
+        if choices and not _is_wanted(choices, code, sys._getframe(1)):
+            return IGNORED
+        return DEFINITIONS.locate(code, None) or IGNORED
+
+    return locate
+
+
+def _is_wanted(choices: tuple[Functions, ...], code: CodeType, frame: FrameType) -> bool:
+    module = frame.f_globals.get("__name__", "?") if frame.f_code is code else "?"
+    name = f"{module}.{code.co_qualname}"
+    takes = [functions.takes(name) for functions in choices]  # each notes which globs were of something
+    return any(takes)
+
+
+_locate = _make_locate(())
 
 
 def start(tracer: str) -> None:
@@ -80,6 +111,24 @@ def stop(tracer: str) -> None:
     else:
         _unhook(native)
         native.function_stop()
+
+
+def follow(selections: Iterable[Selection]) -> None:
+    """Go by the limits of those of these recordings that trace functions. Without effect if nothing changed."""
+    global _choices, _locate
+    choices = [
+        (selection.functions, selection.functions.globs)
+        for selection in selections
+        if any(selection.wants_system(system, explicit=True) for system in SYSTEMS)
+    ]
+    if choices == _choices:
+        return
+    _choices = choices
+    _locate = _make_locate(tuple(functions for functions, _ in choices))
+    if _wanted:
+        assert c_module is not None
+        _choose(c_module)
+        _ask_again()
 
 
 def _choose(native: ModuleType) -> None:
@@ -123,8 +172,12 @@ if sys.version_info >= (3, 12):
         for name, kinds in _HOOKS.items():
             for kind in kinds:
                 monitoring.register_callback(_tool, kind, getattr(native, name))
-        monitoring.restart_events()  # a place that was switched off is so after a new start too
         monitoring.set_events(_tool, sum(_KINDS))
+        _ask_again()
+
+    def _ask_again() -> None:
+        """Undo all DISABLE, which outlasts a tool's end: for every tool, there is no other way."""
+        sys.monitoring.restart_events()
 
     def _unhook(native: ModuleType) -> None:
         sys.monitoring.set_events(_tool, 0)
@@ -134,6 +187,9 @@ if sys.version_info >= (3, 12):
 
 else:
     _previous: object = None
+
+    def _ask_again() -> None:
+        """A profile function is called always."""
 
     def _hook(native: ModuleType) -> None:
         global _previous

@@ -7,6 +7,9 @@ Too dear to be part of "all". How the calls are seen stands in `_calls.py`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from .._selection import Selection
 from . import _calls
 
 
@@ -20,3 +23,8 @@ def start() -> None:
 
 def stop() -> None:
     _calls.stop("function")
+
+
+def follow(selections: Iterable[Selection]) -> None:
+    """The limits of the open recordings may have changed."""
+    _calls.follow(selections)
