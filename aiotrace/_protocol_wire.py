@@ -130,6 +130,7 @@ class Inbox:
         arrived = self._end - self._start
         if self._header is None:
             if arrived < HEADER_SIZE:
+                self._check_magic(min(arrived, len(MAGIC)))
                 return None
             self._read_header()
         if arrived < self._needed or self._header is None:
@@ -142,12 +143,17 @@ class Inbox:
         self._start, self._needed, self._header = end, HEADER_SIZE, None
         return Arrived(kind, body, self._block)
 
+    def _check_magic(self, length: int) -> None:
+        """At once: who speaks another protocol may say less than a header, and wait."""
+        begin = bytes(self._block.view[self._start : self._start + length])
+        if begin != MAGIC[:length]:
+            raise TraceFormatError(f"no frame begins with {begin!r}: is the peer no aiotrace?")
+
     def _read_header(self) -> None:
-        magic, version, number, flags, length, crc, stream_id, sequence, _, header_crc = _HEADER.unpack_from(
+        self._check_magic(len(MAGIC))
+        _, version, number, flags, length, crc, stream_id, sequence, _, header_crc = _HEADER.unpack_from(
             self._block.view, self._start
         )
-        if magic != MAGIC:
-            raise TraceFormatError(f"no frame begins with {magic!r}: is the peer no aiotrace?")
         if crc32(self._block.view[self._start : self._start + HEADER_SIZE - 4]) != header_crc:
             raise TraceFormatError("the crc32 of a frame's header is wrong")
         if version != VERSION:

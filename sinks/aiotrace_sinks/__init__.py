@@ -4,6 +4,7 @@ FileSink    a trace.dat, for trace-cmd, KernelShark and `aiotrace report`
 TextSink    one line an event, like trace_pipe
 MemorySink  the last pages, for tests and notebooks
 NullSink    nothing
+SocketSink  a collector, over a Unix socket, TCP or TLS: it keeps a page until the collector has it
 """
 
 from __future__ import annotations
@@ -15,11 +16,18 @@ if TYPE_CHECKING:
     from ._file import FileSink
     from ._memory import MemorySink
     from ._null import NullSink
+    from ._socket import SocketSink
     from ._text import TextSink
 
-__all__ = ["FileSink", "MemorySink", "NullSink", "TextSink"]
+__all__ = ["FileSink", "MemorySink", "NullSink", "SocketSink", "TextSink"]
 
-_MODULES: Final = {"FileSink": "_file", "MemorySink": "_memory", "NullSink": "_null", "TextSink": "_text"}
+_MODULES: Final = {
+    "FileSink": "_file",
+    "MemorySink": "_memory",
+    "NullSink": "_null",
+    "SocketSink": "_socket",
+    "TextSink": "_text",
+}
 
 
 def __getattr__(name: str) -> Any:
