@@ -6,9 +6,15 @@ enable, disable, filter, trigger, ... --> the recording's selection --> a new ep
 
 from __future__ import annotations
 
+from typing import Final
+
 from ._active import open_selections, reconsider
+from ._errors import ConfigurationError
 from ._selection import Selection
 from ._tracing import follow
+
+STALL_MIN: Final = 0.001
+"""Seconds: what is shorter the watch does not see in time."""
 
 
 class Chooser:
@@ -36,6 +42,21 @@ class Chooser:
             self.selection.take_back()
             self._reconsider()
             raise
+
+    def watch_stalls(self, threshold: float = 0.1) -> None:
+        """Take "stall:*": a step of a loop that lasts too long is reported while it lasts, with its stack, and at its
+        end, with its length and cause.
+
+        Args:
+            threshold: Seconds, at least 0.001. The least that any open recording asks for goes for all of them.
+
+        Raises:
+            ConfigurationError: It is no such time, or steps cannot be watched here.
+        """
+        if not STALL_MIN <= threshold < float("inf"):
+            raise ConfigurationError(f"threshold={threshold!r}: a time in seconds, at least {STALL_MIN}")
+        self.selection.stall_ns = int(threshold * 1e9)
+        self.enable("stall:*")
 
     def disable(self, glob: str) -> None:
         """Take the events that a glob is of no more."""

@@ -29,6 +29,10 @@ EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph"})
 """Systems that are no part of "all", being too dear or about ourselves: they are switched on by their own name."""
 
 
+STALL_NS: Final = 100_000_000
+"""What a stall is, unless somebody says otherwise: asyncio's own `slow_callback_duration`."""
+
+
 class Trigger:
     """What an event sets off, at most `left` times (None: always), where its filter agrees."""
 
@@ -127,6 +131,8 @@ class Selection:
         self._triggers: list[tuple[str, Trigger]] = []
         self.is_on = True
         """Whether anything is recorded: traceoff and traceon switch it."""
+        self.stall_ns = STALL_NS
+        """How long a step lasts before the watch over stalls reports it."""
 
     def enable(self, glob: str) -> None:
         self._rules.append((glob, True))
@@ -163,6 +169,11 @@ class Selection:
     def notrace(self, glob: str) -> None:
         self.functions.unmatched.add(glob)
         self.functions.notraces.append(glob)
+
+    @property
+    def has_triggers(self) -> bool:
+        """Whether an event may set something off, as switching the recording off."""
+        return bool(self._triggers)
 
     def is_enabled(self, name: str, *, by_default: bool) -> bool:
         """Whether the rules take an event, filters and switches aside."""

@@ -18,6 +18,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
+from ._backend import c_module
 from ._loop import Loop, block_signals
 
 T = TypeVar("T")
@@ -44,6 +45,8 @@ class ServiceThread:
 
     def _run(self) -> None:
         block_signals()
+        if c_module is not None:
+            c_module.stall_ignore()
         try:
             self._loop.run_forever()
             left = asyncio.all_tasks(self._loop)  # none, unless a sink blocked the thread until now

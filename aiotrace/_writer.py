@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sized
+from typing import TypeVar
 
 from . import _layout as L
 from ._clock import Clock
@@ -244,6 +245,9 @@ class Writer(Cursor):
         wake()
 
 
+W = TypeVar("W", bound=Writer)
+
+
 class Writers:
     """The writer slots of one recording, and which of them are free. Slot 0 is there from the start."""
 
@@ -276,6 +280,15 @@ class Writers:
             return self.all[self._shared % len(self.all)], False
         finally:
             self._guard.leave()
+
+    def reserve(self, make: type[W]) -> W | None:
+        """A writer of a kind of its own, which no thread is ever given; None if no slot is left for it."""
+        with self._guard:
+            if self._closed or len(self.all) >= self.slots:
+                return None
+            writer = make(self._pages, len(self.all), *self._arguments)
+            self.all.append(writer)
+            return writer
 
     def give_back(self, writer: Writer) -> None:
         """The thread that had it ended; the page that it fills stays for the next thread."""

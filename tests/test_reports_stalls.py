@@ -41,7 +41,7 @@ def test_a_step_as_long_as_the_threshold_is_a_stall_and_a_shorter_one_is_none() 
         "to": "read (a.py:7)",
         "collected_ns": 0,
         "inside": [],
-        "watched": [],
+        "watched": None,
     }
     out = text(found)
     assert out.startswith("1 stall of 100 ms or longer\n")
@@ -75,28 +75,97 @@ def test_what_an_earlier_step_did_is_not_inside() -> None:
     assert row["inside"] == []
 
 
-def test_the_watchs_reports_are_shown_with_their_stacks_whichever_thread_wrote_them() -> None:
+def watch(what: str, at: int, began: int, /, task: int = A, cpu: int = 3, **fields: Any) -> FakeEvent:
+    return FakeEvent(
+        f"stall:{what}", at, task or 7, {"thread": 7, "task": task, "began_ns": began, **fields}, cpu, "app"
+    )
+
+
+def noticed(at: int, began: int, **fields: Any) -> FakeEvent:
+    return watch("noticed", at, began, lasted_ns=at - began, cause="scheduler", **fields)
+
+
+def ended(at: int, began: int, cause: str = "blocked", **fields: Any) -> FakeEvent:
+    times = {"cpu_ns": 2 * MS, "delay_ns": 3 * MS, "gc_ns": 0, "gil_ns": 0}
+    return watch("end", at, began, duration_ns=at - began, cause=cause, **{"cpu": 0, **times, **fields})
+
+
+def stack(*lines: str, cpu: int = 4) -> FakeEvent:
+    class Stack(FakeEvent):
+        def text(self) -> str:
+            return "<stack trace >\n" + "\n".join(f"=> {line}" for line in lines)
+
+    return Stack("ftrace:kernel_stack", 0, A, {}, cpu)
+
+
+def test_what_the_watch_saw_of_a_step_is_told_with_it() -> None:
     found = report()
-    stack = FakeEvent("ftrace:kernel_stack", 150 * MS, 9, {"caller": "hash (a.py:77)"}, cpu=3)
-    other = FakeEvent("ftrace:kernel_stack", 151 * MS, 9, {"caller": "of another event"}, cpu=3)
     (row,) = feed(
         found,
-        spawn(0, A),
-        spawn(0, B),
-        FakeEvent("stall:begin", 150 * MS, 9, {"task": A, "at": "hash (a.py:77)"}, cpu=3),
-        stack,
-        other,
-        FakeEvent("stall:begin", 160 * MS, 9, {"task": B, "at": "elsewhere"}, cpu=3),
-        step(100 * MS, 250 * MS, A),
+        spawn(0, A, coro="serve (a.py:1)"),
+        noticed(200 * MS, 100 * MS),
+        watch("stack", 201 * MS, 100 * MS, cpu=4, gil_ns=5, at="hash (a.py:77)"),
+        stack("hash (a.py:77)", "serve (a.py:3)"),
+        stack("of another event"),
+        ended(250 * MS, 100 * MS),
+        step(100 * MS, 250 * MS, A, to="read (a.py:6)"),
     )
-    assert row["watched"] == [f"stall:begin: task={A} at=hash (a.py:77)\ncaller=hash (a.py:77)"]
-    assert f"    stall:begin: task={A} at=hash (a.py:77)\n    caller=hash (a.py:77)" in text(found)
+    assert (row["duration_ns"], row["from"], row["to"]) == (150 * MS, "", "read (a.py:6)")
+    assert row["watched"] == {
+        "thread": 7,
+        "cause": "blocked",
+        "at": "hash (a.py:77)",
+        "cpu_ns": 2 * MS,
+        "delay_ns": 3 * MS,
+        "stack": ["=> hash (a.py:77)", "=> serve (a.py:3)"],
+    }
+    out = text(found)
+    assert "    seen at       hash (a.py:77)\n" in out
+    assert "cause         a system call or a lock (2.00 ms on a processor, 3.00 ms ready but on none)\n" in out
+    assert "ran           from its beginning to read (a.py:6)\n" in out
+    assert out.endswith("    => hash (a.py:77)\n    => serve (a.py:3)")
 
 
-def test_a_report_of_the_watch_that_names_a_thread_is_of_the_step_of_its_time() -> None:
-    watch = FakeEvent("stall:end", 150 * MS, 9, {"length_ns": 5}, cpu=3)
-    (row,) = feed(report(), spawn(0, A), watch, step(100 * MS, 250 * MS, A))
-    assert row["watched"] == ["stall:end: length_ns=5"]
+def test_a_stack_that_comes_after_the_end_is_told_too() -> None:
+    (row,) = feed(
+        report(),
+        noticed(200 * MS, 100 * MS),
+        ended(250 * MS, 100 * MS),
+        watch("stack", 251 * MS, 100 * MS, cpu=4, gil_ns=5, at="hash (a.py:77)"),
+        stack("hash (a.py:77)"),
+    )
+    assert row["watched"]["stack"] == ["=> hash (a.py:77)"]
+
+
+def test_without_steps_the_watch_is_enough() -> None:
+    found = report()
+    first, second = feed(found, ended(250 * MS, 100 * MS), ended(400 * MS, 270 * MS, task=0), ended(500 * MS, 450 * MS))
+    assert (first["task"], first["name"], first["duration_ns"]) == (A, "app", 150 * MS)
+    assert (second["task"], second["coro"]) == (0, "a callback of its loop")
+    assert "ran" not in text(found)
+
+
+def test_what_the_watch_told_is_not_told_again_of_the_iteration() -> None:
+    (row,) = feed(
+        report(),
+        iteration(100 * MS),
+        ended(260 * MS, 100 * MS, task=0, cpu=0),
+        iteration(300 * MS),
+    )
+    assert row["duration_ns"] == 160 * MS
+
+
+def test_a_stall_that_had_not_ended_lasted_to_the_end_of_the_trace() -> None:
+    found = report()
+    (row,) = feed(found, noticed(150 * MS, 100 * MS), FakeEvent("audit:open", 900 * MS, 3, {}, 5))
+    assert (row["duration_ns"], row["watched"]["cause"]) == (800 * MS, "scheduler")
+    assert "ran           it had not ended when the trace did" in text(found)
+
+
+def test_the_watch_forgets_the_oldest(monkeypatch: Any) -> None:
+    monkeypatch.setattr(stalls, "WATCHED_MAX", 2)
+    rows = feed(report(), *(noticed(n * 1000 * MS, n * 1000 * MS - 500 * MS) for n in range(1, 5)))
+    assert [row["began_ns"] for row in rows] == [2500 * MS, 3500 * MS]
 
 
 def test_callbacks_of_no_task_stall_a_loop_too() -> None:

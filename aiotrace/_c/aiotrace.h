@@ -7,6 +7,7 @@
  *     files.c    writing and closing traces: what is done for each page
  *     function.c writing: calls of functions
  *     span.c     writing: spans, which are two events
+ *     stall.c    noticing steps that last too long, while they do
  *
  * Each part adds its types in its own exec function; what one part asks of another stands at the end.
  */
@@ -49,6 +50,7 @@ int aiotrace_event_exec(PyObject *module);
 int aiotrace_files_exec(PyObject *module);
 int aiotrace_function_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
+int aiotrace_stall_exec(PyObject *module);
 int aiotrace_task_exec(PyObject *module);
 
 /* crc.c: zlib's crc32 of some bytes, after those whose crc32 is `crc` (0: none). */
@@ -78,5 +80,11 @@ int aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields);
  * for an event of that time. */
 uint64_t aiotrace_event_now(void);
 int aiotrace_event_at(PyObject *event, uint64_t now, const void *fields);
+
+/* stall.c, for task.c: whether somebody watches for stalls. Then a step, of a task (or 0) and since when (ns; 0: now),
+ * begins here. Returns whether it is watched: then its end has to be told, before its thread does anything else. */
+extern int aiotrace_is_watched;
+int aiotrace_watch_begin(int32_t task, uint64_t began);
+void aiotrace_watch_end(void);
 
 #endif

@@ -268,6 +268,23 @@ forget_ready(Ready *ready)
         release(known);
 }
 
+/* A step, or a callback that is no task's, begins for the watch over stalls. Returns whether `end_watched` is due. */
+static inline int
+begin_watched(const Step *step)
+{
+    const Known *known = step->known;
+    if (likely(!aiotrace_is_watched))
+        return 0;
+    return aiotrace_watch_begin(known != NULL && !known->is_silent ? known->id : 0, known != NULL ? step->began : 0);
+}
+
+static inline void
+end_watched(int is_watched)
+{
+    if (unlikely(is_watched))
+        aiotrace_watch_end();
+}
+
 extern THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
 
 extern PyObject *zero; /* the int */

@@ -246,8 +246,10 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
     }
     if (likely(callback != NULL))
         begin_step(&step, callback, first_of(args), EXTRA(self));
+    int is_watched = begin_watched(&step);
     if (likely(callback != NULL && args != NULL && PyTuple_CheckExact(args) && context != NULL && PyContext_CheckExact(context))) {
         result = run_in_context(context, callback, args);
+        end_watched(is_watched);
         end_step(&step);
         if (unlikely(result == NULL)) {
             result = report_exception(self);
@@ -258,6 +260,7 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
     }
     else { /* a context of somebody's own, or a handle that was cancelled: as Python does it */
         result = PyObject_CallOneArg(python_run, self);
+        end_watched(is_watched);
         end_step(&step);
     }
     Py_XDECREF(callback);

@@ -90,7 +90,9 @@ coroutine_am_send(PyObject *self, PyObject *sent, PyObject **result)
     Coroutine *own = (Coroutine *)self;
     Step step;
     begin_trio(own, &step, sent);
+    int is_watched = begin_watched(&step);
     PySendResult outcome = PyIter_Send(own->inner, sent, result);
+    end_watched(is_watched);
     end_trio(own, &step, outcome == PYGEN_NEXT ? *result : NULL);
     return outcome;
 }
@@ -125,7 +127,9 @@ coroutine_throw(PyObject *self, PyObject *args)
     if (throw == NULL)
         return NULL;
     begin_trio(own, &step, NULL);
+    int is_watched = begin_watched(&step);
     PyObject *result = PyObject_Call(throw, args, NULL);
+    end_watched(is_watched);
     end_trio(own, &step, result);
     Py_DECREF(throw);
     return result;

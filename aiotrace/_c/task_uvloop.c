@@ -22,7 +22,9 @@ callback_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, Py
     PyObject *callback = Py_NewRef(((Callback *)callable)->callback);
     Step step;
     begin_step(&step, callback, PyVectorcall_NARGS(nargsf) ? args[0] : NULL, &((Callback *)callable)->ready);
+    int is_watched = begin_watched(&step);
     PyObject *result = PyObject_Vectorcall(callback, args, nargsf, keywords);
+    end_watched(is_watched);
     end_step(&step);
     Py_DECREF(callback);
     return result;

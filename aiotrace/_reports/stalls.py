@@ -6,9 +6,13 @@
 A callback that is no task's can stall a loop too. Where iterations are recorded (loop:iteration, asyncio) it is what is
 left of an iteration without its polling and the steps in it.
 
+What a watch over stalls saw, while they lasted, is told of the same stall, and of itself where steps are not recorded:
+
+    stall:noticed      stall:stack, kernel_stack      stall:end     task:step
+    |-- by thread and time of its begin, whoever wrote them --|     at once after it, in its thread
+
 Of what is inside only the last `INSIDE_MAX` events of a thread are looked at, and their names counted; the collector's
-time is added up from `COLLECTIONS_MAX` of its runs. Reports of a stall watch, `stall:*`, are shown with the stack that
-follows them, whichever thread wrote them.
+time is added up from `COLLECTIONS_MAX` of its runs.
 """
 
 from __future__ import annotations
@@ -30,11 +34,40 @@ SHOWN: Final = 1000
 """The longest are kept."""
 INSIDE_MAX: Final = 256
 COLLECTIONS_MAX: Final = 4096
-WATCH_MAX: Final = 64
-"""Reports of stall watches that are kept for the steps that they are of."""
+WATCHED_MAX: Final = 1000
+"""Stalls that a watch has noticed and whose end, or stack, may come: a thread has one at a time."""
+SAME_NS: Final = 1_000_000
+"""A step begins at the same time for the watch and for the tracer of tasks, but for how their clocks are read."""
 KINDS_SHOWN: Final = 6
 CALLBACKS: Final = "callbacks of its loop"
-_STACKS: Final = frozenset({"ftrace:kernel_stack", "ftrace:user_stack"})
+CALLBACK: Final = "a callback of its loop"
+LASTS: Final = "it had not ended when the trace did"
+CAUSES: Final = {
+    "python": "Python code",
+    "c_call": "a call into C that holds the GIL",
+    "gc": "garbage collection",
+    "gil": "waiting for the GIL, which other threads had",
+    "blocked": "a system call or a lock",
+    "scheduler": "not scheduled: other processes, or threads, had the processors",
+}
+"""stall:noticed's and stall:end's."""
+
+
+@dataclass(slots=True)
+class Watched:
+    """What a watch saw of a stall."""
+
+    thread: int
+    cause: str = ""
+    """As far as it could tell, one of CAUSES."""
+    at: str = ""
+    """The innermost line that is no runtime's own, while it lasted."""
+    cpu_ns: int = 0
+    """How long it ran, since it was first looked at."""
+    delay_ns: int = 0
+    """Ready to run, but no processor was free."""
+    stack: list[str] = field(default_factory=list)
+    """Innermost call first."""
 
 
 @dataclass(slots=True)
@@ -49,7 +82,9 @@ class _Thread:
     steps_ns: int = 0
     """How long the steps in it took."""
     stack_of: list[str] | None = None
-    """The text that a stack would belong to if it came next."""
+    """What a stack would belong to if it came next."""
+    ended: Stall | None = None
+    """A stall of a task whose end the watch has just told: its step comes next."""
 
     def clear(self) -> None:
         self.inside.clear()
@@ -74,8 +109,7 @@ class Stall:
     """How long the garbage collector ran meanwhile."""
     inside: list[dict[str, Any]] = field(default_factory=list)
     """The kinds of events that are inside: {"event", "count", "last"}, the last one's text."""
-    watched: list[str] = field(default_factory=list)
-    """What a stall watch said of it, with its stacks."""
+    watched: Watched | None = None
 
 
 class StallsReport:
@@ -85,13 +119,17 @@ class StallsReport:
     """
 
     wanted: tuple[str, ...] = ()
-    evidence = frozenset({"task:step", "loop:iteration"})
+    evidence = frozenset({"task:step", "loop:iteration", "stall:noticed", "stall:end"})
 
     def __init__(self, threshold_ns: int) -> None:
         self._threshold = threshold_ns
         self._tasks = Tasks(lambda task, result, exception: None)
         self._threads: dict[tuple[int, int], _Thread] = {}
-        self._watched: deque[tuple[int, int, list[str]]] = deque(maxlen=WATCH_MAX)
+        self._watched: dict[tuple[int, int], Watched] = {}
+        """By thread and begin."""
+        self._lasting: dict[tuple[int, int], tuple[int, Stall]] = {}
+        """The same, of those whose end has not come, and in which part they were noticed."""
+        self._last_ns = 0
         self._longest: list[tuple[int, int, Stall]] = []
         self._numbers = itertools.count()
         self._part = 0
@@ -102,17 +140,17 @@ class StallsReport:
         if thread is None:
             thread = self._threads[self._part, event.cpu] = _Thread()
         name = event.name
+        self._last_ns = event.timestamp_ns
         stack_of, thread.stack_of = thread.stack_of, None
         if name == "task:step":
             self._step(thread, event)
         elif name == "loop:iteration":
             self._iterate(thread, event)
-        elif name in _STACKS:
+        elif name == "ftrace:kernel_stack":
             if stack_of is not None:
-                stack_of.append(event.text())
-        elif name.startswith("stall:"):
-            thread.stack_of = [f"{name}: {event.text()}"]
-            self._watched.append((event.timestamp_ns, event.fields.get("task", event.pid), thread.stack_of))
+                stack_of += [line for line in event.text().splitlines() if line.startswith("=>")]
+        elif name.startswith("stall:") and "damaged" not in event.fields:
+            self._watch(thread, event)
         elif not name.startswith("task:") or self._tasks.add(event) is None:
             thread.inside.append(event)
             if name == "gc:stop":
@@ -120,15 +158,62 @@ class StallsReport:
 
     def _step(self, thread: _Thread, event: Event) -> None:
         task = self._tasks.add(event)
+        ended, thread.ended = thread.ended, None
         if task is None:
             return
         length = event.fields["duration_ns"]
-        thread.steps_ns += length
-        if length >= self._threshold:
-            began = event.timestamp_ns - length
-            where = task.coro, task.site, task.came_from, task.place
-            self._keep(thread, Stall(began, length, task.id, task.name, *where))
+        began = event.timestamp_ns - length
+        if ended is not None and ended.task == task.id and abs(ended.began_ns - began) <= SAME_NS:
+            ended.start, ended.end = task.came_from, task.place
+        else:
+            thread.steps_ns += length
+            if length >= self._threshold:
+                where = task.coro, task.site, task.came_from, task.place
+                self._keep(thread, Stall(began, length, task.id, task.name, *where))
         thread.clear()
+
+    def _watch(self, thread: _Thread, event: Event) -> None:
+        """What a watch has written: of a stall that lasts, or its end."""
+        fields = event.fields
+        key = fields["thread"], fields["began_ns"]
+        watched = self._find_watched(*key)
+        watched.cause = fields.get("cause", watched.cause)
+        if event.name == "stall:stack":
+            watched.at, thread.stack_of = fields["at"], watched.stack
+        elif event.name == "stall:noticed":
+            stall = self._stall_of(event, fields["lasted_ns"])
+            stall.watched, stall.end = watched, LASTS
+            self._lasting[key] = self._part, stall
+        elif event.name == "stall:end":
+            self._lasting.pop(key, None)
+            watched.cpu_ns, watched.delay_ns = fields["cpu_ns"], fields["delay_ns"]
+            stall = thread.ended = self._stall_of(event, fields["duration_ns"])
+            stall.watched = watched
+            thread.steps_ns += stall.duration_ns
+            if stall.duration_ns >= self._threshold:
+                self._keep(thread, stall)
+            if not stall.task:
+                thread.clear()
+
+    def _find_watched(self, thread: int, began_ns: int) -> Watched:
+        """The same for all that is written of a stall: a stack may come after the end."""
+        watched = self._watched.get((thread, began_ns))
+        if watched is None:
+            if len(self._watched) >= WATCHED_MAX:
+                oldest = next(iter(self._watched))
+                del self._watched[oldest]
+                self._lasting.pop(oldest, None)
+            watched = self._watched[thread, began_ns] = Watched(thread)
+        return watched
+
+    def _stall_of(self, event: Event, length: int) -> Stall:
+        began, id = event.fields["began_ns"], event.fields["task"]
+        if not id:
+            return Stall(began, length, 0, event.comm, CALLBACK, "", "?", "?")
+        task = self._tasks.live.get(id)
+        if task is None:
+            return Stall(began, length, id, event.comm, "?", "?", "?", "?")
+        return Stall(began, length, id, task.name, task.coro, task.site, task.place, "?")
 
     def _iterate(self, thread: _Thread, event: Event) -> None:
         ended = event.timestamp_ns - event.fields.get("poll_ns", 0)
@@ -145,22 +230,23 @@ class StallsReport:
         last = {event.name: event for event in inside}
         for name, count in Counter(event.name for event in inside).most_common(KINDS_SHOWN):
             stall.inside.append({"event": name, "count": count, "last": last[name].text()})
-        stall.watched = [
-            "\n".join(text)
-            for at, of, text in self._watched
-            if began <= at <= ended and (of == stall.task or of not in self._tasks.live)
-        ]
         self.count += 1
         heapq.heappush(self._longest, (stall.duration_ns, -next(self._numbers), stall))
         if len(self._longest) > SHOWN:
             heapq.heappop(self._longest)
 
     def end_part(self) -> None:
+        for part, stall in self._lasting.values():
+            if part == self._part:
+                stall.duration_ns = max(stall.duration_ns, self._last_ns - stall.began_ns)
         self._tasks.end_part()
         self._threads.clear()
         self._part += 1
 
     def finish(self) -> None:
+        for _, stall in self._lasting.values():
+            if stall.duration_ns >= self._threshold:
+                self._keep(_Thread(), stall)
         self._tasks.finish()
 
     def _in_order(self) -> list[Stall]:
@@ -181,18 +267,34 @@ class StallsReport:
             yield ""
             at = format_time(stall.began_ns).strip()
             who = f"{stall.name} ({stall.task})" if stall.task else f"thread {stall.name}"
+            watched = stall.watched if stall.watched is not None else Watched(0)
             yield from block(
                 f"{duration(stall.duration_ns)} at {at}: {who}: {stall.coro}",
                 [
-                    ("ran", between(stall.start, stall.end) if stall.task else ""),
-                    ("spawned at", stall.site),
+                    ("seen at", watched.at),
+                    ("cause", _cause(watched)),
+                    ("ran", _way(stall)),
+                    ("spawned at", stall.site if stall.site != "?" else ""),
                     ("garbage", f"{duration(stall.collected_ns)} of it, collecting" if stall.collected_ns else ""),
                     *(("inside", _inside(**kind)) for kind in stall.inside),
                 ],
             )
-            for text in stall.watched:
-                for line in text.splitlines():
-                    yield f"{INDENT}{escape(line)}"
+            for line in watched.stack:
+                yield f"{INDENT}{escape(line)}"
+
+
+def _way(stall: Stall) -> str:
+    if stall.end == LASTS:
+        return LASTS
+    return between(stall.start, stall.end) if stall.task and (stall.start, stall.end) != ("?", "?") else ""
+
+
+def _cause(watched: Watched) -> str:
+    cause = CAUSES.get(watched.cause, "")
+    if not watched.cpu_ns:
+        return cause
+    delay = f", {duration(watched.delay_ns)} ready but on none" if watched.delay_ns else ""
+    return f"{cause or 'not known'} ({duration(watched.cpu_ns)} on a processor{delay})"
 
 
 def _inside(event: str, count: int, last: str) -> str:

@@ -79,6 +79,11 @@ def _kind(path: str) -> int:
     return _LIBRARY if any(folder in path for folder in _FOLDERS) else 0
 
 
+def is_runtime(code: CodeType) -> bool:
+    """Whether a function is a runtime's own, or ours."""
+    return bool(_kind(code.co_filename))
+
+
 def _type_name(kind: type) -> str:
     if kind.__module__ in ("builtins", "_asyncio", "asyncio.futures", "asyncio.tasks", "asyncio.exceptions"):
         return kind.__qualname__
@@ -161,6 +166,8 @@ def _probe() -> tuple[Callable[..., Any] | None, Callable[..., Any] | None, type
 
 _hooks: list[Hook] = []
 _started: dict[str, Any] = {}
+_users: Final[set[str]] = set()
+"""The tracers that need the hooks: this one, and the watch over stalls."""
 
 
 def start() -> None:
@@ -168,6 +175,35 @@ def start() -> None:
     Raises:
         ConfigurationError: There is no C module, or this Python's asyncio is not as we know it.
     """
+    hold("task")
+
+
+def stop() -> None:
+    release("task")
+
+
+def hold(user: str) -> None:
+    """Have the hooks in place, for one who needs them; those of one who does so already stay.
+
+    Raises:
+        ConfigurationError: As `start`.
+    """
+    if not _users:
+        _hook()
+    elif user == "task":
+        _need_c().task_round()  # what was there before its events were wanted
+    _users.add(user)
+
+
+def release(user: str) -> None:
+    """Take the hooks back, when nobody needs them any more."""
+    if user in _users:
+        _users.discard(user)
+        if not _users:
+            _unhook()
+
+
+def _hook() -> None:
     native = _need_c()
     if not _started:
         _started.update(_parts())
@@ -178,11 +214,11 @@ def start() -> None:
             hook.put()
             _hooks.append(hook)
     except ValueError as error:
-        stop()
+        _unhook()
         raise ConfigurationError(f"tasks cannot be traced on this Python: {error}") from error
 
 
-def stop() -> None:
+def _unhook() -> None:
     while _hooks:
         _hooks.pop().take_back()
     _need_c().task_stop()
