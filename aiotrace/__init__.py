@@ -31,11 +31,16 @@ __backend__: Final = BACKEND
 """Which implementation runs per event: "c" or "python"."""
 
 if TYPE_CHECKING:
+    from ._collect import collect
     from .decode import open_trace
 
 
 def __getattr__(name: str) -> Any:
-    """Reading is imported when it is first used: a program that only records does not pay for it."""
+    """Reading and collecting are imported when they are first used: a program that only records does not pay for it."""
+    if name == "collect":
+        from ._collect import collect
+
+        return collect
     if name == "open_trace":
         from .decode import open_trace
 
@@ -57,6 +62,7 @@ __all__ = [
     "TraceFormatError",
     "WriterStatistics",
     "abc",
+    "collect",
     "event",
     "open_trace",
     "record",

@@ -14,6 +14,7 @@ Not for two threads at once. This module knows no socket and no event loop.
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from ._journal import Positions
 from ._store import TraceStore, stored_positions
 from .abc import Ledger, Page, StreamInfo
 
-__all__ = ["UNSYNCED_MAX", "StoredStream"]
+__all__ = ["UNSYNCED_MAX", "Closing", "StoredStream", "check_after_power_loss", "restoring"]
 
 UNSYNCED_MAX: Final = 32 << 20
 """Bytes of pages of a stream that are written and not synced: after a power loss twice this much is checked."""
@@ -61,6 +62,8 @@ class StoredStream:
         """Its end has come, with the ledger."""
         self.closings: list[Closing] = []
         """Traces that are full, for whoever has the time."""
+        self.durable = True
+        """The producer wants to know when pages are on the disk; else it is enough that they are written."""
         self.duplicates = 0
         """Pages and parts that came and were there already."""
         self._max_size = max_size
@@ -83,6 +86,11 @@ class StoredStream:
         """How far it is on the disk."""
         return self._store.synced if self._store is not None else self._before
 
+    @property
+    def reached(self) -> Positions:
+        """How far it is as the producer wants it."""
+        return self.synced if self.durable else self.written
+
     def _find(self) -> None:
         names = self.folder.traces_of(self.info.stream_id)
         while names and self._store is None:
@@ -91,7 +99,7 @@ class StoredStream:
             names.pop()
         for name in names[:-1]:
             if is_unfinished(name.path):  # its collector was killed while it closed it
-                self.closings.append(_Restoring(name.path))
+                self.closings.append(restoring(name.path))
 
     def _take(self, name: TraceName) -> bool:
         """Go on with the last trace, or behind it; false if it has nothing."""
@@ -131,6 +139,7 @@ class StoredStream:
                 `sync_failed`.
         """
         assert not self.ended
+        self._check_synced()
         self.folder.make_room(sum(len(page.data) for page in pages))
         left = list(pages)
         while left:
@@ -153,6 +162,11 @@ class StoredStream:
             return len(pages)
         fitting = store.fitting(pages, self._max_size)
         return fitting or (0 if store.pages_count else 1)
+
+    def missing(self, pages: Sequence[Page]) -> list[Page]:
+        """Those of these pages that are not in the files."""
+        has = self._store.has if self._store is not None else None
+        return [page for page in pages if has is None or not has(page)]
 
     def is_old(self) -> bool:
         """Whether the current trace has reached its age."""
@@ -186,13 +200,20 @@ class StoredStream:
         return self._store is not None and self._store.sync_failed
 
     def sync(self) -> None:
-        """Bring to the disk what was written.
+        """Bring to the disk what was written; without effect unless `durable`: a failure would take out what was
+        acknowledged.
 
         Raises:
             OSError: What of it is there is unknown: `sync_failed`.
         """
-        if self._store is not None:
+        self._check_synced()
+        if self._store is not None and self.durable:
             self._store.sync()
+
+    def _check_synced(self) -> None:
+        """A second fsync would say that all is well."""
+        if self.sync_failed:
+            raise OSError(errno.EIO, "an fsync failed before: recover first", self._store and self._store.path)
 
     def recover(self) -> None:
         """After a failed fsync: take out what may not be on the disk, and go on in the next trace.
@@ -206,14 +227,17 @@ class StoredStream:
             self._begin()
 
     def end(self, ledger: Ledger) -> None:
-        """Its end has come: when this returns that is on the disk, and the last trace can be closed.
+        """Its end has come: when this returns that is stored, and the last trace can be closed.
 
         Raises:
-            OSError: As for `write` and `sync`: call again.
+            OSError: As for `write` and `sync`: `recover`, and call again.
         """
+        if self._spent:
+            self.rotate()
         store = self._store or self._begin()
         store.end(self.definitions, ledger)
-        store.sync()
+        if self.durable:
+            store.sync()
         self._store, self._before, self.ended = None, store.stored, True
         self.closings.append(store.finish)
 
@@ -243,18 +267,17 @@ class _Closing:
         return self._store.finish()
 
 
-class _Restoring:
+def restoring(path: str) -> Closing:
     """Closes a trace that a killed collector left behind."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __call__(self) -> Iterator[int]:
+    def run() -> Iterator[int]:
         try:
-            restore(self._path)
-        except FileNotFoundError:  # somebody else has done it
+            restore(path)
+        except FileNotFoundError:  # somebody else has done it, or it was not begun
             pass
         yield 0
+
+    return run
 
 
 def _is_empty(path: str) -> bool:
