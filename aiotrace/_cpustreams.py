@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 
 from . import _layout as L
 from ._account import Loss, WriterCount
+from ._arenatrace import ArenaTrace
 from ._decoded import Event, Tables, make_lost
 from ._errors import TraceFormatError
 from ._found import Buffer, CpuData, FoundPage, PageShape
@@ -73,7 +74,7 @@ Read = Callable[[FoundPage, Walk, str, int], Iterator[tuple[int, _T]]]
 class CpuStreams:
     """A file's pages, read CPU by CPU."""
 
-    def __init__(self, file: TraceFile | UnfinishedFile, tables: Tables) -> None:
+    def __init__(self, file: TraceFile | UnfinishedFile | ArenaTrace, tables: Tables) -> None:
         self._file = file
         self._tables = tables
         self.losses: dict[tuple[str, int], Loss] = {}

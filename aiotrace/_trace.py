@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from ._account import EventCount, Loss, TraceStatistics
+from ._arenatrace import ArenaTrace
 from ._clock import Anchor
 from ._cpustreams import CpuStreams
 from ._decoded import Event, Tables, format_line
@@ -56,7 +57,7 @@ class Trace:
     May be iterated over more than once; each time the file is read again.
     """
 
-    def __init__(self, file: TraceFile | UnfinishedFile) -> None:
+    def __init__(self, file: TraceFile | UnfinishedFile | ArenaTrace) -> None:
         self._file = file
         self._tables = Tables(
             file.formats,

@@ -20,6 +20,8 @@ from collections.abc import Iterator, Sequence
 
 from . import _ftrace
 from ._account import EventCount, Loss, TraceStatistics, WriterCount
+from ._arenafile import is_arena
+from ._arenatrace import ArenaTrace
 from ._decoded import LOST, Event, Tables, format_line, make_lost
 from ._definitions import Definition
 from ._format import parse_format
@@ -49,7 +51,7 @@ __all__ = [
 
 
 def open_trace(path: str | os.PathLike[str]) -> Trace:
-    """Open a trace: ours or the kernel's (trace.dat, version 6 or 7), complete or not.
+    """Open a trace: ours or the kernel's (trace.dat, version 6 or 7), complete or not; or an arena.
 
     Returns:
         A context manager over the events; see `Trace`.
@@ -60,6 +62,8 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
             expected there.
     """
     name = os.fspath(path)
+    if is_arena(name):
+        return Trace(ArenaTrace(name))
     return Trace(UnfinishedFile(name) if is_unfinished(name) else TraceFile(name))
 
 

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decode, events, files, functions, page_allocations, pipeline, tracing
+from . import decode, events, files, functions, kills, page_allocations, pipeline, tracing
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "events": (events.__doc__, events.run),
     "files": (files.__doc__, files.run),
     "functions": (functions.__doc__, functions.run),
+    "kills": (kills.__doc__, kills.run),
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
     "pipeline": (pipeline.__doc__, pipeline.run),
     "tracing": (tracing.__doc__, tracing.run),

@@ -104,6 +104,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._closing": 5,
     "aiotrace._store": 5,
     "aiotrace._rescue": 5,
+    "aiotrace._arenatrace": 5,
     "aiotrace._unfinished": 5,
     "aiotrace._collectfolder": 5,
     "aiotrace._collectstream": 5,

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from .._errors import AiotraceError, ConfigurationError
-from . import listen, listing, record, report, restoring, stat
+from . import listen, listing, record, report, restoring, snapshot, stat
 
-COMMANDS: Final = (record, report, stat, listing, restoring, listen)
+COMMANDS: Final = (record, report, stat, listing, restoring, listen, snapshot)
 
 FAILED: Final = 1
 WRONG_ARGUMENTS: Final = 2

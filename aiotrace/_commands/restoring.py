@@ -1,9 +1,11 @@
-"""Make a complete trace.dat of what a killed program left: FILE, FILE.journal and its spools.
+"""Make a complete trace.dat of what a killed program left: FILE, FILE.journal and its spools, or an arena.
 
 examples:
   aiotrace restore trace.dat
+  aiotrace restore /dev/shm/app.arena -o trace.dat
 
-The trace can also be read as it is: aiotrace report trace.dat. The exit status is 3 if pages were damaged.
+What is left can also be read as it is: aiotrace report FILE. An arena is removed when all of it is in the trace. The
+exit status is 3 if pages were damaged.
 """
 
 from __future__ import annotations
@@ -14,21 +16,28 @@ import os
 import sys
 from typing import Final
 
+from .._errors import ConfigurationError
 from .._escape import escape
-from . import _losses
+from . import _losses, _rescued
 
 NAME: Final = "restore"
 HELP: Final = "make a complete trace of what a killed program left"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the trace, whose journal is FILE.journal")
+    parser.add_argument("file", metavar="FILE", help="the trace, whose journal is FILE.journal; or an arena")
+    parser.add_argument("-o", dest="output", metavar="TRACE", help="where the trace of an arena goes")
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from .._arenafile import is_arena
     from .._closing import restore
     from .._files import journal_path
 
+    if is_arena(arguments.file):
+        return _restore_arena(arguments)
+    if arguments.output is not None:
+        raise ConfigurationError(f"-o {arguments.output}: {arguments.file} is no arena: a trace is completed in place")
     if os.path.exists(arguments.file) and not os.path.lexists(journal_path(arguments.file)):
         text = "no journal stands beside it, so there is nothing to restore"
         raise FileNotFoundError(errno.ENOENT, text, arguments.file)
@@ -50,3 +59,12 @@ def run(arguments: argparse.Namespace) -> int:
     for found in report.journal_damage:
         print(f"aiotrace restore: {name}: the journal, at {found.offset}: {found.reason}", file=sys.stderr)
     return _losses.LOST if report.damaged else 0
+
+
+def _restore_arena(arguments: argparse.Namespace) -> int:
+    from .._rescue import restore_arena
+
+    if arguments.output is None:
+        raise ConfigurationError(f"{arguments.file} is an arena: say with -o where its trace goes")
+    report = restore_arena(arguments.file, arguments.output)
+    return _rescued.tell(NAME, arguments.file, arguments.output, report)
