@@ -10,11 +10,30 @@ from typing import Final
 
 from ._active import open_selections, reconsider
 from ._errors import ConfigurationError
-from ._selection import Selection
+from ._event import defined_events
+from ._filter import Filter, compile_filter
+from ._selection import Selection, matches, parse_trigger
 from ._tracing import follow
+from ._warn import warn
 
 STALL_MIN: Final = 0.001
 """Seconds: what is shorter the watch does not see in time."""
+
+
+def _check_fields(glob: str, filter: Filter | None) -> None:
+    """
+    Raises:
+        ConfigurationError: The glob is the name of an event that is defined, and has not what the filter asks for.
+    """
+    found = {name: event.fields for name, event in defined_events().items() if matches(glob, name)}
+    missing = set(filter.fields if filter is not None else ()).difference(*found.values())
+    if not missing or not found or filter is None:
+        return
+    name, fields = next(iter(found.items()))
+    what = f"no field {', '.join(sorted(missing))}; {name} has {', '.join(fields) or 'none'}"
+    if glob == name:
+        raise ConfigurationError(f"filter {filter.text!r}: {name} has {what}")
+    warn(f"aiotrace: filter {filter.text!r}: the events that {glob!r} is of so far have {what}", stacklevel=3)
 
 
 class Chooser:
@@ -33,7 +52,8 @@ class Chooser:
         start and stop with it.
 
         Raises:
-            ConfigurationError: A tracer that this names cannot run here; the message says why. Nothing has changed.
+            ConfigurationError: A tracer that this names cannot run here, or no event can be of the glob; the message
+                says why. Nothing has changed.
         """
         self.selection.enable(glob)
         try:
@@ -59,7 +79,11 @@ class Chooser:
         self.enable("stall:*")
 
     def disable(self, glob: str) -> None:
-        """Take the events that a glob is of no more."""
+        """Take the events that a glob is of no more.
+
+        Raises:
+            ConfigurationError: No event can be of the glob.
+        """
         self.selection.disable(glob)
         self._reconsider()
 
@@ -69,9 +93,14 @@ class Chooser:
         It is compiled once and applied before a record is written; what it turns away is not counted as lost. Several
         filters of an event must all agree.
 
+        Where it asks for a field that none of the events has, it takes none of them: that is warned of, because others
+        may be defined later.
+
         Raises:
-            ConfigurationError: It does not parse.
+            ConfigurationError: It does not parse, no event can be of the glob, or the one event that it names has no
+                such field. Nothing has changed.
         """
+        _check_fields(glob, compile_filter(text))
         self.selection.filter(glob, text)
         self._reconsider()
 
@@ -81,8 +110,10 @@ class Chooser:
         A stack trace is the Python stack of the event before it, innermost call first, aiotrace's own left out.
 
         Raises:
-            ConfigurationError: It does not parse, or there is no such action.
+            ConfigurationError: It does not parse, there is no such action, no event can be of the glob, or its filter
+                is one that `filter` refuses. Nothing has changed.
         """
+        _check_fields(glob, parse_trigger(text).filter)
         self.selection.trigger(glob, text)
         self._reconsider()
 

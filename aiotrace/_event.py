@@ -16,7 +16,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +29,7 @@ from ._loop import Loop, Waker
 from ._schema import FieldType, Schema, WrongValueError
 from ._selection import PLAIN, Decision
 from ._stack import pack_current_stack
+from ._warn import warn
 from ._writer import Writer
 
 FIRST_ID: Final = 2048
@@ -240,10 +240,7 @@ class PythonEvent:
             raise TypeError(str(error)) from None
         if not self._warned:
             self._warned = True
-            try:
-                warnings.warn(f"{error} (dropped and counted; told once)", RuntimeWarning, stacklevel=3)
-            except Warning:  # the program turns warnings into errors: not for the telemetry's sake
-                pass
+            warn(f"{error} (dropped and counted; told once)", stacklevel=3)
 
 
 def _write_stack(target: Target) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import threading
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
@@ -25,6 +24,7 @@ from ._delivery import Delivery, OnError, OnFull
 from ._loop import Loop, Task, Waker
 from ._pages import Pages
 from ._stream import Stream
+from ._warn import warn
 from ._writer import Writers
 from .abc import Ledger, Sink, StreamInfo, WriterLedger
 
@@ -170,6 +170,7 @@ class Service:
                 self._let_go(attachment)
                 attachment.state = "failed"
                 break
+            _forget_frames(error)
             if attachment.options.on_error == "detach":
                 self._warn(f"sink {attachment.options.name} failed and is detached: {error!r}")
                 break
@@ -208,8 +209,6 @@ class Service:
                     self._let_go(attachment)  # nobody calls it again: it must hold nobody back
                     attachment.started.set()
                 raise
-            # It is kept, for statistics(): its frames need not keep what they hold, views of pages among it.
-            traceback.clear_frames(error.__traceback__)
             return error
         else:
             if stream.reached_end and not attachment.delivery.held:
@@ -384,10 +383,18 @@ class Service:
 
     @staticmethod
     def _warn(message: str) -> None:
-        try:
-            warnings.warn(f"aiotrace: {message}", RuntimeWarning, stacklevel=2)
-        except Warning:  # the program turns warnings into errors: it is told by statistics() too
-            pass
+        warn(f"aiotrace: {message}")
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Keep of an error, for statistics(), what it is and where it was raised: its frames hold what they held, views of
+    pages among it. They cannot be cleared instead: an error that was raised before, elsewhere, has frames of coroutines
+    that go on, and CPython up to 3.12 would close these."""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        note = f"raised at {frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
+    if error.__traceback__ is not None and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    error.__traceback__ = None
 
 
 async def _ended(attachment: Attachment) -> None:

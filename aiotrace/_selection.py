@@ -74,6 +74,16 @@ def matches(glob: str, name: str) -> bool:
     return ":" not in glob and any(fnmatch.fnmatchcase(part, glob) for part in name.split(":"))
 
 
+def check_glob(glob: str) -> str:
+    """
+    Raises:
+        ConfigurationError: No event can be of it.
+    """
+    if not glob.strip():
+        raise ConfigurationError(f"{glob!r} is of no event: write 'system:event', a glob like 'http:*', or 'all'")
+    return glob
+
+
 def _is_everything(glob: str) -> bool:
     """Whether a glob names no system."""
     return glob == "all" or not glob.partition(":")[0].strip("*")
@@ -135,31 +145,31 @@ class Selection:
         """How long a step lasts before the watch over stalls reports it."""
 
     def enable(self, glob: str) -> None:
-        self._rules.append((glob, True))
+        self._rules.append((check_glob(glob), True))
 
     def take_back(self) -> None:
         """Undo the last `enable`: what it switches on cannot run."""
         self._rules.pop()
 
     def disable(self, glob: str) -> None:
-        self._rules.append((glob, False))
+        self._rules.append((check_glob(glob), False))
 
     def filter(self, glob: str, text: str) -> Filter:
         """
         Raises:
-            ConfigurationError: The text does not parse.
+            ConfigurationError: The text does not parse, or no event can be of the glob.
         """
         filter = compile_filter(text)
-        self._filters.append((glob, filter))
+        self._filters.append((check_glob(glob), filter))
         return filter
 
     def trigger(self, glob: str, text: str) -> Trigger:
         """
         Raises:
-            ConfigurationError: The text does not parse.
+            ConfigurationError: The text does not parse, or no event can be of the glob.
         """
         trigger = parse_trigger(text)
-        self._triggers.append((glob, trigger))
+        self._triggers.append((check_glob(glob), trigger))
         return trigger
 
     def limit(self, glob: str) -> None:

@@ -21,6 +21,8 @@ AnySink = Sink | SinkOptions | str
 
 QUOTA_MIN: Final = 2
 """Pages: one that the sink works on and one to go on with."""
+PAGES_BESIDE: Final = 2
+"""Pages that no sink holds: one for a writer to fill, and one full in the ring."""
 
 
 def sink(
@@ -96,7 +98,7 @@ def share_pages(pages: int, options: list[SinkOptions]) -> list[int]:
     least = [each.quota if each.quota is not None else QUOTA_MIN for each in options]
     terms = ["1 for a writer to fill", "1 full in the ring"]
     terms += [f"{pages} for {each.name}" for pages, each in zip(least, options, strict=True)]
-    needed = 2 + sum(least)
+    needed = PAGES_BESIDE + sum(least)
     if pages < needed:
         raise ConfigurationError(f"pages={pages} are too few: {' + '.join(terms)} = {needed} pages are needed")
     given = sum(each.quota for each in options if each.quota is not None)

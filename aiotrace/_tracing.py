@@ -12,11 +12,11 @@ from __future__ import annotations
 import importlib
 import os
 import threading
-import warnings
 from collections.abc import Iterable
 from typing import Final, Protocol, runtime_checkable
 
 from ._selection import EXPLICIT, Selection
+from ._warn import warn
 
 
 class Tracer(Protocol):
@@ -99,10 +99,7 @@ def _stop(system: str) -> None:
     try:
         _running.pop(system).stop()
     except Exception as error:  # also at the close of a recording, where nothing of ours may raise: law 6
-        try:
-            warnings.warn(f"aiotrace: tracer {system} did not stop: {error!r}", RuntimeWarning, stacklevel=4)
-        except RuntimeWarning:
-            pass
+        warn(f"aiotrace: tracer {system} did not stop: {error!r}", stacklevel=4)
 
 
 def _after_fork_in_child() -> None:

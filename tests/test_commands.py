@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from test_decode import DATA, INFO, definitions, numbers, page, store
 
+import aiotrace
 from aiotrace._clock import Anchor
 from aiotrace._commands import main
 from aiotrace._commands.report import to_json
@@ -156,6 +157,26 @@ def test_stat_counts_and_tells_of_losses(lossy: str, capsys: Capture) -> None:
 def test_stat_of_a_whole_trace_is_status_0(trace: str, capsys: Capture) -> None:
     assert main(["stat", trace]) == 0
     assert "clock    mono" in capsys.readouterr().out
+
+
+def test_the_version_is_told(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"aiotrace {aiotrace.__version__}\n"
+
+
+@pytest.mark.parametrize("command", ["report", "stat"])
+def test_a_trace_that_is_not_finished_is_said_to_be_so(tmp_path: Path, command: str, capsys: Capture) -> None:
+    path = str(tmp_path / "t.dat")
+    growing = TraceStore(path, INFO)
+    growing.write([page([1])], definitions())
+    growing.close()
+    assert main([command, path]) == 0
+    assert capsys.readouterr().err == (
+        f"aiotrace {command}: {path}: not finished, read as far as it goes; if its program has ended, this makes it a "
+        f"complete trace: aiotrace restore {path}\n"
+    )
 
 
 def test_list_shows_the_events_of_a_file(trace: str, capsys: Capture) -> None:

@@ -28,6 +28,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._layout": 0,
     "aiotrace._clock": 0,
     "aiotrace._guard": 0,
+    "aiotrace._warn": 0,
     # sans-IO: time is an argument
     "aiotrace._page": 1,
     "aiotrace._arena": 1,

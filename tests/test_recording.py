@@ -699,6 +699,35 @@ def test_a_sinks_error_keeps_nothing_of_its_frames_alive() -> None:
     assert [ref() for ref in gone] == [None]
 
 
+async def test_an_error_that_the_program_has_seen_before_does_not_end_the_program() -> None:
+    """Its traceback has the program's frames too: CPython up to 3.12 closes a coroutine whose frame is cleared."""
+    shared = OSError("the connection is gone")
+
+    async def fail() -> None:
+        raise shared
+
+    async def failing(stream: PageStream) -> None:
+        async for _ in stream:
+            await fail()
+
+    async def look() -> None:
+        try:
+            await fail()
+        except OSError:
+            pass
+        async with record(aiotrace.sink(failing, on_error="detach"), page_size=PAGE, pages=8) as recording:
+            for n in range(300):
+                number(n, "")
+        (statistics,) = recording.statistics().sinks
+        assert statistics.last_error is shared
+        assert shared.__notes__ == [f"raised at {__file__}:{fail.__code__.co_firstlineno + 1}, in fail"]
+        went_on.append(True)
+
+    went_on: list[bool] = []
+    await look()
+    assert went_on
+
+
 def test_messages_call_a_sink_by_a_name_that_says_something() -> None:
     class Quiet:
         async def __call__(self, stream: PageStream) -> None: ...

@@ -178,6 +178,14 @@ def test_the_text_ends_like_the_rows(asyncio_trace: str, capsys: Capture, questi
     assert out.err == ""
 
 
+def test_an_answer_from_a_trace_that_is_not_finished_says_so(
+    asyncio_trace: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotrace._trace.Trace.complete", False)
+    assert main(["report", asyncio_trace, "--tasks"]) == 0
+    assert capsys.readouterr().err.startswith(f"aiotrace report: {asyncio_trace}: not finished, read as far as it goes")
+
+
 def test_without_log_events_the_exceptions_are_not_known_to_be_looked_at(asyncio_trace: str, capsys: Capture) -> None:
     assert main(["report", asyncio_trace, "--lost-tasks"]) == 0
     out = capsys.readouterr().out

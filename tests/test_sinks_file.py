@@ -25,6 +25,7 @@ from aiotrace_sinks._file import CLOSE_ATTEMPTS
 
 import aiotrace
 from aiotrace import ConfigurationError
+from aiotrace.abc import PageStream
 from aiotrace.formats import TraceStore, UnfinishedTrace, is_unfinished, restore
 from aiotrace.testing import check_sink
 
@@ -268,7 +269,8 @@ async def test_one_sink_writes_one_stream_at_a_time(trace_cmd: str, path: Path) 
     with pytest.warns(RuntimeWarning, match="unfinished"):
         async with anyio.create_task_group() as group:
             group.start_soon(sink, first)
-            await anyio.wait_all_tasks_blocked()
+            while not first.acknowledged:
+                await anyio.lowlevel.checkpoint()
             with pytest.raises(ConfigurationError, match="in use"):
                 await sink(fakes.FakeStream(pages))
             group.cancel_scope.cancel()
@@ -361,6 +363,65 @@ async def test_an_old_file_is_rotated_while_nothing_comes(trace_cmd: str, path: 
 
 
 # --- faults -------------------------------------------------------------------------------------
+
+
+class OpenedError(Exception):
+    pass
+
+
+class Opened(fakes.FakeStream):
+    async def next_batch(self, pages: int) -> list[Any]:
+        raise OpenedError
+
+
+@pytest.mark.parametrize("failing", ["open", "pwritev", "fdatasync", "fsync"])
+@pytest.mark.parametrize("error", [NO_SPACE, EIO], ids=["ENOSPC", "EIO"])
+async def test_an_opening_that_fails_leaves_nothing(
+    path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, error: OSError
+) -> None:
+    for call in itertools.count():
+        stores.replace_os(monkeypatch, fakes.FaultyOs({failing: [None] * call + [error]}))
+        with pytest.raises((OSError, OpenedError)) as raised:
+            await FileSink(path, fsync=True)(Opened([]))
+        if raised.type is OpenedError:
+            break
+        assert names(path) == []
+    assert call > 0
+
+
+async def test_a_recording_that_is_cancelled_as_it_opens_leaves_nothing(path: Path) -> None:
+    async def never_asks(stream: PageStream) -> None:
+        await anyio.sleep_forever()
+
+    async with anyio.create_task_group() as group:
+
+        async def enter() -> None:
+            async with aiotrace.record(FileSink(path), never_asks):
+                raise AssertionError("it was entered")
+
+        group.start_soon(enter)
+        while names(path) != ["trace.dat", "trace.dat.journal"]:
+            await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    await until_there_is_nothing(path)
+
+
+@pytest.mark.parametrize("thread", [False, True])
+async def test_nor_does_one_that_another_sink_refuses(path: Path, thread: bool) -> None:
+    async def refuses(stream: PageStream) -> None:
+        raise ConnectionRefusedError("nobody is there")
+
+    with pytest.raises(ConnectionRefusedError):
+        async with aiotrace.record(FileSink(path), refuses, thread=thread):
+            raise AssertionError("it was entered")
+    await until_there_is_nothing(path)
+
+
+async def until_there_is_nothing(path: Path) -> None:
+    """The sink's task hears of its cancellation when the loop goes on."""
+    with anyio.fail_after(60):
+        while names(path):
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_sink_that_failed_goes_on_with_the_same_file(
@@ -616,11 +677,11 @@ async def test_pages_that_were_written_but_not_acknowledged_are_not_doubled_by_a
 
 async def test_a_sink_that_has_not_finished_refuses_another_recording(path: Path) -> None:
     sink = FileSink(path)
-    stream = fakes.FakeStream([], wait_at_end=True)
+    stream = fakes.FakeStream(fakes.make_pages(1), wait_at_end=True)
     with pytest.warns(RuntimeWarning, match="unfinished"):
         async with anyio.create_task_group() as group:
             group.start_soon(sink, stream)
-            while not stream.requests:
+            while not stream.acknowledged:
                 await anyio.lowlevel.checkpoint()
             group.cancel_scope.cancel()
     with pytest.raises(ConfigurationError, match="new FileSink"):

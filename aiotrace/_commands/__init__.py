@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from .. import __version__
 from .._errors import AiotraceError, ConfigurationError
 from . import listen, listing, record, report, restoring, snapshot, stat
 
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description="The ftrace of async Python.",
         epilog="aiotrace COMMAND --help tells of each.",
     )
+    parser.add_argument("--version", action="version", version=f"aiotrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
         command = commands.add_parser(

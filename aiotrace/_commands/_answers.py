@@ -88,6 +88,8 @@ def run(arguments: argparse.Namespace) -> int:
         for text in _json(report) if arguments.json else report.lines():
             print(text)
         sys.stdout.flush()
+        for trace in traces:
+            _losses.tell_unfinished("report", trace)
         lost = [_losses.tell("report", trace) for trace in traces]
     if any(lost):
         print("aiotrace report: what is missing may have changed the answer", file=sys.stderr)

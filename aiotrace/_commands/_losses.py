@@ -26,6 +26,16 @@ def tell(command: str, trace: Trace) -> bool:
     return bool(losses) or trace.damage_count > 0
 
 
+def tell_unfinished(command: str, trace: Trace) -> None:
+    """Print a line to stderr if the trace was never closed: more may come, or its program was killed."""
+    if not trace.complete:
+        print(
+            f"aiotrace {command}: {escape(trace.path)}: not finished, read as far as it goes; if its program has "
+            f"ended, this makes it a complete trace: aiotrace restore {escape(trace.path)}",
+            file=sys.stderr,
+        )
+
+
 def describe(losses: list[Loss]) -> str:
     """How many events are missing, and where."""
     where = ", ".join(

@@ -140,6 +140,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
         OSError: The trace cannot be written.
     """
     from .. import _launch
+    from .._sinkoptions import PAGES_BESIDE, QUOTA_MIN
 
     sinks = list(arguments.sinks)
     if arguments.output is not None or not sinks:
@@ -147,6 +148,12 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
     page_size = PAGE_SIZE
     while page_size > PAGE_SIZE_MIN and arguments.buffer // page_size < PAGES_WANTED:
         page_size //= 2
+    needed = PAGES_BESIDE + QUOTA_MIN * len(sinks)
+    if arguments.buffer // page_size < needed:
+        raise ConfigurationError(
+            f"-b {arguments.buffer >> 10}: at least {needed * PAGE_SIZE_MIN >> 10} (KiB) are needed: "
+            f"{needed} pages of {PAGE_SIZE_MIN >> 10} KiB"
+        )
     plan = _launch.Plan(
         pid=os.getpid(),
         path=tuple(os.path.abspath(entry) for entry in sys.path),

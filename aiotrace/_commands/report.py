@@ -111,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
             for text in with_progress(texts, traces):
                 write(text)
         sys.stdout.flush()
+        for trace in traces if not arguments.follow else ():
+            _losses.tell_unfinished(NAME, trace)
         lost = [_losses.tell(NAME, trace) for trace in traces]
     return _losses.LOST if any(lost) else 0
 

@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     with open_trace(arguments.file) as trace:
         statistics = trace.statistics()
         print("\n".join(_lines(statistics, trace.complete)))
+        _losses.tell_unfinished(NAME, trace)
         return _losses.LOST if _losses.tell(NAME, trace) else 0
 
 

@@ -161,7 +161,7 @@ class FileSink:
                     await self._close(worker, stream)
             except BaseException as error:
                 if not isinstance(error, Exception):
-                    self._warn_of_unfinished()
+                    self._leave()
                 raise
             finally:
                 if self._store is not None and self._is_ours():
@@ -374,9 +374,19 @@ class FileSink:
                 found[int(match[1])] = path
         return found
 
-    def _warn_of_unfinished(self) -> None:
-        """The sink was cancelled. A warning that is an error must not take the cancellation's place."""
-        if self._store is None or not self._is_ours():
+    def _leave(self) -> None:
+        """The sink was cancelled. Files without a page are nothing to restore: a recording that was not entered after
+        all leaves none."""
+        store = self._store
+        if store is None or not self._is_ours():
+            return
+        if not store.pages_count and not store.stored:
+            self._store = None
+            store.close()
+            try:
+                remove(self.path)
+            except OSError as error:
+                _warn(f"{self.path}, which is empty, could not be removed: {error}")
             return
         _warn(f"{self.path} is unfinished: `aiotrace restore {self.path}` makes it a trace.dat")
 
