@@ -22,6 +22,7 @@ from ._crc import crc32
 from ._page import transition
 
 _WORDS: Final = tuple(struct.Struct(f"={count}Q") for count in range(L.DESCRIPTOR_WORDS + 1))
+_WHOLE: Final = _WORDS[L.DESCRIPTOR_WORDS]
 
 
 def _round_up(size: int, to: int) -> int:
@@ -102,6 +103,14 @@ class Arena:
     def get(self, page: int, field: int) -> int:
         """A word of a page's descriptor."""
         return self.descriptors[page * L.DESCRIPTOR_WORDS + field]
+
+    def get_all(self, page: int) -> tuple[int, ...]:
+        """All words of a page's descriptor, in the price of two."""
+        return _WHOLE.unpack_from(self.descriptors, page * L.DESCRIPTOR_SIZE)
+
+    def timestamp(self, page: int) -> int:
+        """Nanoseconds: what the page itself says that its first delta counts from."""
+        return self._words[(self._first + page * self.page_size) // 8]
 
     def set(self, page: int, field: int, value: int) -> None:
         self.descriptors[page * L.DESCRIPTOR_WORDS + field] = value

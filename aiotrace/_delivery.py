@@ -49,6 +49,8 @@ class Part:
     """Events of the page up to the end of this part."""
     lost_before: int
     definitions: int
+    next_event: int
+    """Number of the event that follows it."""
     acknowledged: bool = False
 
 
@@ -113,7 +115,7 @@ class Delivery:
 
     @property
     def has_room(self) -> bool:
-        return self.held < self.quota
+        return len(self._queue) + len(self._looked) < self.quota
 
     @property
     def events_in_flight(self) -> int:
@@ -129,29 +131,34 @@ class Delivery:
 
     def next_part(self, mark: Mark) -> Part | None:
         """What this sink has not had of a page yet; None if it has had all of it."""
-        arena, page = self._arena, mark.page
-        writer, sequence = arena.get(page, L.WRITER), arena.get(page, L.SEQUENCE)
-        first = arena.get(page, L.FIRST_EVENT)
-        position = self.positions.setdefault(writer, Position(0))
-        if position.sequence == sequence:
+        page = mark.page
+        _, writer, sequence, first, *_ = self._arena.get_all(page)
+        position = self.positions.get(writer)
+        if position is not None and position.sequence == sequence:
             offset, events, timestamp, lost = position.offset, position.events, position.timestamp, 0
         else:
-            offset, events, timestamp = 0, 0, _page_timestamp(arena, page)
-            lost = first - position.next_event
+            offset, events, timestamp = 0, 0, self._arena.timestamp(page)
+            lost = first - (position.next_event if position is not None else 0)
         assert lost >= 0, f"writer {writer}: page {sequence} out of order"
         if mark.events == events:
             return None
         return Part(
             page, writer, sequence, offset, mark.committed, mark.complete, timestamp,
-            mark.events - events, mark.events, lost, mark.definitions,
+            mark.events - events, mark.events, lost, mark.definitions, first + mark.events,
         )  # fmt: skip
 
     def offer(self, part: Part, mark: Mark) -> None:
         """Put a part into the queue; its page has one holder more."""
-        self._advance(part, mark)
+        self.offered += part.events
+        self.positions[part.writer] = Position(
+            part.next_event, part.sequence, part.end, part.page_events, mark.last_time
+        )
         self._queue.append(part)
-        self._by_page.setdefault(part.page, deque()).append(part)
-        self._arena.set(part.page, L.HOLDERS, self._arena.get(part.page, L.HOLDERS) + 1)
+        parts = self._by_page.get(part.page)
+        if parts is None:
+            parts = self._by_page[part.page] = deque()
+        parts.append(part)
+        self._arena.descriptors[part.page * L.DESCRIPTOR_WORDS + L.HOLDERS] += 1
         self.pages_offered += 1
 
     def miss(self, part: Part) -> None:
@@ -159,13 +166,6 @@ class Delivery:
         self.offered += part.events
         self.missed += part.events
         self.missed_by_writer[part.writer] = self.missed_by_writer.get(part.writer, 0) + part.events
-
-    def _advance(self, part: Part, mark: Mark) -> None:
-        first = self._arena.get(part.page, L.FIRST_EVENT)
-        self.offered += part.events
-        self.positions[part.writer] = Position(
-            first + part.page_events, part.sequence, part.end, part.page_events, mark.last_time
-        )
 
     def look(self, count: int) -> list[Part]:
         """The next parts, at most `count`; they stay held."""
@@ -201,7 +201,3 @@ class Delivery:
         self._by_page.clear()
         self.closed = True
         return settled
-
-
-def _page_timestamp(arena: Arena, page: int) -> int:
-    return arena.page(page)[:8].cast("Q")[0]

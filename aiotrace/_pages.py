@@ -194,31 +194,25 @@ class Pages:
                     return False
         return can
 
-    def swap(self) -> bool:
-        """Take the oldest full page out of the ring and offer it to every sink.
+    def swap(self, most: int = 1) -> int:
+        """Take the oldest full pages out of the ring, at most so many, and offer them to every sink.
 
         Returns:
-            False, without effect, if `can_swap` is.
+            How many. 0, without effect, if `can_swap` is false.
         """
         home: list[int] = []
+        count = 0
         with self.guard:
-            if not self.can_swap:
-                return False
-            page = self.ring.swap()
-            mark = Mark(
-                page,
-                self.arena.get(page, L.COMMITTED),
-                self.arena.get(page, L.EVENTS),
-                self.arena.get(page, L.LAST_TIME),
-                self.arena.get(page, L.DEFINITIONS),
-                True,
-            )
-            self._offer(mark)
-            if self.arena.get(page, L.HOLDERS) == 0:
-                self._go_home(page)
-                home.append(page)
+            while count < most and self.can_swap:
+                count += 1
+                page = self.ring.swap()
+                events, committed, last_time, definitions = self.arena.get_all(page)[L.EVENTS : L.DEFINITIONS + 1]
+                self._offer(Mark(page, committed, events, last_time, definitions, True))
+                if self.arena.get(page, L.HOLDERS) == 0:
+                    self._go_home(page)
+                    home.append(page)
         self._tell_free(home)
-        return True
+        return count
 
     def offer_prefix(self, mark: Mark) -> None:
         """Offer what a page that still fills holds so far, to the sinks that take prefixes and have room.
@@ -268,18 +262,22 @@ class Pages:
             self.deliveries.remove(delivery)
         self._tell_free(freed)
 
-    def acknowledge(self, delivery: Delivery, part: Part) -> None:
-        """The sink is done with a part; with its last holder the page goes home."""
+    def acknowledge(self, delivery: Delivery, parts: Sequence[Part]) -> None:
+        """The sink is done with some parts; with its last holder a page goes home."""
         freed: list[int] = []
+        descriptors = self.arena.descriptors
         with self.guard:
-            for settled in delivery.acknowledge(part):
-                before = self.arena.get(settled.page, L.DELIVERED)
-                if settled.page_events > before:
-                    self.arena.set(settled.page, L.DELIVERED, settled.page_events)
-                    self.delivered += settled.page_events - before
-                if self._release(settled):
-                    freed.append(settled.page)
-        self.on_event("sink_ack", delivery.name, part.page, part.events)
+            for part in parts:
+                for settled in delivery.acknowledge(part):
+                    word = settled.page * L.DESCRIPTOR_WORDS + L.DELIVERED
+                    before = descriptors[word]
+                    if settled.page_events > before:
+                        descriptors[word] = settled.page_events
+                        self.delivered += settled.page_events - before
+                    if self._release(settled):
+                        freed.append(settled.page)
+        for part in parts:
+            self.on_event("sink_ack", delivery.name, part.page, part.events)
         self._tell_free(freed)
 
     def _tell_free(self, pages: Sequence[int]) -> None:
@@ -289,9 +287,9 @@ class Pages:
             self.on_free()
 
     def _release(self, part: Part) -> bool:
-        holders = self.arena.get(part.page, L.HOLDERS) - 1
-        self.arena.set(part.page, L.HOLDERS, holders)
-        if holders or self.arena.get(part.page, L.STATE) != L.IN_FLIGHT:
+        descriptors, start = self.arena.descriptors, part.page * L.DESCRIPTOR_WORDS
+        holders = descriptors[start + L.HOLDERS] = descriptors[start + L.HOLDERS] - 1
+        if holders or descriptors[start + L.STATE] != L.IN_FLIGHT:
             return False
         self._go_home(part.page)
         return True

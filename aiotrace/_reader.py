@@ -40,6 +40,9 @@ REST_MAX: Final = 0.02
 that gets full then waits for the next, unless a quarter of the pool is full. Waking for each page costs a busy program
 100 to 200 µs a page, of its own processor when the interpreter lock is between them; for 16 pages at once it is 40."""
 
+SWAPPED: Final = 16
+"""Pages that are swapped at once: some 50 µs, for which a writer that turns its page may have to wait."""
+
 GONE_MAX: Final = 64
 """Sinks that are gone and whose accounts are kept: a service that attaches and detaches for years must not grow."""
 
@@ -294,7 +297,7 @@ class Service:
 
     def _offer_full(self) -> bool:
         moved = False
-        while self._pages.swap():
+        while self._pages.swap(SWAPPED):
             moved = True
         if self._draining and not len(self._pages.ring):
             for attachment in self.attachments:

@@ -165,6 +165,19 @@ class Stream:
         return list(looked)
 
     def acknowledge(self, page: Page) -> None:
+        self.acknowledge_all((page,))
+
+    def acknowledge_all(self, pages: Sequence[Page]) -> None:
+        parts: list[Part] = []
+        try:
+            for page in pages:
+                parts.append(self._let_go(page))
+        finally:
+            if parts:
+                self._pages.acknowledge(self._delivery, parts)
+                self._on_room()
+
+    def _let_go(self, page: Page) -> Part:
         if not isinstance(page, DeliveredPage) or page not in self._looked:
             raise AcknowledgeError(f"{page!r} is not held by this stream (acknowledged twice, or of an earlier call?)")
         try:
@@ -172,8 +185,7 @@ class Stream:
         except BufferError:
             raise AcknowledgeError(f"{page!r} is acknowledged, but a view of its data is still in use") from None
         del self._looked[page]
-        self._pages.acknowledge(self._delivery, page.part)
-        self._on_room()
+        return page.part
 
     # --- the service's side ---------------------------------------------------------------------
 

@@ -355,3 +355,7 @@ class _WatchedStream:
         self._watch.copies.append(page)
         self._watch.acknowledged.add(page.key)
         self._stream.acknowledge(page.page)
+
+    def acknowledge_all(self, pages: Sequence[Page]) -> None:
+        for page in pages:
+            self.acknowledge(page)

@@ -116,6 +116,9 @@ class FullStream:
     def acknowledge(self, page: Page) -> None:
         self._held -= 1
 
+    def acknowledge_all(self, pages: Sequence[Page]) -> None:
+        self._held -= len(pages)
+
 
 def bare(path: Path, pages: int, *, crc: bool = False) -> None:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

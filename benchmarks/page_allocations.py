@@ -125,6 +125,9 @@ class FullBatches:
     def acknowledge(self, page: Page) -> None:
         self._stream.acknowledge(page)
 
+    def acknowledge_all(self, pages: Sequence[Page]) -> None:
+        self._stream.acknowledge_all(pages)
+
 
 def in_batches(sink: Sink, depth: int) -> Sink:
     async def batched(stream: PageStream) -> None:

@@ -218,6 +218,10 @@ class FakeStream:
                 return
         raise AcknowledgeError(f"page {page.sequence} of writer {page.writer} is not held")
 
+    def acknowledge_all(self, pages: Sequence[Page]) -> None:
+        for page in pages:
+            self.acknowledge(page)
+
 
 class FaultyOs:
     """The module `os`, whose calls fail or fall short by a plan.

@@ -182,7 +182,7 @@ class CoreMachine(RuleBasedStateMachine):
         self.settle(model, model.looked.pop(data.draw(st.integers(0, len(model.looked) - 1))))
 
     def settle(self, model: ModelSink, part: Part) -> None:
-        self.pages.acknowledge(model.delivery, part)
+        self.pages.acknowledge(model.delivery, [part])
         model.acknowledged.add(part)
         parts = model.parts[part.page]
         while parts and parts[0] in model.acknowledged:

@@ -31,7 +31,7 @@ def test_a_prefix_does_not_overtake_full_pages_of_its_writer() -> None:
     assert mark is not None
     pages.offer_prefix(mark)
     assert quick.waiting == 1, "the first page only"
-    pages.acknowledge(full, full.look(1)[0])
+    pages.acknowledge(full, full.look(1))
     assert pages.swap()
     assert [part.sequence for part in quick.look(4)] == [0, 1]
 
@@ -46,7 +46,7 @@ def test_a_page_comes_home_with_its_last_holder() -> None:
     pages.swap()
     came_home: list[int] = []
     pages.on_free = lambda: came_home.append(1)
-    pages.acknowledge(one, one.look(1)[0])
+    pages.acknowledge(one, one.look(1))
     assert not came_home
     assert pages.delivered == 4
     pages.detach(two)
@@ -70,9 +70,9 @@ def test_the_parts_of_a_page_settle_in_order() -> None:
     pages.swap()
     first, rest = sink.look(2)
     assert (first.complete, rest.complete, first.end) == (False, True, rest.offset)
-    pages.acknowledge(sink, rest)
+    pages.acknowledge(sink, [rest])
     assert sink.delivered == 0
-    pages.acknowledge(sink, first)
+    pages.acknowledge(sink, [first])
     assert sink.delivered == pages.delivered == 4
 
 
@@ -87,7 +87,7 @@ def test_a_page_of_which_all_was_had_as_prefixes_goes_home_when_it_is_swapped() 
     mark = writer.mark()
     assert mark is not None
     pages.offer_prefix(mark)
-    pages.acknowledge(sink, sink.look(1)[0])
+    pages.acknowledge(sink, sink.look(1))
     assert writer.make_room(1000)  # seals it with nothing more on it
     came_home: list[int] = []
     pages.on_free = lambda: came_home.append(1)
@@ -110,7 +110,7 @@ def test_a_sink_is_offered_no_second_part_of_a_page_while_it_holds_the_first_and
         assert mark is not None
         pages.offer_prefix(mark)
     assert sink.waiting == 1
-    pages.acknowledge(sink, sink.look(1)[0])
+    pages.acknowledge(sink, sink.look(1))
     sink.closed = True
     pages.offer_prefix(mark)
     for _ in range(2):
@@ -133,9 +133,19 @@ def test_what_one_sink_has_whole_is_delivered_whatever_another_has_of_it() -> No
     for _ in range(4):
         writer.write(PAYLOAD)
     pages.swap()
-    pages.acknowledge(other, other.look(1)[0])
+    pages.acknowledge(other, other.look(1))
     assert pages.delivered == 4
-    pages.acknowledge(sink, sink.look(1)[0])  # its first event
+    pages.acknowledge(sink, sink.look(1))  # its first event
     assert pages.delivered == 4
     pages.detach(sink)
     assert (pages.delivered, pages.abandoned) == (4, 0)
+
+
+def test_full_pages_are_swapped_oldest_first_as_many_as_are_asked_for_and_sinks_have_room_for() -> None:
+    pages, writers = make()
+    sink = Delivery(pages.arena, 3, "wait")
+    pages.attach(sink, {})
+    for _ in range(4 * 5 + 1):
+        assert writers.all[0].write(PAYLOAD)
+    assert (pages.swap(2), pages.swap(16), pages.swap(16), len(pages.ring)) == (2, 1, 0, 2)
+    assert [part.sequence for part in sink.look(9)] == [0, 1, 2]

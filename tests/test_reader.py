@@ -310,7 +310,7 @@ async def test_the_code_of_a_sink_knows_that_it_is(setup: Setup) -> None:
 async def test_a_reader_that_crashes_is_told_of_and_goes_on(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     sink, swap, crash = Numbers(), setup.pages.swap, OSError("once")
 
-    def fail() -> bool:
+    def fail(most: int) -> int:
         monkeypatch.setattr(setup.pages, "swap", swap)
         raise crash
 

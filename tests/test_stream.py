@@ -268,6 +268,21 @@ async def test_a_page_whose_memory_is_in_use_is_not_acknowledged_yet() -> None:
     assert setup.pages.delivered == 4
 
 
+async def test_several_pages_are_acknowledged_in_one_step_up_to_the_first_that_cannot_be() -> None:
+    setup = Setup()
+    setup.offer(4)
+    pages = await setup.stream.next_batch(4)
+    setup.told.clear()
+    setup.stream.acknowledge_all(pages[:2])
+    assert (setup.told, setup.delivery.pages_acknowledged, setup.pages.pool.recycled) == (["room"], 2, 2)
+    with pytest.raises(AcknowledgeError, match="not held by this stream"):
+        setup.stream.acknowledge_all([pages[2], pages[0], pages[3]])
+    assert (setup.told, setup.delivery.pages_acknowledged) == (["room"] * 2, 3)
+    setup.stream.acknowledge_all([])
+    setup.stream.acknowledge_all(pages[3:])
+    assert (setup.told, setup.delivery.held, setup.pages.pool.recycled) == (["room"] * 3, 0, 4)
+
+
 async def test_what_is_over_ends_and_takes_no_word_for_a_page_any_more() -> None:
     setup = Setup()
     setup.offer(2)

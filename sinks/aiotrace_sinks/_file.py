@@ -281,14 +281,12 @@ class FileSink:
                 self._acknowledge_stored(stream, each.pages)
             return
         self._flights.popleft()
-        for page in first.pages:
-            stream.acknowledge(page)
+        stream.acknowledge_all(first.pages)
 
     def _acknowledge_stored(self, stream: PageStream, pages: list[Page]) -> None:
         """Those that are in the trace: after a failure the first ones."""
-        for page in pages:
-            if self._store is not None and self._store.has(page):
-                stream.acknowledge(page)
+        if (store := self._store) is not None:
+            stream.acknowledge_all([page for page in pages if store.has(page)])
 
     def _fitting(self, pages: list[Page]) -> int:
         """How many of the next pages go into the current file."""

@@ -20,5 +20,4 @@ class NullSink:
 
     async def __call__(self, stream: PageStream) -> None:
         while batch := await stream.next_batch(BATCH):
-            for page in batch:
-                stream.acknowledge(page)
+            stream.acknowledge_all(batch)
