@@ -1,18 +1,22 @@
 /* Tracing of tasks: what runs for each step. The hooks are put in place by _tracers/task.py and the modules beside it.
  *
- *   asyncio   Handle      a subclass of events.Handle, in its place       made: ready      _run: begin ... end
- *   uvloop    Step        stands for the callback of Loop.call_soon       made: ready      called: begin ... end
- *   trio      Coroutine   stands for task.coro                                             sent: begin ... end
+ *   asyncio   Handle      a subclass of events.Handle, in its place      a callback is made: a task is spawned, or ready
+ *   uvloop    call_soon   stands for Loop.call_soon                      the same
+ *   trio      create      stands for Task._create                        a task is spawned
+ *
+ *   all       Coroutine   stands for the task's coroutine, in the task   sent: a step begins ... ends
  *
  * What a step leaves is one record, written at its end: when and by whom it was made ready, how long it ran, what it
  * waits for now. While it runs, the records of its thread carry the task's id as their pid.
  *
  * Laws:
  * - Nothing of ours raises into the program, and a pending exception of the program's is kept.
- * - A task is known by its address and a weak reference, so that knowing it keeps nothing alive.
- * - Any call into Python may switch threads and change the tables: they are changed in one stretch without such calls,
- *   and what is used across a call is held.
- * - Pointers into CPython's own tasks are taken from the descriptors that Python code uses, never from guessed offsets.
+ * - What is known of a task is the Coroutine, which the task holds; it holds the task by a weak reference. So it is
+ *   found without a search, goes with its task, and keeps nothing alive.
+ * - Any call into Python may switch threads and change what is known: the ring is changed in one stretch without such
+ *   calls, and what is used across a call is held.
+ * - Places in CPython's own tasks are taken from the descriptors that Python code uses, or found by looking for what is
+ *   known to be there; never guessed.
  */
 
 #include "task.h"
@@ -49,9 +53,7 @@ PyObject *name_command; /* (pid, name) */
 PyObject *find_line;    /* (task) -> text: where it is suspended */
 PyObject *find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
 PyObject *report;       /* (handle, exception): what events.Handle does of an exception */
-PyTypeObject *step_type; /* TaskStepMethWrapper */
-PyCFunction wakeup;      /* what C tasks give to futures */
-PyObject *python_step, *python_wakeup; /* the functions of _PyTask */
+PyObject *current_tasks; /* loop -> the task whose step runs, as asyncio has it */
 PyTypeObject *task_type; /* _asyncio.Task */
 PyObject *cancelled_error, *trio_cancelled;
 PyTypeObject *trio_error; /* outcome.Error */
@@ -102,26 +104,22 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
         }
         Py_XSETREF(events[i], Py_NewRef(event));
     }
-    PyObject *sample;
     if (take(&describe, parts, "describe") < 0 || take(&name_command, parts, "name_command") < 0 ||
-        take(&find_line, parts, "find_line") < 0 || take(&find_inner, parts, "find_inner") < 0 || take((PyObject **)&task_type, parts, "task_type") < 0 ||
-        take((PyObject **)&step_type, parts, "step_type") < 0 || take(&python_step, parts, "python_step") < 0 ||
-        take(&python_wakeup, parts, "python_wakeup") < 0 || take(&cancelled_error, parts, "cancelled_error") < 0 ||
-        take(&trio_cancelled, parts, "trio_cancelled") < 0 || take((PyObject **)&trio_error, parts, "trio_error") < 0 ||
-        (sample = item(parts, "wakeup")) == NULL)
+        take(&find_line, parts, "find_line") < 0 || take(&find_inner, parts, "find_inner") < 0 ||
+        take((PyObject **)&task_type, parts, "task_type") < 0 || take(&current_tasks, parts, "current_tasks") < 0 ||
+        take(&cancelled_error, parts, "cancelled_error") < 0 || take(&trio_cancelled, parts, "trio_cancelled") < 0 ||
+        take((PyObject **)&trio_error, parts, "trio_error") < 0)
         return NULL;
-    wakeup = Py_TYPE(sample) == &PyCFunction_Type ? PyCFunction_GET_FUNCTION(sample) : NULL;
-    Door *of_task[] = {&door_waiter, &door_must_cancel, &door_coro, &door_exception, &door_done, &door_cancelled,
-                       &door_cancelling, &door_name};
+    Door *of_task[] = {&door_waiter, &door_must_cancel, &door_exception, &door_done, &door_cancelled, &door_cancelling,
+                       &door_name};
     for (size_t i = 0; i < sizeof of_task / sizeof *of_task; i++)
         if (open_door(of_task[i], task_type) < 0)
             return NULL;
-    if (open_door(&door_await, &PyCoro_Type) < 0 || open_door(&door_code, &PyCoro_Type) < 0 ||
-        open_door(&door_trio_name, NULL) < 0 || open_door(&door_self, step_type) < 0)
-        return NULL;
-    if (door_self.get == NULL)
-        step_type = NULL;
-    if (zero == NULL && (zero = PyLong_FromLong(0)) == NULL)
+    Door *of_coroutine[] = {&door_await, &door_code, &door_suspended, &door_frame};
+    for (size_t i = 0; i < sizeof of_coroutine / sizeof *of_coroutine; i++)
+        if (open_door(of_coroutine[i], &PyCoro_Type) < 0)
+            return NULL;
+    if (open_door(&door_trio_name, NULL) < 0)
         return NULL;
     if (take_name(&unknown_name, "?") < 0 || take_name(&name_yield, "yield") < 0 || take_name(&name_done, "done") < 0 ||
         take_name(&name_nothing, "") < 0 || take_name(&name_returned, "returned") < 0 ||
@@ -130,28 +128,26 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
         return NULL;
     if (first_id != base_id())
         begin_ids(0);
-    if (!is_active)
-        runs++;
+    if (enter_asyncio(parts) < 0)
+        return NULL;
     start_clock();
     begin_rounds();
     is_active = 1;
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(task_know_doc, "task_know(task)\n--\n\nA task that was there before: know it, and say that it is alive.");
-
-static PyObject *
-task_know(PyObject *Py_UNUSED(module), PyObject *task)
+/* Know no task any more. What stands for the coroutines of trio's is taken back in Python, or passes on. */
+static void
+forget_all(void)
 {
-    Known *known = know_task(task, ON_ASYNCIO, 0);
-    if (known != NULL) {
-        if (!known->is_silent && !IS_OFF(ALIVE))
-            EMIT(ALIVE, PyLong_FromLong(known->id), PyLong_FromLong(known->parent), name_of(task, ON_ASYNCIO),
-                 Py_NewRef(known->coroutine != NULL ? known->coroutine : unknown_name.text));
-        known->cancels = count_cancels(task);
-        release(known);
+    Known *known;
+    while ((known = first_known()) != NULL) {
+        Py_INCREF(known);
+        forget_task(known);
+        if (known->runtime == ON_ASYNCIO)
+            unwrap_task(known);
+        Py_DECREF(known);
     }
-    Py_RETURN_NONE;
 }
 
 PyDoc_STRVAR(task_round_doc, "task_round()\n--\n\nWrite a keyframe of all tasks now.");
@@ -194,7 +190,7 @@ static PyObject *
 task_running(PyObject *Py_UNUSED(module), PyObject *task)
 {
     Known *known = find_task(task);
-    if (known != NULL && !known->is_silent) {
+    if (known != NULL && known->state == TRACES) {
         is_preset = 1;
         aiotrace_set_task(known->id);
     }
@@ -208,6 +204,7 @@ task_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     is_active = 0;
     forget_all();
+    leave_asyncio();
     aiotrace_set_task(0);
     Py_RETURN_NONE;
 }
@@ -218,7 +215,7 @@ static PyObject *
 task_id(PyObject *Py_UNUSED(module), PyObject *task)
 {
     Known *known = find_task(task);
-    return PyLong_FromLong(known == NULL || known->is_silent ? 0 : known->id);
+    return PyLong_FromLong(known == NULL || known->state != TRACES ? 0 : known->id);
 }
 
 PyDoc_STRVAR(task_counts_doc, "task_counts()\n--\n\nHow many tasks and names are known, for tests.");
@@ -226,13 +223,12 @@ PyDoc_STRVAR(task_counts_doc, "task_counts()\n--\n\nHow many tasks and names are
 static PyObject *
 task_counts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return Py_BuildValue("nn", (Py_ssize_t)tasks_used, (Py_ssize_t)names_used);
+    return Py_BuildValue("nn", known_count, (Py_ssize_t)names_used);
 }
 
 static PyMethodDef functions[] = {
     {"task_counts", task_counts, METH_NOARGS, task_counts_doc},
     {"task_id", task_id, METH_O, task_id_doc},
-    {"task_know", task_know, METH_O, task_know_doc},
     {"task_running", task_running, METH_O, task_running_doc},
     {"task_forked", task_forked, METH_NOARGS, task_forked_doc},
     {"task_ids", task_ids, METH_O, task_ids_doc},
@@ -245,8 +241,8 @@ static PyMethodDef functions[] = {
 int
 aiotrace_task_exec(PyObject *module)
 {
-    if (step_exec(module) < 0 || handle_exec(module) < 0 || uvloop_exec(module) < 0 || trio_exec(module) < 0 ||
-        loop_exec(module) < 0)
+    if (coroutine_exec(module) < 0 || asyncio_exec(module) < 0 || handle_exec(module) < 0 || uvloop_exec(module) < 0 ||
+        trio_exec(module) < 0 || loop_exec(module) < 0)
         return -1;
     return PyModule_AddFunctions(module, functions);
 }

@@ -1,11 +1,13 @@
 /* What the files of the tracer of tasks share; task.c says what it is and which laws it keeps.
  *
- *     task.c         start and stop
- *     task_handle.c  asyncio: Handle          task_uvloop.c  uvloop: Callback         task_trio.c  trio: Coroutine
- *     task_loop.c    iterations of asyncio's loops
- *     task_step.c    what each of the hooks calls: a task is made ready, its step begins, ends; cancellation
- *     task_known.c   the table of tasks, their ids, their spawn; keyframes
- *     task_names.c   the table of names of code, lines and types; what a task waits for
+ *     task.c            start and stop
+ *     task_handle.c     asyncio: Handle       task_uvloop.c  uvloop: call_soon       task_trio.c  trio: Task._create
+ *     task_loop.c       iterations of asyncio's loops
+ *     task_asyncio.c    asyncio's tasks, from within: where they hold their coroutine; who asks for their cancellation
+ *     task_coroutine.c  what stands for the coroutine of a task that is known
+ *     task_step.c       a task is made ready, its step begins, ends
+ *     task_known.c      the tasks that are known, their ids, their spawn; keyframes
+ *     task_names.c      names of code, lines and types; where the program is; what a task waits for
  *
  * Each calls those below it alone. Nothing here is seen outside of the module.
  */
@@ -82,12 +84,10 @@ extern PyObject *events[EVENTS];
 
 extern PyObject *describe;     /* (code or type, line) -> (text, key, flags) */
 extern PyObject *name_command; /* (pid, name) */
-extern PyObject *find_line;    /* (task) -> text: where it is suspended */
+extern PyObject *find_line;    /* (coroutine) -> text: where it is suspended */
 extern PyObject *find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
 extern PyObject *report;       /* (handle, exception): what events.Handle does of an exception */
-extern PyTypeObject *step_type; /* TaskStepMethWrapper */
-extern PyCFunction wakeup;      /* what C tasks give to futures */
-extern PyObject *python_step, *python_wakeup; /* the functions of _PyTask */
+extern PyObject *current_tasks; /* loop -> the task whose step runs, as asyncio has it */
 extern PyTypeObject *task_type; /* _asyncio.Task */
 extern PyObject *cancelled_error, *trio_cancelled;
 extern PyTypeObject *trio_error; /* outcome.Error */
@@ -107,8 +107,8 @@ typedef struct {
     Py_ssize_t offset; /* of an object in the object; 0: it is not so simple */
 } Door;
 
-extern Door door_waiter, door_must_cancel, door_coro, door_exception, door_done, door_cancelled, door_cancelling, door_name,
-            door_await, door_code, door_self, door_trio_name;
+extern Door door_waiter, door_must_cancel, door_exception, door_done, door_cancelled, door_cancelling, door_name, door_await,
+            door_code, door_suspended, door_frame, door_trio_name;
 
 int open_door(Door *door, PyTypeObject *type);
 int door_is_true(const Door *door, PyObject *object, int is_known);
@@ -145,30 +145,21 @@ enum { IS_LIBRARY = 1, IS_TRAP = 2, IS_OURS = 4 };
 
 typedef struct {
     PyObject *object; /* held: a code object or a type */
-    int line;         /* 0: the whole of it */
+    int place;        /* of code: the offset of an instruction, and 1; 0: the whole of it */
     int flags;
     uint64_t key;
     PyObject *text;
 } Name;
 
-static inline size_t
-hash_pointer(const void *pointer, int line)
-{
-    uint64_t hash = ((uint64_t)(uintptr_t)pointer >> 4) ^ ((uint64_t)(uint32_t)line << 32);
-    hash *= 0x9E3779B97F4A7C15u;
-    return (size_t)(hash >> 20);
-}
-
 extern Name unknown_name; /* "?" */
 extern Name name_yield, name_done, name_nothing, name_returned, name_raised, name_cancelled, name_lost;
 extern size_t names_used;
 
-Name find_name(PyObject *object, int line);
+Name find_name(PyObject *object, int place);
 Name find_site(void);
 Name name_coroutine(PyObject *coroutine);
 int take_name(Name *name, const char *text);
 PyObject *text_of(const Name *name);
-PyObject *coroutine_of(PyObject *task, int runtime);
 PyObject *name_of(PyObject *task, int runtime);
 int is_cancelled_error(PyObject *error);
 PyObject *find_innermost(PyObject *coroutine, int *depth, Name *name, int *is_handling);
@@ -177,10 +168,10 @@ PyObject *find_innermost(PyObject *coroutine, int *depth, Name *name, int *is_ha
 
 void call_event(PyObject *event, int count, PyObject **arguments);
 
-#define EMIT(event, ...)                                                                     \
-    do {                                                                                     \
-        PyObject *arguments_[] = {__VA_ARGS__};                                              \
-        call_event(events[event], (int)(sizeof arguments_ / sizeof *arguments_), arguments_);              \
+#define EMIT(event, ...)                                                                      \
+    do {                                                                                      \
+        PyObject *arguments_[] = {__VA_ARGS__};                                               \
+        call_event(events[event], (int)(sizeof arguments_ / sizeof *arguments_), arguments_); \
     } while (0)
 
 #define IS_OFF(event) aiotrace_event_is_off(events[event])
@@ -189,22 +180,28 @@ void call_event(PyObject *event, int count, PyObject **arguments);
 
 enum { ON_ASYNCIO, ON_TRIO };
 
+/* What a coroutine that stands for a task's does: pass on what it is sent; that, as aiotrace's own; trace. */
+enum { PASSES, SILENT, TRACES };
+
+/* A task that is known: the object that stands for its coroutine, which the task holds. */
 typedef struct Known {
-    PyObject *task; /* borrowed; alive as long as `ref` says so */
-    PyObject *ref;
+    PyObject_HEAD
+    PyObject *inner; /* the coroutine */
+    PyObject *ref;   /* weak, to the task */
+    struct Known *next, *previous; /* in the ring of all that are known; NULL: it is not, or no more */
     PyObject *name;      /* as it was at its spawn, until its first step; held */
-    PyObject *coroutine; /* its text; borrowed of `names` */
-    int holders;
+    PyObject *coroutine; /* its text; borrowed of the names */
+    uint64_t ready_ns;   /* when it was made ready; 0: it was not, or nobody knows */
+    int32_t waker;       /* by whom */
     int32_t id, parent;
-    long cancels;  /* requests to cancel it that were told */
-    uint32_t runs; /* in which run of the tracer it was known */
+    int cancels;    /* requests to cancel it that were made */
+    uint32_t round; /* of its last keyframe */
+    char state;
     char runtime;
-    char is_silent; /* one of aiotrace's own: it is not traced */
-    char is_named;
+    char has_run;      /* it was sent something through us */
+    char is_named;     /* its pid is */
     char is_cancelled; /* a cancellation was delivered, and it is not known yet what became of it */
     char is_swallowed; /* the last one was, and that was told */
-    uint32_t round;    /* of its last keyframe */
-    struct Known *free;
 } Known;
 
 static inline PyObject *
@@ -223,21 +220,21 @@ typedef struct Making {
 } Making;
 
 extern THREAD_LOCAL Making *making;
-extern size_t tasks_used;
-extern uint32_t runs;     /* how often the tracer was started */
+extern Py_ssize_t known_count;
 extern int32_t first_id;  /* of this process */
 extern int commands_left; /* pids that may be named until the next keyframe */
+extern uint64_t round_due; /* when a step has to go on with the keyframe */
 
-Known *find_task(PyObject *task);
-Known *know_task(PyObject *task, int runtime, int is_new);
-void forget_task(PyObject *task, Known *known);
-void forget_all(void);
-void release(Known *known);
+Known *know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new);
+void tell_spawn(Known *known, PyObject *task);
+void forget_task(Known *known);
+Known *first_known(void);
 int32_t new_id(void);
 int32_t base_id(void);
 void begin_ids(uint32_t next);
-void tell_name(Known *known, PyObject *task);
+void tell_name(Known *known);
 void tell_end(int32_t id, const Name *result, const Name *exception);
+void tell_alive(Known *known);
 void begin_rounds(void);
 void go_on_with_round(uint64_t now);
 void write_whole_round(void);
@@ -245,37 +242,29 @@ void write_whole_round(void);
 /* --- steps (task_step.c) ------------------------------------------------------------------------------------- */
 
 typedef struct {
-    Known *known; /* held; NULL: it is no task's, or nothing was traced when it was scheduled */
-    uint64_t ns;  /* when it was made ready; 0: not known */
-    int32_t waker;
-} Ready;
-
-typedef struct {
-    Known *known; /* held; NULL: nothing is traced */
-    PyObject *task;
+    Known *known; /* held */
     uint64_t began;
-    Ready ready;
+    uint64_t ready_ns;
+    int32_t waker;
     int32_t previous;
     char is_delivered;
+    char is_watched;
 } Step;
 
-static inline void
-forget_ready(Ready *ready)
-{
-    Known *known = ready->known;
-    ready->known = NULL;
-    if (known != NULL)
-        release(known);
-}
+/* What a step came to. */
+typedef struct {
+    PyObject *yielded; /* what it waits for now; NULL: it is done */
+    PyObject *error;   /* that it ended by, if it did */
+    char is_cancelled; /* and that is a cancellation */
+} Outcome;
 
-/* A step, or a callback that is no task's, begins for the watch over stalls. Returns whether `end_watched` is due. */
+/* A step, or a callback that is no task's (0), begins for the watch over stalls. Returns whether `end_watched` is due.
+ *
+ *     began   0: now */
 static inline int
-begin_watched(const Step *step)
+begin_watched(int32_t task, uint64_t began)
 {
-    const Known *known = step->known;
-    if (likely(!aiotrace_is_watched))
-        return 0;
-    return aiotrace_watch_begin(known != NULL && !known->is_silent ? known->id : 0, known != NULL ? step->began : 0);
+    return unlikely(aiotrace_is_watched) ? aiotrace_watch_begin(task, began) : 0;
 }
 
 static inline void
@@ -287,18 +276,26 @@ end_watched(int is_watched)
 
 extern THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
 
-extern PyObject *zero; /* the int */
-
-PyObject *task_of(PyObject *callback);
-void made_ready(PyObject *callback, PyObject *argument, Ready *ready);
-void begin_known(Step *step, Known *known, PyObject *task, const Ready *ready);
-void begin_step(Step *step, PyObject *callback, PyObject *argument, Ready *ready);
-void end_step(Step *step);
-void record_step(Step *step, const Name *awaited);
-void tell_done(Step *step, int is_cancelled, PyObject *error);
-void leave(Step *step);
-PyObject *line_of(PyObject *task);
+void made_ready(Known *known, PyObject *loop);
+void begin_known(Step *step, Known *known);
+void end_step(Step *step, const Outcome *outcome);
+void tell_delivered(Step *step);
 long count_cancels(PyObject *task);
+
+/* --- coroutines (task_coroutine.c) --------------------------------------------------------------------------- */
+
+extern PyTypeObject *coroutine_type;
+
+Known *new_known(PyObject *inner, PyObject *ref);
+
+/* --- asyncio's tasks (task_asyncio.c) ------------------------------------------------------------------------ */
+
+void callback_scheduled(PyObject *callback, PyObject *loop);
+int is_known_step(PyObject *callback);
+Known *find_task(PyObject *task);
+void unwrap_task(Known *known);
+int enter_asyncio(PyObject *parts);
+void leave_asyncio(void);
 
 /* --- the hooks: each adds its functions to the module ------------------------------------------------------------- */
 
@@ -308,7 +305,8 @@ int handle_exec(PyObject *module);
 int uvloop_exec(PyObject *module);
 int trio_exec(PyObject *module);
 int loop_exec(PyObject *module);
-int step_exec(PyObject *module);
+int coroutine_exec(PyObject *module);
+int asyncio_exec(PyObject *module);
 
 #pragma GCC visibility pop
 

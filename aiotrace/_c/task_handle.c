@@ -1,6 +1,6 @@
 /* asyncio: Handle, a C subclass of events.Handle, which every callback of every loop is made with.
  *
- *     made: made_ready          _run: begin_step, the callback in its context, end_step
+ *     made: callback_scheduled          _run: the callback in its context
  *
  * It is quicker than CPython's own, which is Python; what it does not know (debug mode, a context that is none) is done
  * by that one.
@@ -11,7 +11,6 @@ enum { S_CALLBACK, S_ARGS, S_CANCELLED, S_LOOP, S_TRACEBACK, S_REPR, S_CONTEXT, 
 static const char *const slot_names[SLOTS] = {"_callback", "_args", "_cancelled", "_loop", "_source_traceback",
                                               "_repr",     "_context"};
 static Py_ssize_t slot_offsets[SLOTS];
-static Py_ssize_t extra_offset;
 static PyTypeObject *handle_type;
 static PyObject *python_init, *python_run;
 static PyObject *get_debug_name, *debug_name, *plain_get_debug;
@@ -21,7 +20,6 @@ static PyObject *free_handles[FREE_HANDLES];
 static int free_handles_count;
 
 #define SLOT(self, n) (*(PyObject **)((char *)(self) + slot_offsets[n]))
-#define EXTRA(self) ((Ready *)((char *)(self) + extra_offset))
 
 /* Whether a loop is in debug mode: 1, 0, or -1 with an exception. */
 static int
@@ -54,19 +52,12 @@ answer:
     return is_true;
 }
 
-static inline PyObject *
-first_of(PyObject *args)
-{
-    return args != NULL && PyTuple_CheckExact(args) && PyTuple_GET_SIZE(args) ? PyTuple_GET_ITEM(args, 0) : NULL;
-}
-
 static inline void
 handle_made(PyObject *self)
 {
-    PyObject *callback = SLOT(self, S_CALLBACK);
-    PyObject *args = SLOT(self, S_ARGS);
-    if (is_active && callback != NULL && aiotrace_is_recording())
-        made_ready(callback, first_of(args), EXTRA(self));
+    PyObject *callback = SLOT(self, S_CALLBACK), *loop = SLOT(self, S_LOOP);
+    if (is_active && callback != NULL && loop != NULL)
+        callback_scheduled(callback, loop);
 }
 
 static int
@@ -176,8 +167,6 @@ handle_dealloc(PyObject *self)
     Py_TRASHCAN_BEGIN(self, handle_dealloc)
     PyObject_ClearWeakRefs(self);
     handle_clear(self);
-    forget_ready(EXTRA(self));
-    *EXTRA(self) = (Ready){NULL, 0, 0};
     if (type == handle_type && free_handles_count < FREE_HANDLES)
         free_handles[free_handles_count++] = self;
     else
@@ -239,18 +228,16 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *callback = Py_XNewRef(SLOT(self, S_CALLBACK)), *args = Py_XNewRef(SLOT(self, S_ARGS)),
              *context = Py_XNewRef(SLOT(self, S_CONTEXT)), *result;
-    Step step = {.known = NULL};
     if (unlikely(is_preset)) {
         is_preset = 0;
         aiotrace_set_task(0);
     }
-    if (likely(callback != NULL))
-        begin_step(&step, callback, first_of(args), EXTRA(self));
-    int is_watched = begin_watched(&step);
+    int is_watched = 0;
+    if (unlikely(aiotrace_is_watched) && (callback == NULL || !is_known_step(callback))) /* that is watched as it is sent */
+        is_watched = begin_watched(0, 0);
     if (likely(callback != NULL && args != NULL && PyTuple_CheckExact(args) && context != NULL && PyContext_CheckExact(context))) {
         result = run_in_context(context, callback, args);
         end_watched(is_watched);
-        end_step(&step);
         if (unlikely(result == NULL)) {
             result = report_exception(self);
         }
@@ -261,7 +248,6 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
     else { /* a context of somebody's own, or a handle that was cancelled: as Python does it */
         result = PyObject_CallOneArg(python_run, self);
         end_watched(is_watched);
-        end_step(&step);
     }
     Py_XDECREF(callback);
     Py_XDECREF(args);
@@ -321,8 +307,7 @@ task_handle(PyObject *Py_UNUSED(module), PyObject *args)
         return NULL;
     plain_get_debug = Py_NewRef(get_debug);
     report = Py_NewRef(new_report);
-    extra_offset = size;
-    PyType_Spec spec = {"asyncio.events.Handle", (int)(size + sizeof(Ready)), 0,
+    PyType_Spec spec = {"asyncio.events.Handle", (int)size, 0,
                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, handle_slots};
     PyTypeObject *made = (PyTypeObject *)PyType_FromSpecWithBases(&spec, (PyObject *)base);
     if (made == NULL)

@@ -5,17 +5,18 @@
  * A door is a way to read an attribute of CPython's own tasks without looking it up, taken from its descriptor.
  */
 #include "task.h"
+#include "task_frames.h"
 
 #define NAMES_MAX 65536 /* code objects, lines and types whose text is kept */
 #define DEPTH_MAX 64    /* coroutines that await each other, looked into */
 
 /* --- doors --------------------------------------------------------------------------------------------------- */
 
-Door door_waiter = {.text = "_fut_waiter"}, door_must_cancel = {.text = "_must_cancel"}, door_coro = {.text = "_coro"},
+Door door_waiter = {.text = "_fut_waiter"}, door_must_cancel = {.text = "_must_cancel"},
      door_exception = {.text = "_exception"}, door_done = {.text = "done", .is_call = 1},
      door_cancelled = {.text = "cancelled", .is_call = 1}, door_cancelling = {.text = "cancelling", .is_call = 1},
      door_name = {.text = "get_name", .is_call = 1}, door_await = {.text = "cr_await"}, door_code = {.text = "cr_code"},
-     door_self = {.text = "__self__"}, door_trio_name = {.text = "name"};
+     door_suspended = {.text = "cr_suspended"}, door_frame = {.text = "cr_frame"}, door_trio_name = {.text = "name"};
 
 int
 open_door(Door *door, PyTypeObject *type)
@@ -64,12 +65,20 @@ static Name *names;
 static size_t names_size;
 size_t names_used;
 
+static inline size_t
+hash_place(const PyObject *object, int place)
+{
+    uint64_t hash = ((uint64_t)(uintptr_t)object >> 4) ^ ((uint64_t)(uint32_t)place << 32);
+    hash *= 0x9E3779B97F4A7C15u;
+    return (size_t)(hash >> 20);
+}
+
 static inline Name *
-probe_name(PyObject *object, int line)
+probe_name(PyObject *object, int place)
 {
     size_t mask = names_size - 1;
-    for (size_t i = hash_pointer(object, line) & mask;; i = (i + 1) & mask)
-        if (names[i].object == NULL || (names[i].object == object && names[i].line == line))
+    for (size_t i = hash_place(object, place) & mask;; i = (i + 1) & mask)
+        if (names[i].object == NULL || (names[i].object == object && names[i].place == place))
             return &names[i];
 }
 
@@ -85,24 +94,25 @@ grow_names(void)
     names_size = size;
     for (size_t i = 0; i < old_size; i++)
         if (old[i].object != NULL)
-            *probe_name(old[i].object, old[i].line) = old[i];
+            *probe_name(old[i].object, old[i].place) = old[i];
     PyMem_RawFree(old);
     return 0;
 }
 
-/* The text of a code object (of a line of it) or a type. May call Python, once for each. */
+/* The text of a code object (of the line of a place in it) or a type. May call Python, once for each. */
 Name
-find_name(PyObject *object, int line)
+find_name(PyObject *object, int place)
 {
     if (likely(names_size)) {
-        Name *found = probe_name(object, line);
+        Name *found = probe_name(object, place);
         if (likely(found->object != NULL))
             return *found;
     }
     if (names_used >= NAMES_MAX)
         return unknown_name;
+    int line = place ? PyCode_Addr2Line((PyCodeObject *)object, place - 1) : 0;
     PyObject *answer = PyObject_CallFunction(describe, "Oi", object, line);
-    Name made = {object, line, 0, 0, NULL};
+    Name made = {object, place, 0, 0, NULL};
     unsigned long long key;
     if (answer == NULL || !PyArg_ParseTuple(answer, "OKi", &made.text, &key, &made.flags)) {
         PyErr_WriteUnraisable(describe);
@@ -118,14 +128,14 @@ find_name(PyObject *object, int line)
         lost.flags = made.flags;
         return lost;
     }
-    Name *place = probe_name(object, line);
-    if (place->object != NULL) { /* another thread was here meanwhile */
+    Name *free = probe_name(object, place);
+    if (free->object != NULL) { /* another thread was here meanwhile */
         Py_DECREF(made.text);
-        return *place;
+        return *free;
     }
     Py_INCREF(object);
     names_used++;
-    return *place = made;
+    return *free = made;
 }
 
 int
@@ -190,22 +200,6 @@ name_of(PyObject *task, int runtime)
     return name != NULL ? name : PyUnicode_FromString("");
 }
 
-PyObject *
-coroutine_of(PyObject *task, int runtime)
-{
-    static PyObject *coro;
-    if (runtime == ON_ASYNCIO)
-        return read_door(&door_coro, task, is_fast(task));
-    if (coro == NULL && (coro = PyUnicode_InternFromString("coro")) == NULL) {
-        PyErr_Clear();
-        return NULL;
-    }
-    PyObject *found = PyObject_GetAttr(task, coro);
-    if (found == NULL)
-        PyErr_Clear();
-    return found;
-}
-
 /* The text of the code that a coroutine runs, or of its type. */
 Name
 name_coroutine(PyObject *coroutine)
@@ -222,27 +216,25 @@ name_coroutine(PyObject *coroutine)
     return name;
 }
 
-/* Where the program is now: the innermost line that is not a runtime's own, or the innermost of all. */
+/* Where the program is now: the innermost line that is not a runtime's own, or the innermost of all.
+ *
+ * Frames are read as the interpreter has them: an object for each, which PyThreadState_GetFrame makes, costs more than
+ * all else of a spawn. */
 Name
 find_site(void)
 {
-    PyFrameObject *frame = PyThreadState_GetFrame(PyThreadState_Get());
     Name innermost = unknown_name;
-    int is_first = 1;
-    while (frame != NULL) {
-        PyCodeObject *code = PyFrame_GetCode(frame);
-        Name name = find_name((PyObject *)code, 0);
-        int is_found = !(name.flags & IS_LIBRARY);
-        if (is_found || is_first) {
-            Name line = find_name((PyObject *)code, PyCode_Addr2Line(code, PyFrame_GetLasti(frame)));
-            if (is_first || is_found)
-                innermost = line;
-            is_first = 0;
-        }
+    Frame frame = innermost_frame();
+    for (int is_first = 1; frame.code != NULL; is_first = 0) {
+        PyObject *code = Py_NewRef(frame.code);
+        int place = frame.offset + 1;
+        int is_found = !(find_name(code, 0).flags & IS_LIBRARY);
+        if (is_first || is_found)
+            innermost = find_name(code, place);
         Py_DECREF(code);
-        PyFrameObject *back = is_found ? NULL : PyFrame_GetBack(frame);
-        Py_DECREF(frame);
-        frame = back;
+        if (is_found)
+            break;
+        frame = outer_frame(&frame);
     }
     return innermost;
 }

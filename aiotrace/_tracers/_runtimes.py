@@ -1,8 +1,10 @@
 """Hooks: how the tracer of tasks gets between a runtime and its tasks, and out again.
 
     Asyncio   `asyncio.events.Handle` is a C subclass of itself, which every callback of every loop is made with
-    Uvloop    `uvloop.Loop.call_soon` puts a C callable around a task's callback
-    Trio      an instrument puts a C coroutine around `task.coro` when a task is spawned
+    Uvloop    `uvloop.Loop.call_soon` looks at what it is given
+    Trio      `Task._create` is C that looks at what it makes
+
+Each is where a task is seen first; from then on a C object stands for its coroutine, and sees each of its steps.
 
 All of them leave what a program can see of its tasks as it was: `get_coro()`, names, `all_tasks()`, tracebacks. A
 library that is imported later is hooked then.
@@ -63,6 +65,7 @@ class Method:
 class Asyncio:
     def __init__(self, native: ModuleType) -> None:
         self._native = native
+        self._methods: list[Method] = []
         self._factories = Factories(native, asyncio.BaseEventLoop)
 
     def put(self) -> None:
@@ -70,6 +73,11 @@ class Asyncio:
         ours = self._native.task_handle(base, asyncio.BaseEventLoop.get_debug, report)
         if asyncio.events.Handle is base:
             asyncio.events.Handle = ours  # type: ignore[misc]
+        python_task: type = asyncio.tasks._PyTask  # type: ignore[attr-defined]
+        self._methods = [
+            Method(python_task, "get_coro", self._make_get_coro),
+            Method(python_task, "cancel", self._make_cancel),
+        ]
         self._factories.put()
         for task in _all_tasks():
             self._native.task_know(task)
@@ -90,7 +98,22 @@ class Asyncio:
         ours = self._native.task_handle(asyncio.Handle, asyncio.BaseEventLoop.get_debug, report)
         if asyncio.events.Handle is ours:
             asyncio.events.Handle = asyncio.Handle  # type: ignore[misc]
+        while self._methods:
+            self._methods.pop().take_back()
         self._factories.take_back()
+
+    def _make_get_coro(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def get_coro(task: Any) -> Any:
+            return self._native.task_unwrap(original(task))
+
+        return functools.wraps(original)(get_coro)
+
+    def _make_cancel(self, original: Callable[..., bool]) -> Callable[..., bool]:
+        def cancel(task: Any, msg: Any = None) -> bool:
+            self._native.task_asked(task, msg)
+            return original(task, msg)
+
+        return functools.wraps(original)(cancel)
 
 
 def is_hooked(loop: asyncio.AbstractEventLoop) -> bool:
@@ -229,9 +252,8 @@ class Trio:
         self._native = native
         self._parts = parts
         self._import = Import("trio", self._hook)
-        self._runners: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._setup: Any = None
-        self._cancel: Method | None = None
+        self._methods: list[Method] = []
+        self._run: Any = None
         self._is_active = False
 
     def put(self) -> None:
@@ -239,45 +261,32 @@ class Trio:
         self._import.put()
 
     def _hook(self, trio: Any) -> None:
-        import outcome
+        try:
+            import outcome
 
-        run: Any = sys.modules["trio._core._run"]
-        self._run = run
-        self._parts.update(trio_cancelled=trio.Cancelled, trio_error=outcome.Error)
+            self._run = sys.modules["trio._core._run"]
+            self._parts.update(trio_cancelled=trio.Cancelled, trio_error=outcome.Error)
+            self._methods.append(Method(self._run.Task, "_create", self._native.task_create))
+            self._methods.append(Method(trio.CancelScope, "_cancel", self._make_cancel))
+        except AttributeError as error:  # here a program imports trio: nothing may be raised
+            warnings.warn(f"the tasks of this trio are not traced: {error}", RuntimeWarning, stacklevel=2)
+            return
         self._native.task_start(self._parts)
-        self._instrument = _make_instrument(trio, self)
-        original = self._original = run.setup_runner
-
-        def setup_runner(*args: Any, **keywords: Any) -> Any:
-            runner = original(*args, **keywords)
-            if self._is_active:
-                self._runners.add(runner)
-                runner.instruments.add_instrument(self._instrument)
-            return runner
-
-        self._setup = run.setup_runner = setup_runner
-        self._cancel = Method(trio.CancelScope, "cancel", self._make_cancel)
-        runner = getattr(run.GLOBAL_RUN_CONTEXT, "runner", None)
-        if runner is not None:
-            self._runners.add(runner)
-            runner.instruments.add_instrument(self._instrument)
-            for task in list(runner.tasks):
-                self.wrap(task, is_new=False)
-
-    def wrap(self, task: Any, is_new: bool) -> None:
-        if self._is_active:
-            self._swap(task, self._native.task_wrap(task, is_new))
+        runner = getattr(self._run.GLOBAL_RUN_CONTEXT, "runner", None)
+        for task in list(runner.tasks) if runner is not None else ():
+            self._swap(task, self._native.task_wrap(task))
 
     def _make_cancel(self, original: Callable[..., None]) -> Callable[..., None]:
-        def cancel(scope: Any, *args: Any, **keywords: Any) -> None:
-            is_first = not scope.cancel_called
-            original(scope, *args, **keywords)
-            if is_first and self._is_active:
-                message = str(keywords.get("reason") or "")
+        def _cancel(scope: Any, reason: Any = None, *args: Any, **keywords: Any) -> None:
+            is_first = not scope._cancel_called
+            original(scope, reason, *args, **keywords)
+            # What trio cancels of its own when it ends is nobody's request.
+            if is_first and self._is_active and getattr(reason, "source", "") != "shutdown":
+                message = str(getattr(reason, "reason", None) or "")
                 for task in _tasks_in(scope):
                     self._native.task_cancelled(task, message)
 
-        return functools.wraps(original)(cancel)
+        return functools.wraps(original)(_cancel)
 
     @staticmethod
     def _swap(task: Any, coroutine: Any) -> None:
@@ -290,18 +299,12 @@ class Trio:
     def take_back(self) -> None:
         self._is_active = False
         self._import.take_back()
-        if self._setup is None:
-            return
-        if self._cancel is not None:
-            self._cancel.take_back()
-        if self._run.setup_runner is self._setup:
-            self._run.setup_runner = self._original
-        here: Any = getattr(self._run.GLOBAL_RUN_CONTEXT, "runner", None)
-        for runner in list(self._runners):
-            if runner is here:  # in another thread its tasks may run just now: what is there passes calls on
-                runner.instruments.remove_instrument(self._instrument)
-                for task in list(runner.tasks):
-                    self._swap(task, self._native.task_unwrap(task.coro))
+        while self._methods:
+            self._methods.pop().take_back()
+        # The tasks of this thread; in others they may run just now, and what is there passes on.
+        runner = getattr(self._run.GLOBAL_RUN_CONTEXT, "runner", None) if self._run is not None else None
+        for task in list(runner.tasks) if runner is not None else ():
+            self._swap(task, self._native.task_unwrap(task.coro))
 
 
 def _tasks_in(scope: Any) -> list[Any]:
@@ -314,11 +317,3 @@ def _tasks_in(scope: Any) -> list[Any]:
             found += status._tasks
             statuses += status._children
     return found[:CANCELLED_MAX]
-
-
-def _make_instrument(trio: Any, hook: Trio) -> Any:
-    class Instrument(trio.abc.Instrument):  # type: ignore[misc]  # trio is imported late
-        def task_spawned(self, task: Any) -> None:
-            hook.wrap(task, is_new=True)
-
-    return Instrument()

@@ -90,9 +90,8 @@ def _type_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def find_line(task: Any) -> str:
-    """Where a task is suspended: the innermost line that is not a runtime's own, or the innermost of all."""
-    coroutine = task.get_coro() if hasattr(task, "get_coro") else task.coro
+def find_line(coroutine: Any) -> str:
+    """Where a coroutine is suspended: the innermost line that is not a runtime's own, or the innermost of all."""
     found = "?"
     is_program = False
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
@@ -116,7 +115,7 @@ def find_inner(coroutine: Any) -> Any:
 
 
 def _parts() -> dict[str, Any]:
-    step, wakeup, task_type = _probe()
+    task_type, sample = _probe()
     python_task: Any = asyncio.tasks._PyTask  # type: ignore[attr-defined]  # CPython's own, where C tasks are too
     return {
         **EVENTS,
@@ -125,22 +124,23 @@ def _parts() -> dict[str, Any]:
         "find_line": find_line,
         "find_inner": find_inner,
         "task_type": task_type,
-        "step_type": None if step is None else type(step),
-        "wakeup": wakeup,
+        "sample": sample,
         "python_step": python_task._Task__step,
         "python_wakeup": python_task._Task__wakeup,
+        "current_tasks": asyncio.tasks._current_tasks,  # type: ignore[attr-defined]
         "cancelled_error": asyncio.CancelledError,
         "trio_cancelled": None,
         "trio_error": None,
     }
 
 
-def _probe() -> tuple[Callable[..., Any] | None, Callable[..., Any] | None, type | None]:
-    """What a C task gives to its loop and to the future that it waits for, and the type of C tasks."""
+def _probe() -> tuple[type | None, tuple[Any, Any, Any, Any]]:
+    """The type of C tasks, if there are any, and a sample: what one gives to its loop, and to the future that it waits
+    for, a task that was just made, and its coroutine."""
     try:
         import _asyncio
     except ImportError:
-        return None, None, None
+        return None, (None, None, None, None)
     scheduled: list[Callable[..., Any]] = []
 
     class Loop:
@@ -156,12 +156,15 @@ def _probe() -> tuple[Callable[..., Any] | None, Callable[..., Any] | None, type
     loop: Any = Loop()
     future: asyncio.Future[None] = _asyncio.Future(loop=loop)
     _asyncio.Task(wait(), loop=loop, name="")
-    step = scheduled[0]
-    step()
+    scheduled[0]()
     future.set_result(None)
     wakeup = scheduled[1]
     wakeup(future)
-    return step, wakeup, _asyncio.Task
+    coroutine = wait()
+    task: Any = _asyncio.Task(coroutine, loop=loop, name="")
+    task._log_destroy_pending = False
+    asyncio.tasks._unregister_task(task)  # it is no program's
+    return _asyncio.Task, (scheduled[2], wakeup, task, coroutine)
 
 
 _hooks: list[Hook] = []
