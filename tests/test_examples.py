@@ -51,7 +51,7 @@ def count_events(trace: Path) -> dict[str, int]:
 
 
 def test_there_are_examples() -> None:
-    assert {"http_service.py", "http_service_trio.py", "load.py", "sensors.py", "slow_sink.py"} <= set(PROGRAMS)
+    assert {"echo.py", "http_service.py", "http_service_trio.py", "load.py", "sensors.py", "slow_sink.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -201,3 +201,8 @@ def test_the_readme_program_runs_and_its_trace_is_read_as_it_says(tmp_path: Path
 
 def test_the_readme_never_tells_to_install_the_other_aiotrace() -> None:
     assert "pip install aiotrace" not in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_every_message_is_echoed(backend: str) -> None:
+    assert run("echo.py", "--clients", 3, "--messages", 100, "--backend", backend) == "99 messages came back\n"

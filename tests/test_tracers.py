@@ -15,7 +15,10 @@ import pytest
 from aiotrace_sinks import MemorySink
 
 import aiotrace
+from aiotrace._tracers.task import find_inner
 from aiotrace._tracing import TRACERS
+
+OF_OURS = {"audit:gc_get_referents", "audit:object___getattr__", "audit:its_own"}
 
 
 @contextmanager
@@ -146,6 +149,17 @@ def test_an_audit_event_is_an_event_of_its_own(tmp_path: Any) -> None:
     found = {event.name: event.fields["arguments"] for event in events()}
     assert set(found) == {"audit:open", "audit:my_event"}
     assert found["audit:my_event"] == "'text', 7, <Own>"
+
+
+def test_audit_events_of_ours_are_none_of_the_program() -> None:
+    async def suspended() -> None: ...
+
+    coroutine = suspended()
+    with traced("audit:*") as events:
+        find_inner(coroutine)  # the tracer of tasks looks at coroutines so, when they are spawned
+        sys.audit("its.own")
+    coroutine.close()
+    assert [name for event in events() if (name := event.name) in OF_OURS] == ["audit:its_own"]
 
 
 def test_audit_events_with_impossible_names_are_told_as_others() -> None:

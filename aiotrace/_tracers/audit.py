@@ -3,12 +3,13 @@
     audit:open  arguments          audit:socket_connect  arguments          audit:other  name, arguments
 
 A dot in a name becomes an underscore; globs may be written either way. An audit hook cannot be taken out again, so it
-is put in when this is first wanted, and passes everything by while it is not. Values of the program's own types are
-shown by their type's name: a repr is foreign code.
+is put in when this is first wanted, and passes everything by while it is not; what aiotrace does itself it always passes
+by. Values of the program's own types are shown by their type's name: a repr is foreign code.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from typing import Any, Final
@@ -20,6 +21,7 @@ from .._stack import walking
 KINDS_MAX: Final = 512
 """Audit events that get a name of their own; a program can make up any number of them."""
 _TEXT_MAX: Final = 200
+_OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _other: Final = define("audit:other", {"name": "str", "arguments": "str"}, by_default=False)
 _events: Final[dict[str, Event]] = {}
 _inside: Final = threading.local()
@@ -32,6 +34,8 @@ def _hook(name: str, arguments: tuple[Any, ...]) -> None:
         return
     _inside.it = True  # what happens in here may be audited too
     try:
+        if sys._getframe(1).f_code.co_filename.startswith(_OURS):
+            return
         event = _events.get(name) or _define(name)
         text = ", ".join(map(_show, arguments))
         if event is _other:
