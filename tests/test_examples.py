@@ -51,7 +51,7 @@ def count_events(trace: Path) -> dict[str, int]:
 
 
 def test_there_are_examples() -> None:
-    assert {"echo.py", "http_service.py", "http_service_trio.py", "load.py", "sensors.py", "slow_sink.py"} <= set(PROGRAMS)
+    assert {"http_service.py", "http_service_trio.py", "load.py", "sensors.py", "slow_sink.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)

@@ -3,8 +3,8 @@
     audit:open  arguments          audit:socket_connect  arguments          audit:other  name, arguments
 
 A dot in a name becomes an underscore; globs may be written either way. An audit hook cannot be taken out again, so it
-is put in when this is first wanted, and passes everything by while it is not; what aiotrace does itself it always passes
-by. Values of the program's own types are shown by their type's name: a repr is foreign code.
+is put in when this is first wanted, and passes everything by while it is not; what aiotrace does itself it never
+records. Values of the program's own types are shown by their type's name: a repr is foreign code.
 """
 
 from __future__ import annotations
