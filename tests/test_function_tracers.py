@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -527,7 +528,9 @@ def test_trace_cmd_draws_the_graph(tmp_path: Path, trace_cmd: str) -> None:
         recording.enable("function_graph:*")
         top()
         recording.disable("function_graph")
-    text = subprocess.run([trace_cmd, "report", tmp_path / "t.dat"], capture_output=True, text=True, check=True).stdout
+    command = [trace_cmd, "report", tmp_path / "t.dat"]
+    plain = {**os.environ, "LD_PRELOAD": ""}  # the sanitizers' library is for Python
+    text = subprocess.run(command, capture_output=True, text=True, check=True, env=plain).stdout
     drawn = re.findall(
         r"(funcgraph_\w+): .*?\| +((?:\w+@test_function_tracers\.py:\d+)?\S*(?: \{)?)$", text, re.MULTILINE
     )
