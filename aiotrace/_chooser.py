@@ -6,18 +6,13 @@ enable, disable, filter, trigger, ... --> the recording's selection --> a new ep
 
 from __future__ import annotations
 
-from typing import Final
-
 from ._active import open_selections, reconsider
 from ._errors import ConfigurationError
 from ._event import defined_events
 from ._filter import Filter, compile_filter
-from ._selection import Selection, matches, parse_trigger
+from ._selection import STALL_MIN, Selection, matches, parse_trigger
 from ._tracing import follow
 from ._warn import warn
-
-STALL_MIN: Final = 0.001
-"""Seconds: what is shorter the watch does not see in time."""
 
 
 def _check_fields(glob: str, filter: Filter | None) -> None:

@@ -61,6 +61,8 @@ class Plan:
     """Bytes."""
     overrun: Overrun
     clock: str
+    stall_ns: int | None
+    """How long a step lasts before it is reported while it lasts; None: the choices say whether that is done."""
     quiet: bool
     """Say nothing at the end, unless the trace is not what it should be."""
 
@@ -149,11 +151,14 @@ class Run:
         if not any(action == "enable" for action, *_ in self.plan.choices):
             with contextlib.suppress(ConfigurationError):  # where tasks cannot be traced, the program's own events are
                 self._recording.enable("task:*")
+                self._recording.enable("stall:*")
         for action, events, text in self.plan.choices:
             if action in ("filter", "trigger"):
                 getattr(self._recording, action)(events, text)
             else:
                 getattr(self._recording, action)(events)
+        if self.plan.stall_ns is not None:
+            self._recording.watch_stalls(self.plan.stall_ns / 1e9)
 
     def close(self) -> None:
         """Finish the trace, and say what became of it. A second call, or one in a forked child, does nothing."""

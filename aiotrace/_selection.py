@@ -27,10 +27,10 @@ _TRIGGER: Final = re.compile(r"\s*(?P<action>\w+)(:(?P<count>\d+))?(\s+if\s+(?P<
 
 EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph"})
 """Systems that are no part of "all", being too dear or about ourselves: they are switched on by their own name."""
-
-
 STALL_NS: Final = 100_000_000
 """What a stall is, unless somebody says otherwise: asyncio's own `slow_callback_duration`."""
+STALL_MIN: Final = 0.001
+"""Seconds: what is shorter the watch does not see in time."""
 
 
 class Trigger:

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import aiotrace
+from aiotrace._backend import c_module
 from aiotrace._commands import main
 from aiotrace._commands.record import file_url
 
@@ -522,3 +523,43 @@ def test_trace_cmd_reads_what_was_recorded(app: Path, trace_cmd: str) -> None:
     record("-q", "app.py", cwd=app)
     report = subprocess.run([trace_cmd, "report", "trace.dat"], cwd=app, capture_output=True, text=True, check=True)
     assert report.stdout.count("step:") == 100
+
+
+STALL = """
+import asyncio, os, time
+async def main():
+    await asyncio.sleep(0)
+    time.sleep(0.3)
+asyncio.run(main())
+if os.fork():
+    os.wait()
+else:
+    asyncio.run(main())
+"""
+needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the watch over stalls is in the C module")
+
+
+@needs_c
+@pytest.mark.parametrize("options", [["-e", "nothing:*", "--stall", "50"], ["-e", "stall"], []])
+def test_stalls_are_watched_for_in_children_too(tmp_path: Path, options: list[str]) -> None:
+    done = record(*options, "-o", "t.dat", "-c", STALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    traces = [events_of(path) for path in tmp_path.glob("*.dat")]
+    assert len(traces) == 2
+    for events in traces:
+        told = {name for name, _ in events if name.startswith("stall:")}
+        assert told == {"stall:noticed", "stall:stack", "stall:end"}, events
+
+
+@needs_c
+@pytest.mark.parametrize("options", [["-v", "stall"], ["-e", "task"], ["--stall", "60000"]])
+def test_stalls_are_not_watched_for_where_nobody_asks(tmp_path: Path, options: list[str]) -> None:
+    assert record(*options, "-o", "t.dat", "-c", STALL, cwd=tmp_path).returncode == 0
+    assert not [name for name, _ in events_of(tmp_path / "t.dat") if name.startswith("stall:")]
+
+
+@pytest.mark.parametrize("text", ["0", "0.9", "-5", "soon", "nan"])
+def test_a_stall_is_a_time_in_milliseconds(tmp_path: Path, text: str) -> None:
+    done = record(f"--stall={text}", "-c", "print('ran')", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"argument --stall: {text!r} should be milliseconds, at least 1" in done.stderr

@@ -46,7 +46,7 @@ def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     if request.param != "asyncio":
         pytest.importorskip(request.param, reason=f"NOT RUN: {request.param} is not installed")
     folder = tmp_path_factory.mktemp("planted")
-    return request.param, str(record(folder, request.param, "-e", "task", "-e", "log", "-e", "gc"))
+    return request.param, str(record(folder, request.param, "--stall", "50", "-e", "task", "-e", "log", "-e", "gc"))
 
 
 def rows(capsys: Capture, *arguments: str) -> list[dict[str, Any]]:
@@ -63,6 +63,16 @@ def test_the_stall_is_found(planted: tuple[str, str], capsys: Capture) -> None:
     planted_line = line_of("async def serve_trio(" if runtime == "trio" else "async def serve(")
     assert len([row for row in found if planted_line in row["coro"]]) == 1, found
     assert found[0]["duration_ns"] >= 400_000_000
+
+
+def test_the_line_of_the_stall_is_found(planted: tuple[str, str], capsys: Capture) -> None:
+    runtime, path = planted
+    line = line_of("time.sleep(STALL)")
+    stalls = [row for row in rows(capsys, path, "--stalls") if row["watched"]]
+    (found,) = [row for row in stalls if row["watched"]["at"].endswith(f"({line})")]
+    assert found["watched"]["cause"] == "blocked"
+    assert found["watched"]["stack"][0] == f"=> answer ({os.path.basename(line)})"
+    assert ("serve_trio (" if runtime == "trio" else "serve (") in found["watched"]["stack"][1]
 
 
 def test_the_swallowed_cancellation_is_found(planted: tuple[str, str], capsys: Capture) -> None:

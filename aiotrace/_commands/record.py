@@ -7,10 +7,10 @@ examples:
   aiotrace record -e all -v 'http:debug_*' -b 64M --overrun app.py
   aiotrace record -p function_graph -l '__main__.*' -n '*.<lambda>' app.py
 
-Without -e it records the program's own events, and the steps of its tasks. The program is started by execve: its exit
-status, its signals and all that it sees are its own. Children by fork and multiprocessing get a trace each, FILE with
-their pid in its name; `aiotrace report` takes them all. A program that a signal kills leaves its trace unfinished:
-`aiotrace report` reads it as it is, and `aiotrace restore` finishes it.
+Without -e it records the program's own events, the steps of its tasks, and stalls. The program is started by execve:
+its exit status, its signals and all that it sees are its own. Children by fork and multiprocessing get a trace each,
+FILE with their pid in its name; `aiotrace report` takes them all. A program that a signal kills leaves its trace
+unfinished: `aiotrace report` reads it as it is, and `aiotrace restore` finishes it.
 
 exit status: the program's; before it begins: 1 the trace cannot be written, 2 wrong arguments, 126 no program that
 can be recorded, 127 no such program
@@ -28,6 +28,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from .._errors import ConfigurationError
+from .._selection import STALL_MIN
 from .._tracing import TRACERS
 from . import _programs
 
@@ -55,6 +56,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("-p", metavar="TRACER", **choice, help="switch on a tracer that is not part of 'all', like function_graph")
     add("-l", metavar="GLOB", **choice, help="of functions, -p function_graph sees only those like 'json.*'")
     add("-n", metavar="GLOB", **choice, help="and none like this; both may be repeated")
+    add(
+        "--stall",
+        type=_milliseconds,
+        metavar="MS",
+        help="report steps that last longer while they last, with their stack (without -e: 100)",
+    )
     add("-o", dest="output", metavar="FILE", help=f"the trace (default: {OUTPUT}, unless there is a --sink)")
     add("--force", action="store_true", help="overwrite FILE")
     add("--sink", dest="sinks", action="append", default=[], metavar="URL", help="where else to; may be repeated")
@@ -94,6 +101,17 @@ class _Choose(argparse.Action):
                 parser.error(f"-p {value!r}: there is no such tracer; known: {', '.join(TRACERS) or 'none yet'}")
             choices.append(("disable" if option == "-v" else "enable", value, ""))
         setattr(namespace, self.dest, choices)
+
+
+def _milliseconds(text: str) -> int:
+    """Nanoseconds."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0
+    if not 1e3 * STALL_MIN <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} should be milliseconds, at least {1e3 * STALL_MIN:.0f}")
+    return int(value * 1e6)
 
 
 def _size(text: str) -> int:
@@ -163,6 +181,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
         page_size=page_size,
         overrun="drop_oldest" if arguments.overrun else "drop_newest",
         clock=arguments.clock,
+        stall_ns=arguments.stall,
         quiet=arguments.quiet,
     )
     shim = os.path.join(os.path.dirname(os.path.abspath(_launch.__file__)), "_shim")
