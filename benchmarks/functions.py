@@ -21,7 +21,7 @@ from .table import Table
 
 ROUNDS = 60
 CALLS = 20_000
-WARM_UP = 6
+WARM_UP = 9
 """Runs of a program with a tracer before the one that counts: functions are met for the first time, and the buffers (4
 MiB of ours, 100,000 calls of VizTracer's) are gone round once, so that no memory is touched for the first time."""
 
