@@ -6,6 +6,7 @@ The recordings are made in a tracefs instance of their own, so that nobody else'
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,3 +124,43 @@ def test_events_that_the_kernel_refused_are_told_after_the_last_page(trace_cmd: 
     assert [event.fields["count"] for event in events if event.is_loss] != []
     for cpu in {event.cpu for event in events if event.is_loss}:
         assert [event.is_loss for event in events if event.cpu == cpu][-2:] == [False, True]
+
+
+BETWEEN = """
+import os, sys
+import aiotrace
+from aiotrace_sinks import FileSink
+
+between = aiotrace.event("merge:between", n="u32")
+with aiotrace.recording(FileSink(sys.argv[1])):
+    for n in range(20):
+        os.getsid(0)
+        between(n)
+        os.getpgrp()
+"""
+GETSID, GETPGRP = 124, 111
+"""Numbers of system calls, on x86-64."""
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="NOT RUN: the numbers of system calls are of x86-64")
+def test_a_trace_of_ours_and_one_of_the_kernels_merge_event_by_event(trace_cmd: str, tmp_path: Path) -> None:
+    ours, kernels = tmp_path / "ours.dat", tmp_path / "kernels.dat"
+    with instance() as folder:
+        (folder / "trace_clock").write_text("mono")
+        enter = folder / "events" / "raw_syscalls" / "sys_enter"
+        if not enter.exists():
+            pytest.skip("NOT RUN: this kernel has no raw_syscalls events")
+        (enter / "filter").write_text(f"id == {GETSID} || id == {GETPGRP}")
+        (enter / "enable").write_text("1")
+        subprocess.run([sys.executable, "-c", BETWEEN, str(ours)], check=True)
+        (folder / "tracing_on").write_text("0")
+        subprocess.run([trace_cmd, "extract", "-B", folder.name, "-o", str(kernels)], check=True, capture_output=True)
+    merged = subprocess.run(
+        [trace_cmd, "report", "-i", kernels, "-i", ours], capture_output=True, text=True, check=True
+    )
+    found = re.findall(r"NR (?:124|111) |between: +n=\d+", merged.stdout)
+    first = found.index("between:              n=0") - 1
+    assert found[first : first + 60] == [
+        each for n in range(20) for each in (f"NR {GETSID} ", f"between:              n={n}", f"NR {GETPGRP} ")
+    ]
