@@ -76,6 +76,8 @@ class Kind(enum.IntEnum):
     """Nothing, from a peer that is there: only connections have these."""
     STORED = 32
     """How far each writer's stream had come before this file, or at its end: only journals and traces have these."""
+    CHECKPOINT = 33
+    """What the frames before it come to, so that nobody has to read them: only journals have these."""
 
 
 _KINDS: Final = {kind.value: kind for kind in Kind}

@@ -18,7 +18,7 @@ This module knows no file: `_store` writes them, `_growing` and `_closing` read 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from . import _layout as L
@@ -38,6 +38,7 @@ from ._frames import (
     pack_definitions,
     pack_end,
     pack_hello,
+    pack_page_entry,
     pack_positions,
     unpack_definitions,
     unpack_end,
@@ -49,6 +50,8 @@ from ._wholepages import Expected, Run, pack_placed, take_whole
 from .abc import Ledger, StreamInfo
 
 _PLACE = struct.Struct("<QIIII")
+_CHECKPOINT = struct.Struct("<QQII")
+_NO_WRITER: Final = (1 << 32) - 1
 PLACED_SIZE: Final = HEADER_SIZE + PAGE_ENTRY_SIZE + _PLACE.size
 """Bytes that a page, or a part of one, takes in the journal."""
 
@@ -96,6 +99,19 @@ class Placed(NamedTuple):
         return len(data) == self.entry.committed and crc32(data, self.crc_before) == self.crc
 
 
+class Checkpoint(NamedTuple):
+    """What a journal has said so far."""
+
+    pages: int
+    """Places that are taken."""
+    definitions: int
+    in_place: int | None
+    """The writer whose pages are in the trace itself."""
+    last: list[Placed]
+    """The last page of each writer, or part of one."""
+    stored: Positions
+
+
 class JournalWriter:
     """Makes the bytes to append. The caller appends them in this order, whole, or says `rewind`."""
 
@@ -134,6 +150,17 @@ class JournalWriter:
         self._sequence += len(placed)
         return frames
 
+    def checkpoint(self, pages: int, in_place: int | None, last: Iterable[Placed], stored: Positions) -> bytes:
+        """What the frames before it come to."""
+        bodies = [
+            pack_page_entry(each.entry)
+            + _PLACE.pack(each.place, int(each.spooled), each.start, each.crc_before, each.crc)
+            for each in last
+        ]
+        place = _NO_WRITER if in_place is None else in_place
+        head = _CHECKPOINT.pack(pages, self.definitions_count, place, len(bodies))
+        return self._frame(Kind.CHECKPOINT, b"".join((head, *bodies, pack_positions(stored))))
+
     def stored(self, positions: Mapping[int, Position]) -> bytes:
         """How far each writer's stream has come elsewhere; nothing if there is nothing to say."""
         return self._frame(Kind.STORED, pack_positions(positions)) if positions else b""
@@ -150,12 +177,21 @@ class JournalWriter:
 class JournalReader:
     """What a journal says, as far as it was fed."""
 
-    def __init__(self) -> None:
+    def __init__(self, info: StreamInfo | None = None, *, offset: int = 0) -> None:
+        """
+        Args:
+            info: The stream, and `offset` the place of a checkpoint: the frames before it will not be fed.
+        """
         self._frames = FrameReader()
-        self.fed = 0
+        self._frames.offset = offset
+        self.start = offset
+        """Where reading began; 0: at the journal's beginning."""
+        self.fed = offset
         """Bytes that were given to it."""
-        self.info: StreamInfo | None = None
+        self.info = info
         """None until hello was read."""
+        self.checkpoint: Checkpoint | None = None
+        """The last one."""
         self.definitions: list[Definition] = []
         self.definitions_missing = 0
         """Definitions that damage has cost."""
@@ -238,6 +274,9 @@ class JournalReader:
                 self.stored.update(unpack_positions(frame.body))
             case Kind.END:
                 self.ledger = unpack_end(frame.body)
+            case Kind.CHECKPOINT:
+                self.checkpoint = checkpoint = self._unpack_checkpoint(frame.body)
+                self.definitions_missing = max(self.definitions_missing, checkpoint.definitions - len(self.definitions))
             case _:
                 raise TraceFormatError(f"a frame of kind {frame.kind.name} does not belong into a journal")
         return None
@@ -246,6 +285,18 @@ class JournalReader:
         known = self.definitions_count
         self.definitions_missing += max(0, first - known)
         self.definitions += definitions[max(0, known - first) :]
+
+    def _unpack_checkpoint(self, body: bytes) -> Checkpoint:
+        size = PAGE_ENTRY_SIZE + _PLACE.size
+        if len(body) < _CHECKPOINT.size:
+            raise TraceFormatError(f"a checkpoint of {len(body)} bytes, not {_CHECKPOINT.size} at least")
+        pages, definitions, in_place, count = _CHECKPOINT.unpack_from(body)
+        end = _CHECKPOINT.size + count * size
+        if end > len(body):
+            raise TraceFormatError(f"a checkpoint of {len(body)} bytes; {count} pages take {end}")
+        last = [self._unpack_placed(body[at : at + size]) for at in range(_CHECKPOINT.size, end, size)]
+        place = None if in_place == _NO_WRITER else in_place
+        return Checkpoint(pages, definitions, place, last, unpack_positions(body[end:]))
 
     def _unpack_placed(self, body: bytes) -> Placed:
         entry = unpack_page_entry(body)

@@ -31,7 +31,7 @@ from ._crc import crc32
 from ._definitions import Definition
 from ._errors import TraceFormatError
 from ._files import Buffer, TraceFiles, reserve, sync_folder, write_all, write_most
-from ._frames import PageEntry
+from ._frames import MAGIC, VERSION, Kind, PageEntry
 from ._growing import page_entry
 from ._journal import JournalReader, JournalWriter, Placed, Position, Positions
 from ._page import pack_header, pack_lost_count
@@ -39,10 +39,14 @@ from ._tracefile import TraceFile
 from .abc import Ledger, Page, StreamInfo
 
 _JOURNAL_CHUNK: Final = 1 << 20
+CHECKPOINT_PAGES: Final = 4096
+"""Pages and parts from one checkpoint of the journal to the next: whoever goes on with it reads no more than these."""
 RESERVED: Final = 4 << 20
 RESERVE_FROM: Final = 1 << 18
 """Bytes of a file that are reserved at once, by whoever writes so many at once: a quiet program takes no more than it
 writes, and a kill leaves little behind that nobody uses."""
+_HELLO_MAX: Final = 1 << 16
+_CHECKPOINT_MARK: Final = MAGIC + bytes([VERSION, Kind.CHECKPOINT])
 _ZEROS: Final = memoryview(bytes(L.BLOCK))
 
 
@@ -136,6 +140,8 @@ class TraceStore:
         """The journal has what is not synced."""
         self._reserved: dict[int, int] = {}
         """By descriptor, up to where."""
+        self._since_checkpoint = 0
+        """Pages and parts that the journal has got since."""
         self._unsynced: set[int | None] = set()
         """What was written since the last fsync: the spools of these writers; None is the trace itself."""
 
@@ -169,24 +175,30 @@ class TraceStore:
             raise
 
     def _go_on(self, files: TraceFiles, fsync: bool, check: int) -> None:
-        journal, pages, ends = _read_journal(files)
+        journal, pages, ends = (None if check else _read_tail(files)) or _read_journal(files)
         if check and (end := _believed(files, journal, pages, ends, check)) < journal.end:
             os.ftruncate(files.journal, end)
             journal, pages, _ = _read_journal(files)
         info = journal.info
         if info is None:
             raise TraceFormatError("the journal says of no stream", path=files.path, offset=0)
-        self._set_up(files.path, info, JournalWriter(info, after=journal), fsync=fsync, stored=journal.stored)
+        checkpoint = journal.checkpoint if journal.start else None
+        stored = checkpoint.stored if checkpoint is not None else journal.stored
+        self._set_up(files.path, info, JournalWriter(info, after=journal), fsync=fsync, stored=stored)
+        if checkpoint is not None:
+            self._pages, self._in_place = checkpoint.pages, checkpoint.in_place
+            self._last = {placed.entry.writer: placed for placed in checkpoint.last}
         self._files = files
         self.definitions = journal.definitions if not journal.definitions_missing else []
         self._journal_end = journal.end
         os.ftruncate(files.journal, journal.end)
         for placed in pages:
             self._take(placed)
+        self._since_checkpoint = len(pages)
         self._ended = journal.ledger is not None
         write_all(files.data, [T.initial_header(info.page_size)], 0)  # its writer may have been killed before that
         if fsync:
-            self._unsynced = {placed.entry.writer if placed.spooled else None for placed in pages}
+            self._unsynced = {placed.entry.writer if placed.spooled else None for placed in self._last.values()}
             self._dirty = True
             self.sync()
         self._synced = self._state()
@@ -344,12 +356,15 @@ class TraceStore:
             return
         placed = plan.placed[:count]  # with a disk that often fails, those before the failure are how it gets on
         mark = self._journal.mark()
-        frames = self._journal.definitions(definitions, plan.definitions) + self._journal.placed(placed)
+        is_due = self._since_checkpoint >= CHECKPOINT_PAGES
+        frames = self._checkpoint() if is_due else b""
+        frames += self._journal.definitions(definitions, plan.definitions) + self._journal.placed(placed)
         try:
             self._append(frames)
         except OSError:
             self._journal.rewind(mark)
             raise
+        self._since_checkpoint = count if is_due else self._since_checkpoint + count
         if count == len(plan.placed):
             self.stored, self._last, self._in_place = plan.stored, plan.last, plan.in_place
             self._pages += sum(not each.start for each in placed)
@@ -357,6 +372,9 @@ class TraceStore:
         self.stored = dict(self.stored)  # others may have kept the old one
         for each in placed:
             self._take(each)
+
+    def _checkpoint(self) -> bytes:
+        return self._journal.checkpoint(self._pages, self._in_place, self._last.values(), self.stored)
 
     def _take(self, placed: Placed) -> None:
         """What its frame in the journal says is so."""
@@ -536,6 +554,23 @@ def _read_journal(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[
             pages.append(placed)
             ends.append(journal.end)
     return journal, pages, ends
+
+
+def _read_tail(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[int]] | None:
+    """The same from the last checkpoint on; None if there is none near the end."""
+    size = os.fstat(files.journal).st_size
+    start = max(1, size - 2 * _JOURNAL_CHUNK)
+    head = JournalReader()
+    for _ in head.feed(os.pread(files.journal, _HELLO_MAX, 0)):
+        break
+    data = os.pread(files.journal, size - start, start)
+    at = len(data)
+    while head.info is not None and (at := data.rfind(_CHECKPOINT_MARK, 0, at)) >= 0:
+        journal = JournalReader(head.info, offset=start + at)
+        pages = list(journal.feed(data[at:]))
+        if journal.checkpoint is not None and not journal.damage:
+            return journal, pages, []
+    return None
 
 
 def _believed(

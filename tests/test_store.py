@@ -532,3 +532,57 @@ def test_with_sync_later_nothing_is_synced_until_then(path: str, monkeypatch: py
     store.discard_unsynced()
     assert not store.has(fakes.make_page(0, 4)), "it may not be on the disk"
     assert store.has(fakes.make_page(0, 3))
+
+
+@pytest.fixture
+def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aiotrace._store.CHECKPOINT_PAGES", 10)
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+@pytest.mark.parametrize("seed", range(3))
+def test_going_on_from_a_checkpoint_is_going_on_from_the_whole_journal(
+    path: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    generator = random.Random(seed)
+    pages = [part for page in fakes.make_pages(90, 3) for part in fakes.cut(page, 5, 5)]
+    store = TraceStore(path, INFO, fsync=True, stored={3: (7, 8)})
+    written = 0
+    while written < len(pages):
+        count = generator.randrange(1, 9)
+        store.write(pages[written : written + count], fakes.DEFINITIONS[: 2 + written // 100])
+        written += count
+        if generator.random() < 0.3:
+            kill(store)
+            kill(whole := TraceStore.resume(path, check=1))  # which reads all of it
+            store = TraceStore.resume(path, fsync=True)
+            for name in ("stored", "_pages", "_last", "_in_place", "_journal_end"):
+                assert getattr(store, name) == getattr(whole, name), name
+            assert store._journal.mark() == whole._journal.mark()
+    journal = Path(path + ".journal").read_bytes()
+    assert journal.count(b"\xf7aio\x01\x21") >= 20, "checkpoints"
+    finish(store, None)
+    with open_trace(path) as trace:
+        assert sum(1 for _ in trace) == 90 * 20
+        assert not trace.damage_count
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+def test_only_what_comes_after_the_last_checkpoint_is_read(path: str) -> None:
+    kill(make_store(path, fakes.make_pages(100)))
+    store = TraceStore.resume(path)
+    assert store.definitions == [], "they stand before it: the producer says them again"
+    store.write(fakes.make_pages(101), fakes.DEFINITIONS)
+    kill(store)
+    report = restore(path)
+    assert (report.pages, report.damaged, report.journal_damage) == (101, [], [])
+
+
+@pytest.mark.usefixtures("frequent_checkpoints")
+def test_a_checkpoint_that_is_damaged_is_passed_over(path: str) -> None:
+    store = make_store(path, fakes.make_pages(100))
+    kill(store)
+    place = Path(path + ".journal").read_bytes().rfind(b"\xf7aio\x01\x21")
+    stores.flip(path + ".journal", place + 60)
+    kill(resumed := TraceStore.resume(path))
+    assert resumed.stored == store.stored

@@ -1,0 +1,154 @@
+"""The collector under faults, at small counts: docs/reliability.md has the large ones, and how they were made.
+
+Each test ends with the oracle: what a producer was told is safe is there, once, and what is not there is counted.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import faults
+import pytest
+from faults import Cutter, Listener, Scene, Verdict
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path, Listener(f"unix:{tmp_path / 'socket'}", tmp_path / "traces"))
+    try:
+        yield scene
+    finally:
+        scene.close()
+
+
+@pytest.fixture
+def cutter(tmp_path: Path, scene: Scene) -> Iterator[Cutter]:
+    cutter = Cutter(str(tmp_path / "cut"), scene.listener.address, random.Random(1))
+    yield cutter
+    cutter.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """What the traces lie on: 8 MiB."""
+    folder = tmp_path / "traces"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def assert_good(verdict: Verdict) -> None:
+    assert verdict.is_good, verdict
+    assert verdict.pages
+    assert verdict.memory_kib < 8 << 10, "KiB beyond the pool"
+
+
+def test_a_collector_that_is_killed_over_and_over_loses_and_doubles_nothing(scene: Scene) -> None:
+    """R5."""
+    scene.listener.start()
+    scene.produce(1)
+    scene.produce(1, waits=False, backend="trio")
+    faults.kill_collector(scene, random.Random(5), kills=3, pages=200)
+    verdict = scene.finish()
+    assert_good(verdict)
+    assert verdict.pages >= 100
+    assert verdict.lost, "the one that does not wait had no room meanwhile"
+
+
+@pytest.mark.root
+def test_a_full_disk_under_the_collector_loses_nothing(small_disk: Path, scene: Scene) -> None:
+    """R8."""
+    scene.listener.start()
+    scene.produce(2, pause=0.02)
+    faults.fill_disk(scene, random.Random(8), times=2, pages=100)
+    assert_good(scene.finish())
+
+
+FAULTY = """
+import ctypes, os, sys
+from aiotrace import _files
+from aiotrace.__main__ import main
+
+fiu = ctypes.CDLL("libfiu.so.0")
+
+class Os:
+    # CPython calls pwritev2, which libfiu does not know.
+    def __getattr__(self, name):
+        return getattr(os, name)
+    def pwritev(self, fd, buffers, offset):
+        return os.pwrite(fd, b"".join(buffers), offset)
+
+from aiotrace import _collect, _store
+_files.os = Os()
+for name, probability in (
+    ("posix/io/rw/pwrite", 0.1), ("posix/io/rw/pwrite/reduce", 0.2), ("posix/io/sync/fdatasync", 0.05)
+):
+    assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
+sys.exit(main())
+"""
+
+
+def make_faulty(listener: Listener, fiu_run: str) -> None:
+    """R9: 10 % of its writes fail, 20 % fall short, 5 % of its fsyncs fail."""
+    python, _, _, *arguments = listener._command
+    listener._command = [fiu_run, "-x", python, "-c", FAULTY, *arguments]
+
+
+def test_a_disk_that_fails_under_the_collector_loses_nothing(fiu_run: str, scene: Scene) -> None:
+    """R9."""
+    make_faulty(scene.listener, fiu_run)
+    scene.listener.start()
+    scene.produce(2)
+    scene.wait_for_pages(150)
+    verdict = scene.finish()
+    assert_good(verdict)
+    assert "an fsync failed" in scene.listener.errors()
+    assert "nothing is acknowledged until" in scene.listener.errors()
+
+
+def test_connections_that_are_reset_at_any_byte_lose_and_double_nothing(scene: Scene, cutter: Cutter) -> None:
+    """R10."""
+    scene.listener.start()
+    scene.produce(2, cutter.address)
+    faults.cut_connections(scene, cutter, 20)
+    verdict = scene.finish()
+    assert_good(verdict)
+    assert sum(producer.ledger["connections"] for producer in scene.producers) > 2
+
+
+def test_a_stopped_collector_is_noticed_and_nothing_is_let_go(scene: Scene) -> None:
+    """R11."""
+    scene.listener.start()
+    scene.produce(2, heartbeat=0.3)
+    faults.stop_collector(scene, random.Random(11), 1, heartbeat=0.3)
+    verdict = scene.finish()
+    assert_good(verdict)
+    assert all(producer.ledger["connections"] > 1 for producer in scene.producers), "after two heartbeats they left"
+
+
+def test_a_slow_collector_holds_up_nobody_but_itself(tmp_path: Path, scene: Scene, cutter: Cutter) -> None:
+    """R12: beside it a file gets everything; what the collector missed is counted."""
+    scene.listener.start()
+    cutter.wanted, cutter.bytes_a_second = 0, 40_000.0
+    scene.produce(1, cutter.address, on_full="skip", file=str(tmp_path / "file.dat"), waits=True)
+    scene.wait_for_pages(10)
+    cutter.bytes_a_second = None
+    verdict = scene.finish()
+    assert_good(verdict)
+    ledger = scene.producers[0].ledger
+    assert ledger["missed"], "the slow one"
+    assert faults.numbers_in(tmp_path / "file.dat") == list(range(ledger["calls"])), "the fast one"
+
+
+def test_all_faults_at_random(scene: Scene, cutter: Cutter) -> None:
+    """R21, by seed."""
+    scene.listener.start()
+    cutter.wanted = 0
+    scene.produce(1, cutter.address)
+    scene.produce(1, cutter.address, waits=False, page_size=8192)
+    faults.at_random(scene, cutter, random.Random(21), 4, disk=False)
+    assert_good(scene.finish())
