@@ -28,7 +28,7 @@ def trace(tmp_path: Path) -> str:
         ("--latency", "task:step"),
         ("--cancellations", "task:cancel or task:done or task:spawn"),
         ("--lost-tasks", "task:done or task:spawn"),
-        ("--stalls", "loop:iteration or task:step"),
+        ("--stalls", "loop:iteration or stall:end or stall:noticed or task:step"),
     ],
 )
 def test_a_trace_without_tasks_is_told_how_to_record_them(
