@@ -64,8 +64,9 @@ from ._protocol import (
 from ._protocol_wire import Arrived, Block, Inbox, Outbox
 from .abc import Ledger, StreamInfo
 
-BLOCK_PAGES: Final = 4
-"""Pages that fit into a block: the beginning of one is copied into the next block, an eighth of what comes in."""
+BLOCK_PAGES: Final = (2, 16)
+"""Pages that fit into a block, at least and at most; in between a quarter of the credit, so that what is received with
+one call and what is held are in proportion. Half a page is copied from the end of each to the next, on average."""
 JUDGING_MAX: Final = 1024
 """Bytes that may come after a hello and before its answer: heartbeats."""
 
@@ -217,11 +218,12 @@ class Collector:
             return
         for writer, position in positions.items():
             held = self._held.get(writer, deque())
-            if position not in held:
+            count = held.index(position) + 1 if position in held else 0
+            if not count:
                 raise ValueError(f"writer {writer}, {position}: no page that is not acknowledged ends there")
-            while held.popleft() != position:
-                self.held_count -= 1
-            self.held_count -= 1
+            for _ in range(count):
+                held.popleft()
+            self.held_count -= count
             self._settled[writer] = position
 
     def acknowledge_end(self) -> None:
@@ -309,12 +311,12 @@ class Collector:
     # --- what the producer says -------------------------------------------------------------------
 
     def _handle(self, arrived: Arrived) -> CollectorEvent | None:
-        kind, body = arrived.kind, arrived.body
+        kind, body, block = arrived
         match kind:
+            case Kind.PAGE:
+                return self._take_page(body, block)
             case Kind.HELLO:
                 return self._greet(body)
-            case Kind.PAGE:
-                return self._take_page(arrived)
             case Kind.DEFINITIONS:
                 return self._define(body)
             case Kind.END:
@@ -324,7 +326,7 @@ class Collector:
             case Kind.ERROR:
                 self._state = _State.OVER
                 return Refused(unpack_error(body))
-        assert kind is Kind.HEARTBEAT, kind
+        assert kind == Kind.HEARTBEAT, kind
         return None
 
     def _greet(self, body: memoryview) -> Greeted:
@@ -352,11 +354,12 @@ class Collector:
             Kind.ERROR: ERROR_MAX,
         }
         self._inbox.may_waive = not self._grant.check_bodies
-        self._inbox.block_size = BLOCK_PAGES * (HEADER_SIZE + page_max)
+        pages = min(max(self._grant.credit // 4, BLOCK_PAGES[0]), BLOCK_PAGES[1])
+        self._inbox.block_size = pages * (HEADER_SIZE + page_max)
 
-    def _take_page(self, arrived: Arrived) -> PageReceived:
+    def _take_page(self, body: memoryview, block: Block) -> PageReceived:
         assert self.info is not None
-        entry, data = unpack_page(arrived.body)
+        entry, data = unpack_page(body)
         writer, start = entry.writer, (entry.sequence, entry.offset)
         if writer >= self.info.writers:
             raise TraceFormatError(f"a page of writer {writer}; the stream has {self.info.writers}")
@@ -369,9 +372,12 @@ class Collector:
             raise TraceFormatError(f"a page needs {entry.definitions_needed} definitions; {self._definitions} came")
         if self.held_count >= self._grant.credit:
             raise TraceFormatError(f"more pages than its credit of {self._grant.credit}")
-        page = PageReceived(entry, data, arrived.block, self._inbox)
-        self._ends[writer] = page.end
-        self._held.setdefault(writer, deque()).append(page.end)
+        page = PageReceived(entry, data, block, self._inbox)
+        end = self._ends[writer] = page.end
+        held = self._held.get(writer)
+        if held is None:
+            held = self._held[writer] = deque()
+        held.append(end)
         self.held_count += 1
         return page
 

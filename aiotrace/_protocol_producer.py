@@ -32,11 +32,10 @@ from ._errors import TraceFormatError
 from ._frames import (
     Buffer,
     Kind,
-    PageEntry,
     pack_definitions,
     pack_end,
+    pack_entry_of,
     pack_error,
-    pack_page_entry,
     unpack_error,
 )
 from ._protocol import (
@@ -87,12 +86,11 @@ class _State(enum.Enum):
 class _Kept:
     """A page that the collector does not have yet, or did not say so."""
 
-    __slots__ = ("end", "page", "sent_at", "start", "writer")
+    __slots__ = ("end", "page", "sent_at", "writer")
 
     def __init__(self, page: Page) -> None:
         self.page = page
         self.writer = page.writer
-        self.start: Position = (page.sequence, page.offset)
         self.end: Position = (page.sequence, page.offset + len(page.data))
         self.sent_at = 0
         """Bytes that this connection has sent when the page is sent whole; 0: it has not been put out yet."""
@@ -155,7 +153,7 @@ class Producer:
         self._state = _State.APART
 
     def _begin(self, now: float) -> None:
-        limits = {Kind.HELLO: HANDSHAKE_MAX, Kind.ERROR: ERROR_MAX}
+        limits: dict[int, int] = {Kind.HELLO: HANDSHAKE_MAX, Kind.ERROR: ERROR_MAX}
         self._inbox = Inbox(limits, self.info.stream_id)
         self._outbox = Outbox(self.info.stream_id)
         self._grant = Grant(0)
@@ -199,8 +197,10 @@ class Producer:
         if has is not None and kept.end <= has:
             return True
         self._kept[kept] = None
-        self._unsent.append(kept)
-        self._fill()
+        if self._state is _State.OPEN and not self._unsent and self._in_flight < self._grant.credit:
+            self._put(kept)
+        else:
+            self._unsent.append(kept)
         return False
 
     def end(self, ledger: Ledger) -> bool:
@@ -232,16 +232,17 @@ class Producer:
             self._end_sent_at = self._outbox.put_total
 
     def _put(self, kept: _Kept) -> None:
-        page = kept.page
-        self._define(page.definitions_needed)
+        page, (sequence, end) = kept.page, kept.end
+        if page.definitions_needed > self._definitions_sent:
+            self._define(page.definitions_needed)
         data = page.data
-        entry = PageEntry(
-            kept.writer, page.sequence, page.offset, page.complete, page.events_count,
-            page.lost_before, page.definitions_needed, page.timestamp, len(data),
-        )  # fmt: skip
-        self._outbox.put(Kind.PAGE, pack_page_entry(entry), data, check_body=self._grant.check_bodies)
-        kept.sent_at = self._outbox.put_total
-        self._sent.setdefault(kept.writer, deque()).append(kept)
+        size = len(data)
+        entry = pack_entry_of(page, sequence, end - size, size)
+        kept.sent_at = self._outbox.put_page(entry, data, check_body=self._grant.check_bodies)
+        sent = self._sent.get(kept.writer)
+        if sent is None:
+            sent = self._sent[kept.writer] = deque()
+        sent.append(kept)
         self._in_flight += 1
 
     def _define(self, count: int) -> None:
@@ -258,6 +259,11 @@ class Producer:
     def pending(self) -> list[Buffer]:
         """The next buffers to send, for one gathering write; empty if there is nothing."""
         return self._outbox.pending()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether there is something `pending`."""
+        return bool(self._outbox)
 
     def sent(self, count: int) -> None:
         """The transport has taken so many bytes of `pending`."""
@@ -307,12 +313,12 @@ class Producer:
     # --- what the collector says ------------------------------------------------------------------
 
     def _handle(self, arrived: Arrived) -> list[ProducerEvent]:
-        kind, body = arrived.kind, arrived.body
+        kind, body, _ = arrived
         match kind:
-            case Kind.HELLO:
-                self._greet(unpack_grant(body))
             case Kind.ACKNOWLEDGE:
                 return self._hear(*unpack_acknowledgement(body))
+            case Kind.HELLO:
+                self._greet(unpack_grant(body))
             case Kind.END:
                 if not self._is_out(self._end_sent_at):
                     raise TraceFormatError("it has the end of the stream, which was not sent")
@@ -321,7 +327,7 @@ class Producer:
                 self._state = _State.OVER
                 return [Refused(unpack_error(body))]
             case _:
-                assert kind is Kind.HEARTBEAT, kind
+                assert kind == Kind.HEARTBEAT, kind
         return []
 
     def _greet(self, grant: Grant) -> None:
@@ -362,7 +368,7 @@ class Producer:
             position = positions.get(kept.writer, (-1, 0))
             if kept.end <= position:
                 has.append(kept)
-            elif kept.start < position:
+            elif (kept.page.sequence, kept.page.offset) < position:
                 raise TraceFormatError(f"it has {_place(kept.writer, position)}, where no part ends")
         for kept in has:
             del self._kept[kept]

@@ -16,19 +16,23 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final
 
 from ._crc import crc32
 from ._errors import TraceFormatError
 from ._frames import FLAG_BODY_UNCHECKED, HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, pack_frame_header
 
 _HEADER = struct.Struct("<4sBBHII16sQII")
+_HEAD = struct.Struct("<4sBBHII16sQI")
+_U32 = struct.Struct("<I")
+_PAGE: Final = int(Kind.PAGE)
 BLOCK_SMALL: Final = 8192
 """Bytes of a block for what is small: handshakes, acknowledgements."""
 BLOCKS_FREE: Final = 2
 """Blocks that are kept for use: the one that is filled next, while one is drained."""
-BUFFERS_MAX: Final = 64
-"""Buffers for one gathering write: IOV_MAX is 1024, but no socket takes 2 MiB at once."""
+BUFFERS_MAX: Final = 32
+"""Buffers for one gathering write: 16 pages, which is 1 MiB where nobody chose another size. More would keep the loop
+for longer."""
 
 
 class Block:
@@ -42,18 +46,15 @@ class Block:
         """Bodies in it that are kept."""
 
 
-class Arrived(NamedTuple):
-    """A frame whose body may be looked at until the next call of `Inbox.buffer`, or for as long as it is held."""
-
-    kind: Kind
-    body: memoryview
-    block: Block
+Arrived = tuple[int, memoryview, Block]
+"""Kind, body and block of a frame; the body may be looked at until the next call of `Inbox.buffer`, or for as long as
+the block is held."""
 
 
 class Inbox:
     """The frames of a connection, as they arrive."""
 
-    def __init__(self, limits: Mapping[Kind, int], stream_id: bytes | None = None) -> None:
+    def __init__(self, limits: Mapping[int, int], stream_id: bytes | None = None) -> None:
         """
         Args:
             limits: The kinds of frames that may come now, and bytes of their bodies at most.
@@ -74,7 +75,7 @@ class Inbox:
         """In the block: up to where bytes have come."""
         self._needed = HEADER_SIZE
         """Bytes of the next frame, as far as is known."""
-        self._header: tuple[Kind, int, int] | None = None
+        self._header: tuple[int, int, int] | None = None
         """Kind, flags and crc32 of the next frame's body, when its header was checked."""
         self._free: list[Block] = []
 
@@ -139,9 +140,9 @@ class Inbox:
         end = self._start + self._needed
         body = self._block.view[self._start + HEADER_SIZE : end]
         if not flags & FLAG_BODY_UNCHECKED and crc32(body) != crc:
-            raise TraceFormatError(f"the crc32 of the body of a frame of kind {kind.name} is wrong")
+            raise TraceFormatError(f"the crc32 of the body of a frame of kind {_name(kind)} is wrong")
         self._start, self._needed, self._header = end, HEADER_SIZE, None
-        return Arrived(kind, body, self._block)
+        return kind, body, self._block
 
     def _check_magic(self, length: int) -> None:
         """At once: who speaks another protocol may say less than a header, and wait."""
@@ -150,26 +151,25 @@ class Inbox:
             raise TraceFormatError(f"no frame begins with {begin!r}: is the peer no aiotrace?")
 
     def _read_header(self) -> None:
-        self._check_magic(len(MAGIC))
-        _, version, number, flags, length, crc, stream_id, sequence, _, header_crc = _HEADER.unpack_from(
-            self._block.view, self._start
-        )
-        if crc32(self._block.view[self._start : self._start + HEADER_SIZE - 4]) != header_crc:
+        header = bytes(self._block.view[self._start : self._start + HEADER_SIZE])
+        magic, version, kind, flags, length, crc, stream_id, sequence, _, header_crc = _HEADER.unpack(header)
+        if magic != MAGIC:
+            self._check_magic(len(MAGIC))
+        if crc32(header[:-4]) != header_crc:
             raise TraceFormatError("the crc32 of a frame's header is wrong")
         if version != VERSION:
             raise TraceFormatError(f"a frame of version {version}; this side has {VERSION}")
-        limit = self.limits.get(number)  # a Kind is a number
+        limit = self.limits.get(kind)
         if limit is None:
-            names = ", ".join(kind.name for kind in self.limits)
-            raise TraceFormatError(f"a frame of kind {_name(number)} where one of {names} was expected")
-        kind = Kind(number)
+            names = ", ".join(map(_name, self.limits))
+            raise TraceFormatError(f"a frame of kind {_name(kind)} where one of {names} was expected")
         if length > limit:
-            raise TraceFormatError(f"{length} bytes in a frame of kind {kind.name}, over the limit of {limit}")
-        if flags & FLAG_BODY_UNCHECKED and not (self.may_waive and kind is Kind.PAGE):
-            raise TraceFormatError(f"a frame of kind {kind.name} without the crc32 of its body, which was not agreed")
+            raise TraceFormatError(f"{length} bytes in a frame of kind {_name(kind)}, over the limit of {limit}")
+        if flags & FLAG_BODY_UNCHECKED and not (self.may_waive and kind == _PAGE):
+            raise TraceFormatError(f"a frame of kind {_name(kind)} without the crc32 of its body, which was not agreed")
         if self._stream_id is None:
             self._stream_id = stream_id
-        if stream_id != self._stream_id and kind is not Kind.ERROR:  # who refuses may not know the stream yet
+        if stream_id != self._stream_id and kind != Kind.ERROR:  # who refuses may not know the stream yet
             raise TraceFormatError(f"a frame of stream {stream_id.hex()} among those of {self._stream_id.hex()}")
         if sequence != self._sequence:
             raise TraceFormatError(f"frame number {sequence} where {self._sequence} was expected")
@@ -200,15 +200,21 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._buffers)
 
-    def put(self, kind: Kind, *body: Buffer, check_body: bool = True) -> None:
-        """A frame, with its body in parts."""
-        header = pack_frame_header(kind, self.stream_id, self._sequence, *body, check_body=check_body)
+    def put(self, kind: Kind, body: bytes = b"") -> None:
+        """A frame."""
+        self._buffers.append(pack_frame_header(kind, self.stream_id, self._sequence, body) + body)
         self._sequence += 1
-        self.put_total += len(header) + sum(map(len, body))
-        if len(body) == 2:  # an entry and its records: one buffer less for each page
-            header, body = header + body[0], body[1:]
-        self._buffers.append(header)
-        self._buffers.extend(part for part in body if part)
+        self.put_total += HEADER_SIZE + len(body)
+
+    def put_page(self, entry: bytes, data: Buffer, *, check_body: bool) -> int:
+        """A page's frame, whose records stay where they are. Returns `put_total` after it."""
+        length = len(entry) + len(data)
+        flags, crc = (0, crc32(data, crc32(entry))) if check_body else (FLAG_BODY_UNCHECKED, 0)
+        header = _HEAD.pack(MAGIC, VERSION, _PAGE, flags, length, crc, self.stream_id, self._sequence, 0)
+        self._buffers += (header + _U32.pack(crc32(header)) + entry, data)
+        self._sequence += 1
+        self.put_total = total = self.put_total + HEADER_SIZE + length
+        return total
 
     def pending(self) -> list[Buffer]:
         """The next buffers for a gathering write; empty if there is nothing to send."""

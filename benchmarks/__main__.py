@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decode, events, files, functions, kills, page_allocations, pipeline, tracing
+from . import decode, events, files, functions, kills, page_allocations, pipeline, sockets, tracing
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "kills": (kills.__doc__, kills.run),
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
     "pipeline": (pipeline.__doc__, pipeline.run),
+    "sockets": (sockets.__doc__, sockets.run),
     "tracing": (tracing.__doc__, tracing.run),
 }
 

@@ -49,7 +49,7 @@ class Peer:
         self._grant = Grant(**{"credit": 3, **grant})
 
     def say(self, kind: Kind, *body: bytes) -> Events:
-        self._outbox.put(kind, *body)
+        self._outbox.put(kind, b"".join(body))
         return give(self.collector, take_all(self._outbox))  # type: ignore[arg-type]
 
     def open(self, positions: dict[int, tuple[int, int]] | None = None) -> Peer:

@@ -233,13 +233,17 @@ async def test_what_a_collector_does_not_acknowledge_in_time_is_abandoned_and_co
 
 @pytest.mark.anyio
 async def test_without_a_collector_for_too_long_the_sink_fails_and_on_error_decides() -> None:
-    async with collecting("unix") as collector:
-        sink = make_sink(collector.url, patience=0)
-        recording = aiotrace.record(aiotrace.sink(sink, on_error="detach"), page_size=PAGE, pages=16)
-        await recording.__aenter__()
-    number(0, "")
-    with pytest.warns(RuntimeWarning, match="no collector at unix:.* for 0 s"):
+    async def lose_the_collector() -> aiotrace.Recording:
+        async with collecting("unix") as collector:
+            sink = make_sink(collector.url, patience=0)
+            recording = aiotrace.record(aiotrace.sink(sink, on_error="detach"), page_size=PAGE, pages=16)
+            await recording.__aenter__()
+        number(0, "")
         await until(lambda: recording.statistics().sinks[0].state == "detached")
+        return recording
+
+    with pytest.warns(RuntimeWarning, match="no collector at unix:.* for 0 s"):
+        recording = await lose_the_collector()
     number(1, "")
     await recording.__aexit__(None, None, None)
     check_closed(recording.statistics(), 2)

@@ -1,8 +1,8 @@
 """Streams to a collector, over a Unix socket, TCP or TLS, and lets a page go when the collector has it.
 
-    stream --> fetch --> Producer (aiotrace.protocol) --> session: read | write | watch --> collector
-      ^                     | keeps pages                                                       |
-      +---- acknowledge ----+<-------------------- acknowledged --------------------------------+
+    stream --> fetch --> Producer (aiotrace.protocol) --> session --> channel --> collector
+      ^                     | keeps pages                                           |
+      +---- acknowledge ----+<------------------ acknowledged ----------------------+
 
 A session lasts as long as a connection. When it is lost, the next one begins after a pause, and sends again what the
 collector does not have; meanwhile pages stay where they are, and the recording does with full pages what it was told.
@@ -18,18 +18,19 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import parse_qsl
 from uuid import uuid4
 
 import anyio
-from anyio.lowlevel import checkpoint_if_cancelled
 
 from aiotrace import ConfigurationError
 from aiotrace.abc import PageStream
 from aiotrace.protocol import Acknowledged, Broken, Ended, Granted, Level, Producer, ProducerEvent, Refused, Request
 
 from ._socket_channel import SAFER, Channel, connect, parse_address
+from ._socket_watch import Watch
 
 if TYPE_CHECKING:
     import ssl
@@ -317,8 +318,7 @@ class _Call:
         """What the collector said. Returns why the session is over, if it is."""
         match event:
             case Acknowledged(pages):
-                for page in pages:
-                    self._stream.acknowledge(page)
+                self._stream.acknowledge_all(pages)
             case Granted():
                 self._sink.connections += 1
                 self._ready.set()
@@ -333,88 +333,93 @@ class _Call:
 
 
 class _Session:
-    """One connection: it moves bytes between a channel and the producer."""
+    """One connection: it moves bytes between a channel and the producer, in calls from the loop."""
 
     def __init__(self, channel: Channel, producer: Producer, take: Callable[[ProducerEvent], str | None]) -> None:
         self._channel = channel
         self._producer = producer
         self._take = take
-        self._scope = anyio.CancelScope()
-        self._blocked = anyio.Event()
+        self._watch: Watch | None = None
+        self._blocked = False
         """The channel takes no more for now."""
+        self._more = anyio.Event()
+        """There is more to read that the socket does not tell of."""
+        self._scope = anyio.CancelScope()
         self._over: str | None = None
         """Why it is over."""
+        self._failure: Exception | None = None
 
     async def run(self) -> str:
         """Returns why it is over."""
-        self._producer.connect(anyio.current_time())
+        self._producer.connect(monotonic())
         with self._scope:
-            self.pump()
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._write)
-                group.start_soon(self._watch)
-                await self._read()
-                group.cancel_scope.cancel()
+            async with self._channel.watching(self._on_readable, self._on_writable) as self._watch:
+                self.pump()
+                await self._keep_time()
+        if self._failure is not None:
+            raise self._failure
         return self._over or ""
 
     def end(self, reason: str) -> None:
-        """The connection is over; its tasks are cancelled."""
+        """The connection is over."""
         if self._over is None:
             self._over = reason
             self._scope.cancel()
 
+    async def _keep_time(self) -> None:
+        while self._over is None:
+            with anyio.move_on_after(self._producer.deadline - monotonic()):
+                await self._more.wait()
+            self._more = anyio.Event()
+            self._on_readable()
+            if self._over is None:
+                self._hear(self._producer.tick(monotonic()))
+
+    # --- called by the loop: nothing is raised into it, and anyio does not know which loop it is ---
+
     def pump(self) -> None:
-        """Send what the channel takes."""
-        if self._blocked.is_set() or self._over is not None:
+        """Something may be there to send."""
+        if not self._blocked:
+            self._on_writable()
+
+    def _on_writable(self) -> None:
+        """Send what the channel takes at once; the rest when the loop has done what else there is."""
+        if self._over is not None or self._watch is None:
             return
         try:
-            if self._channel.has_unsent:
-                self._channel.send(())
-            while buffers := self._producer.pending():
-                count = self._channel.send(buffers)
-                self._producer.sent(count)
-                if not count:
-                    break
+            buffers = self._producer.pending()
             if buffers or self._channel.has_unsent:
-                self._blocked.set()
+                self._producer.sent(self._channel.send(buffers))
         except OSError as error:
             self.end(error.strerror or str(error))
+            return
+        self._blocked = self._producer.is_sending or self._channel.has_unsent
+        self._watch.want_writable(self._blocked)
 
-    async def _write(self) -> None:
-        while self._over is None:
-            await self._blocked.wait()
-            await self._channel.wait_writable()
-            self._blocked = anyio.Event()
-            self.pump()
-
-    async def _read(self) -> None:
-        while self._over is None:
-            self._receive()
-            # A wait that is over at once each time, as at the end of a stream, hears no cancellation on asyncio.
-            await checkpoint_if_cancelled()
-            await self._channel.wait_readable()
-
-    async def _watch(self) -> None:
-        while self._over is None:
-            await anyio.sleep_until(self._producer.deadline)
-            self._receive()
-            self._hear(self._producer.tick(anyio.current_time()))
-
-    def _receive(self) -> None:
+    def _on_readable(self) -> None:
         """What is there, but not all that a collector can say: the loop is the program's too."""
         try:
             for _ in range(READS_MAX):
-                if self._over is not None:
+                if self._over is not None or not self._receive():
                     return
-                count = self._channel.receive(self._producer.buffer())
-                if count is None:
-                    return
-                if not count:
-                    self.end("the collector closed the connection")
-                    return
-                self._hear(self._producer.received(count, anyio.current_time()))
+            self._more.set()
         except OSError as error:
             self.end(error.strerror or str(error))
+        except Exception as error:
+            self._failure = error
+            self.end(str(error))
+
+    def _receive(self) -> bool:
+        """Whether there may be more."""
+        buffer = self._producer.buffer()
+        count = self._channel.receive(buffer)
+        if count is None:
+            return False
+        if not count:
+            self.end("the collector closed the connection")
+            return False
+        self._hear(self._producer.received(count, monotonic()))
+        return count == len(buffer) or self._channel.has_unread
 
     def _hear(self, events: Sequence[ProducerEvent]) -> None:
         for event in events:

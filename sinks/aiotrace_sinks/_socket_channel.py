@@ -2,8 +2,9 @@
 
     unix:PATH    tcp://HOST:PORT    tls://HOST:PORT
 
-    channel.send(buffers)     --> how many bytes went, 0 if it would block: then `await channel.wait_writable()`
-    channel.receive(buffer)   --> how many bytes came, None if it would block: then `await channel.wait_readable()`
+    channel.send(buffers)     --> how many bytes went, 0 if it would block
+    channel.receive(buffer)   --> how many bytes came, None if it would block
+    channel.watching(...)     --> calls back when it would not
 
 The socket is ours alone, so one code serves asyncio, uvloop and trio, and pages go from where they are (`sendmsg`); TLS
 has to copy them to encrypt them.
@@ -18,7 +19,8 @@ import os
 import socket
 import struct
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Final, Literal, cast
@@ -26,6 +28,8 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import anyio
 
 from aiotrace import ConfigurationError
+
+from ._socket_watch import Watch, watching
 
 if TYPE_CHECKING:
     import ssl
@@ -41,6 +45,8 @@ USER_TIMEOUT: Final = 10.0
 tries for a quarter of an hour. As long as two of the protocol's heartbeats."""
 UNIX_PATH_MAX: Final = 107
 """Bytes: sun_path in unix(7), and its zero."""
+UNIX_BUFFER: Final = 1 << 20
+"""Bytes; the system takes net.core.wmem_max for more than that, which is 212,992 where nobody changed it."""
 TLS_CHUNK: Final = 1 << 16
 
 
@@ -97,7 +103,7 @@ SAFER: Final = "others can read it there (ps, logs); use token_file= or token_en
 
 
 class Channel:
-    """A connection, or a socket that is about to be one. One task reads, one writes; `send` and `receive` never block.
+    """A connection, or a socket that is about to be one. `send` and `receive` never block.
 
     In a forked child it is nobody's: it sends and receives nothing, and the child's copy of the socket is closed.
     """
@@ -114,7 +120,7 @@ class Channel:
         """
         failed = self._sock.connect_ex(place)
         if failed == errno.EINPROGRESS:
-            await self.wait_writable()
+            await anyio.wait_writable(self._sock)
             failed = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failed:
             raise OSError(failed, os.strerror(failed))
@@ -126,21 +132,20 @@ class Channel:
             OSError: They did not agree; `ssl.SSLError` is one.
         """
 
-    async def wait_readable(self) -> None:
-        """In a forked child: for ever."""
-        if self._is_foreign:
-            await anyio.sleep_forever()
-        await anyio.wait_readable(self._sock)
+    def watching(
+        self, on_readable: Callable[[], object], on_writable: Callable[[], object]
+    ) -> AbstractAsyncContextManager[Watch]:
+        """Call back when `receive` and `send` would not block, for the length of a block."""
+        return watching(self._sock, on_readable, on_writable)
 
-    async def wait_writable(self) -> None:
-        """In a forked child: for ever."""
-        if self._is_foreign:
-            await anyio.sleep_forever()
-        await anyio.wait_writable(self._sock)
+    @property
+    def has_unread(self) -> bool:
+        """Whether there is more to receive that the socket does not tell of."""
+        return False
 
     @property
     def has_unsent(self) -> bool:
-        """Whether bytes that `send` took have not left yet: send again, nothing if need be, when it is writable."""
+        """Whether bytes that `send` took have not left yet: send again, nothing if need be."""
         return False
 
     def send(self, buffers: Sequence[Buffer]) -> int:
@@ -209,7 +214,7 @@ class TlsChannel(Channel):
                 self._tls.do_handshake()
             except self._want_read:
                 await self._flush_all()
-                await self.wait_readable()
+                await anyio.wait_readable(self._sock)
                 if self._feed() == 0:
                     raise ConnectionResetError(errno.ECONNRESET, "closed while TLS was agreed on") from None
             else:
@@ -218,7 +223,7 @@ class TlsChannel(Channel):
 
     async def _flush_all(self) -> None:
         while not self._flush():
-            await self.wait_writable()
+            await anyio.wait_writable(self._sock)
 
     def _flush(self) -> bool:
         """Whether nothing is left to send."""
@@ -239,6 +244,10 @@ class TlsChannel(Channel):
             return None
         self._incoming.write(data) if data else self._incoming.write_eof()
         return len(data)
+
+    @property
+    def has_unread(self) -> bool:
+        return bool(self._incoming.pending or self._tls.pending())
 
     @property
     def has_unsent(self) -> bool:
@@ -300,8 +309,7 @@ async def _connect(address: Address, context: ssl.SSLContext | None) -> Channel:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         channel = Channel(sock) if context is None else TlsChannel(sock, context, address.host)
         try:
-            if family != socket.AF_UNIX:
-                _set_up(sock)
+            _set_up(sock)
             await channel.connect(place)
         except OSError as failed:
             channel.close()
@@ -330,7 +338,11 @@ async def _look_up(address: Address) -> list[tuple[int, Place]]:
 
 
 def _set_up(sock: socket.socket) -> None:
-    """A peer that is gone is noticed, whether we send or wait."""
+    """On TCP a peer that is gone is noticed, whether we send or wait. On a Unix socket there is room for as many pages
+    as the system allows, so that a collector finds several each time."""
+    if sock.family == socket.AF_UNIX:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_BUFFER)
+        return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(USER_TIMEOUT * 1000))
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
