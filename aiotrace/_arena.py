@@ -23,6 +23,7 @@ from ._page import transition
 
 _WORDS: Final = tuple(struct.Struct(f"={count}Q") for count in range(L.DESCRIPTOR_WORDS + 1))
 _WHOLE: Final = _WORDS[L.DESCRIPTOR_WORDS]
+_TAKEN: Final = _WORDS[L.DELIVERED + 1 - L.WRITER]
 
 
 def _round_up(size: int, to: int) -> int:
@@ -118,6 +119,11 @@ class Arena:
     def set_from(self, page: int, field: int, *values: int) -> None:
         """Set a field and those that follow it, in the price of one."""
         _WORDS[len(values)].pack_into(self.descriptors, (page * L.DESCRIPTOR_WORDS + field) * 8, *values)
+
+    def set_all(self, page: int, writer: int, sequence: int, first_event: int) -> None:
+        """Set WRITER, SEQUENCE and FIRST_EVENT, and the fields after them up to DELIVERED to 0."""
+        place = (page * L.DESCRIPTOR_WORDS + L.WRITER) * 8
+        _TAKEN.pack_into(self.descriptors, place, writer, sequence, first_event, 0, 0, 0, 0, 0, 0)
 
     def move(self, page: int, old: int, new: int) -> None:
         """Change a page's state; that it is in state `old` is the caller's law."""

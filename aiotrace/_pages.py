@@ -108,7 +108,7 @@ class Pages:
                 if page is not None:
                     if self.pool.allocated != allocated:
                         owner.untold.append(("page_alloc", page, owner.slot, owner.sequence))
-                    self.arena.set_from(page, L.WRITER, owner.slot, owner.sequence, first_event, *_EMPTY)
+                    self.arena.set_all(page, owner.slot, owner.sequence, first_event)
                     self.arena.identify(page)
                     # No call from here on.
                     owner.sequence += 1

@@ -32,13 +32,15 @@ class Pool:
         if not self._free:
             return None
         page = self._free.pop()
-        takes = self._arena.get(page, L.TAKES)
-        if not takes and not self._arena.allocate(page):
+        arena = self._arena
+        word = page * L.DESCRIPTOR_WORDS + L.TAKES
+        takes = arena.descriptors[word]
+        if not takes and not arena.allocate(page):
             self._free.append(page)
             return None
-        self._arena.clear(page)
-        self._arena.move(page, L.FREE, L.FILLING)
-        self._arena.set(page, L.TAKES, takes + 1)
+        arena.clear(page)
+        arena.move(page, L.FREE, L.FILLING)
+        arena.descriptors[word] = takes + 1
         self.allocated += not takes
         return page
 

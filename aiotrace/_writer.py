@@ -160,8 +160,8 @@ class Writer(Cursor):
         return turned
 
     def _take(self) -> bool:
-        self._first_written = self.written
-        self._first_event = self.number
+        self._first_written = written = self.written
+        self._first_event = written + sum(self.dropped.values()) + len(self._refused)
         page = self._pages.take(self, self._first_event)
         if page is None:
             return False
