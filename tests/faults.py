@@ -24,7 +24,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,13 +53,18 @@ class Noted:
         self.stream = stream
     def __getattr__(self, name):
         return getattr(self.stream, name)
-    def acknowledge(self, page):
-        first = numbers = None
+    def note(self, page):
         numbers = [struct.unpack_from("=Q", page.data, r.start + 8)[0] for r in walk(page.data, page.timestamp)]
         if numbers:
             assert numbers == sorted(numbers)
             os.write(log, f"{time.monotonic():.4f} {numbers[0]} {numbers[-1]} {len(numbers)}\\n".encode())
+    def acknowledge(self, page):
+        self.note(page)
         self.stream.acknowledge(page)
+    def acknowledge_all(self, pages):
+        for page in pages:
+            self.note(page)
+        self.stream.acknowledge_all(pages)
 
 async def main():
     sink = SocketSink(plan["address"], patience=600, heartbeat=plan["heartbeat"], level=plan["level"], **plan["tls"])
@@ -105,7 +111,7 @@ class Listener:
     def __init__(self, address: str, folder: Path, *arguments: str, wrap: tuple[str, ...] = ()) -> None:
         self.address = address
         self.kills = 0
-        self._command = [*wrap, sys.executable, "-m", "aiotrace", "listen", address, "-o", str(folder), *arguments]
+        self.command = [*wrap, sys.executable, "-m", "aiotrace", "listen", address, "-o", str(folder), *arguments]
         self._errors = folder.with_suffix(".log")
         self.process: subprocess.Popen[str] | None = None
 
@@ -115,7 +121,7 @@ class Listener:
             errors.seek(0, os.SEEK_END)
             start = errors.tell()
             self.process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, text=True,
+                self.command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors, text=True,
                 env=environment(),
             )  # fmt: skip
             wait_for(lambda: f"aiotrace listen: {self.address}\n" in self.errors(start), self.errors)
@@ -138,6 +144,36 @@ class Listener:
         self.signal(signal.SIGTERM)
         assert self.process is not None
         return self.process.wait(PATIENCE)
+
+
+FAULTY = """
+import ctypes, os, sys
+from aiotrace import _files
+from aiotrace.__main__ import main
+
+fiu = ctypes.CDLL("libfiu.so.0")
+
+class Os:
+    # CPython calls pwritev2, which libfiu does not know.
+    def __getattr__(self, name):
+        return getattr(os, name)
+    def pwritev(self, fd, buffers, offset):
+        return os.pwrite(fd, b"".join(buffers), offset)
+
+from aiotrace import _collect, _store
+_files.os = Os()
+for name, probability in (
+    ("posix/io/rw/pwrite", 0.1), ("posix/io/rw/pwrite/reduce", 0.2), ("posix/io/sync/fdatasync", 0.05)
+):
+    assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
+sys.exit(main())
+"""
+
+
+def make_faulty(listener: Listener, fiu_run: str) -> None:
+    """R9: 10 % of its writes fail, 20 % fall short, 5 % of its fsyncs fail."""
+    python, _, _, *arguments = listener.command
+    listener.command = [fiu_run, "-x", python, "-c", FAULTY, *arguments]
 
 
 @dataclass
@@ -164,9 +200,10 @@ class Producer:
             "level": "fsynced", "tls": {}, "on_full": "wait", "page_size": 4096, "pages": 32, "filling": 900,
             "burst": 20, "pause": 0.002, "waits": True, "backend": "asyncio",
         }  # fmt: skip
+        wrap = options.pop("wrap", ())
         self.plan = {**plan, **options}
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", PRODUCER, json.dumps(self.plan)],
+            [*wrap, sys.executable, "-W", "ignore", "-c", PRODUCER, json.dumps(self.plan)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment(),
         )  # fmt: skip
         self.ledger: dict[str, int] = {}
@@ -176,6 +213,11 @@ class Producer:
         assert self.process.stderr is not None
         line = self.process.stdout.readline()
         assert line == "ready\n", line + self.process.stderr.read()
+
+    @property
+    def pid(self) -> int:
+        """Of the program itself."""
+        return self.process.pid
 
     def look(self) -> int:
         """Read what was written down since; returns how many pages and parts were acknowledged in all."""
@@ -357,7 +399,7 @@ def check(folder: Path, producers: list[Producer]) -> Verdict:
             losses[pid] += sum(loss.count for loss in trace.losses)
             verdict.torn += sum(loss.uncounted for loss in trace.losses)
     for producer in producers:
-        _check_one(verdict, producer, stored.get(producer.process.pid, Counter()), losses[producer.process.pid])
+        _check_one(verdict, producer, stored.get(producer.pid, Counter()), losses[producer.pid])
     return verdict
 
 
@@ -392,6 +434,8 @@ class Scene:
     folder: Path
     listener: Listener
     producers: list[Producer] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of all producers."""
 
     @property
     def traces(self) -> Path:
@@ -400,7 +444,9 @@ class Scene:
     def produce(self, count: int, address: str | None = None, **options: Any) -> None:
         for _ in range(count):
             name = f"producer{len(self.producers)}"
-            self.producers.append(Producer(self.folder, name, address or self.listener.address, **options))
+            self.producers.append(
+                Producer(self.folder, name, address or self.listener.address, **self.options, **options)
+            )
         for producer in self.producers[-count:]:
             producer.wait_ready()
 
@@ -502,6 +548,85 @@ def stop_collector(scene: Scene, generator: random.Random, times: int, heartbeat
         moment = time.monotonic()
         scene.listener.signal(signal.SIGCONT)
         resumed += scene.wait_resumed(moment)
+    return resumed
+
+
+class Namespaces:
+    """Two network namespaces and a cable between them, which can be pulled out. Needs to be root."""
+
+    ADDRESS = "10.199.77.1"
+
+    def __init__(self) -> None:
+        self._names = [f"aiotrace-{os.getpid()}-{side}" for side in "ab"]
+        first, second = self._names
+        link = f"at{os.getpid() % 100_000}"
+        for name in self._names:
+            run("ip", "netns", "add", name)
+            run("ip", "-n", name, "link", "set", "lo", "up")
+        run("ip", "link", "add", f"{link}a", "netns", first, "type", "veth", "peer", f"{link}b", "netns", second)
+        for name, end, number in ((first, f"{link}a", 1), (second, f"{link}b", 2)):
+            run("ip", "-n", name, "addr", "add", f"10.199.77.{number}/24", "dev", end)
+            run("ip", "-n", name, "link", "set", end, "up")
+        self._link = f"{link}b"
+        self.collector = ("ip", "netns", "exec", first)
+        self.producer = ("ip", "netns", "exec", second)
+
+    def set_link(self, state: str) -> None:
+        """ "up" or "down"; the other side is not told."""
+        run("ip", "-n", self._names[1], "link", "set", self._link, state)
+
+    def close(self) -> None:
+        for name in self._names:
+            run("ip", "netns", "del", name)
+
+
+@contextmanager
+def between_machines(folder: Path) -> Iterator[tuple[Scene, Namespaces]]:
+    """A collector and producers that reach it over a cable alone."""
+    import trustme
+
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    authority.issue_cert(Namespaces.ADDRESS).private_key_and_cert_chain_pem.write_to_path(folder / "server.pem")
+    (folder / "token").touch(0o600)
+    (folder / "token").write_text("a token that is long enough\n")
+    namespaces = Namespaces()
+    try:
+        listener = Listener(
+            f"tls://{Namespaces.ADDRESS}:7007", folder / "traces", "--tls-cert", str(folder / "server.pem"),
+            "--token-file", str(folder / "token"), wrap=namespaces.collector,
+        )  # fmt: skip
+        scene = Scene(folder, listener)
+        scene.options = {
+            "wrap": namespaces.producer,
+            "tls": {"ca": str(folder / "ca.pem"), "token_file": str(folder / "token")},
+        }
+        try:
+            yield scene, namespaces
+        finally:
+            scene.close()
+    finally:
+        namespaces.close()
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def pull_cable(
+    scene: Scene, namespaces: Namespaces, generator: random.Random, times: int, heartbeat: float
+) -> list[float]:
+    """R11: nothing passes for longer than two heartbeats. Returns the seconds until each producer went on."""
+    resumed = []
+    for _ in range(times):
+        scene.wait_for_pages(generator.randrange(1, 100))
+        namespaces.set_link("down")
+        time.sleep(heartbeat * 0.5)
+        before = scene.pages()
+        time.sleep(heartbeat * (2 + generator.random()))
+        assert scene.pages() == before, "nobody acknowledges while nothing passes"
+        namespaces.set_link("up")
+        resumed += scene.wait_resumed(time.monotonic())
     return resumed
 
 

@@ -26,7 +26,7 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
 
 @pytest.fixture
 def cutter(tmp_path: Path, scene: Scene) -> Iterator[Cutter]:
-    cutter = Cutter(str(tmp_path / "cut"), scene.listener.address, random.Random(1))
+    cutter = Cutter(str(tmp_path / "cut"), scene.listener.address, random.Random(1), most=1 << 15)
     yield cutter
     cutter.close()
 
@@ -68,39 +68,9 @@ def test_a_full_disk_under_the_collector_loses_nothing(small_disk: Path, scene: 
     assert_good(scene.finish())
 
 
-FAULTY = """
-import ctypes, os, sys
-from aiotrace import _files
-from aiotrace.__main__ import main
-
-fiu = ctypes.CDLL("libfiu.so.0")
-
-class Os:
-    # CPython calls pwritev2, which libfiu does not know.
-    def __getattr__(self, name):
-        return getattr(os, name)
-    def pwritev(self, fd, buffers, offset):
-        return os.pwrite(fd, b"".join(buffers), offset)
-
-from aiotrace import _collect, _store
-_files.os = Os()
-for name, probability in (
-    ("posix/io/rw/pwrite", 0.1), ("posix/io/rw/pwrite/reduce", 0.2), ("posix/io/sync/fdatasync", 0.05)
-):
-    assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
-sys.exit(main())
-"""
-
-
-def make_faulty(listener: Listener, fiu_run: str) -> None:
-    """R9: 10 % of its writes fail, 20 % fall short, 5 % of its fsyncs fail."""
-    python, _, _, *arguments = listener._command
-    listener._command = [fiu_run, "-x", python, "-c", FAULTY, *arguments]
-
-
 def test_a_disk_that_fails_under_the_collector_loses_nothing(fiu_run: str, scene: Scene) -> None:
     """R9."""
-    make_faulty(scene.listener, fiu_run)
+    faults.make_faulty(scene.listener, fiu_run)
     scene.listener.start()
     scene.produce(2)
     scene.wait_for_pages(150)
@@ -128,6 +98,18 @@ def test_a_stopped_collector_is_noticed_and_nothing_is_let_go(scene: Scene) -> N
     verdict = scene.finish()
     assert_good(verdict)
     assert all(producer.ledger["connections"] > 1 for producer in scene.producers), "after two heartbeats they left"
+
+
+@pytest.mark.root
+def test_a_cable_that_is_pulled_out_is_noticed_and_nothing_is_let_go(tmp_path: Path) -> None:
+    """R11: no byte comes through, and no end of a connection either. With TLS and a token, as between two machines."""
+    with faults.between_machines(tmp_path) as (scene, namespaces):
+        scene.listener.start()
+        scene.produce(1, heartbeat=0.3)
+        faults.pull_cable(scene, namespaces, random.Random(11), 1, heartbeat=0.3)
+        verdict = scene.finish()
+    assert_good(verdict)
+    assert scene.producers[0].ledger["connections"] > 1
 
 
 def test_a_slow_collector_holds_up_nobody_but_itself(tmp_path: Path, scene: Scene, cutter: Cutter) -> None:
