@@ -206,3 +206,9 @@ def test_the_readme_never_tells_to_install_the_other_aiotrace() -> None:
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_every_message_is_echoed(backend: str) -> None:
     assert run("echo.py", "--clients", 3, "--messages", 100, "--backend", backend) == "99 messages came back\n"
+
+
+def test_the_collected_traces_hold_what_the_ledgers_say() -> None:
+    output = run("collected.py", "--orders", 500)
+    assert "the traces hold exactly what the ledgers say was delivered" in output
+    assert row_of(output, "corner shop")[0] == row_of(output, "market hall")[0] == 500
