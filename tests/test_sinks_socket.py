@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -13,6 +15,7 @@ from typing import Any
 import anyio
 import fakes
 import pytest
+import trustme
 from aiotrace_sinks import SocketSink
 from aiotrace_sinks._socket_channel import Address, connect
 from collectors import TestCollector, collecting
@@ -334,6 +337,107 @@ async def answer_with(data: bytes, sink: SocketSink, path: str) -> str:
 async def test_a_peer_that_is_no_collector_is_named(tmp_path: Path, data: bytes, expected: str) -> None:
     path = str(tmp_path / "s")
     assert expected in await answer_with(data, SocketSink(f"unix:{path}"), path)
+
+
+# --- TLS ------------------------------------------------------------------------------------------
+
+
+class Authority:
+    """Certificates for a collector and its clients."""
+
+    def __init__(self, folder: Path) -> None:
+        self.ca = trustme.CA()
+        self.ca_file = str(folder / "ca.pem")
+        self.ca.cert_pem.write_to_path(self.ca_file)
+        self.client_file = str(folder / "client.pem")
+        self.ca.issue_cert("client@example.org").private_key_and_cert_chain_pem.write_to_path(self.client_file)
+
+    def serve(self, name: str = "localhost", *, asks: bool = False, expired: bool = False) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        past = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
+        self.ca.issue_cert(name, not_after=past if expired else None).configure_cert(context)
+        if asks:
+            self.ca.configure_trust(context)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("asks", [False, True])
+async def test_all_events_arrive_through_tls(authority: Authority, asks: bool) -> None:
+    async with collecting("tls", authority.serve(asks=asks)) as collector:
+        sink = make_sink(collector.url, ca=authority.ca_file, cert=authority.client_file if asks else None)
+        async with aiotrace.record(sink, page_size=PAGE, pages=16) as recording:
+            await send(1000)
+            await collector.cut()
+            await send(1000, 1000)
+    check_has(collector, recording.statistics(), 2000)
+    assert all(request.check_bodies for request in collector.requests)
+
+
+@pytest.mark.anyio
+async def test_pages_larger_than_what_tls_encrypts_at_once_arrive(authority: Authority) -> None:
+    async with collecting("tls", authority.serve()) as collector:
+        collector.credit = 100
+        info = fakes.make_info(page_size=1 << 20)
+        pages = [fakes.make_page(sequence=n, events=30_000, first=0) for n in range(5)]
+        stream = fakes.FakeStream(pages, info)
+        await SocketSink(collector.url, ca=authority.ca_file)(stream)
+    assert collector.stored.data == [bytes(page.data) for page in pages]
+    assert stream.acknowledged == pages
+
+
+@pytest.mark.anyio
+async def test_the_sink_keeps_the_contract_through_tls(authority: Authority) -> None:
+    async with collecting("tls", authority.serve()) as collector:
+        await check_sink(lambda: SocketSink(collector.url, ca=authority.ca_file))
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"expired": True}, "certificate has expired"),
+        ({"name": "elsewhere.example"}, "certificate is not valid for 'localhost'"),
+    ],
+)
+async def test_a_collector_that_cannot_show_who_it_is_gets_nothing(
+    authority: Authority, options: dict[str, Any], expected: str
+) -> None:
+    async with collecting("tls", authority.serve(**options)) as collector:
+        with pytest.raises(ConnectionError, match=expected):
+            await SocketSink(collector.url, ca=authority.ca_file)(fakes.FakeStream(fakes.make_pages(2)))
+    assert not collector.requests
+
+
+@pytest.mark.anyio
+async def test_a_collector_of_an_unknown_authority_gets_nothing(authority: Authority) -> None:
+    async with collecting("tls", authority.serve()) as collector:
+        with pytest.raises(ConnectionError, match="unable to get local issuer certificate"):
+            await SocketSink(collector.url)(fakes.FakeStream([]))
+    assert not collector.requests
+
+
+@pytest.mark.anyio
+async def test_plain_tcp_to_a_port_of_tls_and_the_reverse_are_errors(authority: Authority) -> None:
+    async with collecting("tls", authority.serve()) as collector:
+        with pytest.raises(ConnectionError, match="no collector at tcp://localhost"):
+            await SocketSink(collector.url.replace("tls:", "tcp:"))(fakes.FakeStream([]))
+    async with collecting("tcp") as collector:
+        with pytest.raises(ConnectionError, match="no collector at tls://localhost"):
+            await SocketSink(collector.url.replace("tcp:", "tls:"), ca=authority.ca_file)(fakes.FakeStream([]))
+
+
+def test_certificates_that_cannot_be_read_are_an_error(authority: Authority, tmp_path: Path) -> None:
+    for options in ({"ca": "/nonexistent.pem"}, {"ca": authority.ca_file, "cert": authority.ca_file}):
+        sink = SocketSink("tls://localhost:7007", **options)
+        with pytest.raises(ConfigurationError, match=f"TLS with {options['ca']}"):
+            anyio.run(sink, fakes.FakeStream([]))
 
 
 # --- forks and signals ----------------------------------------------------------------------------
