@@ -174,17 +174,16 @@ def test_a_stall_has_a_line_and_a_cause(planted: tuple[Callable[[], None], set[s
 
 @needs_c
 def test_what_holds_the_gil_is_noticed_while_it_does() -> None:
-    ended: list[int] = []
-
     def hold() -> None:
         ctypes.PyDLL(None).usleep(int(3 * LONG * 1e6))
-        ended.append(time.monotonic_ns())
 
     with watched() as (_, stalls):
         id = asyncio.run(stall_in_task(hold))
     end = stalls.longest(id)
     (noticed,) = stalls.of("noticed", began_ns=end.fields["began_ns"])
-    assert noticed.timestamp_ns < ended[0], "only who needs no GIL can have written it then"
+    assert noticed.timestamp_ns - end.fields["began_ns"] < 3 * LONG * 1e9, (
+        "only who needs no GIL can have written it then"
+    )
     assert end.fields["gil_ns"] >= LONG * 1e9
 
 
@@ -279,6 +278,35 @@ def test_the_loops_of_several_threads_are_watched_at_once() -> None:
     assert all(stalls.of("noticed", began_ns=end.fields["began_ns"]) for end in ends)
 
 
+@needs_c
+def test_what_is_over_when_the_gil_is_free_has_no_stack() -> None:
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(ctypes.PyDLL(None).usleep, int(2 * LONG * 1e6))  # no Python code at all
+        await asyncio.sleep(0.01)
+
+    with watched() as (_, stalls):
+        asyncio.run(main())
+    end = stalls.longest(0)
+    assert end.fields["duration_ns"] >= LONG * 1e9
+    assert stalls.of("noticed", began_ns=end.fields["began_ns"])
+    assert stalls.stack_of(end) == "", "it would be another step's"
+
+
+@needs_c
+def test_the_service_of_a_recording_is_not_watched() -> None:
+    done = threading.Event()
+
+    def call() -> None:
+        block()
+        done.set()
+
+    with watched() as (recording, stalls):
+        recording._service._loop.call_soon_threadsafe(call)
+        done.wait()
+        native_id = next(thread.native_id for thread in threading.enumerate() if thread.name == "aiotrace")
+    assert stalls.of("noticed", thread=native_id) == []
+
+
 # --- choosing ---------------------------------------------------------------------------------------
 
 
@@ -354,11 +382,11 @@ def test_what_finds_no_page_is_counted() -> None:
         recording.disable("all")
         recording.watch_stalls(0.001)
         asyncio.run(_stall_often())
-        watcher = recording.statistics().writers[-1]
     statistics = recording.statistics()
     check_closed(statistics)
-    assert statistics.events_dropped > 0
+    (watcher,) = [each for each in recording._recording.writers.all if type(each).__name__ == "StallWriter"]
     assert watcher.written > 0
+    assert watcher.dropped_by_cause()["no_page"] == watcher.dropped_total > 0
 
 
 @needs_c
