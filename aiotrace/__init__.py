@@ -22,6 +22,7 @@ from ._event import Event, event
 from ._reader import SinkOptions
 from ._recording import Recording, record
 from ._sinkoptions import sink
+from ._snapshot import SnapshotStatistics
 from ._span import span, span_type
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._syncrecording import SyncRecording, recording
@@ -57,6 +58,7 @@ __all__ = [
     "Recording",
     "SinkOptions",
     "SinkStatistics",
+    "SnapshotStatistics",
     "Statistics",
     "SyncRecording",
     "TraceFormatError",

@@ -40,8 +40,8 @@ class Target(Protocol):
     def count_wait(self, nanoseconds: int) -> None:
         """A `send` waited."""
 
-    def fire(self, trigger: Trigger) -> None:
-        """Do what a trigger says (a stack trace aside), now, in the thread of the event that set it off."""
+    def fire(self, trigger: Trigger, cause: str) -> None:
+        """Do what a trigger says (a stack trace aside), now, in the thread of the event `cause` that set it off."""
 
     clock: Clock
     selection: Selection

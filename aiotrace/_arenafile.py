@@ -287,6 +287,16 @@ def _create(path: str) -> int:
     try:
         return os.open(path, _NEW, 0o600)
     except FileExistsError:
+        refuse_existing(path)
+        raise
+
+
+def refuse_existing(path: str) -> None:
+    """
+    Raises:
+        FileExistsError: Something has this name; the message says what would do.
+    """
+    if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, _why_there(path), path) from None
 
 

@@ -100,7 +100,8 @@ class Chooser:
         self._reconsider()
 
     def trigger(self, glob: str, text: str) -> None:
-        """Let events set something off: "traceoff", "traceon" or "stacktrace", each with ":COUNT" and "if FILTER".
+        """Let events set something off: "traceoff", "traceon", "stacktrace" or "snapshot", each with ":COUNT" and
+        "if FILTER".
 
         A stack trace is the Python stack of the event before it, innermost call first, aiotrace's own left out.
 

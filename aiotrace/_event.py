@@ -161,7 +161,7 @@ class PythonEvent:
                     if trigger.action == "stacktrace":
                         _write_stack(target)
                     else:
-                        target.fire(trigger)
+                        target.fire(trigger, self.name)
 
     def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
         return dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)

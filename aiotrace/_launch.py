@@ -31,7 +31,7 @@ from ._errors import AiotraceError, ConfigurationError
 from ._event import defined_events
 from ._files import journal_path, remove
 from ._filter import compile_filter
-from ._recording import Overrun
+from ._recording import SNAPSHOTS, Overrun
 from ._selection import matches, parse_trigger
 from ._statistics import Statistics
 from ._syncrecording import SyncRecording, recording
@@ -65,6 +65,12 @@ class Plan:
     """How long a step lasts before it is reported while it lasts; None: the choices say whether that is done."""
     quiet: bool
     """Say nothing at the end, unless the trace is not what it should be."""
+    arena: str = ""
+    """An absolute path; "": memory."""
+    snapshots: str = SNAPSHOTS
+    """An absolute path, after which snapshots are named."""
+    snapshot_signal: int = 0
+    """Which signal asks for a snapshot; 0: none."""
 
     def recording(self) -> SyncRecording:
         """The recording, not open yet.
@@ -72,7 +78,19 @@ class Plan:
         Raises:
             ConfigurationError: It cannot work.
         """
-        return recording(*self.urls, page_size=self.page_size, pages=self.pages, overrun=self.overrun, clock=self.clock)
+        return recording(
+            *self.urls,
+            page_size=self.page_size,
+            pages=self.pages,
+            overrun=self.overrun,
+            clock=self.clock,
+            arena=self._own(self.arena) if self.arena else None,
+            snapshots=self._own(self.snapshots),
+        )
+
+    def _own(self, path: str) -> str:
+        """A path of this process's own."""
+        return path if self.is_for_us else child_path(path, os.getpid())
 
     @property
     def is_for_us(self) -> bool:
@@ -98,8 +116,13 @@ def child_url(url: str, pid: int) -> str:
     if not url.startswith(FILE):
         return url
     path, mark, query = url.partition("?")
+    return f"{child_path(path, pid)}{mark}{query}"
+
+
+def child_path(path: str, pid: int) -> str:
+    """A path with a pid in the name."""
     stem, suffix = os.path.splitext(path)
-    return f"{stem}.{pid}{suffix}{mark}{query}"
+    return f"{stem}.{pid}{suffix}"
 
 
 def file_of(url: str) -> str:
@@ -146,6 +169,12 @@ class Run:
             self._recording.close()
             self._remove_files()
             raise
+        if self.plan.snapshot_signal:
+            signal.signal(self.plan.snapshot_signal, _take_snapshot)
+
+    def snapshot(self, cause: str) -> None:
+        """Ask for a snapshot."""
+        self._recording.request_snapshot(cause)
 
     def _choose(self) -> None:
         if not any(action == "enable" for action, *_ in self.plan.choices):
@@ -185,8 +214,14 @@ class Run:
             why = f" ({sink.last_error})" if sink.last_error is not None else ""
             complete = f"; `aiotrace restore {name}` completes it" if url.startswith(FILE) else ""
             yield f"{name}: unfinished after {sink.events_delivered} events{why}{complete}"
-        if statistics.events_lost:
+        if statistics.events_lost if self.plan.sinks else statistics.events_dropped:
             yield lost(statistics)
+        if told:
+            yield from (f"{path}: a snapshot" for path in self._recording.snapshot_paths)
+            if not self.plan.sinks and not statistics.snapshots:
+                yield "no snapshot was taken, and what the buffer held is gone with the program"
+        if statistics.snapshots_skipped:
+            yield f"{statistics.snapshots_skipped} snapshots were not taken: one was, or had been less than 10 s before"
         if told:
             yield from self._unmatched()
 
@@ -259,6 +294,12 @@ def no_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _take_snapshot(number: int, frame: object) -> None:
+    """The handler of a signal, in the main thread."""
+    if current is not None:
+        current.snapshot(signal.Signals(number).name)
 
 
 current: Run | None = None

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 from . import _layout as L
@@ -27,6 +28,8 @@ from ._page import pack_header, pack_lost_count
 from ._records import new_totals, tally, walk
 
 _HEADER: Final = struct.Struct(L.BYTE_ORDER + "QQ")
+TRIES: Final = 3
+"""A writer takes a page once in a while; to meet it at that in each of these needs two processors and much luck."""
 _IDENTITY: Final = struct.Struct("=QQQ")
 _NUMBER_MAX: Final = (1 << 62) - 1
 _TIME_MASK: Final = (1 << 64) - 1
@@ -60,8 +63,14 @@ class Planned(NamedTuple):
     writer: int
     sequence: int
     first_event: int
+    timestamp: int
+    """Nanoseconds: when it was begun."""
     raw: Raw | None = None
     """What was on it then, if its writer was filling it."""
+
+    @property
+    def number(self) -> tuple[int, int]:
+        return self.writer, self.sequence
 
     @property
     def identity(self) -> tuple[int, int, int]:
@@ -117,37 +126,50 @@ class Looker:
 
     Args:
         writers: Slots; a page of another is damaged.
+        trusted: It is this process's own memory: what a sealed page says of itself is so, without counting.
     """
 
-    def __init__(self, memory: Memory, writers: int) -> None:
+    def __init__(self, memory: Memory, writers: int, *, trusted: bool = False) -> None:
         self._memory = memory
         self._writers = writers
         self._positions: dict[int, _Position] = {}
         self._totals = new_totals()
+        self._trusted = trusted
 
     def plan(self) -> list[Planned | BadPage]:
         """The pages that are there now; of each writer in the order of its stream, the oldest first otherwise. What
         is being filled is copied already."""
-        found: dict[tuple[int, int], tuple[int, Planned]] = {}
+        found: dict[tuple[int, int], Planned] = {}
         bad: list[Planned | BadPage] = []
         for page in range(self._memory.pages):
-            words = self._memory.descriptor(page)
-            if words[L.STATE] == L.FREE:
-                continue
-            planned = Planned(page, words[L.WRITER], words[L.SEQUENCE], words[L.FIRST_EVENT])
-            number = planned.writer, planned.sequence
+            each = self._find(page)
+            if isinstance(each, Planned) and (other := found.get(each.number)) is not None:
+                each = BadPage(page, *each.number, f"page {other.page} has its number")
+            if isinstance(each, Planned):
+                found[each.number] = each
+            elif each is not None:
+                bad.append(each)
+        return bad + _in_order(list(found.values()))
+
+    def _find(self, page: int) -> Planned | BadPage | None:
+        """What is on a page; None: nothing."""
+        words = self._memory.descriptor(page)
+        for _ in range(TRIES):
+            timestamp, committed = self._header(page)
+            if words[L.STATE] == L.FREE or (words[L.STATE] == L.FILLING and not committed):
+                return None  # its numbers may be half set
+            planned = Planned(page, words[L.WRITER], words[L.SEQUENCE], words[L.FIRST_EVENT], timestamp)
             try:
                 self._check(words)
-                if number in found:
-                    raise TraceFormatError(f"page {found[number][1].page} has its number")
-                if words[L.STATE] == L.FILLING:
-                    planned = planned._replace(raw=self._read(planned))
-                    if planned.raw is None:
-                        continue
-                found[number] = (planned.raw.timestamp if planned.raw else self._header(page)[0]), planned
+                if words[L.STATE] != L.FILLING:
+                    return planned
+                raw = self._read(planned)
+                return None if raw is None else planned._replace(raw=raw)
             except TraceFormatError as error:
-                bad.append(BadPage(page, *number, error.message))
-        return bad + _in_order(found)
+                before, words = words, self._memory.descriptor(page)
+                if words == before:
+                    return BadPage(page, *planned.number, error.message)
+        return BadPage(page, *planned.number, "its numbers changed again and again")
 
     def _check(self, words: tuple[int, ...]) -> None:
         """
@@ -162,6 +184,11 @@ class Looker:
             raise TraceFormatError(f"its numbers are {words[L.SEQUENCE]} and {words[L.FIRST_EVENT]}")
         if crc32(_IDENTITY.pack(*words[L.WRITER : L.FIRST_EVENT + 1])) != words[L.CHECK]:
             raise TraceFormatError("the crc32 of its numbers is wrong")
+
+    def has_seen(self, planned: Planned | BadPage) -> bool:
+        """Whether an earlier look had something of this page."""
+        position = self._positions.get(planned.writer)
+        return position is not None and planned.sequence <= position.sequence
 
     def copy(self, planned: Planned) -> Copy | BadPage | None:
         """What is on a page that an earlier look had not; None: nothing, or it was taken for other events since."""
@@ -212,10 +239,14 @@ class Looker:
         lost = 0 if goes_on else planned.first_event - position.next_event
         if lost < 0:
             raise TraceFormatError(f"its first event is number {planned.first_event}, not {position.next_event}")
-        events, last = self._count(raw, before)
-        total = before.events + events
-        if raw.sealed is not None and raw.sealed != (total, len(raw.data), last):
-            raise TraceFormatError(f"it was sealed with {raw.sealed}, it has {(total, len(raw.data), last)}")
+        if self._trusted and raw.sealed is not None:
+            total, _, last = raw.sealed
+            events = total - before.events
+        else:
+            events, last = self._count(raw, before)
+            total = before.events + events
+            if raw.sealed is not None and raw.sealed != (total, len(raw.data), last):
+                raise TraceFormatError(f"it was sealed with {raw.sealed}, it has {(total, len(raw.data), last)}")
         self._positions[planned.writer] = _Position(
             planned.first_event + total, planned.sequence, len(raw.data), total, last
         )
@@ -232,16 +263,15 @@ class Looker:
         return events, last & _TIME_MASK if events else before.timestamp
 
 
-def _in_order(found: dict[tuple[int, int], tuple[int, Planned]]) -> list[Planned | BadPage]:
+def _in_order(found: list[Planned]) -> list[Planned | BadPage]:
     """By time, but the pages of a writer by their numbers: the times of a damaged page say nothing."""
     streams: dict[int, list[Planned]] = {}
-    for _, (_, planned) in sorted(found.items()):
+    for planned in sorted(found, key=attrgetter("number")):
         streams.setdefault(planned.writer, []).append(planned)
     following = {writer: iter(stream) for writer, stream in streams.items()}
-    by_time = sorted((time, planned.page, planned.writer) for time, planned in found.values())
-    return [next(following[writer]) for _, _, writer in by_time]
+    return [next(following[planned.writer]) for planned in sorted(found, key=attrgetter("timestamp"))]
 
 
-def with_definitions(copy: Copy, count: int) -> Copy:
+def with_definitions(copy: Copy, count: int, *, complete: bool | None = None) -> Copy:
     """The same, for whoever has so many definitions."""
-    return replace(copy, definitions_needed=count)
+    return replace(copy, definitions_needed=count, complete=copy.complete if complete is None else complete)

@@ -33,13 +33,14 @@ from ._errors import ConfigurationError
 from ._own import has_free_list, tell
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
-from ._selection import Selection, Trigger
+from ._selection import AFTER_MAX, Selection, Trigger
 from ._servicethread import ServiceThread, cede
-from ._sinkoptions import QUOTA_MIN, AnySink, is_count, is_same, share_pages, sink
+from ._sinkoptions import QUOTA_MIN, AnySink, is_count, is_same, open_path, share_pages, sink
+from ._snapshot import Snapshots, SnapshotStatistics
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._tracing import follow
 from ._writer import CAUSES, Writers
-from .abc import StreamInfo
+from .abc import Sink, StreamInfo
 
 if TYPE_CHECKING:
     from ._arenafile import ArenaFile
@@ -48,6 +49,7 @@ T = TypeVar("T")
 Overrun = Literal["drop_newest", "drop_oldest"]
 
 WRITERS_MAX: Final = 32
+SNAPSHOTS: Final = "trace.dat"
 
 
 def _check(page_size: int, pages: int, overrun: str, flush_interval: float, drain_timeout: float) -> None:
@@ -82,6 +84,7 @@ class Recording(Chooser):
         drain_timeout: float = 5.0,
         clock: str = "mono",
         arena: str | os.PathLike[str] | None = None,
+        snapshots: str | os.PathLike[str] = SNAPSHOTS,
         thread: bool = False,
     ) -> None:
         _check(page_size, pages, overrun, flush_interval, drain_timeout)
@@ -112,6 +115,7 @@ class Recording(Chooser):
         if thread:
             self._pages.on_scarce = cede
         self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
+        self._snapshots = Snapshots(self._arena, self.info, DEFINITIONS, os.fspath(snapshots), open_path)
         self._service = Service(self._pages, self.writers, self.info, DEFINITIONS, flush_interval)
         self._waits: list[int] = []
         self._waits_total = [0, 0]
@@ -150,10 +154,12 @@ class Recording(Chooser):
 
     async def _open(self) -> None:
         await self._service.start()
+        await self._snapshots.start()
         for options, quota in zip(self._options, self._first_quotas, strict=True):
             await self._service.attach(options, quota, self._next_events)
 
     async def _drain(self) -> None:
+        await self._snapshots.finish(self._drain_timeout)
         await self._service.drain(self._drain_timeout)
 
     @property
@@ -183,10 +189,10 @@ class Recording(Chooser):
         """Synchronous, and the end: every page comes home and is counted."""
         self._state = "closed"
         if self._thread is not None:
-            idle = self._thread.call(self._service.abort, CANCEL_GRACE)
+            idle = self._thread.call(self._abort, CANCEL_GRACE)
             self._thread.stop(CANCEL_GRACE)
         else:
-            idle = self._service.abort()
+            idle = self._abort()
         self._pages.clear_ring()
         self._last = self._count()
         free, *others = self._arena.states()
@@ -196,6 +202,10 @@ class Recording(Chooser):
         if self._arena_file is not None:
             DEFINITIONS.unfollow(self._arena_file.definitions.follow)
             self._arena_file.remove()
+
+    def _abort(self) -> bool:
+        self._snapshots.abort()
+        return self._service.abort()
 
     # --- while it is open -----------------------------------------------------------------------
 
@@ -237,10 +247,59 @@ class Recording(Chooser):
                 return
         raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
 
+    # --- snapshots ------------------------------------------------------------------------------
+
+    async def snapshot(self, to: AnySink | os.PathLike[str], *, after: float = 0.0) -> SnapshotStatistics:
+        """Give what is in the ring to a sink, or write it to a trace.dat, while recording goes on.
+
+        The ring keeps all of it. What sinks of the recording have acknowledged is not in it any more: a ring for
+        snapshots has none (flight mode).
+
+        Args:
+            to: A path, a sink, or a URL of one ("file:trace.dat").
+            after: Seconds for which what follows is given too. Closing the recording ends it.
+
+        Returns:
+            What it holds. One snapshot is taken at a time: this waits for one that is.
+
+        Raises:
+            ConfigurationError: The recording is not open, or `to` is no sink.
+            Exception: What the sink raised. Cancelled: the sink is.
+        """
+        return await self._in_service(lambda: self._snapshot(to, after))
+
+    async def _snapshot(self, to: AnySink | os.PathLike[str], after: float) -> SnapshotStatistics:
+        target = _snapshot_sink(to)
+        if not _is_time(after) or not 0 <= after <= AFTER_MAX:
+            raise ConfigurationError(f"after={after!r}: seconds, at most {AFTER_MAX:.0f}")
+        if self._state != "open":
+            raise ConfigurationError(f"{self!r} is not open: there is nothing to take a snapshot of")
+        return await self._snapshots.take(target, after)
+
+    def request_snapshot(self, cause: str, *, after: float = 0.0) -> bool:
+        """Ask for a snapshot into a file that is named by the time and this cause, as the trigger "snapshot" does.
+
+        From any thread, a signal handler too: it never blocks, and the file is written later.
+
+        Returns:
+            False if there will be none: the recording is not open, a snapshot is being taken, or one was asked for
+            less than 10 s ago.
+        """
+        return self._state == "open" and os.getpid() == self.info.pid and self._snapshots.request(cause, after)
+
+    @property
+    def snapshot_paths(self) -> tuple[str, ...]:
+        """The files of the snapshots that triggers and requests wrote, the last hundred."""
+        return tuple(self._snapshots.paths)
+
     # --- which events ---------------------------------------------------------------------------
 
-    def fire(self, trigger: Trigger) -> None:
+    def fire(self, trigger: Trigger, cause: str) -> None:
         """Do what a trigger says."""
+        if trigger.action == "snapshot":
+            if not self._snapshots.request(cause, trigger.after) and trigger.left is not None:
+                trigger.left += 1
+            return
         on = trigger.action == "traceon"
         if self.selection.is_on != on:
             self.selection.is_on = on
@@ -327,6 +386,9 @@ class Recording(Chooser):
             ),
             sinks=tuple(_sink_statistics(each) for each in self._service.attachments),
             failure=self._service.failure,
+            snapshots=self._snapshots.taken,
+            snapshots_skipped=self._snapshots.skipped,
+            snapshots_failed=self._snapshots.failed,
         )
 
     async def _in_service(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -347,6 +409,15 @@ def _make_file(recording: Recording, path: str, page_size: int, pages: int) -> A
     file = ArenaFile(path, Shape(page_size, pages, DEFINITIONS_SIZE), recording.info, DEFINITIONS)
     weakref.finalize(recording, file.remove)
     return file
+
+
+def _snapshot_sink(to: AnySink | os.PathLike[str]) -> Sink:
+    if isinstance(to, os.PathLike) and not callable(to):
+        return open_path(os.path.abspath(os.fspath(to)))
+    if isinstance(to, str) and ":" not in to:
+        return open_path(os.path.abspath(to))
+    options = to if isinstance(to, SinkOptions) else sink(to)
+    return options.sink
 
 
 def _sink_statistics(attachment: Attachment) -> SinkStatistics:
@@ -377,6 +448,7 @@ def record(
     drain_timeout: float = 5.0,
     clock: str = "mono",
     arena: str | os.PathLike[str] | None = None,
+    snapshots: str | os.PathLike[str] = SNAPSHOTS,
     thread: bool = False,
 ) -> Recording:
     """Record events to sinks: an async context manager, on asyncio and trio.
@@ -397,6 +469,8 @@ def record(
         arena: A file, best on tmpfs (/dev/shm), that holds the pages and all that is needed to read them while the
             recording is open. If the program is killed, `aiotrace restore` makes a trace of it. None: memory that
             goes with the program.
+        snapshots: The file into whose name the time and the cause of a snapshot are put, that a trigger sets off:
+            trace-20261123-041500-stall-end.dat. Its folder must exist then.
         thread: Whether the reader and the sinks run in a thread of their own, so that they go on while the program's
             loop is blocked.
 
@@ -414,5 +488,6 @@ def record(
         drain_timeout=drain_timeout,
         clock=clock,
         arena=arena,
+        snapshots=snapshots,
         thread=thread,
     )

@@ -2,7 +2,7 @@
 
     rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
     filters    all that match an event must agree
-    triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded
+    triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded; a snapshot
     functions  which functions the tracers of calls see: the kernel's set_ftrace_filter and set_ftrace_notrace
 
 A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
@@ -20,9 +20,13 @@ from typing import Any, Final, Literal
 from ._errors import ConfigurationError
 from ._filter import Filter, compile_filter
 
-Action = Literal["traceon", "traceoff", "stacktrace"]
-ACTIONS: Final = ("traceon", "traceoff", "stacktrace")
-_TRIGGER: Final = re.compile(r"\s*(?P<action>\w+)(:(?P<count>\d+))?(\s+if\s+(?P<filter>.+))?\s*", re.DOTALL)
+Action = Literal["traceon", "traceoff", "stacktrace", "snapshot"]
+ACTIONS: Final = ("traceon", "traceoff", "stacktrace", "snapshot")
+AFTER_MAX: Final = 3600.0
+"""Seconds of look-forward: a snapshot that goes on for longer should be a sink."""
+_TRIGGER: Final = re.compile(
+    r"\s*(?P<action>\w+)(:(?P<count>\d+))?(:after=(?P<after>\d+(\.\d+)?))?(\s+if\s+(?P<filter>.+))?\s*", re.DOTALL
+)
 
 
 EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph"})
@@ -36,10 +40,12 @@ STALL_MIN: Final = 0.001
 class Trigger:
     """What an event sets off, at most `left` times (None: always), where its filter agrees."""
 
-    def __init__(self, action: Action, left: int | None, filter: Filter | None) -> None:
+    def __init__(self, action: Action, left: int | None, filter: Filter | None, after: float = 0.0) -> None:
         self.action = action
         self.left = left
         self.filter = filter
+        self.after = after
+        """Seconds that a snapshot looks forward."""
 
     def fires(self, fields: Mapping[str, Any]) -> bool:
         """Whether it acts on an event with these fields; counts down if so."""
@@ -51,19 +57,26 @@ class Trigger:
 
 
 def parse_trigger(text: str) -> Trigger:
-    """ "ACTION[:COUNT] [if FILTER]", as in the kernel's trigger files.
+    """ "ACTION[:COUNT] [if FILTER]", as in the kernel's trigger files; a snapshot's ":after=SECONDS" follows its count.
 
     Raises:
         ConfigurationError: It is not of that form, the action is unknown, or the filter does not parse.
     """
     match = _TRIGGER.fullmatch(text)
     if match is None:
-        raise ConfigurationError(f"trigger {text!r}: write ACTION[:COUNT] [if FILTER]")
-    action, count = match["action"], match["count"]
+        raise ConfigurationError(
+            f"trigger {text!r}: write ACTION[:COUNT] [if FILTER], or snapshot[:COUNT][:after=SECONDS] [if FILTER]"
+        )
+    action, count, after = match["action"], match["count"], float(match["after"] or 0)
     if action not in ACTIONS:
         raise ConfigurationError(f"trigger {text!r}: no action {action!r}; known: {', '.join(ACTIONS)}")
+    if match["after"] and action != "snapshot":
+        raise ConfigurationError(f"trigger {text!r}: only a snapshot looks forward, {action!r} takes no after=")
+    if after > AFTER_MAX:
+        raise ConfigurationError(f"trigger {text!r}: a snapshot looks forward {AFTER_MAX:.0f} s at most")
     filter = compile_filter(match["filter"]) if match["filter"] else None
-    return Trigger(action, None if count is None else int(count), filter)  # type: ignore[arg-type]  # checked above
+    left = None if count is None else int(count)
+    return Trigger(action, left, filter, after)  # type: ignore[arg-type]  # checked above
 
 
 def matches(glob: str, name: str) -> bool:

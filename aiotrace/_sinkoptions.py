@@ -87,6 +87,17 @@ def open_url(url: str) -> Sink:
     return made
 
 
+def open_path(path: str) -> Sink:
+    """The sink that writes a trace.dat of this name, by its entry point.
+
+    Raises:
+        ConfigurationError: It cannot stand in a URL, or no such sink is installed.
+    """
+    if "?" in path:
+        raise ConfigurationError(f"{path!r}: choose a name without '?'")
+    return open_url(f"file:{path}")
+
+
 def share_pages(pages: int, options: list[SinkOptions]) -> list[int]:
     """Each sink's quota.
 

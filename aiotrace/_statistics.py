@@ -82,6 +82,12 @@ class Statistics:
     sinks: tuple[SinkStatistics, ...]
     failure: Exception | None
     """What the reader last crashed with; it goes on all the same."""
+    snapshots: int = 0
+    """Snapshots that were taken."""
+    snapshots_skipped: int = 0
+    """Asked for by triggers and signals while one was being taken, or too soon after."""
+    snapshots_failed: int = 0
+    """Set off by these, and not written: a warning said why."""
 
     @property
     def calls(self) -> int:
@@ -105,6 +111,10 @@ class Statistics:
         ]
         if self.sends_waited:
             lines.append(f"waits:  {self.sends_waited} sends waited {self.send_wait_ns / 1e6:.1f} ms in all")
+        if self.snapshots or self.snapshots_skipped or self.snapshots_failed:
+            lines.append(
+                f"snapshots: {self.snapshots} taken, {self.snapshots_skipped} skipped, {self.snapshots_failed} failed"
+            )
         for sink in self.sinks:
             failed = f", failed {sink.failures} times ({sink.last_error!r})" if sink.failures else ""
             lines.append(

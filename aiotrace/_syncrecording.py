@@ -12,8 +12,9 @@ from typing import Self
 
 from . import _layout as L
 from ._chooser import Chooser
-from ._recording import Overrun, Recording
+from ._recording import SNAPSHOTS, Overrun, Recording
 from ._sinkoptions import AnySink
+from ._snapshot import SnapshotStatistics
 from ._statistics import Statistics
 from .abc import StreamInfo
 
@@ -69,6 +70,19 @@ class SyncRecording(Chooser):
         """As `Recording.detach`; blocks."""
         self._service.submit(lambda: self._recording._detach(sink)).result()
 
+    def snapshot(self, to: AnySink | os.PathLike[str], *, after: float = 0.0) -> SnapshotStatistics:
+        """As `Recording.snapshot`; blocks, for `after` seconds at least."""
+        return self._service.submit(lambda: self._recording._snapshot(to, after)).result()
+
+    def request_snapshot(self, cause: str, *, after: float = 0.0) -> bool:
+        """As `Recording.request_snapshot`."""
+        return self._recording.request_snapshot(cause, after=after)
+
+    @property
+    def snapshot_paths(self) -> tuple[str, ...]:
+        """As `Recording.snapshot_paths`."""
+        return self._recording.snapshot_paths
+
     def statistics(self) -> Statistics:
         """As `Recording.statistics`."""
         return self._recording.statistics()
@@ -87,6 +101,7 @@ def recording(
     drain_timeout: float = 5.0,
     clock: str = "mono",
     arena: str | os.PathLike[str] | None = None,
+    snapshots: str | os.PathLike[str] = SNAPSHOTS,
 ) -> SyncRecording:
     """`record` for synchronous code: a context manager whose reader and sinks run in a thread of their own.
 
@@ -102,6 +117,7 @@ def recording(
             drain_timeout=drain_timeout,
             clock=clock,
             arena=arena,
+            snapshots=snapshots,
             thread=True,
         )
     )

@@ -88,6 +88,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._chooser": 3,
     "aiotrace._servicethread": 3,
     "aiotrace._sinkoptions": 3,
+    "aiotrace._snapshot": 3,
     "aiotrace.worker": 3,  # a public door over _loop alone
     # the one file that knows all parts
     "aiotrace._recording": 4,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 
@@ -59,6 +60,7 @@ def test_what_the_ring_had_forgotten_before_the_first_look_is_no_loss_but_what_i
     looker = Looker(filled.arena, 1)
     first = look(looker)
     assert numbers(first[0])[0] > 0
+    assert [copy.timestamp for copy in first] == sorted(copy.timestamp for copy in first)
     assert not sum(copy.lost_before for copy in first)
     for _ in range(1000):
         filled.write()
@@ -142,7 +144,7 @@ class Disturbed(Arena):
         return super().read(page, offset, size)
 
 
-@given(st.integers(0, 2**32), st.integers(0, 60), st.booleans())
+@given(st.integers(0, 2**32), st.integers(0, 25), st.booleans())
 def test_a_page_that_is_taken_for_other_events_meanwhile_is_not_copied(seed: int, most: int, overrun: bool) -> None:
     generator = random.Random(seed)
     filled = Filled(pages=5, writers=2, overrun=overrun)
@@ -183,6 +185,44 @@ def test_a_page_on_which_nothing_was_when_the_look_began_is_the_next_looks() -> 
     filled.write()
     assert plan == []
     assert [numbers(copy) for copy in look(looker)] == [[0]]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
+def test_a_page_that_is_being_taken_has_nothing_on_it_wherever_its_taker_is_killed(steps: int) -> None:
+    filled = Filled(pages=2)
+    while filled.all[0].sequence < 2:
+        filled.write()
+    (oldest,) = filled.pages.ring
+    doings = iter(
+        [
+            lambda: filled.arena.move(oldest, L.FULL, L.FILLING),
+            lambda: filled.arena.clear(oldest),
+            lambda: filled.arena.set(oldest, L.SEQUENCE, 2),
+            lambda: filled.arena.set(oldest, L.FIRST_EVENT, filled.all[0].number),
+        ]
+    )
+    for _ in range(steps):
+        next(doings)()
+    (*old, last) = look(Looker(filled.arena, 1))
+    assert [copy.sequence for copy in old] == ([0] if steps < 2 else [])
+    assert last.sequence == 1
+
+
+def test_numbers_that_change_while_they_are_read_are_read_again() -> None:
+    filled = Filled()
+    filled.write()
+    filled.arena.__class__ = Disturbed
+    check = filled.arena.get(0, L.CHECK)
+    filled.arena.set(0, L.CHECK, 0)
+    reads = itertools.count()
+
+    def settle() -> None:
+        if next(reads) == 2:
+            filled.arena.set(0, L.CHECK, check)
+
+    filled.arena.disturb = settle  # type: ignore[attr-defined]  # of the class above
+    (planned,) = [each for each in Looker(filled.arena, 1).plan() if isinstance(each, Planned)]
+    assert planned.page == 0
 
 
 def test_a_page_whose_last_sink_acknowledges_it_meanwhile_is_copied_all_the_same() -> None:

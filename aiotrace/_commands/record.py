@@ -5,12 +5,16 @@ examples:
   aiotrace record -o run.dat -m mypackage ARGUMENTS
   aiotrace record -e 'http:*' -f 'status >= 500' -e task -- uvicorn app:app
   aiotrace record -e all -v 'http:debug_*' -b 64M --overrun app.py
+  aiotrace record -e task -e 'stall:*' -R snapshot:after=2 --arena /dev/shm/app.arena app.py
   aiotrace record -p function_graph -l '__main__.*' -n '*.<lambda>' app.py
 
 Without -e it records the program's own events, the steps of its tasks, and stalls. The program is started by execve:
 its exit status, its signals and all that it sees are its own. Children by fork and multiprocessing get a trace each,
 FILE with their pid in its name; `aiotrace report` takes them all. A program that a signal kills leaves its trace
 unfinished: `aiotrace report` reads it as it is, and `aiotrace restore` finishes it.
+
+With --arena, --snapshot-signal or a trigger "snapshot", and neither -o nor --sink, it is a flight recorder: the buffer
+keeps the newest events, and only snapshots are written, named by the time (UTC) and what set them off.
 
 exit status: the program's; before it begins: 1 the trace cannot be written, 2 wrong arguments, 126 no program that
 can be recorded, 127 no such program
@@ -23,12 +27,13 @@ import fnmatch
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any, Final
 
 from .._errors import ConfigurationError
-from .._selection import STALL_MIN
+from .._selection import STALL_MIN, parse_trigger
 from .._tracing import TRACERS
 from . import _programs
 
@@ -74,6 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"the buffer, in KiB or with a unit: 512, 64M (default: {BUFFER})",
     )
     add("--overrun", action="store_true", help="a full buffer loses the oldest events, not the newest")
+    add(
+        "--arena", metavar="PATH", help="have the buffer in this file: after a kill, restore reads it; best in /dev/shm"
+    )
+    add("--snapshots", metavar="FILE", help="what snapshots are named after (default: trace.dat)")
+    add("--snapshot-signal", dest="signal", type=_signal, default=0, metavar="NAME", help="takes one, like USR2")
     add("--clock", default="mono", metavar="CLOCK", help="mono, or tsc: the same time, read faster")
     add("-q", dest="quiet", action="store_true", help="say nothing at the end, unless events are missing")
     what: dict[str, Any] = {"nargs": argparse.REMAINDER, "metavar": "..."}
@@ -122,6 +132,14 @@ def _size(text: str) -> int:
     return int(match["number"]) * _UNITS[match["unit"].lower()]
 
 
+def _signal(text: str) -> int:
+    """A signal's number, by its name."""
+    number = getattr(signal, f"SIG{text.upper().removeprefix('SIG')}", None)
+    if not isinstance(number, signal.Signals) or number in (signal.SIGKILL, signal.SIGSTOP):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a signal that a program can handle: USR1, USR2, HUP")
+    return int(number)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Does not return, if the program can be started."""
     try:
@@ -158,10 +176,14 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
         OSError: The trace cannot be written.
     """
     from .. import _launch
+    from .._arenafile import refuse_existing
     from .._sinkoptions import PAGES_BESIDE, QUOTA_MIN
 
     sinks = list(arguments.sinks)
-    if arguments.output is not None or not sinks:
+    if arguments.arena:
+        refuse_existing(arguments.arena)
+    is_flight = not sinks and arguments.output is None and _takes_snapshots(arguments)
+    if not is_flight and (arguments.output is not None or not sinks):
         sinks.insert(0, file_url(arguments.output or OUTPUT, force=arguments.force))
     page_size = PAGE_SIZE
     while page_size > PAGE_SIZE_MIN and arguments.buffer // page_size < PAGES_WANTED:
@@ -179,10 +201,13 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
         choices=_only(arguments.choices),
         pages=arguments.buffer // page_size,
         page_size=page_size,
-        overrun="drop_oldest" if arguments.overrun else "drop_newest",
+        overrun="drop_oldest" if arguments.overrun or is_flight else "drop_newest",
         clock=arguments.clock,
         stall_ns=arguments.stall,
         quiet=arguments.quiet,
+        arena=os.path.abspath(arguments.arena) if arguments.arena else "",
+        snapshots=os.path.abspath(arguments.snapshots or OUTPUT),
+        snapshot_signal=arguments.signal,
     )
     shim = os.path.join(os.path.dirname(os.path.abspath(_launch.__file__)), "_shim")
     if os.pathsep in shim:
@@ -195,6 +220,12 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
         "PYTHONPATH": f"{shim}{os.pathsep}{before}" if before else shim,
         "AIOTRACE_RECORD": json.dumps(plan.to_dict()),
     }
+
+
+def _takes_snapshots(arguments: argparse.Namespace) -> bool:
+    """Whether there is something to look into, or to set off, later."""
+    triggers = [parse_trigger(text) for action, _, text in arguments.choices if action == "trigger"]
+    return bool(arguments.arena or arguments.signal or any(trigger.action == "snapshot" for trigger in triggers))
 
 
 def _only(choices: Sequence[tuple[Any, str, str]]) -> tuple[Any, ...]:
