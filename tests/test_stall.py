@@ -181,9 +181,7 @@ def test_what_holds_the_gil_is_noticed_while_it_does() -> None:
         id = asyncio.run(stall_in_task(hold))
     end = stalls.longest(id)
     (noticed,) = stalls.of("noticed", began_ns=end.fields["began_ns"])
-    assert noticed.timestamp_ns - end.fields["began_ns"] < 3 * LONG * 1e9, (
-        "only who needs no GIL can have written it then"
-    )
+    assert noticed.timestamp_ns - end.fields["began_ns"] < 3 * LONG * 1e9, "only who needs no GIL can write then"
     assert end.fields["gil_ns"] >= LONG * 1e9
 
 
