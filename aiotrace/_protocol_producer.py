@@ -93,7 +93,7 @@ class _Kept:
         self.writer = page.writer
         self.end: Position = (page.sequence, page.offset + len(page.data))
         self.sent_at = 0
-        """Bytes that this connection has sent when the page is sent whole; 0: it has not been put out yet."""
+        """Bytes that its connection has sent when the page is sent whole; set when it is put out."""
 
 
 class Producer:
@@ -158,8 +158,6 @@ class Producer:
         self._outbox = Outbox(self.info.stream_id)
         self._grant = Grant(0)
         self._unsent = deque(self._kept)
-        for kept in self._unsent:
-            kept.sent_at = 0
         self._sent: dict[int, deque[_Kept]] = {}
         """By writer, what was put out on this connection and is not acknowledged."""
         self._in_flight = 0

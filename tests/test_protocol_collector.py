@@ -321,6 +321,34 @@ def test_memory_that_is_released_is_used_again_and_a_view_of_it_is_an_error() ->
         bytes(page.data)
 
 
+def test_a_page_stays_as_it_came_until_it_is_released_and_then_its_memory_is_used_again() -> None:
+    peer = Peer(credit=100).open()
+    held: list[tuple[bytes, PageReceived]] = []
+    blocks = set()
+    for n in range(60):
+        data = bytes([n]) * 4000
+        entry = make_entry(sequence=n, committed=len(data))
+        (page,) = peer.say(Kind.PAGE, pack_page_entry(entry), data)
+        assert isinstance(page, PageReceived)
+        blocks.add(page._block)
+        held.append((data, page))
+        assert all(bytes(page.data) == data for data, page in held)
+        if n >= 5:
+            _, page = held.pop(0)
+            page.release()
+    assert len(blocks) <= 5
+
+
+def test_pages_without_their_crc32_are_taken_only_where_that_was_granted() -> None:
+    for waives in (False, True):
+        peer = Peer()
+        peer.say(Kind.HELLO, pack_request(INFO, Request(Level.WRITTEN, check_bodies=False)))
+        peer.collector.accept(Grant(3, check_bodies=not waives), {})
+        peer._outbox.put_page(pack_page_entry(make_entry()), bytes(10), check_body=False)
+        (event,) = give(peer.collector, take_all(peer._outbox))  # type: ignore[arg-type]
+        assert isinstance(event, PageReceived if waives else Broken)
+
+
 def test_a_token_reaches_who_judges_it() -> None:
     (greeted,) = Peer().say(Kind.HELLO, pack_request(INFO, Request(token="a token")))
     assert isinstance(greeted, Greeted)

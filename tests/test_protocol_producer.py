@@ -359,6 +359,7 @@ def test_who_ends_a_stream_that_the_collector_has_ended_is_told_so_at_once() -> 
     link.connect()
     link.settle()
     assert link.producer.end(LEDGER)
+    assert not link.producer.is_sending, "the collector would take a second end for a broken protocol"
 
 
 def test_pages_stay_put_when_the_connection_is_gone_and_no_view_is_left_behind() -> None:

@@ -17,10 +17,11 @@ import fakes
 import pytest
 import trustme
 from aiotrace_sinks import SocketSink
-from aiotrace_sinks._socket_channel import Address, connect
+from aiotrace_sinks._socket import READS_MAX, _Session
+from aiotrace_sinks._socket_channel import Address, Channel, connect
 from collectors import TestCollector, collecting
 from laws import PAGE, check_closed, number, numbers_on
-from peers import Stored
+from peers import Stored, make_producer
 
 import aiotrace
 from aiotrace import ConfigurationError
@@ -627,3 +628,64 @@ def test_a_peer_that_is_gone_is_noticed_and_one_that_is_given_up_is_reset() -> N
                 read_all(peer)
 
     anyio.run(main)
+
+
+# --- what the loop calls --------------------------------------------------------------------------
+
+
+class FakeChannel(Channel):
+    """A channel that says what it is told, and is asked for nothing but that."""
+
+    def __init__(self, *, says: list[bytes] | None = None, takes: Exception | int = 0) -> None:
+        one, self.other = socket.socketpair()
+        super().__init__(one)
+        self.says = says or []
+        self.takes = takes
+        self.reads = 0
+
+    def send(self, buffers: Any) -> int:
+        if isinstance(self.takes, Exception):
+            raise self.takes
+        return self.takes
+
+    def receive(self, buffer: Any) -> int | None:
+        self.reads += 1
+        if not self.says:
+            return None
+        data = self.says[0]
+        buffer[: len(data)] = data
+        return len(buffer)
+
+    def close(self) -> None:
+        super().close()
+        self.other.close()
+
+
+async def run_session(channel: FakeChannel) -> str:
+    producer = make_producer()
+    session = _Session(channel, producer, lambda event: None)
+    try:
+        return await session.run()
+    finally:
+        channel.close()
+
+
+@pytest.mark.anyio
+async def test_what_fails_in_a_call_of_the_loop_is_raised_where_the_session_is_waited_for() -> None:
+    for error in (ValueError("the page is released"), AssertionError("a bug")):
+        with pytest.raises(type(error), match=str(error)):
+            await run_session(FakeChannel(takes=error))
+    assert await run_session(FakeChannel(takes=BrokenPipeError(32, "Broken pipe"))) == "Broken pipe"
+
+
+@pytest.mark.anyio
+async def test_a_collector_that_says_much_leaves_the_loop_its_turn() -> None:
+    producer = make_producer()
+    producer.connect(0.0)
+    channel = FakeChannel(says=[b""])
+    session = _Session(channel, producer, lambda event: None)
+    producer.received = lambda count, now: []  # type: ignore[method-assign]
+    session._on_readable()
+    assert channel.reads == READS_MAX
+    assert session._more.is_set()
+    channel.close()

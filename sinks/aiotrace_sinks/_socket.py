@@ -393,6 +393,9 @@ class _Session:
         except OSError as error:
             self.end(error.strerror or str(error))
             return
+        except Exception as error:  # the pages were taken back, and this call is about to be cancelled
+            self._fail(error)
+            return
         self._blocked = self._producer.is_sending or self._channel.has_unsent
         self._watch.want_writable(self._blocked)
 
@@ -406,8 +409,11 @@ class _Session:
         except OSError as error:
             self.end(error.strerror or str(error))
         except Exception as error:
-            self._failure = error
-            self.end(str(error))
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self.end(str(error))
 
     def _receive(self) -> bool:
         """Whether there may be more."""
