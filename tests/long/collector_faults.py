@@ -163,6 +163,8 @@ def r21(folder: Path, generator: random.Random, scale: float) -> Result:
     return f"{steps} faults at random: {order} ({cuts} resets)", verdict
 
 
+faults.PATIENCE = 600.0  # such a run is niced, on a machine that has other things to do
+
 ROWS: dict[str, tuple[Callable[[Path, random.Random, float], Result], bool]] = {
     "R5": (r5, False),
     "R8": (r8, True),
