@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import fakes
@@ -19,10 +20,10 @@ from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, nu
 
 from aiotrace._closing import restore
 from aiotrace._errors import TraceFormatError
-from aiotrace._files import remove
+from aiotrace._files import remove, reserve
 from aiotrace._growing import UnfinishedTrace, is_unfinished
 from aiotrace._journal import PLACED_SIZE
-from aiotrace._store import TraceStore, stored_positions
+from aiotrace._store import RESERVE_FROM, RESERVED, TraceStore, stored_positions
 from aiotrace.decode import open_trace
 
 pytestmark = pytest.mark.once
@@ -57,6 +58,19 @@ def test_the_files_are_private_and_the_empty_part_of_a_page_is_a_hole(path: str)
     status = os.stat(path)
     assert status.st_size > 20 << 20
     assert status.st_blocks * 512 < 1 << 20
+
+
+@pytest.mark.parametrize("closed_by", [finish, lambda store: (store.close(), restore(store.path))])
+def test_blocks_that_were_reserved_and_are_not_needed_are_given_back(
+    path: str, closed_by: Callable[[TraceStore], object]
+) -> None:
+    store = TraceStore(path, INFO)
+    store.write(fakes.make_pages(RESERVE_FROM // 4096 * 2, 2, 100), fakes.DEFINITIONS)
+    if reserve(store._files.spool(3), 0, 4096):  # the file system can, and the C module is there
+        assert min(os.stat(name).st_blocks for name in (path, path + ".cpu1")) >= RESERVED // 512
+        assert os.stat(path + ".cpu1").st_size == RESERVE_FROM
+    closed_by(store)
+    assert os.stat(path).st_blocks * 512 < os.stat(path).st_size + (1 << 16)
 
 
 def test_an_end_that_could_not_be_written_is_written_again(
