@@ -2,10 +2,12 @@
  *
  *     module.c   the module itself; knows no page
  *     crc.c      the crc32 of a page
+ *     cursor.c   writing: a place on a page, and the clocks
  *     decode.c   reading: records, columns, lines of text
  *     event.c    writing: events
  *     files.c    writing and closing traces: what is done for each page
  *     function.c writing: calls of functions
+ *     lease.c    writing: the writers of a thread, and whether anybody records
  *     span.c     writing: spans, which are two events
  *     stall.c    noticing steps that last too long, while they do
  *
@@ -43,12 +45,22 @@ aiotrace_get_state(PyObject *module)
     return (aiotrace_state *)PyModule_GetState(module);
 }
 
+/* Make a type of the module's, under this name, and keep it in `*type`. Returns -1 with an exception set on failure. */
+static inline int
+aiotrace_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type, const char *name)
+{
+    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
+    return *type == NULL ? -1 : PyModule_AddObjectRef(module, name, (PyObject *)*type);
+}
+
 /* Add the part's types and functions to the module. Return -1 with an exception set if that cannot be done. */
 int aiotrace_crc_exec(PyObject *module);
+int aiotrace_cursor_exec(PyObject *module);
 int aiotrace_decode_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
 int aiotrace_files_exec(PyObject *module);
 int aiotrace_function_exec(PyObject *module);
+int aiotrace_lease_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
 int aiotrace_stall_exec(PyObject *module);
 int aiotrace_task_exec(PyObject *module);
@@ -56,11 +68,11 @@ int aiotrace_task_exec(PyObject *module);
 /* crc.c: zlib's crc32 of some bytes, after those whose crc32 is `crc` (0: none). */
 uint32_t aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size);
 
-/* event.c: whether any recording is open; CLOCK_MONOTONIC in nanoseconds. */
+/* lease.c: whether any recording is open. cursor.c: CLOCK_MONOTONIC in nanoseconds. */
 int aiotrace_is_recording(void);
 uint64_t aiotrace_monotonic_ns(void);
 
-/* event.c, for task.c: the pid of the task that runs in this thread, which records carry as common_pid; 0: none. */
+/* lease.c: the pid of the task that runs in this thread, which records carry as common_pid; 0: none. */
 int32_t aiotrace_get_task(void);
 void aiotrace_set_task(int32_t pid);
 

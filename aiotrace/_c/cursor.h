@@ -1,10 +1,10 @@
-/* A writer's place on its page, for C that writes a record per call: what event.c keeps, and how a record is stored.
+/* A writer's place on its page, for C that writes a record per call: what is kept of it, and how a record is stored.
  *
  *     aiotrace_lease -> only -> page + end: | record | record | ........................ |
  *                                                    ^ reserve: a place      ^ limit      commit: `end` goes on
  *
- * The laws stand in event.c: one step under the GIL from the look at `limit` to `commit`, no Python in between; and a
- * lease is good while its epoch is the present one.
+ * The laws: one step under the GIL from the look at `limit` to `commit`, no Python in between; and a lease is good while
+ * its epoch is the present one. cursor.c and lease.c make these; event.c, and others that store records, use them.
  */
 #ifndef AIOTRACE_CURSOR_H
 #define AIOTRACE_CURSOR_H
@@ -67,12 +67,18 @@ typedef struct {
 
 #pragma GCC visibility push(hidden)
 
+enum { GATE_RECORDING = 1, GATE_STRICT = 2 };
+
+/* Whether any recording is open, whether wrong values are errors; 0: an event has nothing to do. */
+extern int aiotrace_gate;
 /* The number of the present set of recordings. */
 extern uint64_t aiotrace_epoch;
 /* Nanoseconds per TSC tick, in 2**-32: 0 until `tsc_calibrate` was called. */
 extern uint64_t aiotrace_tsc_multiplier;
 /* The calling thread's; NULL: it has none. */
 extern AIOTRACE_THREAD_LOCAL Lease *aiotrace_lease;
+
+extern PyTypeObject *aiotrace_cursor_type;
 
 /* An event's id; and the epoch in which all open recordings take it always, or 0: then it has to be called. */
 int aiotrace_event_id(PyObject *event);

@@ -1,4 +1,4 @@
-/* What runs per event: the twin of _cursor.PythonCursor and of _event.PythonEvent.__call__.
+/* What runs per event: the twin of _event.PythonEvent.__call__.
  *
  *   event(200, "/index") -> gate -> lease of this thread -> measure -> convert and store in place -> commit
  *                             |          |                    |                |
@@ -9,9 +9,7 @@
  * - The fast path runs no Python code, allocates nothing and takes no lock. Only exact, plain values are converted
  *   here; whatever could run foreign code (__index__, a str that is not interned yet, a wrong value) goes the slow
  *   way as a whole, so nothing is half done when Python runs.
- * - One step under the GIL: room is checked, the record stored, commit advanced last. Whoever touches the page
- *   otherwise freezes the cursor first (limit 0), and then nothing fits.
- * - The lease holds the writers strongly, and the thread's pointer to it is cleared when it dies.
+ * - One step under the GIL: room is checked, the record stored, commit advanced last (cursor.h).
  *
  * Free-threaded builds are refused, because of the second law.
  */
@@ -26,394 +24,8 @@
 #error "aiotrace._c needs the GIL: on a free-threaded Python the Python twin runs"
 #endif
 
-#define LOST_COUNT 8
-#define FLAG_CUT 0x80
 #define DYNAMIC_MAX 65000
 #define FIELDS_MAX 32 /* events with more go the slow way */
-
-/* --- clocks ------------------------------------------------------------------------------------ */
-
-uint64_t aiotrace_tsc_multiplier;
-
-/* --- cursor ------------------------------------------------------------------------------------ */
-
-static PyTypeObject *cursor_type;
-static PyObject *monotonic_clock; /* time.monotonic_ns, which is read here without a call */
-
-/* The time for code that may call Python. -1 with an exception on failure. */
-static int
-read_clock(Cursor *self, uint64_t *now)
-{
-    if (self->clock_kind != CLOCK_PYTHON) {
-        *now = now_ns(self);
-        return 0;
-    }
-    PyObject *value = PyObject_CallNoArgs(self->clock);
-    if (value == NULL)
-        return -1;
-    *now = PyLong_AsUnsignedLongLong(value);
-    Py_DECREF(value);
-    return PyErr_Occurred() ? -1 : 0;
-}
-
-static void
-cursor_release(Cursor *self)
-{
-    self->page = NULL;
-    self->end = self->limit = 0;
-    self->last = 0;
-    if (self->view.obj != NULL)
-        PyBuffer_Release(&self->view);
-}
-
-static int
-cursor_init(Cursor *self, PyObject *args, PyObject *keywords)
-{
-    static char *names[] = {"clock", NULL};
-    PyObject *clock;
-    if (!PyArg_ParseTupleAndKeywords(args, keywords, "O:Cursor", names, &clock))
-        return -1;
-    int kind = clock == monotonic_clock ? CLOCK_MONO : CLOCK_PYTHON;
-    if (kind == CLOCK_PYTHON) {
-        PyObject *is_tsc = PyObject_GetAttrString(clock, "aiotrace_tsc"); /* _clock.TscClock has it */
-        if (is_tsc == NULL)
-            PyErr_Clear();
-        else if (aiotrace_tsc_multiplier != 0)
-            kind = CLOCK_TSC;
-        Py_XDECREF(is_tsc);
-    }
-    cursor_release(self);
-    self->clock_kind = kind;
-    Py_INCREF(clock);
-    Py_XSETREF(self->clock, clock);
-    return 0;
-}
-
-static int
-cursor_traverse(Cursor *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->clock);
-    return 0;
-}
-
-static int
-cursor_clear(Cursor *self)
-{
-    Py_CLEAR(self->clock);
-    return 0;
-}
-
-static void
-cursor_dealloc(Cursor *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    cursor_release(self);
-    cursor_clear(self);
-    type->tp_free((PyObject *)self);
-    Py_DECREF(type);
-}
-
-PyDoc_STRVAR(enter_doc, "Begin an empty page: its header is written, its time is now.");
-
-static PyObject *
-cursor_enter(Cursor *self, PyObject *page)
-{
-    Py_buffer view;
-    uint64_t now;
-    if (PyObject_GetBuffer(page, &view, PyBUF_WRITABLE) < 0)
-        return NULL;
-    if (view.len < PAGE_HEADER + LOST_COUNT || view.len > 1 << 20 || (uintptr_t)view.buf % 8 != 0) {
-        PyBuffer_Release(&view);
-        PyErr_SetString(PyExc_ValueError, "a page has 24 bytes to 1 MiB and is aligned to 8");
-        return NULL;
-    }
-    cursor_release(self);
-    if (self->clock_kind == CLOCK_TSC) {
-        anchor(self);
-        now = self->mono_base;
-    }
-    else if (read_clock(self, &now) < 0) {
-        PyBuffer_Release(&view);
-        return NULL;
-    }
-    self->view = view;
-    self->page = view.buf;
-    self->page_size = (uint32_t)view.len;
-    ((uint64_t *)self->page)[0] = now;
-    ((uint64_t *)self->page)[1] = 0;
-    self->last = now;
-    self->end = PAGE_HEADER;
-    self->limit = self->page_size - LOST_COUNT;
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(leave_doc, "Have no page.");
-
-static PyObject *
-cursor_leave(Cursor *self, PyObject *Py_UNUSED(ignored))
-{
-    cursor_release(self);
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(freeze_doc, "From now on nothing finds room.");
-
-static PyObject *
-cursor_freeze(Cursor *self, PyObject *Py_UNUSED(ignored))
-{
-    self->limit = 0;
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(thaw_doc, "Undo `freeze`, for a page that stays.");
-
-static PyObject *
-cursor_thaw(Cursor *self, PyObject *Py_UNUSED(ignored))
-{
-    self->limit = self->page == NULL ? 0 : self->page_size - LOST_COUNT;
-    Py_RETURN_NONE;
-}
-
-PyDoc_STRVAR(state_doc, "Bytes of records on the page, time of the last one in ns, and `written`, as of one moment.");
-
-static PyObject *
-cursor_state(Cursor *self, PyObject *Py_UNUSED(ignored))
-{
-    uint32_t committed = self->end < PAGE_HEADER ? 0 : self->end - PAGE_HEADER;
-    return Py_BuildValue("IKK", committed, (unsigned long long)self->last, (unsigned long long)self->written);
-}
-
-PyDoc_STRVAR(fits_doc, "Whether a payload of `size` bytes has room, with a time extend in front if it needs one.");
-
-static PyObject *
-cursor_fits(Cursor *self, PyObject *argument)
-{
-    Py_ssize_t size = PyLong_AsSsize_t(argument);
-    if (size == -1 && PyErr_Occurred())
-        return NULL;
-    return PyBool_FromLong(size <= 1 << 20 && (uint64_t)self->end + (uint64_t)size + 16 <= self->limit);
-}
-
-PyDoc_STRVAR(put_doc, "Write one record. Returns False, without effect, if there is no room.");
-
-static PyObject *
-cursor_put(Cursor *self, PyObject *payload)
-{
-    if (!PyBytes_Check(payload) || PyBytes_GET_SIZE(payload) % 4 || PyBytes_GET_SIZE(payload) < 8) {
-        PyErr_SetString(PyExc_ValueError, "a payload is bytes, at least 8 and a multiple of 4");
-        return NULL;
-    }
-    uint64_t now;
-    uint32_t end;
-    if (self->limit == 0)
-        Py_RETURN_FALSE;
-    if (read_clock(self, &now) < 0)
-        return NULL;
-    if (PyBytes_GET_SIZE(payload) > 1 << 20)
-        Py_RETURN_FALSE;
-    uint32_t size = (uint32_t)PyBytes_GET_SIZE(payload);
-    char *place = reserve(self, &now, size, &end);
-    if (place == NULL)
-        Py_RETURN_FALSE;
-    memcpy(place, PyBytes_AS_STRING(payload), size);
-    if (size > SHORT_PAYLOAD_MAX && (unsigned char)place[2] & FLAG_CUT)
-        self->cut++;
-    commit(self, now, end);
-    Py_RETURN_TRUE;
-}
-
-static PyObject *
-cursor_get_written(Cursor *self, void *Py_UNUSED(closure))
-{
-    return PyLong_FromUnsignedLongLong(self->written);
-}
-
-static PyObject *
-cursor_get_cut(Cursor *self, void *Py_UNUSED(closure))
-{
-    return PyLong_FromUnsignedLongLong(self->cut);
-}
-
-static PyMethodDef cursor_methods[] = {
-    {"enter", (PyCFunction)cursor_enter, METH_O, enter_doc},
-    {"leave", (PyCFunction)cursor_leave, METH_NOARGS, leave_doc},
-    {"freeze", (PyCFunction)cursor_freeze, METH_NOARGS, freeze_doc},
-    {"thaw", (PyCFunction)cursor_thaw, METH_NOARGS, thaw_doc},
-    {"state", (PyCFunction)cursor_state, METH_NOARGS, state_doc},
-    {"fits", (PyCFunction)cursor_fits, METH_O, fits_doc},
-    {"put", (PyCFunction)cursor_put, METH_O, put_doc},
-    {NULL, NULL, 0, NULL},
-};
-
-static PyGetSetDef cursor_getset[] = {
-    {"written", (getter)cursor_get_written, NULL, "Events written, over all pages.", NULL},
-    {"cut", (getter)cursor_get_cut, NULL, "Those of them with a string that was too long.", NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
-PyDoc_STRVAR(cursor_doc, "A writer's place on the page that it fills: the twin of _cursor.PythonCursor.");
-
-static PyType_Slot cursor_slots[] = {
-    {Py_tp_doc, (void *)cursor_doc},     {Py_tp_init, cursor_init},       {Py_tp_traverse, cursor_traverse},
-    {Py_tp_clear, cursor_clear},         {Py_tp_dealloc, cursor_dealloc}, {Py_tp_methods, cursor_methods},
-    {Py_tp_getset, cursor_getset},       {0, NULL},
-};
-
-static PyType_Spec cursor_spec = {
-    "aiotrace._c.Cursor",
-    sizeof(Cursor),
-    0,
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
-    cursor_slots,
-};
-
-/* --- lease: the writers of a thread --------------------------------------------------------------- */
-
-enum { GATE_RECORDING = 1, GATE_STRICT = 2 };
-
-static int gate;
-uint64_t aiotrace_epoch = 1;
-
-static PyTypeObject *lease_type;
-AIOTRACE_THREAD_LOCAL Lease *aiotrace_lease;
-static AIOTRACE_THREAD_LOCAL int32_t this_task; /* the pid of the task that runs here; 0: none, or nobody says */
-
-static PyObject *
-lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
-{
-    PyObject *writers;
-    int pid;
-    unsigned long long made_in;
-    if (!PyArg_ParseTuple(args, "O!iK:Lease", &PyTuple_Type, &writers, &pid, &made_in))
-        return NULL;
-    Py_ssize_t count = PyTuple_GET_SIZE(writers);
-    for (Py_ssize_t i = 0; i < count; i++) {
-        if (!PyObject_TypeCheck(PyTuple_GET_ITEM(writers, i), cursor_type)) {
-            PyErr_SetString(PyExc_TypeError, "a lease is of writers");
-            return NULL;
-        }
-    }
-    Lease *self = (Lease *)type->tp_alloc(type, count);
-    if (self == NULL)
-        return NULL;
-    self->epoch = made_in;
-    self->thread_pid = pid;
-    self->pid = this_task ? this_task : pid;
-    for (Py_ssize_t i = 0; i < count; i++) {
-        Py_INCREF(PyTuple_GET_ITEM(writers, i));
-        self->cursors[i] = (Cursor *)PyTuple_GET_ITEM(writers, i);
-    }
-    if (count == 1 && self->cursors[0]->clock_kind != CLOCK_PYTHON)
-        self->only = self->cursors[0];
-    aiotrace_lease = self;
-    return (PyObject *)self;
-}
-
-static int
-lease_traverse(Lease *self, visitproc visit, void *arg)
-{
-    Py_VISIT(Py_TYPE(self));
-    for (Py_ssize_t i = 0; i < Py_SIZE(self); i++)
-        Py_VISIT(self->cursors[i]);
-    return 0;
-}
-
-static int
-lease_clear(Lease *self)
-{
-    self->epoch = 0; /* never current again */
-    self->only = NULL;
-    for (Py_ssize_t i = 0; i < Py_SIZE(self); i++)
-        Py_CLEAR(self->cursors[i]);
-    return 0;
-}
-
-static void
-lease_dealloc(Lease *self)
-{
-    PyTypeObject *type = Py_TYPE(self);
-    PyObject_GC_UnTrack(self);
-    if (aiotrace_lease == self)
-        aiotrace_lease = NULL;
-    lease_clear(self);
-    type->tp_free((PyObject *)self);
-    Py_DECREF(type);
-}
-
-PyDoc_STRVAR(lease_doc, "Lease(writers, pid, epoch)\n--\n\nThe writers of the calling thread, from now on.");
-
-static PyType_Slot lease_slots[] = {
-    {Py_tp_doc, (void *)lease_doc}, {Py_tp_new, lease_new},         {Py_tp_traverse, lease_traverse},
-    {Py_tp_clear, lease_clear},     {Py_tp_dealloc, lease_dealloc}, {0, NULL},
-};
-
-static PyType_Spec lease_spec = {
-    "aiotrace._c.Lease",
-    offsetof(Lease, cursors),
-    sizeof(Cursor *),
-    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    lease_slots,
-};
-
-int
-aiotrace_is_recording(void)
-{
-    return gate & GATE_RECORDING;
-}
-
-uint64_t
-aiotrace_monotonic_ns(void)
-{
-    return monotonic_ns();
-}
-
-int32_t
-aiotrace_get_task(void)
-{
-    return this_task;
-}
-
-void
-aiotrace_set_task(int32_t pid)
-{
-    this_task = pid;
-    if (aiotrace_lease != NULL)
-        aiotrace_lease->pid = pid ? pid : aiotrace_lease->thread_pid;
-}
-
-PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in this thread; 0 if nobody traces tasks.");
-
-static PyObject *
-get_task(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
-{
-    return PyLong_FromLong(this_task);
-}
-
-PyDoc_STRVAR(changed_doc,
-             "changed(recording, strict)\n--\n\n"
-             "The open recordings changed: every lease is stale. Returns the new epoch.");
-
-static PyObject *
-changed(PyObject *Py_UNUSED(module), PyObject *args)
-{
-    int recording, strict;
-    if (!PyArg_ParseTuple(args, "pp:changed", &recording, &strict))
-        return NULL;
-    gate = (recording ? GATE_RECORDING : 0) | (strict ? GATE_STRICT : 0);
-    return PyLong_FromUnsignedLongLong(++aiotrace_epoch);
-}
-
-PyDoc_STRVAR(get_epoch_doc, "get_epoch()\n--\n\nThe number of the present set of recordings.");
-
-static PyObject *
-get_epoch(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
-{
-    return PyLong_FromUnsignedLongLong(aiotrace_epoch);
-}
-
-/* --- event ---------------------------------------------------------------------------------------- */
 
 /* Field types by their code in `struct`; strings, bytes and symbols have codes of their own. */
 typedef struct {
@@ -881,7 +493,7 @@ int
 aiotrace_event_is_off(PyObject *event)
 {
     Event *self = (Event *)event;
-    return gate == 0 || (self->mode_epoch == aiotrace_epoch && self->mode == MODE_OFF);
+    return aiotrace_gate == 0 || (self->mode_epoch == aiotrace_epoch && self->mode == MODE_OFF);
 }
 
 int
@@ -941,7 +553,7 @@ static PyObject *
 event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
     Event *self = (Event *)callable;
-    if (likely(record_short(self, args, PyVectorcall_NARGS(nargsf), keywords)) || gate == 0)
+    if (likely(record_short(self, args, PyVectorcall_NARGS(nargsf), keywords)) || aiotrace_gate == 0)
         Py_RETURN_NONE;
     if (record(self, args, PyVectorcall_NARGS(nargsf), keywords))
         Py_RETURN_NONE;
@@ -951,7 +563,7 @@ event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObj
 static PyObject *
 event_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    if (likely(record_short((Event *)self, args, nargs, keywords)) || gate == 0)
+    if (likely(record_short((Event *)self, args, nargs, keywords)) || aiotrace_gate == 0)
         Py_RETURN_NONE;
     if (record((Event *)self, args, nargs, keywords))
         Py_RETURN_NONE;
@@ -1121,74 +733,12 @@ static PyType_Spec event_spec = {
     event_slots,
 };
 
-/* --- the TSC -------------------------------------------------------------------------------------- */
-
-PyDoc_STRVAR(tsc_calibrate_doc,
-             "tsc_calibrate(seconds)\n--\n\n"
-             "Measure the time stamp counter against CLOCK_MONOTONIC, once for the process.\n\n"
-             "Returns nanoseconds per tick, or 0.0 if this CPU has no counter of constant rate.");
-
-static PyObject *
-tsc_calibrate(PyObject *Py_UNUSED(module), PyObject *argument)
-{
-    double seconds = PyFloat_AsDouble(argument);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return NULL;
-    if (!(seconds > 0 && seconds <= 1)) {
-        PyErr_SetString(PyExc_ValueError, "seconds: more than 0, at most 1");
-        return NULL;
-    }
-#if HAVE_TSC
-    unsigned a, b, c, d;
-    if (aiotrace_tsc_multiplier == 0 && __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & 1u << 8)) {
-        uint64_t tick = __rdtsc(), began = monotonic_ns(), now;
-        Py_BEGIN_ALLOW_THREADS
-        do {
-            now = monotonic_ns();
-        } while (now - began < (uint64_t)(seconds * 1e9));
-        Py_END_ALLOW_THREADS
-        /* Read both again, close together. */
-        now = monotonic_ns();
-        uint64_t ticks = __rdtsc() - tick;
-        aiotrace_tsc_multiplier = (uint64_t)((double)(now - began) / (double)ticks * 4294967296.0);
-    }
-#endif
-    return PyFloat_FromDouble((double)aiotrace_tsc_multiplier / 4294967296.0);
-}
-
 /* --- module --------------------------------------------------------------------------------------- */
-
-static PyMethodDef functions[] = {
-    {"changed", changed, METH_VARARGS, changed_doc},
-    {"get_epoch", get_epoch, METH_NOARGS, get_epoch_doc},
-    {"get_task", get_task, METH_NOARGS, get_task_doc},
-    {"tsc_calibrate", tsc_calibrate, METH_O, tsc_calibrate_doc},
-    {NULL, NULL, 0, NULL},
-};
-
-static int
-add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type, const char *name)
-{
-    *type = (PyTypeObject *)PyType_FromModuleAndSpec(module, spec, NULL);
-    if (*type == NULL)
-        return -1;
-    return PyModule_AddObjectRef(module, name, (PyObject *)*type);
-}
 
 int
 aiotrace_event_exec(PyObject *module)
 {
-    PyObject *time = PyImport_ImportModule("time");
-    if (time == NULL)
+    if (aiotrace_add_type(module, &event_spec, &event_type, "Event") < 0)
         return -1;
-    Py_XSETREF(monotonic_clock, PyObject_GetAttrString(time, "monotonic_ns"));
-    Py_DECREF(time);
-    if (monotonic_clock == NULL)
-        return -1;
-    if (add_type(module, &cursor_spec, &cursor_type, "Cursor") < 0 ||
-        add_type(module, &lease_spec, &lease_type, "Lease") < 0 || add_type(module, &event_spec, &event_type, "Event") < 0)
-        return -1;
-    if (PyModule_AddIntMacro(module, FIELDS_MAX) < 0)
-        return -1;
-    return PyModule_AddFunctions(module, functions);
+    return PyModule_AddIntMacro(module, FIELDS_MAX);
 }
