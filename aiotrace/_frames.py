@@ -37,7 +37,7 @@ from ._clock import Anchor
 from ._crc import crc32
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from ._errors import TraceFormatError
-from .abc import Ledger, Page, StreamInfo, WriterLedger
+from .abc import Ledger, StreamInfo, WriterLedger
 
 MAGIC: Final = b"\xf7aio"
 """No UTF-8 text holds its first byte."""
@@ -401,21 +401,17 @@ def _unpack_definition(item: list[Any]) -> Definition:
     raise TraceFormatError(f"{str(item)[:80]} is no definition")
 
 
+pack_entry: Final = _ENTRY.pack
+"""As `pack_page_entry`, for a page on its way to a socket: writer, complete, sequence, timestamp, lost_before, offset,
+events_count, definitions_needed, committed."""
+
+
 def pack_page_entry(entry: PageEntry) -> bytes:
     """What comes before the records in the body of a page frame."""
     flags = 1 if entry.complete else 0
     return _ENTRY.pack(
         entry.writer, flags, entry.sequence, entry.timestamp, entry.lost_before,
         entry.offset, entry.events_count, entry.definitions_needed, entry.committed,
-    )  # fmt: skip
-
-
-def pack_entry_of(page: Page, sequence: int, offset: int, committed: int) -> bytes:
-    """As `pack_page_entry`, of a page that is in memory and on its way to a socket: what the caller has asked it for
-    already, it is not asked for again."""
-    return _ENTRY.pack(
-        page.writer, 1 if page.complete else 0, sequence, page.timestamp, page.lost_before,
-        offset, page.events_count, page.definitions_needed, committed,
     )  # fmt: skip
 
 

@@ -25,7 +25,8 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
+from operator import itemgetter
+from typing import Final, NamedTuple
 
 from ._definitions import Definition
 from ._errors import TraceFormatError
@@ -34,7 +35,7 @@ from ._frames import (
     Kind,
     pack_definitions,
     pack_end,
-    pack_entry_of,
+    pack_entry,
     pack_error,
     unpack_error,
 )
@@ -72,6 +73,8 @@ class Ended(NamedTuple):
     """The collector has all pages and the ledger: there is nothing left to do."""
 
 
+_NOWHERE: Final[Position] = (-1, 0)
+"""Before the first page."""
 ProducerEvent = Granted | Acknowledged | Ended | Broken | Refused
 
 
@@ -83,17 +86,8 @@ class _State(enum.Enum):
     OVER = "nothing"
 
 
-class _Kept:
-    """A page that the collector does not have yet, or did not say so."""
-
-    __slots__ = ("end", "page", "sent_at", "writer")
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.writer = page.writer
-        self.end: Position = (page.sequence, page.offset + len(page.data))
-        self.sent_at = 0
-        """Bytes that its connection has sent when the page is sent whole; set when it is put out."""
+_Sent = tuple[Position, int, Page]
+"""A page that this connection was given: its end, the bytes that are sent when it is out whole, and itself."""
 
 
 class Producer:
@@ -111,8 +105,12 @@ class Producer:
         self.request = request
         self._definitions = definitions
         self._hello = pack_request(info, request)
-        self._kept: dict[_Kept, None] = {}
-        """In the order in which they were added."""
+        self._unsent: deque[Page] = deque()
+        """What is kept and was not put out on this connection: nothing, as long as there is credit."""
+        self._sent: dict[int, deque[_Sent]] = {}
+        """By writer, what is kept and was put out on this connection."""
+        self._in_flight = 0
+        """How many those are."""
         self._reached: dict[int, Position] = {}
         """By writer, the end of what ever went out whole, on any connection: nobody has more."""
         self._definitions_reached = 0
@@ -126,7 +124,7 @@ class Producer:
     @property
     def kept_count(self) -> int:
         """Pages that are kept."""
-        return len(self._kept)
+        return len(self._unsent) + self._in_flight
 
     @property
     def is_open(self) -> bool:
@@ -150,6 +148,7 @@ class Producer:
         """The connection is gone, or about to be. No view of a page is left in `pending`."""
         self._note_reached()
         self._outbox.clear()
+        self._take_back()
         self._state = _State.APART
 
     def _begin(self, now: float) -> None:
@@ -157,30 +156,33 @@ class Producer:
         self._inbox = Inbox(limits, self.info.stream_id)
         self._outbox = Outbox(self.info.stream_id)
         self._grant = Grant(0)
-        self._unsent = deque(self._kept)
-        self._sent: dict[int, deque[_Kept]] = {}
-        """By writer, what was put out on this connection and is not acknowledged."""
-        self._in_flight = 0
         self._has: dict[int, Position] = {}
-        """By writer, how far the collector says that it is."""
+        """By writer, how far the collector was when it granted this connection, until a page lies behind that."""
         self._definitions_sent = 0
-        self._end_sent_at = 0
-        """As `_Kept.sent_at`, of the closing account."""
+        self._end_out_at = 0
+        """As in `_Sent`, of the closing account; 0: it was not put out."""
         self._heard = now
         self._said_total = 0
         self._next_beat = now + self.request.heartbeat / 2
 
     def _note_reached(self) -> None:
         for writer, sent in self._sent.items():
-            for kept in sent:
-                if not self._is_out(kept.sent_at):
+            for end, out_at, _ in sent:
+                if not self._is_out(out_at):
                     break
-                self._reached[writer] = max(kept.end, self._reached.get(writer, kept.end))
-        self._end_reached |= self._is_out(self._end_sent_at)
+                self._reached[writer] = max(end, self._reached.get(writer, end))
+        self._end_reached |= self._is_out(self._end_out_at)
 
-    def _is_out(self, sent_at: int) -> bool:
+    def _take_back(self) -> None:
+        """What was put out is to be put out again, in the same order."""
+        sent = sorted((each for queue in self._sent.values() for each in queue), key=itemgetter(1))
+        self._unsent.extendleft(page for _, _, page in reversed(sent))
+        self._sent.clear()
+        self._in_flight = 0
+
+    def _is_out(self, out_at: int) -> bool:
         """Whether the transport has taken all up to there."""
-        return 0 < sent_at <= self._outbox.sent_total
+        return 0 < out_at <= self._outbox.sent_total
 
     # --- pages ----------------------------------------------------------------------------------
 
@@ -190,15 +192,21 @@ class Producer:
         Returns:
             True: The collector said on this connection that it has it already. It is not kept: acknowledge it.
         """
-        kept = _Kept(page)
-        has = self._has.get(kept.writer)
-        if has is not None and kept.end <= has:
+        if self._has and self._is_there(page):
             return True
-        self._kept[kept] = None
-        if self._state is _State.OPEN and not self._unsent and self._in_flight < self._grant.credit:
-            self._put(kept)
+        if self._state is _State.OPEN and self._in_flight < self._grant.credit:
+            self._put(page)
         else:
-            self._unsent.append(kept)
+            self._unsent.append(page)
+        return False
+
+    def _is_there(self, page: Page) -> bool:
+        has = self._has.get(page.writer)
+        if has is None:
+            return False
+        if (page.sequence, page.offset + len(page.data)) <= has:
+            return True
+        del self._has[page.writer]  # and so it is for all that follow
         return False
 
     def end(self, ledger: Ledger) -> bool:
@@ -209,12 +217,12 @@ class Producer:
         """
         self._ledger = ledger
         self._fill()
-        return self.is_open and self._grant.ended and not self._kept
+        return self.is_open and self._grant.ended and not self.kept_count
 
     def forget(self) -> None:
         """Keep nothing any more: whoever gave the pages takes them back, and will add them again. Disconnects."""
         self.disconnect()
-        self._kept.clear()
+        self._unsent.clear()
         self._ledger = None
         self._begin(0.0)
 
@@ -224,23 +232,26 @@ class Producer:
             return
         while self._unsent and self._in_flight < self._grant.credit:
             self._put(self._unsent.popleft())
-        if self._ledger is not None and not (self._unsent or self._end_sent_at or self._grant.ended):
+        if self._ledger is not None and not (self._unsent or self._end_out_at or self._grant.ended):
             self._define(len(self._definitions))
             self._outbox.put(Kind.END, pack_end(self._ledger))
-            self._end_sent_at = self._outbox.put_total
+            self._end_out_at = self._outbox.put_total
 
-    def _put(self, kept: _Kept) -> None:
-        page, (sequence, end) = kept.page, kept.end
-        if page.definitions_needed > self._definitions_sent:
-            self._define(page.definitions_needed)
-        data = page.data
-        size = len(data)
-        entry = pack_entry_of(page, sequence, end - size, size)
-        kept.sent_at = self._outbox.put_page(entry, data, check_body=self._grant.check_bodies)
-        sent = self._sent.get(kept.writer)
+    def _put(self, page: Page) -> None:
+        needed = page.definitions_needed
+        if needed > self._definitions_sent:
+            self._define(needed)
+        writer, sequence, offset, data = page.writer, page.sequence, page.offset, page.data
+        end = offset + len(data)
+        entry = pack_entry(
+            writer, page.complete, sequence, page.timestamp, page.lost_before,
+            offset, page.events_count, needed, len(data),
+        )  # fmt: skip
+        out_at = self._outbox.put_page(entry, data, check_body=self._grant.check_bodies)
+        sent = self._sent.get(writer)
         if sent is None:
-            sent = self._sent[kept.writer] = deque()
-        sent.append(kept)
+            sent = self._sent[writer] = deque()
+        sent.append(((sequence, end), out_at, page))
         self._in_flight += 1
 
     def _define(self, count: int) -> None:
@@ -318,7 +329,7 @@ class Producer:
             case Kind.HELLO:
                 self._greet(unpack_grant(body))
             case Kind.END:
-                if not self._is_out(self._end_sent_at):
+                if not self._is_out(self._end_out_at):
                     raise TraceFormatError("it has the end of the stream, which was not sent")
                 return self._close()
             case Kind.ERROR:
@@ -358,36 +369,33 @@ class Producer:
 
     def _resume(self, positions: Positions) -> list[Page]:
         """What it has of the stream: those that are kept and lie before these positions have arrived."""
-        has: list[_Kept] = []
         for writer, position in positions.items():
-            if position > self._reached.get(writer, (-1, 0)):
+            if position > self._reached.get(writer, _NOWHERE):
                 raise TraceFormatError(f"it has {_place(writer, position)}, which was not sent")
-        for kept in self._kept:
-            position = positions.get(kept.writer, (-1, 0))
-            if kept.end <= position:
-                has.append(kept)
-            elif (kept.page.sequence, kept.page.offset) < position:
-                raise TraceFormatError(f"it has {_place(kept.writer, position)}, where no part ends")
-        for kept in has:
-            del self._kept[kept]
-        self._unsent = deque(self._kept)
+        arrived, left = [], deque[Page]()
+        for page in self._unsent:
+            position = positions.get(page.writer, _NOWHERE)
+            if (page.sequence, page.offset + len(page.data)) <= position:
+                arrived.append(page)
+            elif (page.sequence, page.offset) < position:
+                raise TraceFormatError(f"it has {_place(page.writer, position)}, where no part ends")
+            else:
+                left.append(page)
+        self._unsent = left
         self._has = dict(positions)
         self._state = _State.OPEN
         self._inbox.limits = {**self._inbox.limits, Kind.HEARTBEAT: 0, Kind.END: 0}
-        return [kept.page for kept in has]
+        return arrived
 
     def _settle(self, positions: Positions) -> list[Page]:
         """Pages of this connection that have reached the level."""
         counts = {writer: self._count_settled(writer, position) for writer, position in positions.items()}
-        pages = []
+        pages: list[Page] = []
         for writer, count in counts.items():
-            sent = self._sent[writer]
-            for _ in range(count):
-                kept = sent.popleft()
-                del self._kept[kept]
-                pages.append(kept.page)
+            take = self._sent[writer].popleft
+            pages += [take()[2] for _ in range(count)]
             self._in_flight -= count
-            self._has[writer] = self._reached[writer] = positions[writer]
+            self._reached[writer] = positions[writer]
         return pages
 
     def _count_settled(self, writer: int, position: Position) -> int:
@@ -396,19 +404,19 @@ class Producer:
         Raises:
             TraceFormatError: It is not the end of a page that went out whole and is not acknowledged yet.
         """
-        for count, kept in enumerate(self._sent.get(writer, ()), 1):
-            if not self._is_out(kept.sent_at) or kept.end > position:
+        for count, (end, out_at, _) in enumerate(self._sent.get(writer, ()), 1):
+            if end >= position:
+                if end == position and self._is_out(out_at):
+                    return count
                 break
-            if kept.end == position:
-                return count
         raise TraceFormatError(
             f"an acknowledgement of {_place(writer, position)}, where no page ends that was sent and not acknowledged"
         )
 
     def _close(self) -> list[ProducerEvent]:
         """The collector has the end."""
-        if self._kept:
-            raise TraceFormatError(f"it has the end of the stream; {len(self._kept)} pages are not acknowledged")
+        if self.kept_count:
+            raise TraceFormatError(f"it has the end of the stream; {self.kept_count} pages are not acknowledged")
         self._state = _State.OVER
         return [Ended()]
 

@@ -23,8 +23,10 @@ from ._errors import TraceFormatError
 from ._frames import FLAG_BODY_UNCHECKED, HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, pack_frame_header
 
 _HEADER = struct.Struct("<4sBBHII16sQII")
-_HEAD = struct.Struct("<4sBBHII16sQI")
+_HEAD = struct.Struct("<8sII16sQI")
 _U32 = struct.Struct("<I")
+_CHECKED, _UNCHECKED = (struct.pack("<4sBBH", MAGIC, VERSION, Kind.PAGE, flags) for flags in (0, FLAG_BODY_UNCHECKED))
+"""What every page's header begins with."""
 _PAGE: Final = int(Kind.PAGE)
 BLOCK_SMALL: Final = 8192
 """Bytes of a block for what is small: handshakes, acknowledgements."""
@@ -209,8 +211,8 @@ class Outbox:
     def put_page(self, entry: bytes, data: Buffer, *, check_body: bool) -> int:
         """A page's frame, whose records stay where they are. Returns `put_total` after it."""
         length = len(entry) + len(data)
-        flags, crc = (0, crc32(data, crc32(entry))) if check_body else (FLAG_BODY_UNCHECKED, 0)
-        header = _HEAD.pack(MAGIC, VERSION, _PAGE, flags, length, crc, self.stream_id, self._sequence, 0)
+        begin, crc = (_CHECKED, crc32(data, crc32(entry))) if check_body else (_UNCHECKED, 0)
+        header = _HEAD.pack(begin, length, crc, self.stream_id, self._sequence, 0)
         self._buffers += (header + _U32.pack(crc32(header)) + entry, data)
         self._sequence += 1
         self.put_total = total = self.put_total + HEADER_SIZE + length

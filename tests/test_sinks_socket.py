@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import anyio
 import fakes
 import pytest
 import trustme
-from aiotrace_sinks import SocketSink
+from aiotrace_sinks import SocketSink, _socket
 from aiotrace_sinks._socket import READS_MAX, _Session
 from aiotrace_sinks._socket_channel import Address, Channel, connect
 from collectors import TestCollector, collecting
@@ -46,8 +47,14 @@ def make_sink(url: str, **options: Any) -> SocketSink:
     return sink
 
 
+@pytest.fixture
+async def collector() -> AsyncIterator[TestCollector]:
+    async with collecting("unix") as collector:
+        yield collector
+
+
 @pytest.fixture(params=["unix", "tcp"])
-async def collector(request: pytest.FixtureRequest) -> AsyncIterator[TestCollector]:
+async def each_collector(request: pytest.FixtureRequest) -> AsyncIterator[TestCollector]:
     async with collecting(request.param) as collector:
         yield collector
 
@@ -83,7 +90,8 @@ def check_has(collector: TestCollector, statistics: aiotrace.Statistics, count: 
 
 
 @pytest.mark.anyio
-async def test_all_events_and_the_ledger_arrive_and_are_acknowledged(collector: TestCollector) -> None:
+async def test_all_events_and_the_ledger_arrive_and_are_acknowledged(each_collector: TestCollector) -> None:
+    collector = each_collector
     sink = SocketSink(collector.url)
     async with aiotrace.record(sink, page_size=PAGE, pages=16) as recording:
         await send(3000)
@@ -93,10 +101,8 @@ async def test_all_events_and_the_ledger_arrive_and_are_acknowledged(collector: 
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("scheme", ["unix"])
-async def test_the_sink_keeps_the_contract(scheme: str) -> None:
-    async with collecting(scheme) as collector:
-        await check_sink(lambda: SocketSink(collector.url))
+async def test_the_sink_keeps_the_contract(collector: TestCollector) -> None:
+    await check_sink(lambda: SocketSink(collector.url))
 
 
 @pytest.mark.anyio
@@ -129,6 +135,7 @@ async def test_only_committed_bytes_are_sent(collector: TestCollector) -> None:
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("level", ["received", "written", "fsynced"])
 async def test_the_level_and_the_heartbeat_are_asked_for(collector: TestCollector, level: Any) -> None:
     await SocketSink(collector.url, level=level, heartbeat=7.5)(fakes.FakeStream([]))
@@ -165,7 +172,8 @@ async def test_a_sink_streams_one_recording_at_a_time(collector: TestCollector) 
 
 
 @pytest.mark.anyio
-async def test_each_page_arrives_once_however_often_the_connection_is_cut(collector: TestCollector) -> None:
+async def test_each_page_arrives_once_however_often_the_connection_is_cut(each_collector: TestCollector) -> None:
+    collector = each_collector
     sink = make_sink(collector.url)
     cuts = [0, 1, 47, 48, 500, 700, 4000, 4200, 5000, 9000, *range(10_000, 40_000, 3001)]
     async with aiotrace.record(sink, page_size=PAGE, pages=16) as recording:
@@ -252,6 +260,21 @@ async def test_without_a_collector_for_too_long_the_sink_fails_and_on_error_deci
     await recording.__aexit__(None, None, None)
     check_closed(recording.statistics(), 2)
     assert recording.statistics().events_delivered == 0
+
+
+@pytest.mark.anyio
+async def test_patience_begins_when_a_connection_is_lost(
+    collector: TestCollector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = 0.0
+    monkeypatch.setattr(_socket, "monotonic", lambda: time.monotonic() + slept)
+    async with aiotrace.record(make_sink(collector.url, patience=30), page_size=PAGE, pages=16) as recording:
+        await send(10)
+        slept = 100.0
+        await collector.cut()
+        await send(10, 10)
+    check_has(collector, recording.statistics(), 20)
+    assert recording.statistics().sinks[0].failures == 0
 
 
 @pytest.mark.anyio
@@ -394,6 +417,7 @@ async def test_pages_larger_than_what_tls_encrypts_at_once_arrive(authority: Aut
 
 
 @pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["trio"])
 async def test_the_sink_keeps_the_contract_through_tls(authority: Authority) -> None:
     async with collecting("tls", authority.serve()) as collector:
         await check_sink(lambda: SocketSink(collector.url, ca=authority.ca_file))
@@ -463,7 +487,7 @@ def test_a_forked_child_sends_nothing_on_its_parents_socket_and_does_not_keep_it
 import os, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads is what is tested
 import anyio, aiotrace
-from aiotrace_sinks import SocketSink
+from aiotrace_sinks import SocketSink, _socket
 from aiotrace_sinks import _socket_channel
 from collectors import collecting
 from laws import PAGE, number

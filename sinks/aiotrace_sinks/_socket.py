@@ -283,7 +283,7 @@ class _Call:
             ConnectionError: The first one failed, or none has begun for too long.
         """
         sink = self._sink
-        pause, lost = PAUSE_FIRST, anyio.current_time()
+        pause, lost = PAUSE_FIRST, monotonic()
         while True:
             if os.getpid() != self._pid:
                 await anyio.sleep_forever()  # a forked child's copy of the sink: the stream is the parent's
@@ -292,10 +292,10 @@ class _Call:
             if self._ended:
                 return
             if sink.connections > before:
-                pause, lost = PAUSE_FIRST, anyio.current_time()
+                pause, lost = PAUSE_FIRST, monotonic()
             if not self._ready.is_set():
                 raise ConnectionError(f"no collector at {sink.address}: {sink.last_error}")
-            if anyio.current_time() >= lost + sink._patience:
+            if monotonic() >= lost + sink._patience:
                 raise ConnectionError(f"no collector at {sink.address} for {sink._patience:g} s: {sink.last_error}")
             await anyio.sleep(pause * sink._random.uniform(0.5, 1.0))
             pause = min(2 * pause, PAUSE_MAX)
