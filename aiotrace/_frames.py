@@ -29,7 +29,7 @@ import enum
 import json
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from . import _layout as L
@@ -55,7 +55,6 @@ TEXT_CUT: Final = 20_000
 _HEADER = struct.Struct("<4sBBHII16sQI")
 _U32 = struct.Struct("<I")
 _ENTRY = struct.Struct("<IIQQqIIII")
-_ACKNOWLEDGEMENT = struct.Struct("<IIQ")
 _POSITION = struct.Struct("<IIQ")
 
 Buffer = bytes | bytearray | memoryview
@@ -287,14 +286,6 @@ class Level(enum.IntEnum):
     FSYNCED = 3
 
 
-class Acknowledgement(NamedTuple):
-    """All pages of a writer up to `sequence` have reached `level`."""
-
-    writer: int
-    level: Level
-    sequence: int
-
-
 def pack_hello(info: StreamInfo) -> bytes:
     anchor = info.anchor
     return _to_json(
@@ -442,25 +433,6 @@ def unpack_page(body: Buffer) -> tuple[PageEntry, memoryview]:
 
 
 PAGE_ENTRY_SIZE: Final = _ENTRY.size
-
-
-def pack_acknowledgements(acknowledgements: Iterable[Acknowledgement]) -> bytes:
-    return b"".join(_ACKNOWLEDGEMENT.pack(*item) for item in acknowledgements)
-
-
-def unpack_acknowledgements(body: Buffer) -> list[Acknowledgement]:
-    """
-    Raises:
-        TraceFormatError: The length is none of theirs, or a level is unknown.
-    """
-    if len(body) % _ACKNOWLEDGEMENT.size:
-        raise TraceFormatError(f"acknowledgements of {len(body)} bytes, no multiple of {_ACKNOWLEDGEMENT.size}")
-    found = []
-    for writer, level, sequence in _ACKNOWLEDGEMENT.iter_unpack(body):
-        if level not in Level._value2member_map_:
-            raise TraceFormatError(f"acknowledgement of the unknown level {level}")
-        found.append(Acknowledgement(writer, Level(level), sequence))
-    return found
 
 
 def pack_positions(positions: Mapping[int, tuple[int, int]]) -> bytes:

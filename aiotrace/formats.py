@@ -12,7 +12,6 @@ from ._errors import TraceFormatError
 from ._files import remove
 from ._frames import (
     LENGTH_MAX,
-    Acknowledgement,
     Damage,
     Frame,
     FrameReader,
@@ -20,14 +19,12 @@ from ._frames import (
     Level,
     PageEntry,
     encode_frame,
-    pack_acknowledgements,
     pack_definitions,
     pack_end,
     pack_error,
     pack_frame_header,
     pack_hello,
     pack_page_entry,
-    unpack_acknowledgements,
     unpack_definitions,
     unpack_end,
     unpack_error,
@@ -40,7 +37,6 @@ from ._store import TraceStore
 
 __all__ = [
     "LENGTH_MAX",
-    "Acknowledgement",
     "Damage",
     "Frame",
     "FrameReader",
@@ -56,7 +52,6 @@ __all__ = [
     "UnfinishedTrace",
     "encode_frame",
     "is_unfinished",
-    "pack_acknowledgements",
     "pack_definitions",
     "pack_end",
     "pack_error",
@@ -66,7 +61,6 @@ __all__ = [
     "page_entry",
     "remove",
     "restore",
-    "unpack_acknowledgements",
     "unpack_definitions",
     "unpack_end",
     "unpack_error",

@@ -223,16 +223,6 @@ def test_a_page_longer_than_the_largest_is_refused() -> None:
         frames.unpack_page_entry(frames.pack_page_entry(entry))
 
 
-def test_acknowledgements_come_back_and_unknown_levels_do_not() -> None:
-    items = [frames.Acknowledgement(3, frames.Level.FSYNCED, 2**40), frames.Acknowledgement(0, frames.Level.WRITTEN, 0)]
-    body = frames.pack_acknowledgements(items)
-    assert frames.unpack_acknowledgements(body) == items
-    with pytest.raises(TraceFormatError, match="multiple of 16"):
-        frames.unpack_acknowledgements(body[:-1])
-    with pytest.raises(TraceFormatError, match="level 9"):
-        frames.unpack_acknowledgements(frames._ACKNOWLEDGEMENT.pack(0, 9, 0))
-
-
 def test_a_ledger_comes_back() -> None:
     ledger = Ledger((WriterLedger(0, 1, 2, 3, 4, 5), WriterLedger(7, 2**63, 0, 0, 0, 0)))
     assert frames.unpack_end(frames.pack_end(ledger)) == ledger
