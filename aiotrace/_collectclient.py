@@ -135,6 +135,8 @@ class Client:
         await self._read_until(lambda: self._greeted is not None)
         if self._greeted is None:
             return
+        if self._transport.is_over():
+            return  # it gave up while nobody looked: its next connection must not be taken the stream from
         info = self._greeted.info
         if (reason := self._refusal(self._greeted)) is not None:
             self._refused(reason)

@@ -33,7 +33,9 @@ LOG: Final = logging.getLogger("aiotrace.collect")
 MEMORY: Final = 512 << 20
 """Bytes that the pages of all connections may take on their way to the files."""
 CREDIT_BYTES: Final = 4 << 20
-"""Bytes of pages that one connection is granted, if there is memory: what a disk takes in the time of an fsync."""
+"""Bytes of pages that one connection is granted at most: what a disk takes in the time of an fsync."""
+SHARE: Final = 128
+"""A connection is granted this part of what is left, and one page at least: so there is some for hundreds."""
 THREADS: Final = 4
 """That write: the kernel puts the fsyncs of several into one commit."""
 STREAMS_REMEMBERED: Final = 1024
@@ -142,7 +144,7 @@ class Keeper:
         Raises:
             FullError: There is no memory left.
         """
-        fair = min(CREDIT_BYTES, self._memory // 4)
+        fair = min(CREDIT_BYTES, self._memory // SHARE)
         credit = max(1, fair // page_size)
         if credit * page_size > self._memory:
             raise FullError(f"the collector has no memory left for a connection with pages of {page_size} bytes")

@@ -30,7 +30,7 @@ CLIENTS_MAX: Final = 1024
 """Connections at once; each costs some 30 KiB, and what it is granted."""
 CLIENTS_PER_PEER_MAX: Final = 512
 """Connections at once from one address, or of one user."""
-STRANGERS_PER_PEER_MAX: Final = 64
+STRANGERS_PER_PEER_MAX: Final = 256
 """Those of them that have not said yet who they are."""
 ACCEPT_PAUSE: Final = 0.1
 """Seconds, when the process has no descriptor left."""

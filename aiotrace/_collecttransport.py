@@ -19,6 +19,7 @@ import anyio
 __all__ = ["TlsTransport", "Transport"]
 
 Buffer = bytes | bytearray | memoryview
+_OVER: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 _USER_TIMEOUT_MS: Final = 30_000
 """Milliseconds that what was sent may be without an answer from the peer's kernel; heartbeats find it before."""
 
@@ -30,7 +31,7 @@ class Transport:
         self.socket = sock
         sock.setblocking(False)
         self._poll = select.poll()  # select has no room for a descriptor over 1023
-        self._poll.register(sock, select.POLLIN)
+        self._poll.register(sock, select.POLLIN | select.POLLRDHUP)
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -54,8 +55,12 @@ class Transport:
             return 0
 
     def has_bytes(self) -> bool:
-        """Whether something has come that nobody has taken."""
+        """Whether something has come that nobody has taken; the end of the connection, too."""
         return bool(self._poll.poll(0))
+
+    def is_over(self) -> bool:
+        """Whether the peer has closed or reset the connection, though bytes of it may still be read."""
+        return any(found & _OVER for _, found in self._poll.poll(0))
 
     async def wait_readable(self) -> None:
         await anyio.wait_readable(self.socket)

@@ -7,6 +7,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from senders import Sender, happens
 from aiotrace._collect import collect
 from aiotrace._collectfolder import Folder
 from aiotrace._collector import Collector
+from aiotrace._definitions import SymbolDefinition
 from aiotrace._frames import Level
 from aiotrace.abc import Page
 from aiotrace.decode import open_trace
@@ -52,6 +54,10 @@ def events(tmp_path: Path) -> Counter[tuple[int, int]]:
 
 def place(page: Page) -> tuple[int, int, int]:
     return page.writer, page.sequence, page.offset
+
+
+def modes(folder: Path) -> set[int]:
+    return {path.stat().st_mode & 0o777 for path in folder.iterdir()}
 
 
 def unfinished(tmp_path: Path) -> list[str]:
@@ -109,6 +115,21 @@ async def test_a_newer_connection_takes_the_stream_over(tmp_path: Path) -> None:
         half_open.close()
         sender.disconnect()
     assert events(tmp_path) == stores.expected(pages)
+
+
+async def test_a_connection_that_was_given_up_does_not_take_the_stream_from_the_next(tmp_path: Path) -> None:
+    """They wait in the kernel's queue while the collector is stopped, and are all found there at once."""
+    async with collector(tmp_path) as collecting:
+        sender = Sender(info_of())
+        sender.add(fakes.make_pages(30))
+        for _ in range(20):
+            await sender.connect(collecting.addresses[0])
+            sender.send()
+        await sender.end(LEDGER)
+        assert (sender.over, sender.ended) == (None, True)
+        sender.disconnect()
+        assert collecting.statistics().connections == 20
+    assert events(tmp_path) == stores.expected(fakes.make_pages(30))
 
 
 async def test_what_came_before_the_connection_was_lost_is_kept(tmp_path: Path) -> None:
@@ -374,6 +395,7 @@ async def test_there_are_limits_for_each_peer(tmp_path: Path, monkeypatch: pytes
 
 async def test_memory_is_granted_while_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotrace._collectkeeper.MEMORY", 16 * 4096)
+    monkeypatch.setattr("aiotrace._collectkeeper.SHARE", 4)
     async with collector(tmp_path) as collecting:
         known = [Sender(info_of(number)) for number in range(30)]
         for sender in known:
@@ -409,3 +431,62 @@ async def test_another_stream_with_the_id_of_one_that_is_there_is_refused(tmp_pa
         sender.disconnect()
         other.disconnect()
     assert events(tmp_path) == stores.expected(fakes.make_pages(3))
+
+
+@pytest.mark.parametrize("host", ["../../../escaped", "/tmp/escaped", "a\0b", "x" * 300, "\x1b[31mred\n"])
+async def test_no_name_from_the_wire_leaves_the_folder_or_reaches_the_terminal(
+    tmp_path: Path, host: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S4, S11."""
+    caplog.set_level("DEBUG")
+    async with collector(tmp_path) as collecting:
+        sender = Sender(replace(info_of(), host=host, command=host))
+        sender.add(fakes.make_pages(3))
+        await sender.connect(collecting.addresses[0])
+        await sender.end(LEDGER)
+        assert sender.ended
+        sender.disconnect()
+    assert os.listdir(tmp_path) == ["traces"]
+    (path,) = (tmp_path / "traces").glob("*.dat")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert all(
+        character.isprintable() or character == "\n" for record in caplog.records for character in record.message
+    )
+
+
+async def test_a_producer_whose_definitions_never_end_is_cut_off(tmp_path: Path) -> None:
+    """S9: 16 MiB of them are what one connection may bring."""
+    definitions = [SymbolDefinition(number, "x" * 10_000) for number in range(2000)]
+    async with collector(tmp_path) as collecting:
+        sender = Sender(info_of(), definitions)
+        page = fakes.make_page()
+        page.definitions_needed = len(definitions)
+        sender.add([page])
+        await sender.connect(collecting.addresses[0])
+        await sender.until(lambda: False)
+        assert sender.acknowledged == []
+        assert collecting.statistics().connections_broken == 1
+        sender.disconnect()
+
+
+@pytest.mark.long
+async def test_two_hundred_clients_are_served_fairly(tmp_path: Path) -> None:
+    """Each has had at least half of its share by the time when all together have had theirs."""
+    async with collector(tmp_path, "tcp://127.0.0.1:0") as collecting:
+        known = [Sender(info_of(number), level=Level.WRITTEN, heartbeat=60.0) for number in range(200)]
+
+        async def send(sender: Sender) -> None:
+            await sender.connect(collecting.addresses[0])
+            for start in range(0, 80, 8):
+                sender.add(fakes.make_page(0, start + n) for n in range(8))
+                await sender.until_acknowledged(start + 8)
+
+        async with anyio.create_task_group() as tasks:
+            for sender in known:
+                tasks.start_soon(send, sender)
+            await happens(lambda: collecting.statistics().pages_acknowledged >= 200 * 40)
+            shares = sorted(len(sender.acknowledged) for sender in known)
+        print(f"least {shares[0]}, median {shares[100]}, most {shares[-1]}")
+        assert shares[0] >= 20
+        for sender in known:
+            sender.disconnect()
