@@ -177,6 +177,7 @@ class Recording(Chooser):
 
     def _stop_writing(self) -> None:
         """From here on no event is written; what was is in the ring."""
+        follow([each for each in open_selections() if each is not self.selection])  # tracers have last words
         self._state = "closed"
         deactivate(self)
         follow(open_selections())

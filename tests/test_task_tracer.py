@@ -7,7 +7,9 @@ import contextvars
 import gc
 import inspect
 import os
+import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -367,6 +369,92 @@ def test_a_cancellation_before_the_first_step_is_told(tmp_path: Path) -> None:
 
 
 @needs_c
+def test_who_cancels_a_task_that_is_ready_or_runs_is_known_too(tmp_path: Path) -> None:
+    async def ready() -> None:
+        await asyncio.sleep(0)
+
+    async def itself() -> None:
+        asyncio.current_task().cancel("itself")  # type: ignore[union-attr]
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        tasks = [asyncio.create_task(ready(), name="ready"), asyncio.create_task(itself(), name="itself")]
+        await asyncio.sleep(0)
+        tasks[0].cancel("ready")
+        assert (await asyncio.wait(tasks))[0] and not tasks[0].cancel("too late")
+
+    with tracing(tmp_path) as trace:
+        run(main)
+    told = {cancel.fields["message"]: cancel for cancel in trace.of("task:cancel")}
+    assert set(told) == {"ready", "itself"}
+    assert told["ready"].fields["by"] == trace.only("task:spawn", task=trace.id_of("ready")).pid
+    assert f"main ({HERE}:{main.__code__.co_firstlineno + 3})" in told["ready"].fields["site"]
+    assert told["itself"].fields["by"] == trace.id_of("itself")
+
+
+@needs_c
+@pytest.mark.anyio
+async def test_a_task_group_that_cancels_its_own_is_told(tmp_path: Path, anyio_backend: Any) -> None:
+    async def waits() -> None:
+        await anyio.sleep_forever()
+
+    async def raises() -> None:
+        await anyio.lowlevel.checkpoint()
+        raise KeyError("x")
+
+    with tracing(tmp_path) as trace, pytest.raises(ExceptionGroup):
+        await run_tasks(waits, raises)
+    assert trace.of("task:cancel", task=trace.id_of("waits"))
+
+
+@needs_c
+@pytest.mark.anyio
+async def test_who_waits_for_a_task_is_woken_by_it(tmp_path: Path, anyio_backend: Any) -> None:
+    if is_trio(anyio_backend):
+        pytest.skip("trio says nothing of it")
+
+    async def ends() -> None:
+        await asyncio.sleep(0)
+
+    async def waits() -> None:
+        await asyncio.create_task(ends(), name="ends")
+
+    with tracing(tmp_path) as trace:
+        await asyncio.create_task(waits(), name="waits")
+    last = [step for step in trace.of("task:step") if step.pid == trace.id_of("waits")][-1]
+    assert last.fields["waker"] == trace.id_of("ends")
+    assert trace.of("task:ready", task=trace.id_of("waits"))[-1].pid == trace.id_of("ends")
+
+
+@needs_c
+@pytest.mark.parametrize("kind", ["C", "Python"])
+def test_the_coroutine_of_a_task_is_its_own_to_whoever_asks(tmp_path: Path, kind: str) -> None:
+    make: Any = asyncio.Task if kind == "C" else asyncio.tasks._PyTask  # type: ignore[attr-defined]
+
+    async def waits(event: asyncio.Event) -> None:
+        await event.wait()
+
+    async def main() -> None:
+        event = asyncio.Event()
+        coroutine = waits(event)
+        task = make(coroutine, loop=asyncio.get_running_loop())
+        recording.enable("task:*")
+        await asyncio.sleep(0)
+        assert task.get_coro() is coroutine
+        assert kind == "Python" or task._coro is coroutine
+        assert "waits" in repr(task) and task.get_stack()[0].f_code is waits.__code__
+        recording.disable("task:*")
+        assert task.get_coro() is task._coro is coroutine
+        recording.enable("task:*")
+        event.set()
+        await task
+        assert task.get_coro() is task._coro is coroutine
+
+    with aiotrace.recording() as recording:
+        run(main)
+
+
+@needs_c
 def test_a_task_that_is_destroyed_pending_is_lost(tmp_path: Path) -> None:
     assert c_module is not None
 
@@ -374,18 +462,40 @@ def test_a_task_that_is_destroyed_pending_is_lost(tmp_path: Path) -> None:
         await asyncio.get_running_loop().create_future()
 
     async def main() -> None:
-        assert c_module is not None
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         asyncio.create_task(forgotten(), name="forgotten")  # noqa: RUF006  # that is the point
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         gc.collect()
-        c_module.task_round()
+        mark(1)
 
     with tracing(tmp_path) as trace:
         run(main)
-    assert trace.only("task:done", task=trace.id_of("forgotten")).fields["result"] == "lost"
+    done = trace.only("task:done", task=trace.id_of("forgotten"))
+    assert done.fields["result"] == "lost"
+    assert trace.events.index(done) < trace.events.index(trace.only("task_tracer:mark"))  # at once
     assert c_module.task_counts()[0] == 0
+
+
+@needs_c
+def test_at_the_end_the_tasks_of_closed_loops_are_lost_and_the_others_alive(tmp_path: Path) -> None:
+    async def waits() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    kept: list[asyncio.Task[None]] = []
+    with tracing(tmp_path) as trace:
+        loops = [asyncio.new_event_loop(), asyncio.new_event_loop()]
+        for loop, name in zip(loops, ("stranded", "pending"), strict=True):
+            kept.append(loop.create_task(waits(), name=name))
+            loop.run_until_complete(asyncio.sleep(0))
+        loops[0].close()
+    assert trace.only("task:done", task=trace.id_of("stranded")).fields["result"] == "lost"
+    assert trace.only("task:alive").fields["name"] == "pending"
+    assert not trace.of("task:done", task=trace.id_of("pending"))
+    kept[1].cancel()
+    loops[1].run_until_complete(asyncio.wait(kept[1:]))
+    loops[1].close()
+    kept[0]._log_destroy_pending = False  # type: ignore[attr-defined]
 
 
 @needs_c
@@ -671,6 +781,99 @@ def test_iterations_of_a_loop_are_recorded_by_a_tracer_of_their_own(tmp_path: Pa
     assert all(event.fields["ready"] < 10 for event in trace.of("loop:iteration"))
 
 
+@needs_c
+def test_the_loop_of_aiotrace_is_none_of_the_programs(tmp_path: Path) -> None:
+    came = threading.Event()
+
+    async def sink(stream: aiotrace.abc.PageStream) -> None:
+        stream.accept_prefixes()
+        async for page in stream:
+            stream.acknowledge(page)
+            came.set()
+
+    trace = Trace(tmp_path / "trace.dat")
+    with aiotrace.recording(FileSink(trace.path), sink, flush_interval=0.001) as recording:
+        recording.enable("loop:*")
+        mark(1)
+        assert came.wait(60)  # its loop has run
+        mark(2)
+    trace.read()
+    assert [event.name for event in trace.events] == ["task_tracer:mark"] * 2
+
+
+# --- what comes late, and what forks ------------------------------------------------------------------
+
+LATE = """
+import asyncio, sys, aiotrace
+from aiotrace_sinks import FileSink
+
+async def works():
+    await {sleep}
+
+with aiotrace.recording(FileSink(sys.argv[1])) as recording:
+    recording.enable("task:*")
+    import {runtime}
+    {run}
+"""
+
+
+@needs_c
+@pytest.mark.parametrize(
+    ("runtime", "sleep", "run"),
+    [
+        ("uvloop", "asyncio.sleep(0)", "uvloop.new_event_loop().run_until_complete(works())"),
+        ("trio", "trio.lowlevel.checkpoint()", "trio.run(works)"),
+    ],
+)
+def test_a_runtime_that_is_imported_while_tracing_is_traced(tmp_path: Path, runtime: str, sleep: str, run: str) -> None:
+    pytest.importorskip(runtime)
+    trace = Trace(tmp_path / "trace.dat")
+    code = LATE.format(runtime=runtime, sleep=sleep, run=run)
+    subprocess.run([sys.executable, "-c", code, str(trace.path)], check=True, timeout=60)
+    trace.read()
+    (spawn,) = [event for event in trace.of("task:spawn") if event.fields["coro"].startswith("works ")]
+    id = spawn.fields["task"]
+    assert trace.only("task:done", task=id).fields["result"] == "returned"
+    assert len([step for step in trace.of("task:step") if step.pid == id]) == 2
+
+
+@needs_c
+@pytest.mark.parametrize("runtime", ["asyncio", "uvloop"])
+def test_a_loop_that_was_made_before_is_traced(tmp_path: Path, runtime: str) -> None:
+    async def works() -> None:
+        mark(1)
+        await asyncio.sleep(0)
+
+    loop = pytest.importorskip(runtime).new_event_loop()
+    task = loop.create_task(works(), name="works")
+    with tracing(tmp_path) as trace:
+        loop.run_until_complete(task)
+    loop.close()
+    id = trace.only("task:alive", name="works").fields["task"]
+    assert trace.only("task_tracer:mark").pid == id
+    assert len([step for step in trace.of("task:step") if step.pid == id]) == 2
+    assert trace.only("task:done", task=id).fields["result"] == "returned"
+
+
+@needs_c
+def test_a_forked_child_knows_no_task_and_its_own_look_as_they_did(tmp_path: Path) -> None:
+    assert c_module is not None
+
+    async def forks() -> int:
+        assert c_module is not None
+        task: Any = asyncio.current_task()
+        child = os.fork()
+        if child == 0:
+            is_clean = c_module.task_counts()[0] == 0 and task.get_coro() is task._coro and c_module.get_task() == 0
+            os._exit(0 if is_clean and asyncio.events.Handle is asyncio.Handle else 1)
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])  # noqa: ASYNC222  # nothing else is to run
+
+    with tracing(tmp_path) as trace:
+        assert asyncio.run(forks()) == 0
+    done = [event for event in trace.of("task:done") if event.fields["result"] != "returned"]
+    assert trace.of("task:done") and not done
+
+
 # --- eager tasks --------------------------------------------------------------------------------------
 
 
@@ -703,6 +906,23 @@ def test_an_eager_first_step_has_the_tasks_own_pid_and_the_factory_is_seen_as_it
         spawn = trace.only("task:spawn", task=id)
         assert spawn.fields["parent"] == here and "main" in spawn.fields["site"]
         assert trace.only("task:done", task=id).fields["result"] == "returned"
+
+
+@needs_c
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks run at once from 3.12 on")
+def test_an_eager_first_step_that_ends_in_a_bare_yield_is_recorded(tmp_path: Path) -> None:
+    async def yields() -> None:
+        await asyncio.sleep(0)
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined,unused-ignore]
+        await asyncio.create_task(yields(), name="yields")
+
+    with tracing(tmp_path) as trace:
+        run(main)
+    steps = [step for step in trace.of("task:step") if step.pid == trace.id_of("yields")]
+    assert len(steps) == 2 and steps[0].fields["awaited"].startswith("sleep ")
+    assert steps[1].fields["waker"] == trace.id_of("yields")
 
 
 # --- without the C module ---------------------------------------------------------------------------

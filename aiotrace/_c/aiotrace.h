@@ -99,4 +99,7 @@ extern int aiotrace_is_watched;
 int aiotrace_watch_begin(int32_t task, uint64_t began);
 void aiotrace_watch_end(void);
 
+/* stall.c, for task.c: whether the calling thread is one of aiotrace's. */
+int aiotrace_thread_is_ours(void);
+
 #endif

@@ -658,6 +658,12 @@ aiotrace_watch_end(void)
         tell_end(slot, step);
 }
 
+int
+aiotrace_thread_is_ours(void)
+{
+    return is_ours;
+}
+
 PyDoc_STRVAR(stall_ignore_doc, "stall_ignore()\n--\n\nThe calling thread is one of aiotrace's: its steps are not watched.");
 
 static PyObject *

@@ -21,6 +21,8 @@
 
 #include "task.h"
 
+#include <limits.h>
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #endif
@@ -166,6 +168,7 @@ static PyObject *
 task_forked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     aiotrace_set_task(0);
+    forget_names();
     forget_all();
     begin_ids(0);
     Py_RETURN_NONE;
@@ -197,12 +200,52 @@ task_running(PyObject *Py_UNUSED(module), PyObject *task)
     Py_RETURN_NONE;
 }
 
+/* Whether a task can never run again, because its loop is closed. */
+static int
+is_stranded(PyObject *task)
+{
+    PyObject *loop = PyObject_CallMethod(task, "get_loop", NULL);
+    PyObject *closed = loop != NULL && loop != Py_None ? PyObject_CallMethod(loop, "is_closed", NULL) : NULL;
+    int is_true = closed == Py_True;
+    PyErr_Clear();
+    Py_XDECREF(closed);
+    Py_XDECREF(loop);
+    return is_true;
+}
+
+PyDoc_STRVAR(task_sweep_doc,
+             "task_sweep()\n--\n\n"
+             "Last words of all tasks that are known: those of closed loops are lost, the others alive.");
+
+static PyObject *
+task_sweep(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    Known *next, *known = (Known *)Py_XNewRef(first_known());
+    for (; known != NULL; known = next) { /* what is held stays in the ring, unless its task ends meanwhile */
+        PyObject *task = Py_XNewRef(referent(known->ref));
+        if (task != NULL && known->state == TRACES && known->runtime == ON_ASYNCIO && is_stranded(task)) {
+            next = (Known *)Py_XNewRef(next_known(known));
+            tell_end(known->id, &name_lost, &name_nothing);
+            forget_task(known);
+            unwrap_task(known);
+        }
+        else {
+            tell_alive(known);
+            next = (Known *)Py_XNewRef(next_known(known));
+        }
+        Py_XDECREF(task);
+        Py_DECREF(known);
+    }
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(task_stop_doc, "task_stop()\n--\n\nTrace no more, and forget all tasks.");
 
 static PyObject *
 task_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     is_active = 0;
+    name_pids(INT_MAX);
     forget_all();
     leave_asyncio();
     aiotrace_set_task(0);
@@ -235,6 +278,7 @@ static PyMethodDef functions[] = {
     {"task_round", task_round, METH_NOARGS, task_round_doc},
     {"task_start", task_start, METH_O, task_start_doc},
     {"task_stop", task_stop, METH_NOARGS, task_stop_doc},
+    {"task_sweep", task_sweep, METH_NOARGS, task_sweep_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -162,7 +162,8 @@ int take_name(Name *name, const char *text);
 PyObject *text_of(const Name *name);
 PyObject *name_of(PyObject *task, int runtime);
 int is_cancelled_error(PyObject *error);
-PyObject *find_innermost(PyObject *coroutine, int *depth, Name *name, int *is_handling);
+PyObject *code_of(PyObject *coroutine);
+int find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer, int *is_handling);
 
 /* --- records (task_names.c) ------------------------------------------------------------------------------ */
 
@@ -191,6 +192,8 @@ typedef struct Known {
     struct Known *next, *previous; /* in the ring of all that are known; NULL: it is not, or no more */
     PyObject *name;      /* as it was at its spawn, until its first step; held */
     PyObject *coroutine; /* its text; borrowed of the names */
+    PyObject *awaited_code; /* of the innermost coroutine at the end of its last step, and what it was called; borrowed */
+    uint64_t awaited_key;
     uint64_t ready_ns;   /* when it was made ready; 0: it was not, or nobody knows */
     int32_t waker;       /* by whom */
     int32_t id, parent;
@@ -229,10 +232,13 @@ Known *know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new);
 void tell_spawn(Known *known, PyObject *task);
 void forget_task(Known *known);
 Known *first_known(void);
+Known *next_known(const Known *known);
 int32_t new_id(void);
 int32_t base_id(void);
 void begin_ids(uint32_t next);
 void tell_name(Known *known);
+void forget_names(void);
+void name_pids(int most);
 void tell_end(int32_t id, const Name *result, const Name *exception);
 void tell_alive(Known *known);
 void begin_rounds(void);

@@ -34,6 +34,13 @@ first_known(void)
     return ring.next == &ring ? NULL : ring.next;
 }
 
+/* The one after it; NULL: it was the last, or is not known any more. */
+Known *
+next_known(const Known *known)
+{
+    return known->next == &ring ? NULL : known->next;
+}
+
 /* A task is done, or gone. */
 void
 forget_task(Known *known)
@@ -152,6 +159,36 @@ tell_spawn(Known *known, PyObject *task)
     aiotrace_set_task(current);
 }
 
+/* Pids whose names have still to be told. Each takes a microsecond or two of Python, which a task that begins has not:
+ * they are told with the next keyframe, and at the end. */
+static struct {
+    int32_t id;
+    PyObject *name;
+} pids[COMMANDS_A_ROUND];
+static int pids_count;
+
+void
+name_pids(int most)
+{
+    for (; most > 0 && pids_count > 0; most--) {
+        int32_t id = pids[--pids_count].id;
+        PyObject *name = pids[pids_count].name;
+        PyObject *result = PyObject_CallFunction(name_command, "iO", id, name);
+        if (result == NULL)
+            PyErr_WriteUnraisable(name_command);
+        Py_XDECREF(result);
+        Py_DECREF(name);
+    }
+}
+
+/* Those of a process that forked are its own to tell. */
+void
+forget_names(void)
+{
+    while (pids_count > 0)
+        Py_DECREF(pids[--pids_count].name);
+}
+
 /* Say what a task is called, once it runs: some give a task its name just after they made it. */
 void
 tell_name(Known *known)
@@ -164,13 +201,11 @@ tell_name(Known *known)
     }
     Py_INCREF(task);
     if ((name = name_of(task, known->runtime)) != NULL) {
-        if (commands_left > 0 && !known->is_named) {
+        if (commands_left > 0 && !known->is_named && pids_count < COMMANDS_A_ROUND) {
             commands_left--;
             known->is_named = 1;
-            PyObject *result = PyObject_CallFunction(name_command, "iO", known->id, name);
-            if (result == NULL)
-                PyErr_WriteUnraisable(name_command);
-            Py_XDECREF(result);
+            pids[pids_count].id = known->id;
+            pids[pids_count++].name = Py_NewRef(name);
         }
         if (old != NULL && PyUnicode_Compare(name, old) != 0)
             EMIT(NAME, PyLong_FromLong(known->id), Py_NewRef(name));
@@ -224,7 +259,8 @@ write_round(int most)
         written++;
         tell_alive(known);
     }
-    round_due = round_place == &ring ? round_began + ROUND_NS : 0;
+    name_pids(most);
+    round_due = round_place == &ring && pids_count == 0 ? round_began + ROUND_NS : 0;
 }
 
 static void
@@ -239,7 +275,7 @@ begin_round(uint64_t now)
 void
 go_on_with_round(uint64_t now)
 {
-    if (round_place == &ring)
+    if (round_place == &ring && now - round_began >= ROUND_NS)
         begin_round(now);
     write_round(SLICE);
 }
@@ -249,8 +285,9 @@ void
 write_whole_round(void)
 {
     begin_round(now_ns());
-    while (round_place != &ring)
+    do
         write_round(SLICE);
+    while (round_place != &ring);
 }
 
 /* No round for a while: the tasks that there are have just been told of. */

@@ -55,7 +55,7 @@ traced_select(PyObject *selector, PyObject *const *args, Py_ssize_t nargs, PyObj
     }
     stack[0] = selector;
     memcpy(stack + 1, args, all * sizeof *args);
-    int is_wanted = !aiotrace_event_is_off(iteration);
+    int is_wanted = !aiotrace_event_is_off(iteration) && !aiotrace_thread_is_ours();
     uint64_t began = is_wanted ? now_ns() : 0;
     PyObject *found = PyObject_Vectorcall(select_method, stack, (size_t)nargs + 1, keywords);
     if (is_wanted && found != NULL)

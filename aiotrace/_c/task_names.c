@@ -256,35 +256,47 @@ is_cancelled_error(PyObject *error)
     return 0;
 }
 
-/* The innermost coroutine of a suspended one that is not a runtime's trap.
+/* Whether a suspended coroutine is handling a cancellation. */
+static inline int
+is_handling_cancellation(PyObject *coroutine)
+{
+    PyObject *handled = ((PyCoroObject *)coroutine)->cr_exc_state.exc_value;
+    return unlikely(handled != NULL && handled != Py_None) && is_cancelled_error(handled);
+}
+
+/* Find out what a suspended coroutine waits in: the innermost that it awaits, and who awaits that. Borrowed of it.
  *
- *     depth        how deep it lies: 0 is the task's own
  *     is_handling  whether any of them is handling a cancellation just now
  *
- * Returns a new reference, or NULL. */
-PyObject *
-find_innermost(PyObject *coroutine, int *depth, Name *name, int *is_handling)
+ * Returns how deep it lies, of which 0 is the coroutine itself; -1: it is none of Python's. */
+int
+find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer, int *is_handling)
 {
-    PyObject *found = NULL, *each = Py_XNewRef(coroutine);
-    *depth = 0;
     *is_handling = 0;
-    for (int i = 0; each != NULL && PyCoro_CheckExact(each) && i < DEPTH_MAX; i++) {
-        PyObject *handled = ((PyCoroObject *)each)->cr_exc_state.exc_value;
-        if (unlikely(handled != NULL && handled != Py_None))
-            *is_handling |= is_cancelled_error(handled);
-        PyObject *next = read_door(&door_await, each, 1);
-        int goes_on = next != NULL && PyCoro_CheckExact(next);
-        Name here = goes_on ? unknown_name : name_coroutine(each);
-        if (goes_on || !(here.flags & IS_TRAP)) {
-            Py_XSETREF(found, Py_NewRef(each));
-            *depth = i;
-            *name = here;
-        }
-        else if (found != NULL) {
-            *name = name_coroutine(found);
-        }
-        Py_SETREF(each, next);
+    *outer = NULL;
+    *innermost = coroutine;
+    if (unlikely(!PyCoro_CheckExact(coroutine)))
+        return -1;
+    for (int depth = 0;; depth++) {
+        *is_handling |= is_handling_cancellation(*innermost);
+        PyObject *next = read_door(&door_await, *innermost, 1);
+        Py_XDECREF(next); /* who awaits it holds it */
+        if (next == NULL || !PyCoro_CheckExact(next) || depth == DEPTH_MAX)
+            return depth;
+        *outer = *innermost;
+        *innermost = next;
     }
-    Py_XDECREF(each);
-    return found;
+}
+
+/* The code that a coroutine of Python's runs; borrowed of it. */
+PyObject *
+code_of(PyObject *coroutine)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyObject *code = (PyObject *)PyGen_GetCode((PyGenObject *)coroutine);
+    Py_DECREF(code);
+    return code;
+#else
+    return (PyObject *)((PyCoroObject *)coroutine)->cr_code;
+#endif
 }

@@ -160,13 +160,46 @@ typedef struct {
     int32_t waker;
 } __attribute__((packed)) StepRecord;
 
-static inline void
-record_step(const Step *step, uint64_t now, const Name *awaited)
+/* What a task waits for now. `depth`, `innermost`, `outer`: see find_innermost. */
+static Name
+name_awaited(const Outcome *outcome, int depth, PyObject *innermost, PyObject *outer)
 {
-    StepRecord record = {step->ready_ns, now > step->began ? now - step->began : 0, awaited->key, step->waker};
-    if (unlikely(!aiotrace_event_numbers(events[STEP], now, &record)))
+    if (outcome->yielded == NULL)
+        return name_done;
+    Name name = depth >= 0 ? find_name(code_of(innermost), 0) : unknown_name;
+    if (name.flags & IS_TRAP && --depth > 0)
+        name = find_name(code_of(outer), 0);
+    if (depth > 0)
+        return name;
+    return outcome->yielded == Py_None ? name_yield : find_name((PyObject *)Py_TYPE(outcome->yielded), 0);
+}
+
+static void
+record_step(const Step *step, const Outcome *outcome, uint64_t now, int *is_handling)
+{
+    Known *known = step->known;
+    PyObject *innermost = NULL, *outer = NULL, *code = NULL;
+    uint64_t key = name_done.key;
+    int depth = 0;
+    if (likely(outcome->yielded != NULL)) {
+        depth = find_innermost(known->inner, &innermost, &outer, is_handling);
+        code = depth > 0 ? code_of(innermost) : NULL;
+        if (likely(code != NULL && code == known->awaited_code)) { /* the names hold it */
+            key = known->awaited_key;
+        }
+        else {
+            Name name = name_awaited(outcome, depth, innermost, outer);
+            key = name.key;
+            known->awaited_code = name.flags & IS_TRAP || name.object != code ? NULL : code;
+            known->awaited_key = key;
+        }
+    }
+    StepRecord record = {step->ready_ns, now > step->began ? now - step->began : 0, key, step->waker};
+    if (unlikely(!aiotrace_event_numbers(events[STEP], now, &record))) {
+        Name awaited = name_awaited(outcome, depth, innermost, outer);
         EMIT(STEP, PyLong_FromUnsignedLongLong(record.ready_ns), PyLong_FromUnsignedLongLong(record.duration_ns),
-             text_of(awaited), PyLong_FromLong(record.waker));
+             text_of(&awaited), PyLong_FromLong(record.waker));
+    }
 }
 
 static void
@@ -199,16 +232,9 @@ end_step(Step *step, const Outcome *outcome)
         return;
     }
     uint64_t now = now_ns();
-    Name awaited = name_done;
     int is_handling = 0;
-    if (likely(outcome->yielded != NULL)) {
-        int depth;
-        PyObject *innermost = find_innermost(known->inner, &depth, &awaited, &is_handling);
-        if (innermost == NULL || depth == 0)
-            awaited = outcome->yielded == Py_None ? name_yield : find_name((PyObject *)Py_TYPE(outcome->yielded), 0);
-        Py_XDECREF(innermost);
-    }
-    record_step(step, now, &awaited);
+    if (likely(!IS_OFF(STEP)) || known->is_cancelled || step->is_delivered)
+        record_step(step, outcome, now, &is_handling);
     if (known->runtime == ON_ASYNCIO) {
         if (unlikely(known->is_cancelled || (outcome->yielded == NULL && known->cancels > 0)))
             tell_outcome(step, outcome, is_handling);

@@ -1,44 +1,63 @@
-/* uvloop: Loop.call_soon, which all steps of tasks are scheduled by. */
+/* uvloop: Loop.call_soon, which all steps of tasks are scheduled by.
+ *
+ * It is a function of Cython's, an object that has a pointer to what is called, as its type says. That pointer is ours
+ * while tracing is on: the function stays the object that it was, and a call costs one call more.
+ */
 #include "task.h"
 
-static PyObject *call_soon; /* the loop's own */
+static PyObject *function; /* Loop.call_soon; held */
+static vectorcallfunc original;
 
 static PyObject *
-traced_call_soon(PyObject *loop, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+traced_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
-    PyObject *small[8], **stack = small;
-    size_t all = (size_t)nargs + (keywords != NULL ? (size_t)PyTuple_GET_SIZE(keywords) : 0);
-    if (is_active && nargs > 0)
-        callback_scheduled(args[0], loop);
-    if (unlikely(all + 1 > 8) && (stack = PyMem_Malloc((all + 1) * sizeof *stack)) == NULL)
-        return PyErr_NoMemory();
-    stack[0] = loop;
-    memcpy(stack + 1, args, all * sizeof *args);
-    PyObject *result = PyObject_Vectorcall(call_soon, stack, (size_t)nargs + 1, keywords);
-    if (unlikely(stack != small))
-        PyMem_Free(stack);
-    return result;
+    if (is_active && PyVectorcall_NARGS(nargsf) > 1)
+        callback_scheduled(args[1], args[0]);
+    return original(callable, args, nargsf, keywords);
 }
 
-static PyMethodDef call_soon_def = {"call_soon", (PyCFunction)(void (*)(void))traced_call_soon,
-                                    METH_FASTCALL | METH_KEYWORDS, NULL};
+/* Where a callable has the pointer to what is called; NULL: it has none. */
+static vectorcallfunc *
+find_vectorcall(PyObject *callable)
+{
+    PyTypeObject *type = Py_TYPE(callable);
+    if (!PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL) || PyType_Check(callable))
+        return NULL;
+    vectorcallfunc *place = (vectorcallfunc *)((char *)callable + type->tp_vectorcall_offset);
+    return *place == NULL ? NULL : place;
+}
 
 PyDoc_STRVAR(task_call_soon_doc,
-             "task_call_soon(type, original)\n--\n\nWhat stands for call_soon in a type of loops.");
+             "task_call_soon(function)\n--\n\n"
+             "Look at what that function of a class of loops is called with; None: no more.\n"
+             "ValueError if it is not as we know it.");
 
 static PyObject *
-task_call_soon(PyObject *Py_UNUSED(module), PyObject *args)
+task_call_soon(PyObject *Py_UNUSED(module), PyObject *wanted)
 {
-    PyTypeObject *type;
-    PyObject *original;
-    if (!PyArg_ParseTuple(args, "O!O:task_call_soon", &PyType_Type, &type, &original))
+    if (function != NULL) {
+        vectorcallfunc *place = find_vectorcall(function);
+        if (place != NULL && *place == traced_call_soon)
+            *place = original;
+        Py_CLEAR(function);
+    }
+    if (wanted == Py_None)
+        Py_RETURN_NONE;
+    vectorcallfunc *place = find_vectorcall(wanted);
+    if (place == NULL || !PyType_HasFeature(Py_TYPE(wanted), Py_TPFLAGS_METHOD_DESCRIPTOR)) {
+        PyErr_Format(PyExc_ValueError, "%R is not as we know it", wanted);
         return NULL;
-    Py_XSETREF(call_soon, Py_NewRef(original));
-    return PyDescr_NewMethod(type, &call_soon_def);
+    }
+    if (*place != traced_call_soon) {
+        original = *place;
+        *place = traced_call_soon;
+    }
+    function = Py_NewRef(wanted);
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef functions[] = {
-    {"task_call_soon", task_call_soon, METH_VARARGS, task_call_soon_doc},
+    {"task_call_soon", task_call_soon, METH_O, task_call_soon_doc},
     {NULL, NULL, 0, NULL},
 };
 

@@ -225,22 +225,24 @@ class Uvloop:
     def __init__(self, native: ModuleType) -> None:
         self._native = native
         self._import = Import("uvloop", self._hook)
-        self._call_soon: Method | None = None
         self._factories: Factories | None = None
 
     def put(self) -> None:
         self._import.put()
 
     def _hook(self, uvloop: Any) -> None:
-        owner = uvloop.Loop
-        self._call_soon = Method(owner, "call_soon", lambda original: self._native.task_call_soon(owner, original))
-        self._factories = Factories(self._native, owner)
+        try:
+            self._native.task_call_soon(uvloop.Loop.call_soon)
+        except ValueError as error:  # here a program imports uvloop: nothing may be raised
+            warnings.warn(f"the tasks of this uvloop are not traced: {error}", RuntimeWarning, stacklevel=2)
+            return
+        self._factories = Factories(self._native, uvloop.Loop)
         self._factories.put()
 
     def take_back(self) -> None:
         self._import.take_back()
-        if self._call_soon is not None and self._factories is not None:
-            self._call_soon.take_back()
+        if self._factories is not None:
+            self._native.task_call_soon(None)
             self._factories.take_back()
 
 

@@ -222,6 +222,7 @@ def _hook() -> None:
 
 
 def _unhook() -> None:
+    _need_c().task_sweep()
     while _hooks:
         _hooks.pop().take_back()
     _need_c().task_stop()
