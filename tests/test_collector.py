@@ -84,6 +84,24 @@ async def test_a_stream_is_kept_acknowledged_and_closed(tmp_path: Path, address:
     assert unfinished(tmp_path) == []
 
 
+async def test_a_trace_is_read_and_followed_while_it_grows(tmp_path: Path) -> None:
+    async with collector(tmp_path) as collecting:
+        sender = Sender(info_of())
+        sender.add(fakes.make_pages(20, 2))
+        await sender.connect(collecting.addresses[0])
+        await sender.until_acknowledged(20)
+        assert events(tmp_path) == stores.expected(fakes.make_pages(20, 2))
+        (name,) = (name for name in os.listdir(tmp_path / "traces") if name.endswith(".dat"))
+        with open_trace(tmp_path / "traces" / name) as trace:
+            followed = trace.follow()
+            assert [next(followed).name for _ in range(400)] == ["demo:count"] * 400
+            sender.add(fakes.make_pages(40, 2)[20:])
+            await sender.end(LEDGER)
+            rest = await anyio.to_thread.run_sync(lambda: [event for event in followed if not event.is_loss])
+            assert len(rest) == 400
+        sender.disconnect()
+
+
 async def test_a_producer_that_connects_again_is_told_what_is_kept(tmp_path: Path) -> None:
     pages = fakes.make_pages(120, 2)
     async with collector(tmp_path) as collecting:
