@@ -45,6 +45,8 @@ OPTION_PAGES: Final = 0x4102
 """Ours: a `PageRow` for each page, in the order of the pages in the file."""
 OPTION_CHECK: Final = 0x4103
 """Ours, and the last: u64 where the sections begin, u32 crc32 of everything that is no page (`check_of`)."""
+OPTION_FILLER: Final = 0x4104
+"""Ours: nothing, of any length."""
 
 SECTION_OPTIONS: Final = 0
 SECTION_BUFFER: Final = 3
@@ -161,22 +163,7 @@ def encode_tail(
     Returns:
         The bytes, and the offset in the file of the options.
     """
-    table = _Tables(definitions)
-    pieces: list[bytes] = []
-    position = offset
-    places: list[tuple[int, bytes]] = []
-    for kind, content in (
-        (SECTION_HEADER_INFO, _header_info(page_size)),
-        (SECTION_FTRACE_EVENTS, _formats([_encode(event.format) for event in _ftrace.EVENTS])),
-        (SECTION_EVENT_FORMATS, _event_formats(table.events)),
-        (SECTION_KALLSYMS, _sized(_U32, _kallsyms(table.symbols, table.functions))),
-        (SECTION_PRINTK, _sized(_U32, _printk_formats(table.symbols))),
-        (SECTION_CMDLINES, _sized(_U64, _command_lines(table.commands))),
-    ):
-        places.append((kind, _U64.pack(position)))
-        piece = _SECTION.pack(kind, 0, 0, len(content)) + content
-        pieces.append(piece)
-        position += len(piece)
+    sections, places = _encode_sections(offset, page_size, _Tables(definitions))
     buffer = _U64.pack(BUFFER_HEADER_PLACE) + b"\0" + _text(clock) + _U32.pack(page_size) + _U32.pack(len(regions))
     buffer += b"".join(_REGION.pack(*region) for region in regions)
     known = [
@@ -188,12 +175,60 @@ def encode_tail(
         (OPTION_CHECK, _CHECK.pack(offset, 0)),
         (OPTION_DONE, _U64.pack(0)),
     ]
-    content = b"".join(_OPTION.pack(kind, len(data)) + data for kind, data in known)
-    pieces.append(_SECTION.pack(SECTION_OPTIONS, 0, 0, len(content)) + content)
-    tail = b"".join(pieces)
+    position = offset + len(sections)
+    tail = sections + pack_options(known)
     crc = check_of(initial_header(page_size, position) + buffer_header(offset), tail)
     place = len(tail) - CHECK_PLACE
     return tail[:place] + _U32.pack(crc) + tail[place + _U32.size :], position
+
+
+def encode_headers(
+    offset: int,
+    *,
+    page_size: int,
+    clock: str,
+    cpus: int,
+    definitions: Iterable[Definition],
+    options: Iterable[tuple[int, bytes]],
+) -> tuple[bytes, int]:
+    """The sections and options of a file whose pages somebody else will append, with an option for them, as a listener
+    of trace-cmd does. Arguments and result as those of `encode_tail`."""
+    sections, places = _encode_sections(offset, page_size, _Tables(definitions))
+    known = [
+        (OPTION_TRACECLOCK, _text(f"[{clock}]")),
+        (OPTION_CPUCOUNT, _U32.pack(cpus)),
+        *places,
+        *options,
+        (OPTION_DONE, _U64.pack(0)),
+    ]
+    return sections + pack_options(known), offset + len(sections)
+
+
+def pack_options(options: Iterable[tuple[int, bytes]]) -> bytes:
+    """An options section: (id, content) of each. The last is `OPTION_DONE`: u64 where the next such section is, or
+    0."""
+    return _section(SECTION_OPTIONS, b"".join(_OPTION.pack(kind, len(data)) + data for kind, data in options))
+
+
+def _encode_sections(offset: int, page_size: int, table: _Tables) -> tuple[bytes, list[tuple[int, bytes]]]:
+    """All that is neither options nor pages, and the options that say where each section is."""
+    places: list[tuple[int, bytes]] = []
+    encoded = b""
+    for kind, content in (
+        (SECTION_HEADER_INFO, _header_info(page_size)),
+        (SECTION_FTRACE_EVENTS, _formats([_encode(event.format) for event in _ftrace.EVENTS])),
+        (SECTION_EVENT_FORMATS, _event_formats(table.events)),
+        (SECTION_KALLSYMS, _sized(_U32, _kallsyms(table.symbols, table.functions))),
+        (SECTION_PRINTK, _sized(_U32, _printk_formats(table.symbols))),
+        (SECTION_CMDLINES, _sized(_U64, _command_lines(table.commands))),
+    ):
+        places.append((kind, _U64.pack(offset + len(encoded))))
+        encoded += _section(kind, content)
+    return encoded, places
+
+
+def _section(kind: int, content: bytes) -> bytes:
+    return _SECTION.pack(kind, 0, 0, len(content)) + content
 
 
 CHECK_PLACE: Final = _OPTION.size + _U64.size + _U32.size

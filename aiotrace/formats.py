@@ -2,7 +2,7 @@
 
 `TraceStore` is how a sink or a collector keeps pages in files; `restore` and `UnfinishedTrace` are what can be done
 with such files when nobody closed them. `FrameReader` and the `pack_` and `unpack_` functions are the framing of
-sockets and brokers, without any socket.
+sockets and brokers, without any socket. `LateHeaders` is for a trace.dat that somebody else puts together.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ from ._frames import (
 )
 from ._growing import StoredPage, UnfinishedTrace, is_unfinished, page_entry
 from ._journal import JournalReader, Placed
+from ._lateheaders import LateHeaders
 from ._store import TraceStore
+from ._tracedat import CpuStatistics
 
 __all__ = [
     "LENGTH_MAX",
+    "CpuStatistics",
     "Damage",
     "Frame",
     "FrameReader",
     "JournalReader",
     "Kind",
+    "LateHeaders",
     "Level",
     "PageEntry",
     "Placed",

@@ -22,7 +22,7 @@ import anyio
 
 from ._loop import Loop, block_signals
 
-__all__ = ["Job", "Worker", "worker_thread"]
+__all__ = ["Job", "Worker", "block_signals", "worker_thread"]
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")

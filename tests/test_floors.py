@@ -57,6 +57,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._account": 2,
     "aiotrace._filter": 2,
     "aiotrace._tracedat": 2,
+    "aiotrace._lateheaders": 2,
     "aiotrace._ftrace": 2,
     "aiotrace._frames": 2,
     "aiotrace._journal": 2,

@@ -5,6 +5,8 @@ TextSink    one line an event, like trace_pipe
 MemorySink  the last pages, for tests and notebooks
 NullSink    nothing
 SocketSink  a collector, over a Unix socket, TCP or TLS: it keeps a page until the collector has it
+TraceCmdSink
+            a `trace-cmd listen`, which makes a trace.dat; its protocol has no acknowledgements
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ if TYPE_CHECKING:
     from ._null import NullSink
     from ._socket import SocketSink
     from ._text import TextSink
+    from ._tracecmd import TraceCmdSink
 
-__all__ = ["FileSink", "MemorySink", "NullSink", "SocketSink", "TextSink"]
+__all__ = ["FileSink", "MemorySink", "NullSink", "SocketSink", "TextSink", "TraceCmdSink"]
 
 _MODULES: Final = {
     "FileSink": "_file",
@@ -27,6 +30,7 @@ _MODULES: Final = {
     "NullSink": "_null",
     "SocketSink": "_socket",
     "TextSink": "_text",
+    "TraceCmdSink": "_tracecmd",
 }
 
 

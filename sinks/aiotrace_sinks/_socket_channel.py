@@ -15,11 +15,13 @@ A connection that is given up is reset, not closed: what is still on its way is 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import socket
 import struct
+import termios
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -173,6 +175,46 @@ class Channel:
             return self._sock.recv_into(buffer)
         except BlockingIOError:
             return None
+
+    async def wait_readable(self) -> None:
+        """Until `receive` would not block.
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        await self._wait(anyio.wait_readable)
+
+    async def wait_writable(self) -> None:
+        """Until `send` would not block.
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        await self._wait(anyio.wait_writable)
+
+    async def _wait(self, wait: Callable[[socket.socket], Awaitable[None]]) -> None:
+        if self._sock.fileno() < 0:
+            raise OSError(errno.EBADF, "the connection is closed here")
+        await wait(self._sock)
+
+    def count_unreceived(self) -> int:
+        """Bytes that the peer's system has not said to have, of all that `send` took: SIOCOUTQ in tcp(7).
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        if self._is_foreign:
+            return 0
+        count: int = struct.unpack("i", fcntl.ioctl(self._sock, termios.TIOCOUTQ, bytes(4)))[0]
+        return count
+
+    def end_sending(self) -> None:
+        """What was sent arrives, and then the peer reads the end.
+
+        Raises:
+            OSError: The connection is gone.
+        """
+        self._sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Close it at once: nothing that is still on its way arrives, as far as that can be helped."""
