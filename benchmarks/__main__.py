@@ -7,10 +7,11 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from . import decode, events, files, functions, kills, page_allocations, pipeline, sockets, tracing
+from . import arena, decode, events, files, functions, kills, page_allocations, pipeline, sockets, tracing
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
+    "arena": (arena.__doc__, arena.run),
     "decode": (decode.__doc__, decode.run),
     "events": (events.__doc__, events.run),
     "files": (files.__doc__, files.run),
