@@ -56,6 +56,9 @@ class TestCollector:
     """Pages that are not acknowledged."""
     stalls: anyio.Event | None = None
     """Until it is set, nothing is read and nothing is said."""
+    dies_at: int | None = None
+    """Once it has so many pages stored, it closes the connection without a word, and lets nobody in; with the ledger,
+    if it is 0."""
     open: list[anyio.abc.ByteStream] = field(default_factory=list)
 
     async def cut(self) -> None:
@@ -112,8 +115,17 @@ class _Connection:
                 if self.owner.holds is not None and self.pages:
                     await self.owner.holds.wait()
                 self._store()
+                if self._dies():
+                    self.owner.refusal = "it is dead"
+                    break
                 await self._flush()
             group.cancel_scope.cancel()
+
+    def _dies(self) -> bool:
+        at = self.owner.dies_at
+        if at is None or self.owner.refusal is not None:
+            return False
+        return len(self.stored.pages) == at if at else self.stored.ledger is not None
 
     async def _watch(self) -> None:
         while not self.machine.is_over:

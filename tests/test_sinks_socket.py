@@ -201,6 +201,39 @@ async def test_a_collector_that_is_started_again_gets_the_rest() -> None:
     assert sink.connections == 2
 
 
+class LateStream(fakes.FakeStream):
+    """Offers nothing before the sink has a connection."""
+
+    sink: SocketSink
+
+    async def next_batch(self, pages: int) -> list[Any]:
+        await until(lambda: self.sink.connections == 2)
+        return await super().next_batch(pages)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("dies_at", [3, 0])
+async def test_what_arrived_before_the_sink_was_called_again_is_not_sent_again(
+    collector: TestCollector, dies_at: int
+) -> None:
+    sink = make_sink(collector.url)
+    collector.dies_at = dies_at
+    first = fakes.FakeStream(fakes.make_pages(3), wait_at_end=dies_at > 0)
+    async with anyio.create_task_group() as group:
+        group.start_soon(sink, first)
+        await until(lambda: collector.refusal is not None)
+        group.cancel_scope.cancel()
+    collector.refusal = collector.dies_at = None
+    again = LateStream(first.held)
+    again.sink = sink
+    await sink(again)
+    assert first.acknowledged + again.acknowledged == [*first.acknowledged, *first.held]
+    assert len(first.acknowledged) + len(again.acknowledged) == 3
+    assert collector.stored.pages == [(0, 0, 0), (0, 1, 0), (0, 2, 0)]
+    assert collector.stored.ledger == first.ledger
+    assert not collector.broken
+
+
 @pytest.mark.anyio
 async def test_a_collector_that_is_silent_is_left(collector: TestCollector) -> None:
     sink = make_sink(collector.url, heartbeat=0.05)
