@@ -2,8 +2,9 @@
 
 A server answers connections on a Unix socket, its tasks traced where they can be; in half of the runs three threads
 write events beside it. Each writer of events tells over a pipe what it wrote, after the call returned. At a random
-moment the program dies, by SIGKILL or (every tenth) by a segmentation fault, SIGABRT or os._exit. Then its arena is
-restored, and each thread's events must be there, numbered without a gap, up to the last one that was told, or one more.
+moment the program is killed, or (every fifth) it dies by a segmentation fault, SIGABRT or os._exit of its own. Then its
+arena is restored, and each thread's events must be there, numbered without a gap, up to the last one that was told, or
+one more.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import asyncio, contextlib, ctypes, itertools, os, signal, struct, sys, threadin
 import aiotrace
 
 arena, socket, pipe, threads, death = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+last = 100 if death != "kill" else None
 number = aiotrace.event("kills:number", writer="u32", n="u64", text="str", kind="symbol")
 
 def write(writer, n):
@@ -46,7 +48,9 @@ def work(writer):
 
 async def answer(reader, writer):
     while line := await reader.readline():
-        write(0, next(requests))
+        write(0, n := next(requests))
+        if n == last:
+            die()
         writer.write(line)
         await writer.drain()
 
@@ -66,8 +70,6 @@ async def main():
     clients = [asyncio.create_task(ask()) for _ in range(4)]
     for writer in range(1, threads + 1):
         threading.Thread(target=work, args=(writer,), daemon=True).start()
-    if death != "kill":
-        asyncio.get_running_loop().call_later(0.03, die)
     await asyncio.gather(*clients)
 
 requests = itertools.count()
