@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -268,6 +269,45 @@ async def test_a_disk_that_fails_now_and_then_loses_nothing(
         sender.disconnect()
         assert collecting.statistics().failures
     assert events(tmp_path) == stores.expected(pages)
+
+
+class SlowDisk(fakes.FaultyOs):
+    """An fdatasync lasts until it is let through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = threading.Event()
+        self.passes.set()
+        self.waits = False
+
+    def fdatasync(self, fd: int) -> None:
+        self.waits = not self.passes.is_set()
+        assert self.passes.wait(senders.DEADLINE)
+        os.fdatasync(fd)
+
+
+async def test_nothing_is_acknowledged_as_fsynced_before_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = SlowDisk()
+    stores.replace_os(monkeypatch, disk)
+    pages = fakes.make_pages(30)
+    async with collector(tmp_path) as collecting:
+        sender = Sender(info_of())
+        sender.add(pages[:10])
+        await sender.connect(collecting.addresses[0])
+        await sender.until_acknowledged(10)
+        disk.passes.clear()
+        try:
+            sender.add(pages[10:])
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(sender.until_acknowledged, 30)
+                await happens(lambda: len(events(tmp_path)) == 600)  # all is written
+                await happens(lambda: disk.waits or collecting.statistics().pages_acknowledged > 10)
+                assert collecting.statistics().pages_acknowledged == len(sender.acknowledged) == 10
+                disk.passes.set()
+        finally:
+            disk.passes.set()
+        assert len(sender.acknowledged) == 30
+        sender.disconnect()
 
 
 async def test_a_full_trace_is_closed_while_the_stream_goes_on(tmp_path: Path) -> None:
