@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+import aiotrace
 from aiotrace._backend import c_module
 from aiotrace._commands import main
 from aiotrace.decode import open_trace
@@ -256,3 +257,29 @@ def test_the_snapshot_of_a_stall_under_load_has_what_was_before_and_after_it_and
 @pytest.mark.skipif(c_module is None, reason="NOT RUN: the watch over stalls needs the C module")
 def test_the_snapshot_of_a_stall_has_five_seconds_before_it_and_two_after(tmp_path: Path) -> None:
     check_stall(tmp_path, 5, 2)
+
+
+# --- for long -------------------------------------------------------------------------------------
+
+
+def resources() -> tuple[int, int]:
+    """Resident KiB, and open descriptors."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") >> 10, len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.long
+def test_memory_and_descriptors_are_flat_over_many_events_and_snapshots(tmp_path: Path) -> None:
+    step = aiotrace.event("flight:step", n="u64", text="str")
+    seen: list[tuple[int, int]] = []
+    with aiotrace.recording(overrun="drop_oldest", arena=tmp_path / "arena") as recording:
+        for round in range(40):
+            for n in range(500_000):
+                step(n, "some text")
+            recording.snapshot(tmp_path / "trace.dat")
+            (tmp_path / "trace.dat").unlink()
+            seen.append(resources())
+            assert recording.statistics().snapshots == round + 1
+    memory, descriptors = zip(*seen[4:], strict=True)
+    assert max(memory) - min(memory) < 8 << 10, seen
+    assert max(descriptors) == min(descriptors), seen
