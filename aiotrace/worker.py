@@ -6,7 +6,8 @@
 The law: **a job that was started has ended when `run` returns or raises**, or `Job.wait` or `Job.end`, whatever
 cancels the caller (an anyio scope, a native `Task.cancel()`, twice). So no thread can read a page's memory after its
 sink gave the page up.
-Executors do not promise that, and fail when the interpreter is going down.
+Executors do not promise that, and fail when the interpreter is going down. A worker that is made only then, where
+CPython 3.12 starts no thread any more, makes its calls in the thread of its loop.
 """
 
 from __future__ import annotations
@@ -88,7 +89,13 @@ class Worker:
         self._loop = Loop()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._has_thread = True
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            if "shutdown" not in str(error):  # the system has no thread left: that is the caller's to know
+                raise
+            self._has_thread = False
 
     def _work(self) -> None:
         block_signals()
@@ -98,7 +105,10 @@ class Worker:
     def start(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> Job[T]:
         """Put `function(*arguments)` in line. Whoever asks for it waits for its end, whatever happens."""
         job = Job(lambda: function(*arguments), self._loop)
-        self._jobs.put(job._run)
+        if self._has_thread:
+            self._jobs.put(job._run)
+        else:
+            job._run()
         return job
 
     async def run(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:

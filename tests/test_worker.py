@@ -7,7 +7,7 @@ import threading
 import anyio
 import pytest
 
-from aiotrace.worker import worker_thread
+from aiotrace.worker import Worker, worker_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +43,28 @@ async def test_the_end_of_a_job_is_told_in_the_loop_once_and_its_outcome_waits()
         assert await jobs[1].wait() == (3, 1)
         with pytest.raises(ZeroDivisionError):
             await jobs[2].wait()
+
+
+@pytest.mark.parametrize("reason", ["can't create new thread at interpreter shutdown", "can't start new thread"])
+async def test_a_worker_that_is_made_when_the_interpreter_ends_does_without_a_thread(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """As CPython 3.12 has it; a system that has no thread left is an error."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError(reason)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        if "shutdown" not in reason:
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                Worker("test")
+            return
+        worker = Worker("test")
+    assert await worker.run(threading.get_ident) == threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        await worker.run(divmod, 7, 0)
+    worker.stop()
 
 
 async def test_a_job_that_has_begun_ends_before_its_cancelled_caller_does() -> None:
