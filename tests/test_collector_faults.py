@@ -74,10 +74,9 @@ def test_a_disk_that_fails_under_the_collector_loses_nothing(fiu_run: str, scene
     scene.listener.start()
     scene.produce(2)
     scene.wait_for_pages(150)
-    verdict = scene.finish()
-    assert_good(verdict)
-    assert "an fsync failed" in scene.listener.errors()
-    assert "nothing is acknowledged until" in scene.listener.errors()
+    for told in ("an fsync failed", "nothing is acknowledged until"):  # which call fails is chance: it comes
+        faults.wait_for(lambda told=told: told in scene.listener.errors(), scene.listener.errors)  # type: ignore[misc]
+    assert_good(scene.finish())
 
 
 def test_connections_that_are_reset_at_any_byte_lose_and_double_nothing(scene: Scene, cutter: Cutter) -> None:
@@ -93,8 +92,8 @@ def test_connections_that_are_reset_at_any_byte_lose_and_double_nothing(scene: S
 def test_a_stopped_collector_is_noticed_and_nothing_is_let_go(scene: Scene) -> None:
     """R11."""
     scene.listener.start()
-    scene.produce(2, heartbeat=0.3)
-    faults.stop_collector(scene, random.Random(11), 1, heartbeat=0.3)
+    scene.produce(2, heartbeat=1.0)
+    faults.stop_collector(scene, random.Random(11), 1, heartbeat=1.0)
     verdict = scene.finish()
     assert_good(verdict)
     assert all(producer.ledger["connections"] > 1 for producer in scene.producers), "after two heartbeats they left"
@@ -105,8 +104,8 @@ def test_a_cable_that_is_pulled_out_is_noticed_and_nothing_is_let_go(tmp_path: P
     """R11: no byte comes through, and no end of a connection either. With TLS and a token, as between two machines."""
     with faults.between_machines(tmp_path) as (scene, namespaces):
         scene.listener.start()
-        scene.produce(1, heartbeat=0.3)
-        faults.pull_cable(scene, namespaces, random.Random(11), 1, heartbeat=0.3)
+        scene.produce(1, heartbeat=1.0)
+        faults.pull_cable(scene, namespaces, random.Random(11), 1, heartbeat=1.0)
         verdict = scene.finish()
     assert_good(verdict)
     assert scene.producers[0].ledger["connections"] > 1
