@@ -19,7 +19,7 @@ import pytest
 import aiotrace
 from aiotrace._backend import c_module
 from aiotrace._commands import main
-from aiotrace._commands.record import file_url
+from aiotrace._commands.record import _absolute, file_url
 
 pytestmark = pytest.mark.once
 
@@ -563,3 +563,20 @@ def test_a_stall_is_a_time_in_milliseconds(tmp_path: Path, text: str) -> None:
     done = record(f"--stall={text}", "-c", "print('ran')", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"argument --stall: {text!r} should be milliseconds, at least 1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("file:a.dat?keep=1", "file:/somewhere/a.dat?keep=1"),
+        ("unix:s?level=written", "unix:/somewhere/s?level=written"),
+        ("unix:/run/s", "unix:/run/s"),
+        ("tcp://localhost:7007", "tcp://localhost:7007"),
+        ("null:", "null:"),
+    ],
+)
+def test_a_path_in_a_sinks_url_does_not_depend_on_where_the_program_goes(
+    url: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "abspath", lambda path: path if path.startswith("/") else f"/somewhere/{path}")
+    assert _absolute(url) == expected

@@ -274,7 +274,7 @@ def file_url(path: str, *, force: bool) -> str:
 
 
 def _absolute(url: str) -> str:
-    """A file's URL whose path does not depend on where the program goes."""
+    """A URL of a file or a Unix socket whose path does not depend on where the program goes."""
     path, mark, query = url.partition("?")
     scheme, _, name = path.partition(":")
-    return f"{scheme}:{os.path.abspath(name)}{mark}{query}" if scheme == "file" and name else url
+    return f"{scheme}:{os.path.abspath(name)}{mark}{query}" if scheme in ("file", "unix") and name else url
