@@ -448,12 +448,17 @@ def events_of(path: Path) -> list[Any]:
         return [event for event in trace if event.name.startswith("stall:")]
 
 
-DAEMON = "threading.Thread(target=asyncio.run, args=(stall(),), daemon=True).start(); time.sleep(0.3)"
+DAEMON = """
+threading.Thread(target=asyncio.run, args=(stall(),), daemon=True).start()
+while not recording.statistics().events_written:  # until it is noticed
+    time.sleep(0.01)
+"""
 EXIT = """
 import asyncio, sys, threading, time
 import aiotrace
 from aiotrace_sinks import FileSink
 recording = aiotrace.recording(FileSink("trace.dat")).__enter__()
+recording.disable("all")
 recording.watch_stalls(0.03)
 async def stall():
     await asyncio.sleep(0)
@@ -467,14 +472,8 @@ async def stall():
     ("stall", "end"),
     [
         ("time.sleep(0.2); sys.exit()", "asyncio.run(stall())"),
-        (
-            "time.sleep(60)",
-            "threading.Thread(target=asyncio.run, args=(stall(),), daemon=True).start(); time.sleep(0.3)",
-        ),
-        (
-            "while True: pass",
-            "threading.Thread(target=asyncio.run, args=(stall(),), daemon=True).start(); time.sleep(0.3)",
-        ),
+        ("time.sleep(60)", DAEMON),
+        ("while True: pass", DAEMON),
     ],
     ids=["in its own step", "while a daemon thread blocks", "while a daemon thread runs"],
 )
