@@ -186,7 +186,9 @@ async def test_each_page_arrives_once_however_often_the_connection_is_cut(each_c
     assert len(collector.cut_after) < len(cuts) - 10
 
 
+# Not on uvloop: anyio's listener fails there now and then, when it is cancelled while somebody connects (4.16).
 @pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_a_collector_that_is_started_again_gets_the_rest() -> None:
     async with collecting("unix") as first:
         sink = make_sink(first.url)
