@@ -52,10 +52,10 @@ def test_a_collector_that_is_killed_over_and_over_loses_and_doubles_nothing(scen
     scene.listener.start()
     scene.produce(1)
     scene.produce(1, waits=False, backend="trio")
-    faults.kill_collector(scene, random.Random(5), kills=3, pages=200)
+    faults.kill_collector(scene, random.Random(5), kills=2, pages=100)
     verdict = scene.finish()
     assert_good(verdict)
-    assert verdict.pages >= 100
+    assert verdict.pages >= 50
     assert verdict.lost, "the one that does not wait had no room meanwhile"
 
 
@@ -73,7 +73,7 @@ def test_a_disk_that_fails_under_the_collector_loses_nothing(fiu_run: str, scene
     faults.make_faulty(scene.listener, fiu_run)
     scene.listener.start()
     scene.produce(2)
-    scene.wait_for_pages(150)
+    scene.wait_for_pages(100)
     for told in ("an fsync failed", "nothing is acknowledged until"):  # which call fails is chance: it comes
         faults.wait_for(lambda told=told: told in scene.listener.errors(), scene.listener.errors)  # type: ignore[misc]
     assert_good(scene.finish())
@@ -83,7 +83,7 @@ def test_connections_that_are_reset_at_any_byte_lose_and_double_nothing(scene: S
     """R10."""
     scene.listener.start()
     scene.produce(2, cutter.address)
-    faults.cut_connections(scene, cutter, 20)
+    faults.cut_connections(scene, cutter, 12)
     verdict = scene.finish()
     assert_good(verdict)
     assert sum(producer.ledger["connections"] for producer in scene.producers) > 2
@@ -131,5 +131,5 @@ def test_all_faults_at_random(scene: Scene, cutter: Cutter) -> None:
     cutter.wanted = 0
     scene.produce(1, cutter.address)
     scene.produce(1, cutter.address, waits=False, page_size=8192)
-    faults.at_random(scene, cutter, random.Random(21), 4, disk=False)
+    faults.at_random(scene, cutter, random.Random(21), 3, disk=False)
     assert_good(scene.finish())
