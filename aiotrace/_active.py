@@ -21,6 +21,7 @@ from . import _layout as L
 from ._backend import c_module
 from ._clock import Clock
 from ._definitions import DEFINITIONS
+from ._loop import Waker
 from ._selection import Selection, Trigger
 from ._writer import Writer, Writers
 
@@ -39,6 +40,9 @@ class Target(Protocol):
 
     def count_wait(self, nanoseconds: int) -> None:
         """A `send` waited."""
+
+    async def wait_for_page(self, waker: Waker) -> None:
+        """Wait until the waker is woken, because a page may be free. It may return earlier."""
 
     def fire(self, trigger: Trigger, cause: str) -> None:
         """Do what a trigger says (a stack trace aside), now, in the thread of the event `cause` that set it off."""

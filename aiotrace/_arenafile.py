@@ -210,6 +210,11 @@ class ArenaFile:
             pass
         self._close()
 
+    def leave(self) -> None:
+        """The recording has ended, and another process reads the file: it is that one's to remove."""
+        _files.discard(self)
+        self._close()
+
     def _let_go(self) -> None:
         """In a forked child."""
         self._remap(self._map_fd)

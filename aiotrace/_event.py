@@ -265,7 +265,8 @@ async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:
         if writer.has_room(min(size, writer.payload_max)) or not target.makes_wait:
             _withdraw(writer, wake)
             return  # it came home between the look and the wait
-        await waker.wait()
+        await target.wait_for_page(waker)
+        _withdraw(writer, wake)
     except BaseException:
         if not _withdraw(writer, wake):
             writer.wake_one()

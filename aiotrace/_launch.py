@@ -29,6 +29,7 @@ import anyio
 
 from ._errors import AiotraceError, ConfigurationError
 from ._event import defined_events
+from ._external import ExternalRecording
 from ._files import journal_path, remove
 from ._filter import compile_filter
 from ._recording import SNAPSHOTS, Overrun
@@ -71,13 +72,24 @@ class Plan:
     """An absolute path, after which snapshots are named."""
     snapshot_signal: int = 0
     """Which signal asks for a snapshot; 0: none."""
+    external: bool = False
+    """The process that started the program reads the arena, and has the sinks."""
 
-    def recording(self) -> SyncRecording:
+    def recording(self) -> SyncRecording | ExternalRecording:
         """The recording, not open yet.
 
         Raises:
             ConfigurationError: It cannot work.
         """
+        if self.external:
+            return ExternalRecording(
+                self._own(self.arena),
+                page_size=self.page_size,
+                pages=self.pages,
+                overrun=self.overrun,
+                clock=self.clock,
+                awaits=self.is_for_us,
+            )
         return recording(
             *self.urls,
             page_size=self.page_size,
@@ -205,6 +217,9 @@ class Run:
 
     def _report(self, statistics: Statistics) -> Iterator[str]:
         told = not self.plan.quiet and self.plan.is_for_us
+        if self.plan.external:  # the recorder tells the rest
+            yield from self._unmatched() if told else ()
+            return
         for url, sink in zip(self.plan.urls, statistics.sinks, strict=False):
             name = file_of(url) if url.startswith(FILE) else url
             if sink.state == "finished":

@@ -124,3 +124,8 @@ ARENA_USED: Final = 512
 """Offset of a u64: bytes of definitions that are whole. The header's words that change begin here, without a crc."""
 ARENA_REFUSED: Final = 520
 """Offset of a u64: definitions for which there was no room."""
+ARENA_READER: Final = 528
+"""Offset of a u64: 0 nobody yet, 1 another process reads the arena, 2 it cannot (`_handover`)."""
+ARENA_CLOSED: Final = 536
+"""Offset of a u64: how many accounts of writers follow it; 0 until a recording that another process reads has ended as
+it should. Each account is three u64: events written, dropped, overrun."""

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import _layout as L
+from ._backend import c_module
 from ._errors import TraceFormatError
 
 __all__ = [
@@ -71,6 +72,8 @@ class Record(NamedTuple):
 def transition(descriptors: memoryview, page: int, old: int, new: int) -> bool:
     """Change the state of a page from `old` to `new`; the one place where a page's owner changes.
 
+    With the C module it is one atomic step, for another process that has the arena mapped too (`_handover`).
+
     Args:
         descriptors: The arena's descriptors as u64 words (`memoryview.cast("Q")`).
         page: Index of the page.
@@ -80,6 +83,8 @@ def transition(descriptors: memoryview, page: int, old: int, new: int) -> bool:
     """
     assert (old, new) in L.TRANSITIONS, f"{L.STATE_NAMES[old]} -> {L.STATE_NAMES[new]}"
     word = page * L.DESCRIPTOR_WORDS + L.STATE
+    if c_module is not None:
+        return c_module.compare_and_swap(descriptors, word, old, new)  # type: ignore[no-any-return]  # C has no types
     if descriptors[word] != old:
         return False
     descriptors[word] = new

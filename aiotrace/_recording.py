@@ -30,6 +30,7 @@ from ._chooser import Chooser
 from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
 from ._errors import ConfigurationError
+from ._loop import Waker
 from ._own import has_free_list, tell
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
@@ -321,6 +322,10 @@ class Recording(Chooser):
             and not self._pages.can_overrun
             and any(each.on_full == "wait" and not each.closed for each in self._pages.deliveries)
         )
+
+    async def wait_for_page(self, waker: Waker) -> None:
+        """Wait until the waker is woken, because a page may be free."""
+        await waker.wait()
 
     def count_wait(self, nanoseconds: int) -> None:
         self._waits.append(nanoseconds)  # atomic; summed when asked

@@ -7,13 +7,28 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from . import arena, decode, events, files, functions, kills, page_allocations, pipeline, sockets, tracing
+from . import (
+    arena,
+    decode,
+    events,
+    external,
+    external_kills,
+    files,
+    functions,
+    kills,
+    page_allocations,
+    pipeline,
+    sockets,
+    tracing,
+)
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "arena": (arena.__doc__, arena.run),
     "decode": (decode.__doc__, decode.run),
     "events": (events.__doc__, events.run),
+    "external": (external.__doc__, external.run),
+    "external_kills": (external_kills.__doc__, external_kills.run),
     "files": (files.__doc__, files.run),
     "functions": (functions.__doc__, functions.run),
     "kills": (kills.__doc__, kills.run),

@@ -141,9 +141,15 @@ def kill_once(folder: Path, seed: int, *, threads: int, death: str = "kill", mos
 
 
 def _compare(arena: Path, trace: Path, told: dict[int, int], seed: int) -> Outcome:
-    outcome = Outcome(runs=1, told=sum(last + 1 for last in told.values()))
     report = restore_arena(str(arena), str(trace))
-    outcome.torn = len(report.damaged) + len(report.definitions_damage)
+    outcome = check_trace(trace, told, seed)
+    outcome.torn += len(report.damaged) + len(report.definitions_damage)
+    return outcome
+
+
+def check_trace(trace: Path, told: dict[int, int], seed: int) -> Outcome:
+    """What a trace has of the events that were told."""
+    outcome = Outcome(runs=1, told=sum(last + 1 for last in told.values()))
     first: dict[int, int] = {}
     following: dict[int, int] = {}
     with open_trace(trace) as opened:

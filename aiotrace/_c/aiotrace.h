@@ -60,6 +60,7 @@ int aiotrace_decode_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
 int aiotrace_files_exec(PyObject *module);
 int aiotrace_function_exec(PyObject *module);
+int aiotrace_handover_exec(PyObject *module);
 int aiotrace_lease_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
 int aiotrace_stall_exec(PyObject *module);

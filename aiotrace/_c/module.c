@@ -56,6 +56,7 @@ static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, aiotrace_event_exec},
     {Py_mod_exec, aiotrace_files_exec},
     {Py_mod_exec, aiotrace_function_exec},
+    {Py_mod_exec, aiotrace_handover_exec},
     {Py_mod_exec, aiotrace_lease_exec},
     {Py_mod_exec, aiotrace_span_exec},
     {Py_mod_exec, aiotrace_stall_exec},

@@ -30,17 +30,22 @@ import re
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .._errors import ConfigurationError
 from .._selection import STALL_MIN, parse_trigger
 from .._tracing import TRACERS
 from . import _programs
 
+if TYPE_CHECKING:
+    from .._launch import Plan
+
 NAME: Final = "record"
 HELP: Final = "run a program and record its events"
 
 OUTPUT: Final = "trace.dat"
+VARIABLE: Final = "AIOTRACE_RECORD"
+"""Of the environment: what the shim finds the plan in."""
 BUFFER: Final = "4M"
 PAGE_SIZE: Final = 65536
 PAGES_WANTED: Final = 16
@@ -81,6 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--overrun", action="store_true", help="a full buffer loses the oldest events, not the newest")
     add(
         "--arena", metavar="PATH", help="have the buffer in this file: after a kill, restore reads it; best in /dev/shm"
+    )
+    add(
+        "--external", action="store_true", help="read the buffer and write the trace in this process, not the program's"
     )
     add("--snapshots", metavar="FILE", help="what snapshots are named after (default: trace.dat)")
     add("--snapshot-signal", dest="signal", type=_signal, default=0, metavar="NAME", help="takes one, like USR2")
@@ -141,10 +149,15 @@ def _signal(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does not return, if the program can be started."""
+    """Does not return, if the program can be started; with --external, when it has ended."""
     try:
         path, *argv = _programs.command_of(_words(arguments))
-        environment = _environment(arguments)
+        plan = _plan(arguments)
+        environment = _environment(plan)
+        if arguments.external:
+            from . import _external
+
+            return _external.run((path, *argv), plan, environment, VARIABLE)
         os.execve(path, argv, environment)  # noqa: S606  # this is what the command is for
     except _programs.RefusedError as error:
         print(f"aiotrace record: {error}", file=sys.stderr)
@@ -168,8 +181,8 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _environment(arguments: argparse.Namespace) -> dict[str, str]:
-    """Ours, with what makes the program's Python begin with the recording.
+def _plan(arguments: argparse.Namespace) -> Plan:
+    """What to record.
 
     Raises:
         ConfigurationError: The recording cannot work.
@@ -194,7 +207,9 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
             f"-b {arguments.buffer >> 10}: at least {needed * PAGE_SIZE_MIN >> 10} (KiB) are needed: "
             f"{needed} pages of {PAGE_SIZE_MIN >> 10} KiB"
         )
-    plan = _launch.Plan(
+    if arguments.external and (arguments.arena or _takes_snapshots(arguments)):
+        raise ConfigurationError("--external has an arena of its own, and takes no snapshots: leave one of them out")
+    return _launch.Plan(
         pid=os.getpid(),
         path=tuple(os.path.abspath(entry) for entry in sys.path),
         sinks=tuple(map(_absolute, sinks)),
@@ -209,6 +224,16 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
         snapshots=os.path.abspath(arguments.snapshots or OUTPUT),
         snapshot_signal=arguments.signal,
     )
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    """Ours, with what makes the program's Python begin with the recording.
+
+    Raises:
+        ConfigurationError: Python could not find us.
+    """
+    from .. import _launch
+
     shim = os.path.join(os.path.dirname(os.path.abspath(_launch.__file__)), "_shim")
     if os.pathsep in shim:
         raise ConfigurationError(
@@ -218,7 +243,7 @@ def _environment(arguments: argparse.Namespace) -> dict[str, str]:
     return {
         **os.environ,
         "PYTHONPATH": f"{shim}{os.pathsep}{before}" if before else shim,
-        "AIOTRACE_RECORD": json.dumps(plan.to_dict()),
+        VARIABLE: json.dumps(plan.to_dict()),
     }
 
 

@@ -1,0 +1,284 @@
+"""One arena, two sides: whatever the order of their steps, each page is taken once, whole and in order, or overrun."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from collections.abc import Callable
+
+import pytest
+from arenas import EVENT_ID, PAGE, SCHEMA, Filled
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiotrace import _handover
+from aiotrace import _layout as L
+from aiotrace._arena import Arena, Shape
+from aiotrace._backend import c_module
+from aiotrace._definitions import Definitions
+from aiotrace._delivery import Delivery
+from aiotrace._errors import ConfigurationError
+from aiotrace._handover import hand_over, taken_over
+from aiotrace._page import transition, walk
+from aiotrace._pages import Pages
+from aiotrace._writer import Writers
+
+pytestmark = pytest.mark.once
+atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
+PER_PAGE = (PAGE - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE) // 132
+
+
+class _Memory:
+    """Anonymous memory that two arenas map, as two processes do."""
+
+    def __init__(self, pages: int) -> None:
+        self.shape = Shape(PAGE, pages)
+        self.memory = mmap.mmap(-1, self.shape.size)
+
+    def allocate(self, offset: int, size: int) -> bool:
+        return True
+
+
+class Both:
+    """A program's writers, and a reader with one sink; each event says its number."""
+
+    def __init__(self, pages: int = 4, writers: int = 1, overrun: bool = True, quota: int = 64) -> None:
+        memory = _Memory(pages)
+        self.arena = Arena(PAGE, pages, memory)
+        self.pages = Pages(self.arena, overrun=overrun)
+        hand_over(self.pages)
+        self.time = 0
+        self.writers = Writers(self.pages, writers, self._clock, Definitions())
+        self.all = [self.writers.lease()[0] for _ in range(writers)]
+        self.taken, self.ring = taken_over(Arena(PAGE, pages, memory), writers, lambda: 1)
+        self.delivery = Delivery(self.taken.arena, quota, "wait")
+        self.taken.attach(self.delivery, {})
+        self.got: dict[int, list[int]] = {writer: [] for writer in range(writers)}
+        self.lost = dict.fromkeys(range(writers), 0)
+
+    def _clock(self) -> int:
+        self.time += 1000
+        return self.time
+
+    def write(self, writer: int = 0, events: int = 1) -> None:
+        slot = self.all[writer]
+        for _ in range(events):
+            slot.write(SCHEMA.encode(EVENT_ID, 7, (slot.number, bytes(100)), lambda text: 0))
+
+    def fill(self, writer: int = 0, pages: int = 1) -> None:
+        """Write until so many pages more are sealed."""
+        for _ in range(pages):
+            self.write(writer, PER_PAGE)
+
+    def read(self, most: int = 64) -> None:
+        """Take pages, look at them as a sink does, and acknowledge them."""
+        self.taken.swap(most)
+        for part in self.delivery.look(64):
+            page = self.taken.arena.page(part.page)
+            data = bytes(page[L.PAGE_HEADER_SIZE : L.PAGE_HEADER_SIZE + part.end])
+            found = [struct.unpack_from("=Q", data, record.start + 8)[0] for record in walk(data, part.timestamp)]
+            got = self.got[part.writer]
+            assert found == list(range(part.next_event - part.events, part.next_event)), "torn, or of another page"
+            assert not got or got[-1] < found[0], "out of order, or twice"
+            self.lost[part.writer] += part.lost_before
+            got += found
+            self.taken.acknowledge(self.delivery, [part])
+
+    def end(self) -> None:
+        """The writers are dead; the reader takes all that is left."""
+        self.ring.finish()
+        for _ in range(self.arena.pages + 1):
+            self.read()
+
+    def check(self) -> None:
+        """Nothing is missing but what was overrun or refused, and every page is home."""
+        assert self.ring.bad == []
+        assert self.arena.states() == (self.arena.pages, 0, 0, 0)
+        overrun = self.pages.overrun
+        for slot, writer in enumerate(self.all):
+            got = self.got[slot]
+            assert self.lost[slot] == self.ring.lost.get(slot, 0)
+            if got:
+                assert len(got) + self.lost[slot] == got[-1] + 1
+            assert len(got) + overrun.get(slot, 0) + writer.dropped_total == writer.number
+            assert self.ring.numbers.get(slot, 0) == (got[-1] + 1 if got else 0)
+
+
+@atomic
+@given(st.lists(st.tuples(st.sampled_from(["write", "fill", "read"]), st.integers(0, 1)), max_size=30), st.booleans())
+def test_what_is_not_overrun_or_refused_comes_once_and_in_order(steps: list[tuple[str, int]], overrun: bool) -> None:
+    both = Both(writers=2, overrun=overrun)
+    for step, writer in steps:
+        if step == "read":
+            both.read(1 + writer)
+        else:
+            getattr(both, step)(writer)
+    both.end()
+    both.check()
+
+
+@atomic
+@given(st.lists(st.integers(0, 6), max_size=30))
+def test_the_writer_may_go_on_between_any_two_steps_of_the_reader(paces: list[int]) -> None:
+    both = Both(pages=5)
+    left = iter(paces)
+    reading = False
+
+    def interleave(function: Callable[..., bool]) -> Callable[..., bool]:
+        def first(*arguments: object) -> bool:
+            nonlocal reading
+            if reading:
+                reading = False  # the writer's own steps are not the reader's
+                both.fill(pages=next(left, 0))
+                reading = True
+            return function(*arguments)
+
+        return first
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_handover, "transition", interleave(transition))
+        patch.setattr(both.ring, "_identify", interleave(both.ring._identify))  # type: ignore[arg-type]
+        for _ in range(10):
+            both.fill()
+            reading = True
+            both.read()
+            reading = False
+    both.end()
+    both.check()
+
+
+@atomic
+def test_of_the_overrun_and_the_take_one_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = Both(pages=4)
+    both.fill(pages=4)
+    plan = both.ring._plan
+
+    def overtaken() -> object:
+        found = plan()
+        both.fill(pages=2)  # overruns the two oldest, of which the reader knows
+        return found
+
+    monkeypatch.setattr(both.ring, "_plan", overtaken)
+    both.read(1)
+    monkeypatch.setattr(both.ring, "_plan", plan)
+    assert both.got[0][0] >= PER_PAGE, "the oldest was overrun"
+    both.end()
+    both.check()
+    assert both.pages.overrun[0]
+
+
+@atomic
+def test_a_page_that_was_sealed_behind_the_first_look_waits_for_those_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = Both(pages=8, overrun=False)
+    both.fill(pages=1)
+    look = both.ring._look
+    looks = 0
+
+    def slow() -> object:
+        nonlocal looks
+        looks += 1
+        found = look()
+        if looks == 1:
+            both.fill(pages=3)
+        return found
+
+    monkeypatch.setattr(both.ring, "_look", slow)
+    both.read(1)
+    assert both.got[0] == list(range(len(both.got[0]))), "nothing is passed by"
+    assert len(both.got[0]) <= 2 * PER_PAGE
+    both.end()
+    both.check()
+
+
+@atomic
+def test_what_a_dead_writer_was_filling_is_taken_too() -> None:
+    both = Both(writers=2)
+    both.write(0, 3)
+    both.fill(1)
+    both.write(1, 5)
+    both.end()
+    assert both.got[0] == [0, 1, 2]
+    assert both.got[1] == list(range(PER_PAGE + 5))
+    both.check()
+
+
+@atomic
+def test_a_writer_that_died_between_taking_and_writing_leaves_nothing() -> None:
+    both = Both()
+    page = both.pages.take(both.all[0], 0)
+    assert page is not None
+    both.end()
+    assert both.got[0] == []
+    assert both.arena.states()[0] == both.arena.pages
+
+
+@atomic
+def test_what_was_being_overrun_at_the_death_is_still_there() -> None:
+    both = Both(pages=2)
+    both.fill(pages=2)
+    page = both.pages.ring.overrun()
+    assert page is not None
+    both.end()
+    assert both.got[0][0] == 0
+
+
+@atomic
+@pytest.mark.parametrize("word", [L.WRITER, L.SEQUENCE, L.FIRST_EVENT, L.CHECK, L.EVENTS, L.COMMITTED, L.STATE])
+def test_a_damaged_page_costs_itself(word: int) -> None:
+    both = Both(pages=8)
+    both.fill(pages=4)
+    (second,) = [page for page in range(8) if both.arena.get(page, L.STATE) and both.arena.get(page, L.SEQUENCE) == 1]
+    both.arena.set(second, word, 77777)
+    both.end()
+    assert len(both.ring.bad) == 1
+    lost = set(range(both.all[0].number)) - set(both.got[0])
+    assert lost == set(range(min(lost), min(lost) + len(lost)))
+    assert 0 < len(lost) <= PER_PAGE + 1
+    assert both.lost[0] == len(lost)
+
+
+@atomic
+def test_with_no_room_in_the_sinks_most_pages_stay_for_the_overrun() -> None:
+    both = Both(pages=32, quota=1)
+    both.fill(pages=20)
+    both.taken.swap(64)
+    len(both.taken.ring)
+    assert both.arena.states()[3] <= 1 + 32 // 16
+
+
+@atomic
+def test_pages_of_the_quick_reader_are_used_again_and_others_never_touched() -> None:
+    both = Both(pages=32, overrun=False)
+    for _ in range(50):
+        both.fill()
+        both.read()
+    assert both.pages.pool.allocated <= 3
+    both.end()
+    both.check()
+
+
+def test_without_a_compare_and_swap_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_handover, "c_module", None)
+    with pytest.raises(ConfigurationError, match="C module"):
+        hand_over(Filled().pages)
+    with pytest.raises(ConfigurationError, match="AIOTRACE_PURE"):
+        taken_over(Arena(PAGE, 4), 1, int)
+
+
+@atomic
+def test_a_swap_is_refused_outside_of_the_words() -> None:
+    assert c_module is not None
+    words = memoryview(bytearray(16)).cast("Q")
+    assert c_module.compare_and_swap(words, 1, 0, 5)
+    assert not c_module.compare_and_swap(words, 1, 0, 6)
+    assert words.tolist() == [0, 5]
+    for index in (-1, 2):
+        with pytest.raises(IndexError):
+            c_module.compare_and_swap(words, index, 0, 1)
+    with pytest.raises(BufferError):
+        c_module.compare_and_swap(words.toreadonly(), 0, 0, 1)
+    with pytest.raises(OverflowError):
+        c_module.compare_and_swap(words, 0, -1, 1)
+    c_module.fence()
