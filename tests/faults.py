@@ -160,12 +160,19 @@ class Os:
     def pwritev(self, fd, buffers, offset):
         return os.pwrite(fd, b"".join(buffers), offset)
 
-from aiotrace import _collect, _store
+from aiotrace import _collect
 _files.os = Os()
-for name, probability in (
-    ("posix/io/rw/pwrite", 0.1), ("posix/io/rw/pwrite/reduce", 0.2), ("posix/io/sync/fdatasync", 0.05)
-):
-    assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
+listen = _collect.listen
+
+def listen_and_fail(*arguments):
+    # Not before: a folder that cannot be written is refused at the start, as it should be.
+    for name, probability in (
+        ("posix/io/rw/pwrite", 0.1), ("posix/io/rw/pwrite/reduce", 0.2), ("posix/io/sync/fdatasync", 0.05)
+    ):
+        assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
+    return listen(*arguments)
+
+_collect.listen = listen_and_fail
 sys.exit(main())
 """
 
