@@ -15,6 +15,8 @@ import trustme
 from aiotrace import ConfigurationError
 from aiotrace._collectaccess import Access, listen, make_access, peer_of
 
+pytestmark = pytest.mark.once
+
 TOKEN = "a token that is long enough"
 
 

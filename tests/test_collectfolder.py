@@ -16,6 +16,8 @@ from aiotrace import ConfigurationError
 from aiotrace._collectfolder import LOCK, BudgetError, Folder
 from aiotrace._store import TraceStore
 
+pytestmark = pytest.mark.once
+
 INFO = fakes.make_info()
 
 

@@ -27,7 +27,7 @@ from aiotrace._frames import Level
 from aiotrace.abc import Page
 from aiotrace.decode import open_trace
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 LEDGER = stores.LEDGER
 
 

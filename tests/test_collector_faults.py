@@ -14,6 +14,8 @@ import faults
 import pytest
 from faults import Cutter, Listener, Scene, Verdict
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:

@@ -20,7 +20,7 @@ from senders import Sender, happens
 import aiotrace
 from aiotrace import collect
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.once]
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 number = aiotrace.event("tls:number", n="u64")
 

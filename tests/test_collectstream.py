@@ -19,6 +19,8 @@ from aiotrace._growing import is_unfinished
 from aiotrace._store import TraceStore
 from aiotrace.decode import open_trace
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:

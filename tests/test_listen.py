@@ -22,6 +22,8 @@ from aiotrace._collector import CollectorStatistics
 from aiotrace._commands import listen, main
 from aiotrace.decode import open_trace
 
+pytestmark = pytest.mark.once
+
 
 @contextmanager
 def listening(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:

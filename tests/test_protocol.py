@@ -16,6 +16,8 @@ from aiotrace import _protocol as protocol
 from aiotrace.abc import SymbolDefinition
 from aiotrace.protocol import Grant, Level, Request
 
+pytestmark = pytest.mark.once
+
 START = 2**32 - 3
 """Sequences go over 2**32 within a few pages."""
 

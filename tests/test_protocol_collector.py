@@ -31,6 +31,8 @@ from aiotrace.protocol import (
     Request,
 )
 
+pytestmark = pytest.mark.once
+
 INFO = fakes.make_info()
 LEDGER = fakes.FakeStream([]).ledger
 Events = list[ProducerEvent | CollectorEvent]

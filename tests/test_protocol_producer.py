@@ -29,6 +29,8 @@ from aiotrace.protocol import (
     Request,
 )
 
+pytestmark = pytest.mark.once
+
 ID = fakes.make_info().stream_id
 LEDGER = fakes.FakeStream([]).ledger
 SIZE = len(fakes.make_page().data)

@@ -13,6 +13,8 @@ from aiotrace import TraceFormatError
 from aiotrace import _protocol_wire as wire
 from aiotrace._frames import HEADER_SIZE, Kind, encode_frame, pack_frame_header
 
+pytestmark = pytest.mark.once
+
 ID = b"0123456789abcdef"
 OTHER = b"fedcba9876543210"
 LIMITS = {Kind.PAGE: 3000, Kind.HEARTBEAT: 0, Kind.ERROR: 100}

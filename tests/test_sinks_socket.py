@@ -31,6 +31,8 @@ from aiotrace._protocol import pack_grant
 from aiotrace.protocol import Grant, Level
 from aiotrace.testing import check_sink
 
+pytestmark = pytest.mark.once
+
 TESTS = Path(__file__).resolve().parent
 
 
