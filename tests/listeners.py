@@ -32,7 +32,11 @@ class FakeTrace:
     raw: list[bytearray] = field(default_factory=list)
     """By data connection."""
     ended: bool = False
-    """The client said that it is, and all that was sent was read."""
+    """The client said that it is."""
+    reading: int = 0
+    """Data connections that are being read."""
+    unread: int = 0
+    """Data connections that were not read to their end then."""
 
     @property
     def pages(self) -> list[bytes]:
@@ -96,6 +100,7 @@ class FakeListener:
             else:
                 assert command == M.unpack_header(M.CLOSE)[0], command
                 trace.ended = True
+                trace.unread = trace.reading
                 return
 
     @asynccontextmanager
@@ -111,11 +116,13 @@ class FakeListener:
         trace = self.traces[-1]
         raw = bytearray()
         trace.raw.append(raw)
+        trace.reading += 1
         async with self._opened(stream):
             await self.reads.wait()
             try:
                 async for portion in stream:
                     raw += portion
+                trace.reading -= 1
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):
                 pass
 

@@ -18,12 +18,13 @@ from typing import Any
 import anyio
 import pytest
 from aiotrace_sinks import TraceCmdSink, _tracecmd
-from aiotrace_sinks._socket_channel import Channel
+from aiotrace_sinks._socket_channel import Address, Channel
 from laws import PAGE, Collect, check_closed, number
 from listeners import FakeListener, faking, rinit
 
 import aiotrace
 from aiotrace import ConfigurationError
+from aiotrace.abc import PageStream
 from aiotrace.decode import open_trace
 from aiotrace.testing import check_sink
 
@@ -210,8 +211,9 @@ def test_a_loop_that_stalls_for_longer_than_a_listener_waits_costs_nothing(
     check_agrees(trace_cmd, tmp_path, run(WHOLE + STALLED, tmp_path, backend))
 
 
+@pytest.mark.once
 @pytest.mark.root
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.long)])
 def test_the_program_goes_on_while_a_killed_listener_is_gone_and_the_next_has_the_rest(
     trace_cmd: str, tmp_path: Path, backend: str
 ) -> None:
@@ -268,6 +270,95 @@ async def test_no_connection_ends_before_the_listener_has_the_headers(monkeypatc
     async with faking() as listener, aiotrace.record(TraceCmdSink(listener.url), page_size=PAGE, pages=16):
         await send(100)
     assert left == [0]
+
+
+@pytest.mark.anyio
+async def test_a_trace_is_not_ended_before_it_is_read() -> None:
+    """A listener gives its readers a second after the end, and then interrupts them."""
+    async with faking() as listener, anyio.create_task_group() as group:
+        listener.reads = anyio.Event()
+
+        async def read_at_the_end() -> None:
+            await _until(lambda: bool(listener.traces) and listener.traces[0].has_headers)
+            listener.reads.set()
+
+        async with aiotrace.record(TraceCmdSink(listener.url), page_size=PAGE, pages=16, drain_timeout=60):
+            group.start_soon(read_at_the_end)
+            await send(50)
+        (trace,) = listener.traces
+    assert trace.ended
+    assert trace.unread == 0
+    assert trace.numbers == list(range(50))
+
+
+@pytest.mark.anyio
+async def test_sockets_that_take_a_few_bytes_at_a_time_get_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    send_all = Channel.send
+    monkeypatch.setattr(Channel, "send", lambda channel, buffers: send_all(channel, [bytes(buffers[0])[:7]]))
+    async with faking() as listener:
+        async with aiotrace.record(TraceCmdSink(listener.url), page_size=PAGE, pages=16, drain_timeout=60):
+            await send(300)
+        (trace,) = listener.traces
+    assert trace.ended
+    assert trace.numbers == list(range(300))
+
+
+class FailingStream:
+    """A stream whose second request fails."""
+
+    def __init__(self, stream: PageStream, error: BaseException) -> None:
+        self._stream = stream
+        self._error: BaseException | None = error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def next_batch(self, pages: int) -> Any:
+        batch = await self._stream.next_batch(1)
+        if self._error is not None and len(batch) and batch[0].sequence > 0:
+            raise self._error
+        return batch
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("error", [ValueError("of the stream"), ConnectionError("of the stream")])
+async def test_a_stream_that_fails_leaves_a_whole_trace_and_a_second_one(error: Exception) -> None:
+    async with faking() as listener:
+        sink = TraceCmdSink(listener.url)
+        errors = [error]
+
+        async def failing(stream: PageStream) -> None:
+            await sink(FailingStream(stream, errors.pop()) if errors else stream)
+
+        with pytest.warns(RuntimeWarning, match="of the stream"):
+            async with aiotrace.record(failing, page_size=PAGE, pages=16) as recording:
+                await send(500)
+        first, second = listener.traces
+    check_closed(recording.statistics(), 500)
+    assert first.ended
+    assert second.ended
+    assert first.numbers
+    assert first.numbers + second.numbers == list(range(500))
+
+
+@pytest.mark.anyio
+async def test_a_port_that_nobody_listens_on_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener names the ports before the processes behind them listen."""
+    refusals = [ConnectionRefusedError(), ConnectionRefusedError()]
+    connect = _tracecmd.connect
+
+    async def connect_later(address: Address, context: None) -> Channel:
+        if refusals and str(address) != listener.url:
+            raise refusals.pop()
+        return await connect(address, context)
+
+    monkeypatch.setattr(_tracecmd, "connect", connect_later)
+    async with faking() as listener:
+        async with aiotrace.record(TraceCmdSink(listener.url), page_size=PAGE, pages=16):
+            await send(10)
+        (trace,) = listener.traces
+    assert trace.numbers == list(range(10))
+    assert not refusals
 
 
 @pytest.mark.anyio
@@ -426,7 +517,7 @@ async def test_a_listener_that_hangs_up_or_says_nothing_is_asked_about(monkeypat
     monkeypatch.setattr(_tracecmd, "ANSWER_TIMEOUT", 0.01)
     async with faking() as listener:
         listener.answers = (b"trace",)
-        assert "no more than b'trace' in 0.01 s: is it trace-cmd?" in await refusal(listener)
+        assert "in 0.01 s: is it trace-cmd?" in await refusal(listener)
     assert "refused" in (await refusal(listener)).lower()
 
 

@@ -21,7 +21,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from time import monotonic
 from typing import Final
@@ -127,7 +127,6 @@ async def _send_all(trace: _Trace, stream: PageStream) -> None:
                 await trace.end(stream)
             except Exception as error:
                 failure = error
-                trace.has_failed |= isinstance(error, OSError)
             group.cancel_scope.cancel()
         failure = trace.failure or failure
         if failure is not None:
@@ -192,13 +191,23 @@ class _Trace:
         Raises:
             OSError: The connection is lost.
         """
-        self._speaker.check()
-        if page.writer not in self._data:
-            self._data[page.writer] = await _connect_port(self._address, self._ports[page.writer])
+        with self._failing():
+            self._speaker.check()
+            if page.writer not in self._data:
+                self._data[page.writer] = await _connect_port(self._address, self._ports[page.writer])
         head, tail = page.header(), page.lost_count()
         empty = len(self._zeros) - len(head) - len(page.data) - len(tail)
         self._torn = page, [head, page.data, tail + self._zeros[:empty]]
-        await self._send_torn(stream)
+        with self._failing():
+            await self._send_torn(stream)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            self.has_failed = True
+            raise
 
     async def _send_torn(self, stream: PageStream) -> None:
         assert self._torn is not None
@@ -215,11 +224,12 @@ class _Trace:
         Raises:
             OSError: A connection is lost.
         """
-        await self._end_headers(stream)
-        for channel in self._data.values():
-            while await _receive(channel, bytearray(64)):
-                pass  # until the listener has read its end
-        await self._end_all()
+        with self._failing():
+            await self._end_headers(stream)
+            for channel in self._data.values():
+                while await _receive(channel, bytearray(64)):
+                    pass  # until the listener has read its end
+            await self._end_all()
         with anyio.move_on_after(FILE_PATIENCE):
             await self._hung_up.wait()
 
