@@ -7,6 +7,8 @@ async with collecting(tmp_path) as collector:
 
 from __future__ import annotations
 
+import os
+import shutil
 import ssl
 import tempfile
 from collections.abc import AsyncIterator
@@ -186,11 +188,13 @@ async def collecting(
     Args:
         again: The one that was at this address, and whose streams it goes on with; at "unix" alone.
     """
-    with tempfile.TemporaryDirectory() as folder:  # a short path, whatever the test's name is
+    # A short path, whatever the test's name is.
+    folder = Path(tempfile.mkdtemp() if again is None else again.url.removeprefix("unix:")[: -len("/socket")])
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    try:
         listener: anyio.abc.Listener[anyio.abc.ByteStream]
         if scheme == "unix":
-            path = Path(folder) / "socket" if again is None else Path(again.url.removeprefix("unix:"))
-            path.parent.mkdir(exist_ok=True)
+            path = folder / "socket"
             listener, url = await anyio.create_unix_listener(path), f"unix:{path}"
         else:
             listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
@@ -203,3 +207,5 @@ async def collecting(
             group.start_soon(listener.serve, collector.serve)
             yield collector
             group.cancel_scope.cancel()
+    finally:
+        shutil.rmtree(folder)
