@@ -69,9 +69,15 @@ class _RemoteWriter:
         """Who waits in the program looks by itself."""
 
 
-@dataclass(slots=True)
 class _RemoteWriters:
-    all: list[_RemoteWriter]
+    """As of when they are asked for: a sink asks for its account when it has had the last page."""
+
+    def __init__(self, account: Callable[[], list[_RemoteWriter]]) -> None:
+        self._account = account
+
+    @property
+    def all(self) -> list[_RemoteWriter]:
+        return self._account()
 
 
 class _Mapped:
@@ -101,7 +107,7 @@ class Followed:
         self._backing = _Mapped(reader.path, reader.shape)
         self._arena = Arena(reader.page_size, reader.pages, self._backing)
         self.pages, self.ring = taken_over(self._arena, reader.header.writers, self._know)
-        self._writers = _RemoteWriters([])
+        self._writers = _RemoteWriters(self._account)
         self.was_closed = False
         """Whether the recording in the program ended as it should."""
         self.attachments: list[Attachment] = []
@@ -134,26 +140,25 @@ class Followed:
         self.pages.on_full()
 
     async def finish(self) -> None:
-        """The program is gone: take what is left, and let the sinks finish."""
+        """The program is gone: take what is left, and let the sinks finish, each within `DRAIN` seconds."""
         self.ring.finish()
-        while len(self.ring):  # so that the account is whole before the sinks ask for it
-            if not self.pages.swap(self._arena.pages):
-                await anyio.sleep(PAUSE)
-            self._account()
-            self._service._notify()
-        self._account()
         await self._service.drain(DRAIN)
         self._service.abort()
         self.pages.clear_ring()
         self.reader.close()
 
-    def _account(self) -> None:
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is left on its pages: no sink had room for them in time."""
+        return self._arena.states()[0] == self._arena.pages
+
+    def _account(self) -> list[_RemoteWriter]:
         """The program's own, if it came to that; else what its pages say."""
         memory = self._backing.memory
         (accounts,) = _U64.unpack_from(memory, L.ARENA_CLOSED)
         self.was_closed = 0 < accounts <= self.reader.header.writers
         slots = range(accounts) if self.was_closed else sorted(self.ring.numbers)
-        self._writers.all = []
+        writers = []
         for slot in slots:
             lost = self.ring.lost.get(slot, 0)
             overrun = lost if self.plan.overrun == "drop_oldest" else 0
@@ -161,7 +166,8 @@ class Followed:
             if self.was_closed:
                 account = _ACCOUNT.unpack_from(memory, L.ARENA_CLOSED + 8 + slot * _ACCOUNT.size)
             written, dropped, self.pages.overrun[slot] = account
-            self._writers.all.append(_RemoteWriter(slot, written, dropped))
+            writers.append(_RemoteWriter(slot, written, dropped))
+        return writers
 
     @property
     def events(self) -> int:
@@ -273,7 +279,7 @@ class Recorder:
             self._tell(line)
         if not followed.events and not followed.is_main:
             followed.remove_files()  # programs fork for many reasons
-        if not followed.ring.bad:
+        if not followed.ring.bad and followed.is_empty:
             os.unlink(path)
 
     def close(self) -> str | None:

@@ -11,13 +11,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import anyio
 import pytest
+from arenas import Filled
 
 import aiotrace
+import aiotrace.abc
+from aiotrace import _recorder
+from aiotrace._arenareader import ArenaReader
 from aiotrace._backend import c_module
 from aiotrace._commands import main
-from aiotrace._recorder import Recorder
+from aiotrace._recorder import Followed, Recorder
 
 pytestmark = pytest.mark.once
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
@@ -236,6 +243,34 @@ anyio.run(send)
     done = record(folder, program, "-b", "16")
     assert done.stderr == f"aiotrace record: {folder}/t.dat: 20000 events\n"
     assert steps(folder / "t.dat") == list(range(20_000))
+
+
+@atomic
+def test_a_sink_that_is_stuck_when_the_program_has_ended_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(stream: aiotrace.abc.PageStream) -> None:
+        await stream.next_batch(2)
+        await anyio.sleep_forever()
+
+    filled = Filled(tmp_path / "arena")
+    for _ in range(300):
+        filled.write()
+    filled.release()
+    monkeypatch.setattr(_recorder, "DRAIN", 0.01)
+    monkeypatch.setattr(_recorder, "sink", lambda url: aiotrace.sink(stuck, quota=2))
+    plan: Any = SimpleNamespace(pid=0, sinks=("stuck:",), overrun="drop_newest", quiet=False)
+    followed = Followed(ArenaReader(str(tmp_path / "arena")), plan)
+
+    async def main() -> None:
+        with anyio.fail_after(60):
+            await followed.start()
+            await followed.finish()
+
+    with pytest.warns(RuntimeWarning, match="did not finish within"):
+        anyio.run(main)
+    assert followed.pages.abandoned > 0
+    assert not followed.is_empty, "what was never taken is still in the arena, which stays"
 
 
 @atomic
