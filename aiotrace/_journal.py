@@ -46,7 +46,7 @@ from ._frames import (
     unpack_page_entry,
     unpack_positions,
 )
-from ._wholepages import Expected, Run, pack_placed, take_whole
+from ._wholepages import BODY_SIZE, Expected, Run, pack_placed, pack_whole, take_whole
 from .abc import Ledger, StreamInfo
 
 _PLACE = struct.Struct("<QIIII")
@@ -148,6 +148,12 @@ class JournalWriter:
     def placed(self, placed: list[Placed]) -> bytes:
         frames = pack_placed(self._info.stream_id, self._sequence, placed)
         self._sequence += len(placed)
+        return frames
+
+    def whole(self, bodies: bytes) -> bytes:
+        """The same for pages of which `plan_whole` made what their frames say."""
+        frames = pack_whole(self._info.stream_id, self._sequence, bodies)
+        self._sequence += len(bodies) // BODY_SIZE
         return frames
 
     def checkpoint(self, pages: int, in_place: int | None, last: Iterable[Placed], stored: Positions) -> bytes:

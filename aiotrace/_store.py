@@ -20,7 +20,7 @@ from __future__ import annotations
 import errno
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -36,6 +36,7 @@ from ._growing import page_entry
 from ._journal import JournalReader, JournalWriter, Placed, Position, Positions
 from ._page import pack_header, pack_lost_count
 from ._tracefile import TraceFile
+from ._wholepages import BODY_SIZE, plan_whole
 from .abc import Ledger, Page, StreamInfo
 
 _JOURNAL_CHUNK: Final = 1 << 20
@@ -80,6 +81,19 @@ class _Plan:
     """By file."""
     no_spool: OSError | None = None
     """Why the batch ends before its end."""
+
+
+@dataclass(slots=True)
+class _Side:
+    """A batch of one writer's whole pages, side by side: what a busy thread makes, with next to nothing for each."""
+
+    entries: tuple[PageEntry, ...]
+    spooled: bool
+    fd: int
+    place: int
+    buffers: list[Buffer]
+    bodies: bytes
+    definitions: int
 
 
 class TraceStore:
@@ -257,15 +271,12 @@ class TraceStore:
             return
         assert not self.closing and not self.sync_failed
         self.open()
-        plan = self._plan(pages)
-        count, error = self._write_plan(plan)
-        self._commit(plan, count, definitions)
-        if self._fsync:
-            self._unsynced |= {placed.entry.writer if placed.spooled else None for placed in plan.placed[:count]}
-            if sync:
-                self.sync()
-        if (failure := error or plan.no_spool) is not None:
-            raise failure
+        side = self._plan_side(pages)
+        error = self._write_each(pages, definitions) if side is None else self._write_side(side, definitions)
+        if sync and self._fsync:
+            self.sync()
+        if error is not None:
+            raise error
 
     def sync(self) -> None:
         """Bring to the disk what was written.
@@ -280,6 +291,50 @@ class TraceStore:
         self._unsynced.clear()
         self._dirty = False
         self._synced = self._state()
+
+    def _plan_side(self, pages: Sequence[Page]) -> _Side | None:
+        """None if each page is to be looked at: parts of pages, several writers, what is in the trace."""
+        entries = tuple(map(page_entry, pages))
+        if not entries:
+            return None
+        writer, sequence = entries[0].writer, entries[0].sequence
+        if (stored := self.stored.get(writer)) is not None and sequence <= stored[0]:
+            return None
+        spooled = self._in_place not in (None, writer)
+        fd = self._files.spool(writer) if spooled else self._files.data
+        page_size, last = self.info.page_size, self._last.get(writer)
+        place = last.place + page_size if last is not None else 0 if spooled else page_size
+        planned = plan_whole(entries, tuple([page.data for page in pages]), page_size, place, spooled)
+        return _Side(entries, spooled, fd, place, *planned) if planned is not None else None
+
+    def _write_side(self, side: _Side, definitions: Sequence[Definition]) -> OSError | None:
+        """Returns what kept it from writing all of them."""
+        page_size = self.info.page_size
+        self._reserve(side.fd, side.place, side.place + len(side.entries) * page_size)
+        written, error = write_most(side.fd, side.buffers, side.place)
+        count = len(side.entries) if error is None else min(len(side.entries) - 1, written // page_size)
+        if count:
+            bodies = side.bodies[: count * BODY_SIZE]
+            self._append_pages(count, definitions, side.definitions, lambda: self._journal.whole(bodies))
+            entry, place = side.entries[count - 1], side.place + (count - 1) * page_size
+            self.stored = dict(self.stored)  # others may have kept the old one
+            self._pages += count - 1
+            self._take(Placed(entry, side.spooled, place, 0, 0, int.from_bytes(bodies[-4:], "little")))
+            self._note_unsynced(entry.writer, side.spooled)
+        return error
+
+    def _write_each(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> OSError | None:
+        """Returns what kept it from writing all of them."""
+        plan = self._plan(pages)
+        count, error = self._write_plan(plan)
+        self._commit(plan, count, definitions)
+        for placed in plan.placed[:count]:
+            self._note_unsynced(placed.entry.writer, placed.spooled)
+        return error or plan.no_spool
+
+    def _note_unsynced(self, writer: int, spooled: bool) -> None:
+        if self._fsync:
+            self._unsynced.add(writer if spooled else None)
 
     def _plan(self, pages: Sequence[Page]) -> _Plan:
         """What is to be written, up to the first page whose spool cannot be opened."""
@@ -335,7 +390,7 @@ class TraceStore:
         whole = dict.fromkeys(plan.stretches, 0)
         for fd, stretches in plan.stretches.items():
             for stretch in stretches:
-                self._reserve(stretch)
+                self._reserve(fd, stretch.offset, stretch.end)
                 written, error = write_most(fd, stretch.buffers, stretch.offset)
                 if error is not None:
                     reached = stretch.offset + written
@@ -344,27 +399,18 @@ class TraceStore:
                 whole[fd] += len(stretch.ends)
         return len(plan.placed), None
 
-    def _reserve(self, stretch: _Stretch) -> None:
+    def _reserve(self, fd: int, offset: int, end: int) -> None:
         """While much is written, blocks are ready before they are needed; closing gives back what is too many."""
-        if stretch.end - stretch.offset >= RESERVE_FROM and stretch.end > self._reserved.get(stretch.fd, 0):
-            reserve(stretch.fd, stretch.offset, RESERVED)
-            self._reserved[stretch.fd] = stretch.offset + RESERVED
+        if end - offset >= RESERVE_FROM and end > self._reserved.get(fd, 0):
+            reserve(fd, offset, RESERVED)
+            self._reserved[fd] = offset + RESERVED
 
     def _commit(self, plan: _Plan, count: int, definitions: Sequence[Definition]) -> None:
         """The first pages, which were written, are in the trace when their frames are in the journal."""
         if not count:
             return
         placed = plan.placed[:count]  # with a disk that often fails, those before the failure are how it gets on
-        mark = self._journal.mark()
-        is_due = self._since_checkpoint >= CHECKPOINT_PAGES
-        frames = self._checkpoint() if is_due else b""
-        frames += self._journal.definitions(definitions, plan.definitions) + self._journal.placed(placed)
-        try:
-            self._append(frames)
-        except OSError:
-            self._journal.rewind(mark)
-            raise
-        self._since_checkpoint = count if is_due else self._since_checkpoint + count
+        self._append_pages(count, definitions, plan.definitions, lambda: self._journal.placed(placed))
         if count == len(plan.placed):
             self.stored, self._last, self._in_place = plan.stored, plan.last, plan.in_place
             self._pages += sum(not each.start for each in placed)
@@ -372,6 +418,22 @@ class TraceStore:
         self.stored = dict(self.stored)  # others may have kept the old one
         for each in placed:
             self._take(each)
+
+    def _append_pages(
+        self, count: int, definitions: Sequence[Definition], needed: int, pack: Callable[[], bytes]
+    ) -> None:
+        """The frames of so many pages, after the definitions that they need, in one write."""
+        mark = self._journal.mark()
+        is_due = self._since_checkpoint >= CHECKPOINT_PAGES
+        frames = self._checkpoint() if is_due else b""
+        frames += self._journal.definitions(definitions, needed)
+        frames += pack()
+        try:
+            self._append(frames)
+        except OSError:
+            self._journal.rewind(mark)
+            raise
+        self._since_checkpoint = count if is_due else self._since_checkpoint + count
 
     def _checkpoint(self) -> bytes:
         return self._journal.checkpoint(self._pages, self._in_place, self._last.values(), self.stored)

@@ -1,11 +1,14 @@
-"""What the journal says of whole pages, many at once: packed in one call, and read in one. Sans-IO.
+"""Whole pages, many at once: planned in one call, and what the journal says of them packed and read in one. Sans-IO.
 
-    a batch of pages --pack_placed--> their frames, one after the other
+    a batch of pages --plan_whole---> what to write for them, side by side, and what their frames say
+    that             --pack_whole---> their frames, one after the other
+    pages and parts  --pack_placed--> their frames
     a journal        --take_whole---> for each writer: how many pages side by side, and their rows for the trace.dat
 
-This runs for every page, so it has twins in C (`_c/files.c`). The law: **only what is as expected is taken**, a whole
-page whose frame is intact, in the place where its writer's next one belongs. At anything else taking stops, and
-`_journal` and `_closing` look at that frame by itself; so they alone say what is damage and what that costs.
+This runs for every page, so it has twins in C (`_c/files.c`). The law: **only what is as expected is taken**: a whole
+page, in the place where its writer's next one belongs, and its frame, if there is one yet, intact. A batch that has
+anything else is not planned here, `_store` looks at each of its pages. In a journal taking stops at it, and `_journal`
+and `_closing` look at that frame by itself; so they alone say what is damage and what that costs.
 """
 
 from __future__ import annotations
@@ -19,16 +22,36 @@ from . import _layout as L
 from . import _tracedat as T
 from ._backend import c_module
 from ._crc import crc32
-from ._frames import HEADER_SIZE, MAGIC, VERSION, Buffer, Kind
+from ._frames import HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, PageEntry
 from ._page import pack_header, pack_lost_count
 
-__all__ = ["Expected", "Run", "pack_placed", "python_pack_placed", "python_take_whole", "take_whole"]
+__all__ = [
+    "BODY_SIZE",
+    "Expected",
+    "Run",
+    "Whole",
+    "pack_placed",
+    "pack_whole",
+    "plan_whole",
+    "python_pack_placed",
+    "python_pack_whole",
+    "python_plan_whole",
+    "python_take_whole",
+    "take_whole",
+]
 
 _HEADER: Final = struct.Struct("<4sBBHII16sQI")
 _BODY: Final = struct.Struct("<IIQQqIIIIQIIII")
 _U32: Final = struct.Struct("<I")
 _FRAME: Final = struct.Struct(_HEADER.format + _U32.format[1:] + _BODY.format[1:])
 assert _HEADER.size + _U32.size == HEADER_SIZE
+BODY_SIZE: Final = _BODY.size
+"""Bytes of what a frame says of a page."""
+
+Records = bytes | memoryview
+Whole = tuple[list[Records], bytes, int]
+"""A planned batch: what is to be written, in one call, from the place of the first page on; the bodies of the pages'
+frames; how many definitions the pages need."""
 
 if TYPE_CHECKING:
     Expected = array[int]
@@ -71,8 +94,62 @@ def python_pack_placed(stream_id: bytes, sequence: int, placed: list[Any]) -> by
             writer, 1 if complete else 0, page, timestamp, lost, offset, events, definitions, committed,
             place, 1 if spooled else 0, start, crc_before, crc,
         )  # fmt: skip
-        header = _HEADER.pack(MAGIC, VERSION, Kind.PLACED, 0, len(body), crc32(body), stream_id, number, 0)
-        frames += header, _U32.pack(crc32(header)), body
+        frames += _pack_header(body, stream_id, number), body
+    return b"".join(frames)
+
+
+def _pack_header(body: bytes, stream_id: bytes, number: int) -> bytes:
+    header = _HEADER.pack(MAGIC, VERSION, Kind.PLACED, 0, len(body), crc32(body), stream_id, number, 0)
+    return header + _U32.pack(crc32(header))
+
+
+def python_plan_whole(
+    entries: tuple[PageEntry, ...], data: tuple[Records, ...], page_size: int, place: int, spooled: bool
+) -> Whole | None:
+    """
+    Args:
+        entries: What is said of each page.
+        data: The records of each.
+        place: Of the first, in its file.
+
+    Returns:
+        None unless they are pages of one writer, from their beginning on, in the order of its stream, and each but the
+        last fills its page of the file: then one call writes them.
+    """
+    buffers: list[Records] = []
+    bodies: list[bytes] = []
+    needed, gap, goes_on = 0, b"", None
+    for entry, records in zip(entries, data, strict=True):
+        writer, sequence, offset, complete, events, lost, definitions, timestamp, committed = entry
+        size = L.PAGE_HEADER_SIZE + committed
+        if offset or lost < 0 or size + L.LOST_COUNT_SIZE > page_size or len(records) != committed:
+            return None
+        if goes_on is not None and not (goes_on[0] == writer and goes_on[1] < sequence and goes_on[2]):
+            return None
+        buffers += gap + pack_header(timestamp, committed, lost), records
+        lost_count = pack_lost_count(lost)
+        rest = -(size + len(lost_count)) % L.BLOCK
+        gap = lost_count + bytes(rest)
+        bodies.append(
+            _BODY.pack(
+                writer, 1 if complete else 0, sequence, timestamp, lost, offset, events, definitions, committed,
+                place, 1 if spooled else 0, 0, 0, crc32(records),
+            )
+        )  # fmt: skip
+        place += page_size
+        needed = max(needed, definitions)
+        goes_on = writer, sequence, size + len(gap) == page_size
+    if gap:
+        buffers.append(gap)
+    return buffers, b"".join(bodies), needed
+
+
+def python_pack_whole(stream_id: bytes, sequence: int, bodies: bytes) -> bytes:
+    """The frames of pages that were planned; the arguments as those of `pack_placed`."""
+    frames: list[bytes] = []
+    for number, at in enumerate(range(0, len(bodies), BODY_SIZE), sequence):
+        body = bodies[at : at + BODY_SIZE]
+        frames += _pack_header(body, stream_id, number), body
     return b"".join(frames)
 
 
@@ -135,4 +212,9 @@ def _c_take_whole(data: Buffer, stream_id: bytes, page_size: int, expected: Expe
 pack_placed: Final = cast(
     "Callable[[bytes, int, list[Any]], bytes]", getattr(c_module, "pack_placed", python_pack_placed)
 )
+plan_whole: Final = cast(
+    "Callable[[tuple[PageEntry, ...], tuple[Records, ...], int, int, bool], Whole | None]",
+    getattr(c_module, "plan_whole", python_plan_whole),
+)
+pack_whole: Final = cast("Callable[[bytes, int, bytes], bytes]", getattr(c_module, "pack_whole", python_pack_whole))
 take_whole: Final = python_take_whole if c_module is None else _c_take_whole

@@ -100,10 +100,11 @@ def test_a_failed_write_keeps_no_view_of_a_page(path: str, monkeypatch: pytest.M
     assert caught.value.__traceback__ is not None
 
 
-def test_a_page_that_is_offered_again_is_stored_once(trace_cmd: str, path: str) -> None:
-    pages = fakes.make_pages(10, 2)
+@pytest.mark.parametrize(("writers", "again"), [(2, 2), (1, 2), (1, 5)])
+def test_a_page_that_is_offered_again_is_stored_once(trace_cmd: str, path: str, writers: int, again: int) -> None:
+    pages = fakes.make_pages(10, writers)
     store = make_store(path, pages[:6])
-    store.write(pages[2:], fakes.DEFINITIONS)
+    store.write(pages[again:], fakes.DEFINITIONS)
     assert store.pages_count == 10
     finish(store)
     assert numbers(report(trace_cmd, path)) == expected(pages)
@@ -272,7 +273,7 @@ def test_a_batch_is_one_write_to_each_file_and_one_to_the_journal(
     faulty = fakes.FaultyOs()
     store = make_store(path)
     stores.replace_os(monkeypatch, faulty)
-    pages = fakes.make_pages(600)
+    pages = fakes.make_pages(800)
     store.write(pages[:200], fakes.DEFINITIONS)
     assert faulty.calls == ["pwritev"] * 2
     store.write(pages[200:], fakes.DEFINITIONS)

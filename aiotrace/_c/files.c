@@ -1,6 +1,8 @@
 /* What writing and closing a trace does for each page, many pages at once: the twins of _wholepages.py.
  *
- *     pack_placed   a batch of pages --> their frames for the journal
+ *     plan_whole    a batch of pages --> what to write for them in one call, and the bodies of their frames
+ *     pack_whole    these bodies     --> their frames for the journal
+ *     pack_placed   a batch of pages, and parts of pages --> their frames for the journal
  *     take_whole    a journal        --> the rows of the pages that are as one expects, for the trace.dat
  *     reserve       blocks for what will be written: an ext4 that has them ready writes in three quarters of the time
  *
@@ -114,6 +116,21 @@ pack_body(unsigned char *body, PyObject *placed)
     return pack_flag(body + 56, PyTuple_GET_ITEM(placed, 1));
 }
 
+/* The header of a frame, before a body that is there. */
+static void
+pack_header(unsigned char *frame, const char *stream_id, uint64_t sequence)
+{
+    memset(frame, 0, HEADER_SIZE);
+    memcpy(frame, MAGIC, sizeof MAGIC);
+    frame[4] = VERSION;
+    frame[5] = KIND_PLACED;
+    put(frame + 8, BODY_SIZE, 4);
+    put(frame + 12, aiotrace_crc32(0, frame + HEADER_SIZE, BODY_SIZE), 4);
+    memcpy(frame + 16, stream_id, 16);
+    put(frame + 32, sequence, 8);
+    put(frame + HEADER_CHECKED, aiotrace_crc32(0, frame, HEADER_CHECKED), 4);
+}
+
 PyDoc_STRVAR(pack_placed_doc, "pack_placed(stream_id, sequence, placed) -> bytes; see aiotrace._wholepages.");
 
 static PyObject *
@@ -140,14 +157,149 @@ pack_placed(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t 
                 PyErr_SetString(PyExc_RuntimeError, "pack_placed: the list got shorter");
             return NULL;
         }
-        memcpy(frame, MAGIC, sizeof MAGIC);
-        frame[4] = VERSION;
-        frame[5] = KIND_PLACED;
-        put(frame + 8, BODY_SIZE, 4);
-        put(frame + 12, aiotrace_crc32(0, frame + HEADER_SIZE, BODY_SIZE), 4);
-        memcpy(frame + 16, PyBytes_AS_STRING(arguments[0]), 16);
-        put(frame + 32, sequence + (uint64_t)n, 8);
-        put(frame + HEADER_CHECKED, aiotrace_crc32(0, frame, HEADER_CHECKED), 4);
+        pack_header(frame, PyBytes_AS_STRING(arguments[0]), sequence + (uint64_t)n);
+    }
+    return packed;
+}
+
+/* --- whole pages side by side ---------------------------------------------------------------- */
+
+/* A batch of them, as it is read. */
+typedef struct {
+    uint64_t page_size, place;
+    int spooled, is_first;
+    uint64_t writer, after; /* of the page before */
+    uint64_t definitions;
+    unsigned char gap[LOST_COUNT_SIZE + BLOCK + PAGE_HEADER_SIZE]; /* the page before: its end; this one: its header */
+    size_t gap_size;
+} Side;
+
+static int
+append_gap(PyObject *buffers, Side *side)
+{
+    PyObject *gap = PyBytes_FromStringAndSize((const char *)side->gap, (Py_ssize_t)side->gap_size);
+    int failed = gap == NULL ? -1 : PyList_Append(buffers, gap);
+    Py_XDECREF(gap);
+    return failed;
+}
+
+/* The body of a page's frame, but for its crc32. 1: the page belongs behind the one before; 0: it does not. */
+static int
+plan_body(unsigned char *body, PyObject *entry, Side *side)
+{
+    if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 9) {
+        PyErr_SetString(PyExc_TypeError, "plan_whole: pages' entries were expected");
+        return -1;
+    }
+    for (size_t n = 0; n < sizeof ENTRY_FIELDS / sizeof *ENTRY_FIELDS; n++)
+        if (pack_field(body, entry, ENTRY_FIELDS[n]) < 0)
+            return -1;
+    if (pack_flag(body + 4, PyTuple_GET_ITEM(entry, 3)) < 0)
+        return -1;
+    const uint64_t sequence = get(body + 8, 8), lost = get(body + 24, 8), committed = get(body + 44, 4);
+    if (get(body + 32, 4) != 0 || lost > INT64_MAX
+        || committed + PAGE_HEADER_SIZE + LOST_COUNT_SIZE > side->page_size)
+        return 0;
+    if (!side->is_first && (get(body, 4) != side->writer || sequence <= side->after))
+        return 0;
+    side->writer = get(body, 4);
+    side->after = sequence;
+    put(body + 48, side->place, 8);
+    put(body + 56, (uint64_t)side->spooled, 4);
+    side->definitions = Py_MAX(side->definitions, get(body + 40, 4));
+    return 1;
+}
+
+/* One page: its header and records into the buffers, its end into the gap. As plan_body. */
+static int
+plan_page(unsigned char *body, PyObject *entry, PyObject *data, Side *side, PyObject *buffers)
+{
+    const int belongs = plan_body(body, entry, side);
+    if (belongs <= 0)
+        return belongs;
+    const uint64_t lost = get(body + 24, 8), committed = get(body + 44, 4);
+    Py_buffer records;
+    if (PyObject_GetBuffer(data, &records, PyBUF_SIMPLE) < 0)
+        return -1;
+    const int fits = (uint64_t)records.len == committed;
+    if (fits)
+        put(body + 68, aiotrace_crc32(0, records.buf, (size_t)records.len), 4);
+    PyBuffer_Release(&records);
+    if (!fits)
+        return 0;
+    const uint64_t header[2] = {get(body + 16, 8), committed | (lost ? COMMIT_MISSED : 0)};
+    memcpy(side->gap + side->gap_size, header, PAGE_HEADER_SIZE);
+    side->gap_size += PAGE_HEADER_SIZE;
+    if (append_gap(buffers, side) < 0 || PyList_Append(buffers, data) < 0)
+        return -1;
+    const uint64_t lost_size = lost ? LOST_COUNT_SIZE : 0, size = PAGE_HEADER_SIZE + committed + lost_size;
+    const uint64_t rest = (BLOCK - size % BLOCK) % BLOCK;
+    memcpy(side->gap, &lost, lost_size);
+    memset(side->gap + lost_size, 0, rest);
+    side->gap_size = lost_size + rest;
+    side->is_first = 0;
+    side->place += side->page_size;
+    return size + rest == side->page_size ? 1 : 2; /* 2: nothing belongs behind it */
+}
+
+PyDoc_STRVAR(plan_whole_doc,
+             "plan_whole(entries, data, page_size, place, spooled) -> tuple or None; see aiotrace._wholepages.");
+
+static PyObject *
+plan_whole(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *entries, *data, *buffers, *bodies = NULL, *planned = NULL;
+    unsigned long long page_size, place;
+    Side side = {.is_first = 1};
+    if (!PyArg_ParseTuple(arguments, "O!O!KKp:plan_whole", &PyTuple_Type, &entries, &PyTuple_Type, &data, &page_size,
+                          &place, &side.spooled))
+        return NULL;
+    const Py_ssize_t pages = PyTuple_GET_SIZE(entries);
+    if (PyTuple_GET_SIZE(data) != pages || page_size < BLOCK || page_size > PAGE_SIZE_MAX) {
+        PyErr_Format(PyExc_ValueError, "%zd pages of %llu bytes, the records of %zd", pages, page_size,
+                     PyTuple_GET_SIZE(data));
+        return NULL;
+    }
+    side.page_size = page_size;
+    side.place = place;
+    buffers = PyList_New(0);
+    bodies = PyBytes_FromStringAndSize(NULL, pages * BODY_SIZE);
+    int belongs = buffers == NULL || bodies == NULL ? -1 : 1;
+    if (belongs > 0)
+        memset(PyBytes_AS_STRING(bodies), 0, (size_t)(pages * BODY_SIZE));
+    for (Py_ssize_t n = 0; n < pages && belongs > 0; n++) {
+        unsigned char *body = (unsigned char *)PyBytes_AS_STRING(bodies) + n * BODY_SIZE;
+        belongs = belongs == 2 ? 0
+                               : plan_page(body, PyTuple_GET_ITEM(entries, n), PyTuple_GET_ITEM(data, n), &side, buffers);
+    }
+    if (belongs > 0 && (side.gap_size == 0 || append_gap(buffers, &side) == 0))
+        planned = Py_BuildValue("(OOK)", buffers, bodies, (unsigned long long)side.definitions);
+    else if (belongs == 0)
+        planned = Py_NewRef(Py_None);
+    Py_XDECREF(buffers);
+    Py_XDECREF(bodies);
+    return planned;
+}
+
+PyDoc_STRVAR(pack_whole_doc, "pack_whole(stream_id, sequence, bodies) -> bytes; see aiotrace._wholepages.");
+
+static PyObject *
+pack_whole(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *stream_id, *bodies;
+    unsigned long long sequence;
+    if (!PyArg_ParseTuple(arguments, "SKS:pack_whole", &stream_id, &sequence, &bodies))
+        return NULL;
+    if (PyBytes_GET_SIZE(stream_id) != 16 || PyBytes_GET_SIZE(bodies) % BODY_SIZE) {
+        PyErr_SetString(PyExc_ValueError, "pack_whole(stream_id: 16 bytes, sequence: int, bodies: of 72 bytes each)");
+        return NULL;
+    }
+    const Py_ssize_t pages = PyBytes_GET_SIZE(bodies) / BODY_SIZE;
+    PyObject *packed = PyBytes_FromStringAndSize(NULL, pages * FRAME_SIZE);
+    for (Py_ssize_t n = 0; packed != NULL && n < pages; n++) {
+        unsigned char *frame = (unsigned char *)PyBytes_AS_STRING(packed) + n * FRAME_SIZE;
+        memcpy(frame + HEADER_SIZE, PyBytes_AS_STRING(bodies) + n * BODY_SIZE, BODY_SIZE);
+        pack_header(frame, PyBytes_AS_STRING(stream_id), sequence + (uint64_t)n);
     }
     return packed;
 }
@@ -338,6 +490,8 @@ reserve(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 static PyMethodDef functions[] = {
     {"pack_placed", (PyCFunction)(void (*)(void))pack_placed, METH_FASTCALL, pack_placed_doc},
+    {"plan_whole", plan_whole, METH_VARARGS, plan_whole_doc},
+    {"pack_whole", pack_whole, METH_VARARGS, pack_whole_doc},
     {"take_whole", (PyCFunction)(void (*)(void))take_whole, METH_FASTCALL, take_whole_doc},
     {"reserve", reserve, METH_VARARGS, reserve_doc},
     {NULL, NULL, 0, NULL},
