@@ -150,7 +150,7 @@ def renew() -> tuple[Writer, ...]:
     epoch, targets = active.epoch, active.targets  # the lease stale, not wrong
     if not local.pid:
         local.pid = threading.get_native_id()
-        DEFINITIONS.name_command(local.pid, _thread_name())
+        DEFINITIONS.name_command(local.pid, thread_name())
     held = {lease.target: lease for lease in local.leases}
     leases = tuple(held.get(target) or Lease(target) for target in targets)
     local.leases = leases
@@ -161,7 +161,8 @@ def renew() -> tuple[Writer, ...]:
     return local.writers
 
 
-def _thread_name() -> str:
+def thread_name() -> str:
+    """What the pid of the calling thread is called."""
     thread = threading.current_thread()
     if thread is threading.main_thread():
         return os.path.basename(sys.argv[0] or "python") if getattr(sys, "argv", None) else "python"

@@ -26,7 +26,7 @@ from ._backend import c_module
 from ._definitions import DEFINITIONS, EventDefinition
 from ._errors import DefinitionError
 from ._loop import Loop, Waker
-from ._schema import FieldType, Schema, WrongValueError
+from ._schema import COMM, FieldType, Schema, WrongValueError
 from ._selection import PLAIN, Decision
 from ._stack import pack_current_stack
 from ._warn import warn
@@ -35,7 +35,7 @@ from ._writer import Writer
 FIRST_ID: Final = 2048
 """common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""
 LAST_ID: Final = 65535
-NATIVE_CODES: Final = {"str": "S", "bytes": "Y", "symbol": "K"}
+NATIVE_CODES: Final = {"str": "S", "bytes": "Y", "symbol": "K", COMM.name: "C"}
 """What the C twin calls the types that are more than a number in `struct`."""
 _MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
 """What the C twin does with a call: it writes for all recordings, asks us, or nothing."""
@@ -314,9 +314,12 @@ def event(name: str, /, **fields: FieldType) -> Event:
     return define(name, fields)
 
 
-def define(name: str, fields: Mapping[str, FieldType], *, by_default: bool = True) -> Event:
-    """`event`, for tracers too: their events are off in a recording until it enables them (`by_default=False`)."""
-    schema = Schema(name, fields)
+def define(
+    name: str, fields: Mapping[str, FieldType], *, by_default: bool = True, print_format: str | None = None
+) -> Event:
+    """`event`, for tracers too: their events are off in a recording until it enables them (`by_default=False`), and may
+    be printed in a way of their own, which is what follows "print fmt: " in the format."""
+    schema = Schema(name, fields, print_format)
     with _events_lock:
         known = _events.get(name)
         if known is not None:

@@ -23,9 +23,6 @@ from typing import Any, Final
 from . import _layout as L
 from ._errors import DefinitionError
 
-FieldType = str | type
-"""A name of `TYPES`, or int, float, bool, str, bytes."""
-
 IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FIXED_MAX: Final = 3072
 """Bytes of fixed fields that an event may have, so that every event fits on the smallest page."""
@@ -46,7 +43,14 @@ class Type:
     print_format: str
     """printf's; libtraceevent garbles every field after a `%f`, so floats show their bits."""
     print_argument: str = "REC->{0}"
+    alignment: int = 0
+    """Bytes; 0: its size."""
+    suffix: str = ""
+    """What follows the name where it is declared in C."""
 
+
+FieldType = str | type | Type
+"""A name of `TYPES`; int, float, bool, str, bytes; or, of our own events, a type that is in no table."""
 
 TYPES: Final[dict[str, Type]] = {
     type.name: type
@@ -71,9 +75,12 @@ TYPES: Final[dict[str, Type]] = {
     )
 }  # fmt: skip
 
+COMM: Final = Type("comm", "16s", 16, "char", False, "%s", alignment=1, suffix="[16]")
+"""The kernel's name of a task: a str, cut to 15 bytes. For what its tools know by its fields alone."""
+
 _PYTHON_TYPES: Final[dict[type, str]] = {int: "s64", float: "f64", bool: "bool", str: "str", bytes: "bytes"}
 
-_SPECIAL: Final = ("str", "bytes", "symbol", "bool")
+_SPECIAL: Final = ("str", "bytes", "symbol", "bool", COMM.name)
 """Types that need more than `struct`."""
 
 _COMMON: Final = """\
@@ -103,13 +110,15 @@ class Schema:
     Args:
         name: "system:event".
         fields: Names and types, in order.
+        print_format: What follows "print fmt: " in the format; None: all fields as name=value.
 
     Raises:
         DefinitionError: A name that is no identifier or is reserved, an unknown type, too many fields.
     """
 
-    def __init__(self, name: str, fields: Mapping[str, FieldType]) -> None:
+    def __init__(self, name: str, fields: Mapping[str, FieldType], print_format: str | None = None) -> None:
         self.name = name
+        self._print_format = print_format
         self.system, self.event = _split_name(name)
         self.types = {field: _get_type(name, field, type) for field, type in fields.items()}
         self.fields = _lay_out(name, self.types)
@@ -188,6 +197,8 @@ class Schema:
                 values[index] = intern(value)
             elif kind == "bool" and isinstance(value, int):
                 values[index] = bool(value)
+            elif kind == COMM.name and isinstance(value, str):
+                values[index] = value.encode("utf-8", "replace")[: COMM.size - 1].decode("utf-8", "ignore").encode()
             else:
                 raise TypeError
         flags = 0
@@ -220,7 +231,7 @@ class Schema:
             self.bind(tuple(arguments), {})
         for field, value in zip(self.fields, arguments, strict=True):
             kind = field.type
-            if kind.name in ("str", "symbol"):
+            if kind.name in ("str", "symbol", COMM.name):
                 fits = isinstance(value, str)
             elif kind.name == "bytes":
                 fits = isinstance(value, (bytes, bytearray, memoryview))
@@ -240,13 +251,17 @@ class Schema:
     def format_text(self, id: int) -> str:
         """The event's format, as /sys/kernel/tracing/events/SYSTEM/NAME/format has it."""
         lines = "".join(
-            f"\tfield:{field.type.c_name} {field.name};\toffset:{field.offset};\tsize:{field.type.size};"
-            f"\tsigned:{int(field.type.signed)};\n"
+            f"\tfield:{field.type.c_name} {field.name}{field.type.suffix};"
+            f"\toffset:{field.offset};\tsize:{field.type.size};\tsigned:{int(field.type.signed)};\n"
             for field in self.fields
         )
+        shown = self._print_format or self._name_all()
+        return f"name: {self.event}\nID: {id}\nformat:\n{_COMMON}\n{lines}\nprint fmt: {shown}\n"
+
+    def _name_all(self) -> str:
         template = " ".join(f"{field.name}={field.type.print_format}" for field in self.fields)
         arguments = "".join(f", {field.type.print_argument.format(field.name)}" for field in self.fields)
-        return f'name: {self.event}\nID: {id}\nformat:\n{_COMMON}\n{lines}\nprint fmt: "{template}"{arguments}\n'
+        return f'"{template}"{arguments}'
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -268,6 +283,8 @@ def _get_type(event: str, field: str, type: FieldType) -> Type:
         raise DefinitionError(f"{event}: field {field!r} is not an identifier ([A-Za-z_][A-Za-z0-9_]*, at most 100)")
     if field.startswith("common_"):
         raise DefinitionError(f"{event}: field {field!r}: names that begin with common_ are the record's own")
+    if isinstance(type, Type):
+        return type
     # By identity: whatever stands here by mistake need not be hashable.
     name = type if isinstance(type, str) else next((n for python, n in _PYTHON_TYPES.items() if type is python), None)
     if name not in TYPES:
@@ -280,7 +297,8 @@ def _lay_out(event: str, types: Mapping[str, Type]) -> tuple[Field, ...]:
     offset = L.RECORD_COMMON_SIZE
     fields = []
     for name, type in types.items():
-        offset = -(-offset // type.size) * type.size
+        alignment = type.alignment or type.size
+        offset = -(-offset // alignment) * alignment
         fields.append(Field(name, type, offset))
         offset += type.size
     if offset > FIXED_MAX:

@@ -29,8 +29,8 @@ _TRIGGER: Final = re.compile(
 )
 
 
-EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph"})
-"""Systems that are no part of "all", being too dear or about ourselves: they are switched on by their own name."""
+EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph", "sched"})
+"""Systems that are no part of "all", being too dear, about ourselves, or told already: each is switched on by name."""
 STALL_NS: Final = 100_000_000
 """What a stall is, unless somebody says otherwise: asyncio's own `slow_callback_duration`."""
 STALL_MIN: Final = 0.001

@@ -50,6 +50,7 @@ TRACERS: Final[dict[str, str]] = {
     "gc": f"{_PACKAGE}.garbage",
     "log": f"{_PACKAGE}.logs",
     "loop": f"{_PACKAGE}.loops",
+    "sched": f"{_PACKAGE}.sched",
     "stall": f"{_PACKAGE}.stall",
     "task": f"{_PACKAGE}.task",
     "thread": f"{_PACKAGE}.threads",

@@ -284,6 +284,8 @@ store(char *place, char code, PyObject *value)
         else
             return 0;
         break;
+    case 'C': /* characters at their place, as the kernel's comm: only C's own events are quick with them */
+        return 0;
     default:
         Py_UNREACHABLE();
     }
@@ -630,7 +632,7 @@ event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
             Py_DECREF(self);
             return NULL;
         }
-        if (strchr("QqdIiHhBbf?SYK", code[0]) == NULL || offset < filled || size < 1 || size > 8 ||
+        if (strchr("QqdIiHhBbf?SYKC", code[0]) == NULL || offset < filled || size < 1 || size > 16 ||
             offset + size > fixed_size) {
             PyErr_Format(PyExc_ValueError, "field %zd", i);
             Py_DECREF(self);

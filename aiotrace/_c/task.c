@@ -286,7 +286,7 @@ int
 aiotrace_task_exec(PyObject *module)
 {
     if (coroutine_exec(module) < 0 || asyncio_exec(module) < 0 || handle_exec(module) < 0 || uvloop_exec(module) < 0 ||
-        trio_exec(module) < 0 || loop_exec(module) < 0)
+        trio_exec(module) < 0 || loop_exec(module) < 0 || switch_exec(module) < 0)
         return -1;
     return PyModule_AddFunctions(module, functions);
 }

@@ -6,6 +6,7 @@
  *     task_asyncio.c    asyncio's tasks, from within: where they hold their coroutine; who asks for their cancellation
  *     task_coroutine.c  what stands for the coroutine of a task that is known
  *     task_step.c       a task is made ready, its step begins, ends
+ *     task_switch.c     the same as the kernel's sched_switch and sched_waking
  *     task_known.c      the tasks that are known, their ids, their spawn; keyframes
  *     task_names.c      names of code, lines and types; where the program is; what a task waits for
  *
@@ -184,6 +185,8 @@ enum { ON_ASYNCIO, ON_TRIO };
 /* What a coroutine that stands for a task's does: pass on what it is sent; that, as aiotrace's own; trace. */
 enum { PASSES, SILENT, TRACES };
 
+#define COMM_SIZE 16 /* of the kernel's char comm[], its NUL included */
+
 /* A task that is known: the object that stands for its coroutine, which the task holds. */
 typedef struct Known {
     PyObject_HEAD
@@ -205,6 +208,7 @@ typedef struct Known {
     char is_named;     /* its pid is */
     char is_cancelled; /* a cancellation was delivered, and it is not known yet what became of it */
     char is_swallowed; /* the last one was, and that was told */
+    char comm[COMM_SIZE]; /* its name, for switches; empty: not asked for yet */
 } Known;
 
 static inline PyObject *
@@ -245,6 +249,31 @@ void begin_rounds(void);
 void go_on_with_round(uint64_t now);
 void write_whole_round(void);
 
+/* --- switches (task_switch.c) ---------------------------------------------------------------------------------- */
+
+/* Who runs in a thread: a task, or the thread itself. */
+typedef struct {
+    int32_t pid;
+    char comm[COMM_SIZE];
+} Runner;
+
+/* A switch to a task, until it is taken back. */
+typedef struct {
+    Runner before;
+    char is_made;
+} Switch;
+
+enum { RUNS_ON = 0, WAITS = 1, ENDED = 0x10 }; /* prev_state as trace-cmd reads it: R, S, Z */
+
+extern int tells_switches;
+
+/* This thread turns from what runs under `previous` (0: itself) to a task of this pid, which is set then. `comm`:
+ * COMM_SIZE bytes. */
+void switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_t now);
+
+/* And back. The pid is still the task's. */
+void switch_out(Switch *made, int32_t pid, const char *comm, int state, uint64_t now);
+
 /* --- steps (task_step.c) ------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -255,6 +284,7 @@ typedef struct {
     int32_t previous;
     char is_delivered;
     char is_watched;
+    Switch made;
 } Step;
 
 /* What a step came to. */
@@ -263,6 +293,10 @@ typedef struct {
     PyObject *error;   /* that it ended by, if it did */
     char is_cancelled; /* and that is a cancellation */
 } Outcome;
+
+int state_after(const Outcome *outcome);
+const char *comm_of(Known *known);
+void tell_waking(Known *known);
 
 /* A step, or a callback that is no task's (0), begins for the watch over stalls. Returns whether `end_watched` is due.
  *
@@ -312,6 +346,7 @@ int uvloop_exec(PyObject *module);
 int trio_exec(PyObject *module);
 int loop_exec(PyObject *module);
 int coroutine_exec(PyObject *module);
+int switch_exec(PyObject *module);
 int asyncio_exec(PyObject *module);
 
 #pragma GCC visibility pop

@@ -384,6 +384,21 @@ end_first_step(Known *known, PyObject *task, uint64_t began)
     Py_XDECREF(held);
 }
 
+static const char unnamed[COMM_SIZE] = "<...>"; /* as the kernel writes it: nobody knows before the task is made */
+
+/* A factory has returned: the task that it made has run at once, or will; NULL: it failed. */
+static void
+switch_from_making(Switch *made, int32_t id, PyObject *task, PyObject *coroutine)
+{
+    int state = task == NULL ? ENDED : RUNS_ON;
+    if (task != NULL && is_fast(task) && ran_at_once(task, coroutine)) {
+        PyObject *awaited = read_door(&door_waiter, task, 1);
+        state = door_is_true(&door_done, task, 1) ? ENDED : awaited == Py_None ? RUNS_ON : WAITS;
+        Py_XDECREF(awaited);
+    }
+    switch_out(made, id, unnamed, state, now_ns());
+}
+
 static PyObject *
 task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
@@ -397,7 +412,12 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
     uint64_t began = now_ns();
     making = &here;
     aiotrace_set_task(here.id);
+    Switch made = {.is_made = 0};
+    if (unlikely(tells_switches))
+        switch_in(&made, here.parent, here.id, unnamed, began);
     PyObject *task = PyObject_Vectorcall(args[0], args + 1, 2, keywords);
+    if (unlikely(made.is_made))
+        switch_from_making(&made, here.id, task, args[2]);
     aiotrace_set_task(here.parent);
     if (task != NULL && is_fast(task) && ran_at_once(task, args[2])) {
         here.task = task;

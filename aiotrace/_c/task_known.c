@@ -195,6 +195,7 @@ tell_name(Known *known)
 {
     PyObject *old = known->name, *name, *task = referent(known->ref);
     known->name = NULL;
+    known->comm[0] = 0;
     if (task == NULL) {
         Py_XDECREF(old);
         return;

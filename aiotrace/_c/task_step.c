@@ -36,6 +36,8 @@ made_ready(Known *known, PyObject *loop)
     if (known->ready_ns == 0) { /* else its own step has noted it at its end */
         known->ready_ns = now_ns();
         known->waker = here == 0 && just_ended.id != 0 ? find_waker(loop) : here;
+        if (unlikely(tells_switches))
+            tell_waking(known);
     }
     if (!IS_OFF(READY)) {
         aiotrace_set_task(known->waker);
@@ -59,6 +61,7 @@ begin_known(Step *step, Known *known)
     known->waker = 0;
     known->has_run = 1;
     step->is_watched = 0;
+    step->made.is_made = 0;
     if (unlikely(known->state == SILENT)) {
         aiotrace_set_task(0);
         return;
@@ -67,6 +70,8 @@ begin_known(Step *step, Known *known)
     if (unlikely(known->name != NULL || (!known->is_named && commands_left > 0)))
         tell_name(known);
     step->began = now_ns();
+    if (unlikely(tells_switches) && !(making != NULL && making->task != NULL)) /* else it has run: task_make */
+        switch_in(&step->made, step->previous, known->id, comm_of(known), step->began);
     step->is_watched = (char)begin_watched(known->id, step->began);
 }
 
@@ -213,8 +218,10 @@ tell_done(Known *known, const Outcome *outcome)
 }
 
 static void
-leave(Step *step)
+leave(Step *step, const Outcome *outcome)
 {
+    if (unlikely(step->made.is_made))
+        switch_out(&step->made, step->known->id, step->known->comm, state_after(outcome), now_ns());
     aiotrace_set_task(step->previous);
     Py_DECREF(step->known);
 }
@@ -228,7 +235,7 @@ end_step(Step *step, const Outcome *outcome)
     if (unlikely(known->state != TRACES)) { /* ours; or tracing ended meanwhile */
         if (known->state == SILENT && outcome->yielded == NULL)
             forget_task(known);
-        leave(step);
+        leave(step, outcome);
         return;
     }
     uint64_t now = now_ns();
@@ -256,5 +263,5 @@ end_step(Step *step, const Outcome *outcome)
     }
     if (unlikely(now >= round_due))
         go_on_with_round(now);
-    leave(step);
+    leave(step, outcome);
 }

@@ -1,0 +1,73 @@
+"""sched: when each task ran, as the kernel tells it of its own, so that KernelShark and trace-cmd show it.
+
+    sched:sched_switch  prev_comm prev_pid prev_prio prev_state next_comm next_pid next_prio
+    sched:sched_waking  comm pid prio
+
+    the loop's thread ==> the task          a step begins
+    the task, S       ==> the thread        it ends: S it waits, R it goes on at once, Z it is done
+
+The fields of `sched_switch` are those of the kernel, all of them: with fewer KernelShark 2.2 crashes. A comm is the
+name as the saved command lines have it, "<...>" while nobody knows it. Where steps nest, an outer task stands for the
+thread. `sched_waking` has no target_cpu: nobody knows in which thread the task will run.
+
+What runs per step is `_c/task_switch.c`, so without the C module there is no such tracer. The hooks are those of the
+tracer of tasks, whose events need not be on.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+from typing import Final
+
+from .._active import thread_name
+from .._backend import c_module
+from .._errors import ConfigurationError
+from .._event import define
+from .._schema import COMM
+from . import task as tasks
+
+_STATES: Final = '{ 0, "R" }, { 1, "S" }, { 16, "Z" }'
+SWITCH: Final = define(
+    "sched:sched_switch",
+    {
+        "prev_comm": COMM,
+        "prev_pid": "s32",
+        "prev_prio": "s32",
+        "prev_state": "s64",
+        "next_comm": COMM,
+        "next_pid": "s32",
+        "next_prio": "s32",
+    },
+    by_default=False,
+    # What trace-cmd's plugin prints of a sched_switch whatever stands here, for readers that have none.
+    print_format='"%s:%d [%d] %s ==> %s:%d [%d]", REC->prev_comm, REC->prev_pid, REC->prev_prio, '
+    f"__print_symbolic(REC->prev_state, {_STATES}), REC->next_comm, REC->next_pid, REC->next_prio",
+)
+WAKING: Final = define("sched:sched_waking", {"comm": COMM, "pid": "s32", "prio": "s32"}, by_default=False)
+
+
+def start() -> None:
+    """
+    Raises:
+        ConfigurationError: There is no C module, or tasks cannot be traced on this Python.
+    """
+    native = _need_c()
+    tasks.hold("sched")
+    native.switch_start(SWITCH, WAKING, _name_thread)
+
+
+def stop() -> None:
+    _need_c().switch_stop()
+    tasks.release("sched")
+
+
+def _name_thread() -> tuple[int, str]:
+    """The calling thread, as its other records name it."""
+    return threading.get_native_id(), thread_name()
+
+
+def _need_c() -> ModuleType:
+    if c_module is None:
+        raise ConfigurationError("switches of tasks (sched:*) need the C module: install aiotrace with a C compiler")
+    return c_module
