@@ -498,6 +498,22 @@ aiotrace_event_is_off(PyObject *event)
     return aiotrace_gate == 0 || (self->mode_epoch == aiotrace_epoch && self->mode == MODE_OFF);
 }
 
+/* A record of fixed size whose fields the caller has laid out; 0: the page has no room for it. */
+static inline int
+write_fields(Event *self, Lease *lease, uint64_t now, const void *fields)
+{
+    Cursor *cursor = lease->only;
+    uint32_t end, common = self->id, size = self->fixed_size;
+    char *payload = reserve(cursor, &now, size, &end);
+    if (unlikely(payload == NULL))
+        return 0;
+    memcpy(payload, &common, 4);
+    memcpy(payload + 4, &lease->pid, 4);
+    memcpy(payload + 8, fields, size - 8);
+    commit(cursor, now, end);
+    return 1;
+}
+
 int
 aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields)
 {
@@ -508,18 +524,9 @@ aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields)
     if (unlikely(self->plain_epoch != aiotrace_epoch || lease == NULL || lease->epoch != aiotrace_epoch ||
                  lease->only == NULL))
         return 0;
-    Cursor *cursor = lease->only;
-    if (cursor->clock_kind != CLOCK_MONO || now < cursor->last)
-        now = now_ns(cursor);
-    uint32_t end, common = self->id, size = self->fixed_size;
-    char *payload = reserve(cursor, &now, size, &end);
-    if (unlikely(payload == NULL))
-        return 0;
-    memcpy(payload, &common, 4);
-    memcpy(payload + 4, &lease->pid, 4);
-    memcpy(payload + 8, fields, size - 8);
-    commit(cursor, now, end);
-    return 1;
+    if (lease->only->clock_kind != CLOCK_MONO || now < lease->only->last)
+        now = now_ns(lease->only);
+    return write_fields(self, lease, now, fields);
 }
 
 uint64_t
@@ -539,16 +546,7 @@ aiotrace_event_at(PyObject *event, uint64_t now, const void *fields)
     if (unlikely(self->plain_epoch != aiotrace_epoch || lease == NULL || lease->epoch != aiotrace_epoch ||
                  lease->only == NULL))
         return aiotrace_event_is_off(event);
-    Cursor *cursor = lease->only;
-    uint32_t end, common = self->id, size = self->fixed_size;
-    char *payload = reserve(cursor, &now, size, &end);
-    if (unlikely(payload == NULL))
-        return 0;
-    memcpy(payload, &common, 4);
-    memcpy(payload + 4, &lease->pid, 4);
-    memcpy(payload + 8, fields, size - 8);
-    commit(cursor, now, end);
-    return 1;
+    return write_fields(self, lease, now, fields);
 }
 
 static PyObject *
