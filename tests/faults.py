@@ -30,6 +30,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from programs import environment
+
 from aiotrace.decode import open_trace
 from aiotrace.formats import restore
 
@@ -99,10 +101,6 @@ async def main():
 
 anyio.run(main, backend=plan["backend"])
 """
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 class Listener:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from programs import environment
 from test_decode import DATA, INFO, definitions, numbers, page, store
 
 import aiotrace
@@ -274,12 +275,11 @@ def test_help_has_examples(command: str, capsys: Capture) -> None:
 
 
 def run(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-m", "aiotrace", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env=environment(),
         **options,  # type: ignore[call-overload]
     )
 
@@ -324,8 +324,7 @@ sys.exit(main(["report", sys.argv[1]]))
 """
     terminal, end = pty.openpty()
     with open(tmp_path / "out", "wb") as out:
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        subprocess.run([sys.executable, "-c", program, path], stdout=out, stderr=end, check=True, env=environment)
+        subprocess.run([sys.executable, "-c", program, path], stdout=out, stderr=end, check=True, env=environment())
     shown = read_all(terminal)  # before the last end is closed: what it held would be gone
     os.close(end)
     os.close(terminal)

@@ -18,6 +18,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 from aiotrace_sinks import FileSink, NullSink
+from programs import environment
 
 import aiotrace
 from aiotrace.formats import restore
@@ -29,10 +30,6 @@ def count(trace_cmd: str, path: Path) -> list[int]:
     """The numbers that the events of this file have, as trace-cmd prints them."""
     done = subprocess.run([trace_cmd, "report", path], capture_output=True, check=True, text=True)
     return [int(line.partition(" n=")[2].split()[0]) for line in done.stdout.splitlines() if " n=" in line]
-
-
-def environment(**extra: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **extra}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from programs import environment
 
 import aiotrace
 from aiotrace._backend import c_module
@@ -58,10 +59,6 @@ async def main():
 
 asyncio.run(main())
 """
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ that the program had seen delivered. So no page is torn, doubled, lost or in a w
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -15,6 +14,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from programs import environment
 
 from aiotrace.decode import Event, open_trace
 from aiotrace.formats import is_unfinished, restore
@@ -40,9 +40,8 @@ with aiotrace.recording(FileSink(sys.argv[1]), page_size=4096, pages=32, flush_i
 
 def run_and_kill(path: Path, generator: random.Random) -> int:
     """Returns the events that the program had seen delivered."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(path)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", PROGRAM, str(path)], stdout=subprocess.PIPE, text=True, env=environment()
     ) as program:
         assert program.stdout is not None
         delivered = 0

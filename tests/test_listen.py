@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import anyio
 import fakes
 import pytest
 import stores
+from programs import environment
 from senders import Sender
 
 from aiotrace._collector import CollectorStatistics
@@ -28,10 +28,9 @@ pytestmark = pytest.mark.once
 @contextmanager
 def listening(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process and the address at which it listens."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-m", "aiotrace", "listen", *arguments]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()
     ) as process:
         try:
             assert process.stderr is not None

@@ -16,6 +16,7 @@ import anyio
 import fakes
 import pytest
 from aiotrace_sinks import TextSink
+from programs import environment
 
 import aiotrace
 from aiotrace.abc import SymbolDefinition
@@ -137,8 +138,7 @@ asyncio.run(main())
 
 
 def test_a_program_whose_output_nobody_reads_ends() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    program = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, env=environment)
+    program = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, env=environment())
     with program:
         assert program.wait() == 0
         assert program.stdout is not None
