@@ -14,6 +14,7 @@ from . import (
     external,
     external_kills,
     files,
+    flat,
     functions,
     kills,
     page_allocations,
@@ -30,6 +31,7 @@ BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "external": (external.__doc__, external.run),
     "external_kills": (external_kills.__doc__, external_kills.run),
     "files": (files.__doc__, files.run),
+    "flat": (flat.__doc__, flat.run),
     "functions": (functions.__doc__, functions.run),
     "kills": (kills.__doc__, kills.run),
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
@@ -48,7 +50,9 @@ def main() -> None:
     )
     parser.add_argument("name", nargs="?", choices=BENCHMARKS, metavar="NAME")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
-    parser.add_argument("--seconds", type=float, metavar="S", help="pipeline: how long the sustained rate is kept up")
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="pipeline: how long the sustained rate is kept up; flat: the flight"
+    )
     arguments = parser.parse_args()
     if arguments.name is None:
         parser.print_help()

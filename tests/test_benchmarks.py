@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import page_allocations
+from aiotrace._backend import c_module
+from benchmarks import flat, page_allocations
 from benchmarks.table import Table
 
 pytestmark = pytest.mark.once
 
+needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: tasks are traced by the C module")
+HELD = ("events", "dropped", "in snapshot")
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -44,3 +47,12 @@ def test_one_slot_saves_one_page_of_those_in_flight_and_the_free_list_all(monkey
         assert abs(int(allocations["one slot", depth]) - rounds * (depth - 1)) <= out_at_once
         assert int(allocations["free-list", depth]) <= out_at_once
         assert late["free-list", depth] == 0
+
+
+@needs_c
+def test_a_flight_has_a_row_for_each_part_and_a_snapshot_holds_all_that_the_ring_has_not_overwritten() -> None:
+    table = flat.run(0.24)
+    written, dropped, held = ([row[table.columns.index(name)] for row in table.rows] for name in HELD)
+    assert dropped == [0] * flat.PARTS
+    assert held == [1000 * part for part in range(1, flat.PARTS + 1)]
+    assert all(int(events) > int(ours) for events, ours in zip(written, held, strict=True))
