@@ -7,6 +7,7 @@ enable, disable, filter, trigger, ... --> the recording's selection --> a new ep
 from __future__ import annotations
 
 from ._active import open_selections, reconsider
+from ._derived import DERIVED
 from ._errors import ConfigurationError
 from ._event import defined_events
 from ._filter import Filter, compile_filter
@@ -20,7 +21,8 @@ def _check_fields(glob: str, filter: Filter | None) -> None:
     Raises:
         ConfigurationError: The glob is the name of an event that is defined, and has not what the filter asks for.
     """
-    found = {name: event.fields for name, event in defined_events().items() if matches(glob, name)}
+    events = {name: event for name, event in defined_events().items() if matches(glob, name)}
+    found = {name: (*event.fields, *DERIVED.get(name, ())) for name, event in events.items()}
     missing = set(filter.fields if filter is not None else ()).difference(*found.values())
     if not missing or not found or filter is None:
         return

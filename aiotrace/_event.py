@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ from anyio.lowlevel import checkpoint
 from ._active import Target, active, get_pid, in_service, is_strict, local, renew
 from ._backend import c_module
 from ._definitions import DEFINITIONS, EventDefinition
+from ._derived import DERIVED, with_derived
 from ._errors import DefinitionError
 from ._loop import Loop, Waker
 from ._schema import COMM, FieldType, Schema, WrongValueError
@@ -163,8 +165,10 @@ class PythonEvent:
                     else:
                         target.fire(trigger, self.name)
 
-    def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)
+    def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a filter may ask for."""
+        fields = dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)
+        return with_derived(self.name, fields, time.monotonic_ns()) if self.name in DERIVED else fields
 
     def is_taken(self, target: Target) -> bool:
         """Whether a recording may take this event (its filters aside)."""

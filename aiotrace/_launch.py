@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 
 import anyio
 
+from ._derived import DERIVED
 from ._errors import AiotraceError, ConfigurationError
 from ._event import defined_events
 from ._external import ExternalRecording
@@ -269,7 +270,7 @@ class Run:
                 yield f"-e {wanted!r} matches no event of this process: {known}"
             missing = asked_fields(action, text)
             for name in found:
-                missing -= events[name].fields.keys()
+                missing -= {*events[name].fields, *DERIVED.get(name, ())}
             if found and missing:
                 has = f"{found[0]} has {', '.join(events[found[0]].fields) or 'none'}"
                 yield f"{text!r}: no event of {wanted!r} has a field {', '.join(sorted(missing))}; {has}"

@@ -17,15 +17,18 @@ import heapq
 import html
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any
 
 from ._account import EventCount, Loss, TraceStatistics
 from ._arenatrace import ArenaTrace
 from ._clock import Anchor
 from ._cpustreams import CpuStreams
 from ._decoded import Event, Tables, format_line
+from ._derived import ALL as DERIVED
+from ._derived import with_derived
 from ._errors import TraceFormatError
 from ._escape import escape
 from ._filter import Filter, compile_filter
@@ -259,7 +262,7 @@ class Trace:
         merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
         test = wanted.where
         for _, _, event in merged:
-            if test is None or event.is_loss or test(event.fields, event):
+            if test is None or event.is_loss or test(_asked(test, event), event):
                 yield event
 
     def text(
@@ -328,6 +331,13 @@ class Trace:
 def _keyed(order: int, stream: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, tuple[int, int], Event]]:
     """(time, place in the order of equals, event)."""
     return ((now, (order, serial), event) for serial, (now, event) in enumerate(stream))
+
+
+def _asked(test: Filter, event: Event) -> Mapping[str, Any]:
+    """What a filter may ask of an event."""
+    if test.fields.isdisjoint(DERIVED):
+        return event.fields
+    return with_derived(event.name, event.fields, event.timestamp_ns)
 
 
 def _matches(pattern: str, format: EventFormat) -> bool:

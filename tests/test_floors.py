@@ -56,6 +56,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._decoded": 2,
     "aiotrace._account": 2,
     "aiotrace._filter": 2,
+    "aiotrace._derived": 2,
     "aiotrace._tracedat": 2,
     "aiotrace._lateheaders": 2,
     "aiotrace._ftrace": 2,
