@@ -1,6 +1,6 @@
 /* What runs per call of a Python function, while functions are traced: the kernel's function and function_graph events.
  *
- *   3.12 and newer   sys.monitoring calls `function_enter` and `function_leave`, or what does not know DISABLE
+ *   3.12 and newer   sys.monitoring calls `function_enter` and `function_leave`, or what cannot answer DISABLE
  *   3.11             a C profile function in every thread
  *
  *                 enter                                     leave
@@ -16,11 +16,16 @@
  * - The interpreter calls no hook inside a hook, so what the slow way runs is not traced.
  * - A record goes straight to its place. Whatever is not as it mostly is (a page that is full, a filter, several
  *   recordings, a long pause) is left to the event.
+ * - A call that is as most are meets three branches before its time is read: the address is one, this thread's stack is
+ *   of now (`ready`), and it has room, or the call on it is the one that ends. All else is `enter_slowly`'s and
+ *   `leave_slowly`'s.
  */
 
 #include "cursor.h"
 
 #include <pthread.h>
+#include <stddef.h>
+#include <structmember.h>
 
 #if PY_VERSION_HEX < 0x030C0000
 #define Py_BUILD_CORE
@@ -30,8 +35,10 @@
 
 #define IGNORED 1
 #define SILENT 2
+#define ADDRESS_MIN 3 /* of what is traced */
 #define DEPTH_MAX 65536
 #define ADDRESS_BITS 48
+#define ADDRESS_END ((uint64_t)1 << ADDRESS_BITS)
 
 #if PY_VERSION_HEX >= 0x030C0000
 #define request_extra_index PyUnstable_Eval_RequestCodeExtraIndex
@@ -122,24 +129,26 @@ typedef struct {
     uint32_t silent; /* SILENT functions that run */
     uint32_t generation;
     Clock clock;
-    Call calls[];
+    Call calls[]; /* the call at depth n (from 1) is calls[n]; calls[0] is nobody's: code and address are 0 */
 } Stack;
 
-static AIOTRACE_THREAD_LOCAL Stack *this_stack;
-static pthread_key_t stack_key;     /* frees a thread's stack */
-static uint32_t generation = 1;     /* of tracing: what a stack holds from before is stale */
+static Stack no_stack; /* of a thread that has none yet: never ready */
+static AIOTRACE_THREAD_LOCAL Stack *this_stack = &no_stack;
+static pthread_key_t stack_key; /* frees a thread's stack */
+static uint32_t generation = 1; /* of tracing, and of the time without: what a stack holds from before is stale */
 
 static Stack *
 grow(Stack *stack)
 {
-    uint32_t room = stack == NULL ? 128 : 2 * stack->room;
+    int is_first = stack == &no_stack;
+    uint32_t room = is_first ? 128 : 2 * stack->room;
     if (room > DEPTH_MAX)
         return NULL;
-    Stack *grown = realloc(stack, sizeof(Stack) + room * sizeof(Call));
+    Stack *grown = realloc(is_first ? NULL : stack, sizeof(Stack) + (room + 1) * sizeof(Call));
     if (grown == NULL)
         return NULL;
-    if (stack == NULL)
-        memset(grown, 0, sizeof *grown);
+    if (is_first)
+        memset(grown, 0, sizeof(Stack) + sizeof(Call));
     grown->room = room;
     this_stack = grown;
     pthread_setspecific(stack_key, grown);
@@ -149,7 +158,7 @@ grow(Stack *stack)
 static void
 free_stack(void *stack)
 {
-    this_stack = NULL;
+    this_stack = &no_stack;
     free(stack);
 }
 
@@ -160,11 +169,11 @@ settle(Stack *stack)
 }
 
 /* The stack, if a call may be pushed; or NULL. */
-static __attribute__((noinline)) Stack *
+static Stack *
 prepare(uint64_t address)
 {
     Stack *stack = this_stack;
-    if (stack == NULL && (stack = grow(NULL)) == NULL)
+    if (stack == &no_stack && (stack = grow(stack)) == NULL)
         return NULL;
     if (stack->generation != generation) {
         stack->generation = generation;
@@ -185,11 +194,12 @@ prepare(uint64_t address)
 /* --- addresses ------------------------------------------------------------------------------------- */
 
 static Py_ssize_t extra_index = -1;
-static int is_extra_plain; /* it lies where `peek` looks */
-static uint64_t choice;    /* of functions, above ADDRESS_BITS: an address that was found for another one is stale */
-static PyObject *locate;   /* code -> address, IGNORED or SILENT; NULL: nothing is traced */
+static Py_ssize_t plain_index = PY_SSIZE_T_MAX; /* the same, if the extra lies where `peek` looks */
+static uint64_t choice;                         /* of functions: addresses found for another one are stale */
+static PyObject *locate;                        /* code -> address, IGNORED or SILENT; NULL: nothing is traced */
 
-/* What get_extra gives, without its checks. The struct is codeobject.c's own; `function_start` looks whether it is so. */
+/* What get_extra gives, without its checks, or 0. The struct is codeobject.c's own; `function_start` looks whether it is
+ * so. */
 static inline uint64_t
 peek(PyObject *code)
 {
@@ -197,16 +207,25 @@ peek(PyObject *code)
         Py_ssize_t size;
         void *extras[];
     } *extra = ((PyCodeObject *)code)->co_extra;
-    return extra == NULL || extra_index >= extra->size ? 0 : (uint64_t)(uintptr_t)extra->extras[extra_index];
+    return extra == NULL || plain_index >= extra->size ? 0 : (uint64_t)(uintptr_t)extra->extras[plain_index];
 }
 
-static __attribute__((noinline)) uint64_t
+/* The address that an extra holds. It is ADDRESS_END or more if none is known: of the present choice, that is, which
+ * stands above it and is never 0. */
+static inline uint64_t
+address_in(uint64_t extra)
+{
+    return extra - (choice << ADDRESS_BITS);
+}
+
+static uint64_t
 find_address(PyObject *code)
 {
-    void *extra = NULL;
-    if (!is_extra_plain && get_extra(code, extra_index, &extra) == 0 &&
-        (uint64_t)(uintptr_t)extra >> ADDRESS_BITS == choice)
-        return (uint64_t)(uintptr_t)extra & (((uint64_t)1 << ADDRESS_BITS) - 1);
+    void *extra = (void *)(uintptr_t)peek(code);
+    if (extra == NULL && get_extra(code, extra_index, &extra) < 0)
+        extra = NULL;
+    if (address_in((uint64_t)(uintptr_t)extra) < ADDRESS_END)
+        return address_in((uint64_t)(uintptr_t)extra);
     uint64_t chosen = choice; /* another thread may change both, while Python runs */
     PyObject *finder = locate;
     Py_INCREF(finder);
@@ -221,17 +240,6 @@ find_address(PyObject *code)
     if (set_extra(code, extra_index, (void *)(uintptr_t)(address | chosen << ADDRESS_BITS)) < 0)
         PyErr_Clear();
     return address;
-}
-
-static inline uint64_t
-address_of(PyObject *code)
-{
-    if (likely(is_extra_plain)) {
-        uint64_t extra = peek(code);
-        if (likely(extra >> ADDRESS_BITS == choice))
-            return extra & (((uint64_t)1 << ADDRESS_BITS) - 1);
-    }
-    return find_address(code);
 }
 
 /* --- records --------------------------------------------------------------------------------------- */
@@ -356,37 +364,62 @@ record_exit(uint64_t now, uint64_t address, uint32_t depth, uint64_t began)
 
 /* --- calls ----------------------------------------------------------------------------------------- */
 
-/* Returns 0 if the function is not traced. */
-static inline int
-enter(PyObject *code)
+static inline __attribute__((always_inline)) void
+push(Stack *stack, PyObject *code, uint64_t address)
 {
-    uint64_t address = address_of(code);
-    if (unlikely(address == IGNORED))
-        return 0;
-    Stack *stack = this_stack;
-    if (unlikely(stack == NULL || stack->ready != generation || stack->depth == stack->room || address == SILENT)) {
-        if ((stack = prepare(address)) == NULL)
-            return 1;
-    }
     uint64_t now = read_time(&stack->clock);
-    uint32_t depth = stack->depth++;
+    uint32_t depth = stack->depth++; /* as the kernel counts: the outermost call's is 0 */
     Call *call = &stack->calls[depth];
-    uint64_t caller = depth ? call[-1].address : 0;
-    *call = (Call){code, address, now};
-    if (entry_kind.event != NULL)
+    uint64_t caller = call->address;
+    call[1] = (Call){code, address, now};
+    if (likely(entry_kind.event != NULL))
         record_entry(now, address, depth);
     if (unlikely(call_kind.event != NULL))
         record_call(now, address, caller);
+}
+
+static inline __attribute__((always_inline)) void
+pop(Stack *stack, uint32_t depth)
+{
+    stack->depth = depth - 1;
+    if (likely(exit_kind.event != NULL)) {
+        const Call *call = &stack->calls[depth];
+        record_exit(read_time(&stack->clock), call->address, depth - 1, call->began);
+    }
+}
+
+static __attribute__((noinline)) int
+enter_slowly(PyObject *code)
+{
+    if (locate == NULL)
+        return 1;
+    uint64_t address = find_address(code);
+    if (address == IGNORED)
+        return 0;
+    Stack *stack = prepare(address);
+    if (stack != NULL)
+        push(stack, code, address);
     return 1;
 }
 
-/* What `leave` does of a code that is not the last one called: how deep its call is, or 0 if none is to be told of. */
-static __attribute__((noinline)) uint32_t
-find_call(Stack *stack, PyObject *code, int *is_traced)
+/* Returns 0 if the function is not traced. */
+static inline __attribute__((always_inline)) int
+enter(PyObject *code)
 {
-    uint64_t address = address_of(code);
-    *is_traced = address != IGNORED;
-    if (address == IGNORED || stack == NULL || stack->generation != generation)
+    Stack *stack = this_stack;
+    uint64_t address = address_in(peek(code));
+    if (unlikely(address - ADDRESS_MIN >= ADDRESS_END - ADDRESS_MIN || stack->ready != generation ||
+                 stack->depth == stack->room))
+        return enter_slowly(code);
+    push(stack, code, address);
+    return 1;
+}
+
+/* How deep a call of this code is that is not the last one; or 0, if none is to be told of. */
+static uint32_t
+find_call(Stack *stack, PyObject *code, uint64_t address)
+{
+    if (stack->generation != generation)
         return 0;
     if (stack->silent) {
         stack->silent -= address == SILENT;
@@ -399,28 +432,35 @@ find_call(Stack *stack, PyObject *code, int *is_traced)
         return 0;
     }
     uint32_t depth = stack->depth;
-    while (depth && stack->calls[depth - 1].code != code)
+    while (depth && stack->calls[depth].code != code)
         depth--;
     return depth; /* 0: it was entered before tracing began */
 }
 
+static __attribute__((noinline)) int
+leave_slowly(PyObject *code)
+{
+    if (locate == NULL)
+        return 1;
+    uint64_t address = find_address(code);
+    if (address == IGNORED)
+        return 0;
+    Stack *stack = this_stack; /* not before: Python ran */
+    uint32_t depth = find_call(stack, code, address);
+    if (depth != 0)
+        pop(stack, depth);
+    return 1;
+}
+
 /* Returns 0 if the function is not traced. */
-static inline int
+static inline __attribute__((always_inline)) int
 leave(PyObject *code)
 {
     Stack *stack = this_stack;
-    uint32_t depth = stack == NULL ? 0 : stack->depth;
-    if (unlikely(depth == 0 || stack->ready != generation || stack->calls[depth - 1].code != code)) {
-        int is_traced;
-        depth = find_call(stack, code, &is_traced);
-        if (depth == 0)
-            return is_traced;
-    }
-    stack->depth = --depth;
-    if (exit_kind.event != NULL) {
-        const Call *call = &stack->calls[depth];
-        record_exit(read_time(&stack->clock), call->address, depth, call->began);
-    }
+    uint32_t depth = stack->depth;
+    if (unlikely(stack->ready != generation || stack->calls[depth].code != code))
+        return leave_slowly(code);
+    pop(stack, depth);
     return 1;
 }
 
@@ -440,7 +480,7 @@ set_kind(Kind *kind, PyObject *event)
     Py_XDECREF(before);
 }
 
-/* Whether the extra of a code object lies where `peek` looks for it. */
+/* Find out with this code object whether an extra lies where `peek` looks for it. */
 static int
 look_at_extra(PyObject *code)
 {
@@ -448,8 +488,10 @@ look_at_extra(PyObject *code)
     void *extra = NULL;
     if (set_extra(code, extra_index, (void *)mark) < 0)
         return -1;
-    int is_plain = get_extra(code, extra_index, &extra) == 0 && (uintptr_t)extra == mark && peek(code) == mark;
-    return set_extra(code, extra_index, NULL) < 0 ? -1 : is_plain;
+    plain_index = extra_index;
+    if (get_extra(code, extra_index, &extra) < 0 || (uintptr_t)extra != mark || peek(code) != mark)
+        plain_index = PY_SSIZE_T_MAX;
+    return set_extra(code, extra_index, NULL);
 }
 
 PyDoc_STRVAR(start_doc,
@@ -478,12 +520,10 @@ function_start(PyObject *Py_UNUSED(module), PyObject *args)
             PyErr_SetString(PyExc_RuntimeError, "all places of co_extra are taken");
             return NULL;
         }
-        if ((is_extra_plain = look_at_extra(PyFunction_GET_CODE(finder))) < 0)
+        if (look_at_extra(PyFunction_GET_CODE(finder)) < 0)
             return NULL;
     }
     has_tsc = tsc;
-    if (locate == NULL)
-        generation++;
     if (locate != finder)
         choice = choice % 0xFFFF + 1;
     Py_INCREF(finder);
@@ -498,6 +538,7 @@ PyDoc_STRVAR(stop_doc, "function_stop()\n--\n\nRecord no more.");
 static PyObject *
 function_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
+    generation++;
     Py_CLEAR(locate);
     set_kind(&call_kind, Py_None);
     set_kind(&entry_kind, Py_None);
@@ -509,38 +550,104 @@ function_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 
 static PyObject *disable; /* sys.monitoring.DISABLE: not to be called for this place again */
 
-static inline __attribute__((always_inline)) PyObject *
-run_hook(int (*hook)(PyObject *), PyObject *const *args, Py_ssize_t nargs, PyObject *if_ignored)
+/* A callback of sys.monitoring. The interpreter calls it straight: a builtin function costs it 60 instructions more. */
+typedef struct {
+    PyObject_HEAD
+    vectorcallfunc call;
+} Hook;
+
+static inline __attribute__((always_inline)) int
+is_call(PyObject *const *args, size_t nargsf)
 {
-    PyObject *result = Py_None;
-    if (likely(locate != NULL && nargs > 0 && PyCode_Check(args[0])) && unlikely(!hook(args[0])))
-        result = if_ignored;
-    Py_INCREF(result);
-    return result;
+    return likely(PyVectorcall_NARGS(nargsf) > 0 && PyCode_Check(args[0]));
 }
 
 static PyObject *
-function_enter(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+call_enter(PyObject *Py_UNUSED(hook), PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
 {
-    return run_hook(enter, args, nargs, disable);
+    if (is_call(args, nargsf) && unlikely(!enter(args[0])))
+        return Py_NewRef(disable);
+    Py_RETURN_NONE;
 }
 
 static PyObject *
-function_leave(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+call_leave(PyObject *Py_UNUSED(hook), PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
 {
-    return run_hook(leave, args, nargs, disable);
+    if (is_call(args, nargsf) && unlikely(!leave(args[0])))
+        return Py_NewRef(disable);
+    Py_RETURN_NONE;
 }
 
 static PyObject *
-function_throw(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+call_throw(PyObject *Py_UNUSED(hook), PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
 {
-    return run_hook(enter, args, nargs, Py_None);
+    if (is_call(args, nargsf))
+        enter(args[0]);
+    Py_RETURN_NONE;
 }
 
 static PyObject *
-function_unwind(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
+call_unwind(PyObject *Py_UNUSED(hook), PyObject *const *args, size_t nargsf, PyObject *Py_UNUSED(names))
 {
-    return run_hook(leave, args, nargs, Py_None);
+    if (is_call(args, nargsf))
+        leave(args[0]);
+    Py_RETURN_NONE;
+}
+
+static const struct {
+    const char *name;
+    vectorcallfunc call;
+} hooks[] = {
+    {"function_enter", call_enter},   /* a call begins */
+    {"function_leave", call_leave},   /* it ends */
+    {"function_throw", call_throw},   /* it begins with an exception: cannot be disabled */
+    {"function_unwind", call_unwind}, /* it ends with one: cannot be disabled */
+};
+
+static void
+hook_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMemberDef hook_members[] = {
+    {"__vectorcalloffset__", T_PYSSIZET, offsetof(Hook, call), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot hook_slots[] = {
+    {Py_tp_call, PyVectorcall_Call},
+    {Py_tp_dealloc, hook_dealloc},
+    {Py_tp_members, hook_members},
+    {0, NULL},
+};
+
+static PyType_Spec hook_spec = {
+    "aiotrace._c.FunctionHook",
+    sizeof(Hook),
+    0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_VECTORCALL | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    hook_slots,
+};
+
+static int
+add_hooks(PyObject *module)
+{
+    PyTypeObject *type;
+    if (aiotrace_add_type(module, &hook_spec, &type, "FunctionHook") < 0)
+        return -1;
+    int failed = 0;
+    for (size_t i = 0; i < sizeof hooks / sizeof *hooks && !failed; i++) {
+        Hook *hook = PyObject_New(Hook, type);
+        if (hook != NULL)
+            hook->call = hooks[i].call;
+        failed = PyModule_AddObjectRef(module, hooks[i].name, (PyObject *)hook) < 0;
+        Py_XDECREF(hook);
+    }
+    Py_DECREF(type);
+    return failed ? -1 : 0;
 }
 
 static int
@@ -558,16 +665,8 @@ find_disable(void)
 #else
 
 static int
-find_disable(void)
-{
-    return 0;
-}
-
-static int
 profile(PyObject *Py_UNUSED(object), PyFrameObject *frame, int what, PyObject *Py_UNUSED(argument))
 {
-    if (unlikely(locate == NULL))
-        return 0;
     if (what == PyTrace_CALL)
         enter((PyObject *)frame->f_frame->f_code);
     else if (what == PyTrace_RETURN)
@@ -609,17 +708,10 @@ function_profile_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
 
 #endif
 
-#define FAST(function) (PyCFunction)(void (*)(void))function
-
 static PyMethodDef functions[] = {
     {"function_start", function_start, METH_VARARGS, start_doc},
     {"function_stop", function_stop, METH_NOARGS, stop_doc},
-#if PY_VERSION_HEX >= 0x030C0000
-    {"function_enter", FAST(function_enter), METH_FASTCALL, "For sys.monitoring: a call begins."},
-    {"function_leave", FAST(function_leave), METH_FASTCALL, "For sys.monitoring: it ends."},
-    {"function_throw", FAST(function_throw), METH_FASTCALL, "It begins with an exception: cannot be disabled."},
-    {"function_unwind", FAST(function_unwind), METH_FASTCALL, "It ends with one: cannot be disabled."},
-#else
+#if PY_VERSION_HEX < 0x030C0000
     {"function_profile_all", function_profile_all, METH_O, profile_all_doc},
     {"function_profile_thread", function_profile_thread, METH_VARARGS, profile_thread_doc},
 #endif
@@ -635,7 +727,9 @@ aiotrace_function_exec(PyObject *module)
         return -1;
     }
     has_key = 1;
-    if (find_disable() < 0)
+#if PY_VERSION_HEX >= 0x030C0000
+    if (find_disable() < 0 || add_hooks(module) < 0)
         return -1;
+#endif
     return PyModule_AddFunctions(module, functions);
 }
