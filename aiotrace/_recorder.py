@@ -29,11 +29,12 @@ import anyio
 from . import _layout as L
 from ._arena import Arena, Shape
 from ._arenareader import ArenaReader
+from ._delivery import Mark
 from ._errors import AiotraceError, TraceFormatError
 from ._external import READING, REFUSED
 from ._files import remove
 from ._guard import Guard
-from ._handover import taken_over
+from ._handover import TakenRing, taken_over
 from ._launch import FILE, Plan, child_url, file_of
 from ._reader import Attachment, Service
 from ._sinkoptions import share_pages, sink
@@ -54,6 +55,7 @@ class _RemoteWriter:
     """A writer of the program, as far as it is known here; has what `Service` asks of a `Writer`."""
 
     slot: int
+    ring: TakenRing
     written: int = 0
     dropped_total: int = 0
     guard: Guard = field(default_factory=Guard)
@@ -62,8 +64,9 @@ class _RemoteWriter:
     def number(self) -> int:
         return self.written + self.dropped_total
 
-    def mark(self) -> None:
-        """Pages that still fill are not looked at: what is on them comes when they are full, or in the end."""
+    def mark(self) -> Mark | None:
+        """How far the page that it fills has come, as of now."""
+        return self.ring.mark(self.slot)
 
     def wake_one(self) -> None:
         """Who waits in the program looks by itself."""
@@ -157,7 +160,7 @@ class Followed:
         memory = self._backing.memory
         (accounts,) = _U64.unpack_from(memory, L.ARENA_CLOSED)
         self.was_closed = 0 < accounts <= self.reader.header.writers
-        slots = range(accounts) if self.was_closed else sorted(self.ring.numbers)
+        slots = range(accounts) if self.was_closed else sorted({*self.ring.numbers, *self.ring.filling_writers()})
         writers = []
         for slot in slots:
             lost = self.ring.lost.get(slot, 0)
@@ -165,8 +168,11 @@ class Followed:
             account = self.ring.numbers.get(slot, 0) - lost + overrun, lost - overrun, overrun
             if self.was_closed:
                 account = _ACCOUNT.unpack_from(memory, L.ARENA_CLOSED + 8 + slot * _ACCOUNT.size)
-            written, dropped, self.pages.overrun[slot] = account
-            writers.append(_RemoteWriter(slot, written, dropped))
+            written, dropped, overrun = account
+            if self.was_closed:
+                overrun -= self.ring.saved.get(slot, 0)  # the program does not know of these
+            self.pages.overrun[slot] = overrun
+            writers.append(_RemoteWriter(slot, self.ring, written, dropped))
         return writers
 
     @property

@@ -66,6 +66,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._arenareader": 2,
     "aiotrace._look": 2,
     "aiotrace._handover": 2,
+    "aiotrace._takenarena": 2,
     "aiotrace._protocol": 2,
     "aiotrace._protocol_wire": 2,
     "aiotrace._protocol_producer": 2,

@@ -48,6 +48,8 @@ class Both:
         self.pages = Pages(self.arena, overrun=overrun)
         hand_over(self.pages)
         self.time = 0
+        self.times: dict[tuple[int, int], int] = {}
+        """Of each event: writer, number."""
         self.writers = Writers(self.pages, writers, self._clock, Definitions())
         self.all = [self.writers.lease()[0] for _ in range(writers)]
         self.taken, self.ring = taken_over(Arena(PAGE, pages, memory), writers, lambda: 1)
@@ -56,6 +58,8 @@ class Both:
         self.got: dict[int, list[int]] = {writer: [] for writer in range(writers)}
         self.lost = dict.fromkeys(range(writers), 0)
 
+        self.delivery.prefixes = True
+
     def _clock(self) -> int:
         self.time += 1000
         return self.time
@@ -63,7 +67,9 @@ class Both:
     def write(self, writer: int = 0, events: int = 1) -> None:
         slot = self.all[writer]
         for _ in range(events):
-            slot.write(SCHEMA.encode(EVENT_ID, 7, (slot.number, bytes(100)), lambda text: 0))
+            number = slot.number
+            slot.write(SCHEMA.encode(EVENT_ID, 7, (number, bytes(100)), lambda text: 0))
+            self.times[writer, number] = self.time
 
     def fill(self, writer: int = 0, pages: int = 1) -> None:
         """Write until so many pages more are sealed."""
@@ -73,10 +79,23 @@ class Both:
     def read(self, most: int = 64) -> None:
         """Take pages, look at them as a sink does, and acknowledge them."""
         self.taken.swap(most)
-        for part in self.delivery.look(64):
+        self.acknowledge()
+
+    def peek(self, writer: int = 0) -> None:
+        """Have what a writer's page holds that still fills; the sink looks at it later."""
+        mark = self.ring.mark(writer)
+        if mark is not None:
+            self.taken.offer_prefix(mark)
+
+    def acknowledge(self, most: int = 64) -> None:
+        for part in self.delivery.look(most):
             page = self.taken.arena.page(part.page)
-            data = bytes(page[L.PAGE_HEADER_SIZE : L.PAGE_HEADER_SIZE + part.end])
-            found = [struct.unpack_from("=Q", data, record.start + 8)[0] for record in walk(data, part.timestamp)]
+            start, end = L.PAGE_HEADER_SIZE + part.offset, L.PAGE_HEADER_SIZE + part.end
+            data = bytes(page[start:end])
+            found = []
+            for record in walk(data, part.timestamp):
+                found.append(struct.unpack_from("=Q", data, record.start + 8)[0])
+                assert record.timestamp == self.times[part.writer, found[-1]]
             got = self.got[part.writer]
             assert found == list(range(part.next_event - part.events, part.next_event)), "torn, or of another page"
             assert not got or got[-1] < found[0], "out of order, or twice"
@@ -87,14 +106,18 @@ class Both:
     def end(self) -> None:
         """The writers are dead; the reader takes all that is left."""
         self.ring.finish()
-        for _ in range(self.arena.pages + 1):
+        for _ in range(2 * self.arena.pages + 1):
             self.read()
 
     def check(self) -> None:
         """Nothing is missing but what was overrun or refused, and every page is home."""
         assert self.ring.bad == []
         assert self.arena.states() == (self.arena.pages, 0, 0, 0)
-        overrun = self.pages.overrun
+        ours = self.taken.arena
+        assert ours.states() == (ours.pages, 0, 0, 0)
+        assert (self.taken.delivered, self.taken.abandoned) == (sum(map(len, self.got.values())), 0)
+        saved = self.ring.saved
+        overrun = {slot: count - saved.get(slot, 0) for slot, count in self.pages.overrun.items()}
         for slot, writer in enumerate(self.all):
             got = self.got[slot]
             assert self.lost[slot] == self.ring.lost.get(slot, 0)
@@ -105,12 +128,17 @@ class Both:
 
 
 @atomic
-@given(st.lists(st.tuples(st.sampled_from(["write", "fill", "read"]), st.integers(0, 1)), max_size=30), st.booleans())
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["write", "fill", "read", "peek", "acknowledge"]), st.integers(0, 1)), max_size=30
+    ),
+    st.booleans(),
+)
 def test_what_is_not_overrun_or_refused_comes_once_and_in_order(steps: list[tuple[str, int]], overrun: bool) -> None:
     both = Both(writers=2, overrun=overrun)
     for step, writer in steps:
-        if step == "read":
-            both.read(1 + writer)
+        if step in ("read", "acknowledge"):
+            getattr(both, step)(1 + writer)
         else:
             getattr(both, step)(writer)
     both.end()
@@ -138,10 +166,14 @@ def test_the_writer_may_go_on_between_any_two_steps_of_the_reader(paces: list[in
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_handover, "transition", interleave(transition))
         patch.setattr(both.ring, "_identify", interleave(both.ring._identify))  # type: ignore[arg-type]
+        patch.setattr(both.ring._theirs, "read", interleave(both.ring._theirs.read))  # type: ignore[arg-type]
         for _ in range(10):
             both.fill()
+            both.write(events=3)
             reading = True
+            both.peek()
             both.read()
+            both.peek()
             reading = False
     both.end()
     both.check()
@@ -190,6 +222,167 @@ def test_a_page_that_was_sealed_behind_the_first_look_waits_for_those_before_it(
     assert len(both.got[0]) <= 2 * PER_PAGE
     both.end()
     both.check()
+
+
+@atomic
+def test_what_a_quiet_writer_wrote_comes_before_its_page_is_full_and_comes_once() -> None:
+    both = Both(overrun=False)
+    for expected in (3, 5, 5, 6):
+        both.write(events=expected - both.all[0].number)
+        both.peek()
+        both.acknowledge()
+        assert both.got[0] == list(range(expected))
+        assert both.arena.states() == (3, 1, 0, 0), "the page is still its writer's"
+    both.fill(pages=2)
+    both.end()
+    both.check()
+    assert both.ring.saved == {}
+
+
+@atomic
+def test_what_was_sealed_before_comes_first() -> None:
+    both = Both(pages=8, overrun=False)
+    both.write(events=PER_PAGE + 3)
+    both.peek()
+    assert both.delivery.held == 0
+    both.read()
+    both.peek()
+    both.acknowledge()
+    assert both.got[0] == list(range(PER_PAGE + 3))
+    both.end()
+    both.check()
+
+
+@atomic
+def test_what_was_had_of_a_page_that_was_overrun_later_is_no_loss() -> None:
+    both = Both(pages=2)
+    both.write(events=3)
+    both.peek()
+    both.fill(pages=4)  # the rest of it is gone, and so is the page after it
+    both.read(2)
+    assert both.got[0][:3] == [0, 1, 2]
+    assert both.got[0][3] - 3 == both.lost[0]
+    assert both.ring.saved == {0: 3}
+    both.end()
+    both.check()
+
+
+@atomic
+def test_of_what_is_overrun_while_a_sink_holds_a_part_of_it_the_part_stays_as_it_was() -> None:
+    both = Both(pages=2)
+    both.write(events=3)
+    both.peek()
+    both.fill(pages=3)
+    both.write(events=5)
+    both.peek()  # another page, and the part of the first is not acknowledged yet
+    both.peek()
+    both.fill(pages=3)
+    both.write(events=7)
+    both.peek()
+    both.acknowledge()
+    assert both.got[0][:3] == [0, 1, 2]
+    both.end()
+    both.check()
+
+
+@atomic
+def test_what_was_had_of_a_page_that_another_writer_overran_is_not_waited_for() -> None:
+    both = Both(pages=2, writers=2)
+    both.write(0, 3)
+    both.peek(0)
+    both.all[0].close()
+    both.fill(1, pages=3)
+    both.end()
+    both.check()
+    assert both.got[0] == [0, 1, 2]
+
+
+@atomic
+def test_a_page_that_still_fills_is_not_taken_for_the_one_before_it() -> None:
+    both = Both(pages=2, writers=2)
+    both.write(1)
+    both.write(0, 3)
+    both.peek(0)
+    both.fill(0)  # its one page: sealed, and overrun at once
+    both.write(0, 5)
+    both.peek(0)
+    both.read()
+    both.peek(0)
+    both.acknowledge()
+    assert both.got[0] == [0, 1, 2, *range(both.got[0][3], both.all[0].number)]
+    assert both.got[0][3] - 3 == both.lost[0]
+    both.end()
+    both.check()
+
+
+@atomic
+def test_there_are_always_pages_for_what_still_fills() -> None:
+    both = Both(pages=3)
+    for _ in range(10):
+        both.write(events=3)
+        both.read()  # what it sealed
+        both.peek()
+        both.acknowledge()
+        assert both.got[0][-1] == both.all[0].number - 1
+        both.fill(pages=7)
+        both.read()
+        both.read()
+    both.end()
+    both.check()
+
+
+@atomic
+def test_a_page_that_sinks_had_in_part_goes_home_when_they_are_done_with_it() -> None:
+    both = Both(overrun=False)
+    both.write(events=3)
+    both.peek()
+    both.fill()
+    both.taken.swap(64)
+    assert both.arena.states()[L.IN_FLIGHT] == 1, "until then whoever restores the arena finds it"
+    both.acknowledge()
+    assert both.arena.states()[L.IN_FLIGHT] == 0
+    both.end()
+    both.check()
+
+
+@atomic
+def test_a_sink_that_gave_up_gives_up_only_what_it_had_not_acknowledged() -> None:
+    both = Both(overrun=False)
+    both.write(events=3)
+    both.peek()
+    both.acknowledge()
+    both.fill()
+    both.taken.swap(64)
+    both.taken.detach(both.delivery)
+    assert (both.taken.delivered, both.taken.abandoned) == (3, both.ring.numbers[0] - 3)
+    both.taken.clear_ring()
+    assert both.arena.states()[L.IN_FLIGHT] == 0
+
+
+@atomic
+def test_at_the_close_stand_ins_whose_pages_nobody_took_are_given_up() -> None:
+    both = Both(overrun=False)
+    both.write(events=3)
+    both.peek()
+    both.taken.detach(both.delivery)
+    both.taken.clear_ring()
+    ours = both.taken.arena
+    assert ours.states() == (ours.pages, 0, 0, 0)
+    assert both.arena.states() == (3, 1, 0, 0), "it is still in their arena"
+
+
+@atomic
+@pytest.mark.parametrize("word", [L.CHECK, L.EVENTS, L.COMMITTED])
+def test_what_was_had_of_a_page_that_was_damaged_later_is_no_loss(word: int) -> None:
+    both = Both(pages=8, overrun=False)
+    both.write(events=3)
+    both.peek()
+    both.fill()
+    both.arena.set(both.arena.descriptors[L.STATE :: L.DESCRIPTOR_WORDS].tolist().index(L.FULL), word, 1)
+    both.end()
+    assert len(both.ring.bad) == 1
+    assert both.got[0][:3] == [0, 1, 2]
+    assert both.lost[0] == both.ring.lost[0] == both.got[0][3] - 3
 
 
 @atomic

@@ -232,6 +232,32 @@ print("done", flush=True)
     arena.parent.rmdir()
 
 
+def steps_so_far(path: Path) -> list[int]:
+    """Of a file that may just be begun."""
+    try:
+        return steps(path)
+    except (OSError, aiotrace.TraceFormatError):
+        return []
+
+
+@atomic
+def test_what_a_quiet_program_did_is_in_the_file_while_it_lives(folder: Path) -> None:
+    program = """
+for line in sys.stdin:
+    for n in range(int(line)): step(n)
+"""
+    with subprocess.Popen(command(folder, program, "--overrun"), stdin=subprocess.PIPE, text=True) as recorder:
+        assert recorder.stdin is not None
+        expected: list[int] = []
+        for count in (1, 3, 2):
+            expected += range(count)
+            print(count, file=recorder.stdin, flush=True)
+            while steps_so_far(folder / "t.dat") != expected:
+                assert recorder.poll() is None
+    assert recorder.returncode == 0
+    assert steps(folder / "t.dat") == expected
+
+
 @atomic
 def test_send_waits_for_the_recorder_so_that_nothing_is_lost(folder: Path) -> None:
     program = """
