@@ -325,8 +325,11 @@ current: Run | None = None
 def lead(plan: Plan) -> None:
     """Record the process that was asked for. If that cannot be, it ends here."""
     try:
+        atexit.register(gc.unfreeze)  # comes after the end of the recording, before Python takes its modules apart
         begin(plan)
-        gc.freeze()  # a program that looks for event loops among all objects, to close them, does not find ours
+        # A program that looks for event loops among all objects, to close them, does not find ours. The namespace of
+        # __main__ is frozen with them: left so, what is in it would not be finalized, nor its files flushed.
+        gc.freeze()
     except Exception as error:
         tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
         # An exception would be lost in site, and the program would run without us.

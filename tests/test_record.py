@@ -234,6 +234,26 @@ def test_a_program_that_closes_every_event_loop_does_not_find_ours(app: Path) ->
     assert record("-q", "-c", look, cwd=app).stdout == "0\n"
 
 
+def test_what_the_program_leaves_to_the_end_of_python_is_finalized_and_its_files_are_written(app: Path) -> None:
+    (app / "app.py").write_text(
+        "class Left:\n    def __del__(self):\n        print('finalized')\n"
+        "left = Left()\nfile = open('left.txt', 'w')\nfile.write('to the last')\n"
+    )
+    traced = record("app.py", cwd=app)
+    assert traced.stdout == "finalized\n"
+    assert (app / "left.txt").read_text() == "to the last"
+
+
+def test_tasks_have_the_names_that_they_have_without_us(app: Path) -> None:
+    (app / "app.py").write_text(
+        "import asyncio\nasync def main():\n    print(asyncio.current_task().get_name())\n"
+        "asyncio.run(main())\nasyncio.run(main())\n"
+    )
+    alone = run("app.py", cwd=app)
+    assert alone.stdout.startswith("Task-1\n")
+    assert record("app.py", cwd=app).stdout == alone.stdout
+
+
 def test_a_trace_that_cannot_be_begun_stops_the_program_before_its_first_line(app: Path) -> None:
     (app / "there.dat").touch()
     traced = record("--sink", "file:there.dat", "-c", "print('ran')", cwd=app)
