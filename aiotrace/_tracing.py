@@ -2,15 +2,15 @@
 
     recording opened, closed, enable(), disable() -> follow -> start or stop each tracer
 
-A tracer is a module of the package `_tracers`, imported when it is first wanted, with `start()` and `stop()`, and
-`follow(selections)` if what it does depends on them; its events are defined with `by_default=False`, in a system of the
-tracer's own name. It must leave the program as it found it.
+A tracer is a module of the package `_tracers`, or an object in one ("module:name"), imported when it is first wanted,
+with `start()` and `stop()`, and `follow(selections)` if what it does depends on them; its events are defined with
+`by_default=False`, in a system of the tracer's own name. It must leave the program as it found it.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import threading
 from collections.abc import Iterable
 from typing import Final, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ from ._warn import warn
 
 
 class Tracer(Protocol):
-    """What a module of `_tracers` offers."""
+    """What TRACERS names."""
 
     def start(self) -> None:
         """Begin to produce events.
@@ -45,8 +45,8 @@ _PACKAGE: Final = "aiotrace._tracers"
 TRACERS: Final[dict[str, str]] = {
     "audit": f"{_PACKAGE}.audit",
     "exception": f"{_PACKAGE}.exceptions",
-    "function": f"{_PACKAGE}.function",
-    "function_graph": f"{_PACKAGE}.function_graph",
+    "function": f"{_PACKAGE}.functions:FUNCTION",
+    "function_graph": f"{_PACKAGE}.functions:FUNCTION_GRAPH",
     "gc": f"{_PACKAGE}.garbage",
     "log": f"{_PACKAGE}.logs",
     "loop": f"{_PACKAGE}.loops",
@@ -56,7 +56,7 @@ TRACERS: Final[dict[str, str]] = {
     "thread": f"{_PACKAGE}.threads",
     "warning": f"{_PACKAGE}.warned",
 }
-"""Systems and the modules that trace them."""
+"""Systems and what traces them."""
 
 _running: Final[dict[str, Tracer]] = {}
 _lock = threading.RLock()
@@ -80,7 +80,7 @@ def follow(selections: Iterable[Selection]) -> None:
         for system in sorted(_running.keys() - wanted):
             _stop(system)
         for system in sorted(wanted):
-            tracer: Tracer = _running.get(system) or importlib.import_module(TRACERS[system])
+            tracer: Tracer = _running.get(system) or pkgutil.resolve_name(TRACERS[system])
             if isinstance(tracer, Follower):
                 tracer.follow(chosen)
             if system in _running:

@@ -18,7 +18,7 @@ from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace import ConfigurationError, _definitions
-from aiotrace._tracers import _calls
+from aiotrace._tracers import functions
 from aiotrace.abc import PageStream
 from aiotrace.decode import Decoder, Event
 
@@ -426,7 +426,7 @@ def test_a_selection_says_which_globs_were_of_no_function() -> None:
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="a profile function is called always")
 def test_a_function_that_is_not_wanted_costs_nothing_after_its_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    native = _calls.c_module
+    native = functions.c_module
 
     def watch(hook: Callable[..., object]) -> Callable[..., object]:
         def watched(code: CodeType, *arguments: object) -> object:

@@ -1,4 +1,10 @@
-"""Hooks into every call of a Python function, for the tracers `function` and `function_graph`.
+"""The tracers `function` and `function_graph`: calls of Python functions, as the kernel's events of these names.
+
+    function:call         ip, parent_ip                                what was called, and from where
+    function_graph:entry  func, depth                                  as it is called
+    function_graph:exit   func, depth, overrun, calltime, rettime      as it returns
+
+Too dear to be part of "all". One pair of hooks into every call serves both:
 
     3.12 and newer   sys.monitoring, with a tool id of its own
     3.11             a C profile function in every thread that has none; threads of `threading` that begin later get
@@ -21,11 +27,11 @@ from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, ModuleType
 from typing import Final
 
+from .. import _ftrace
 from .._backend import c_module
 from .._definitions import DEFINITIONS
 from .._errors import ConfigurationError
-from .._event import Event, define_kernel
-from .._ftrace import FUNCGRAPH_ENTRY, FUNCGRAPH_EXIT, FUNCTION
+from .._event import define_kernel
 from .._selection import Functions, Selection
 from .._stack import is_ours
 
@@ -42,15 +48,14 @@ _TRANSPARENT: Final = tuple(
 )
 """Our modules that call the program."""
 
-CALL: Final = define_kernel("function:call", {"ip": "u64", "parent_ip": "u64"}, FUNCTION)
-ENTRY: Final = define_kernel("function_graph:entry", {"func": "u64", "depth": "s32"}, FUNCGRAPH_ENTRY)
+CALL: Final = define_kernel("function:call", {"ip": "u64", "parent_ip": "u64"}, _ftrace.FUNCTION)
+ENTRY: Final = define_kernel("function_graph:entry", {"func": "u64", "depth": "s32"}, _ftrace.FUNCGRAPH_ENTRY)
 EXIT: Final = define_kernel(
     "function_graph:exit",
     {"func": "u64", "depth": "s32", "overrun": "u32", "calltime": "u64", "rettime": "u64"},
-    FUNCGRAPH_EXIT,
+    _ftrace.FUNCGRAPH_EXIT,
 )
 
-SYSTEMS: Final = ("function", "function_graph")
 _wanted: Final[set[str]] = set()
 _choices: list[tuple[Functions, tuple[tuple[str, ...], tuple[str, ...]]]] = []
 """What `_locate` goes by, and the globs that stood in it."""
@@ -85,35 +90,48 @@ def _is_wanted(choices: tuple[Functions, ...], code: CodeType, frame: FrameType)
 _locate = _make_locate(())
 
 
-def start(tracer: str) -> None:
-    """
-    Args:
-        tracer: "function" or "function_graph".
+class FunctionTracer:
+    """One of the two, as `_tracing` wants it."""
 
-    Raises:
-        ConfigurationError: There is no C module, or another profiler stands where ours should.
-    """
-    native = c_module
-    if native is None:
-        raise ConfigurationError(f"tracing functions ({tracer}:*) needs the C module: install aiotrace with a compiler")
-    if not _wanted:
-        _hook(native)
-    _wanted.add(tracer)
-    _choose(native)
+    def __init__(self, system: str) -> None:
+        self.system: Final = system
 
-
-def stop(tracer: str) -> None:
-    native = c_module
-    assert native is not None
-    _wanted.discard(tracer)
-    if _wanted:
+    def start(self) -> None:
+        """
+        Raises:
+            ConfigurationError: There is no C module, or another profiler stands where ours should.
+        """
+        native = c_module
+        if native is None:
+            raise ConfigurationError(
+                f"tracing functions ({self.system}:*) needs the C module: install aiotrace with a compiler"
+            )
+        if not _wanted:
+            _hook(native)
+        _wanted.add(self.system)
         _choose(native)
-    else:
-        _unhook(native)
-        native.function_stop()
+
+    def stop(self) -> None:
+        native = c_module
+        assert native is not None
+        _wanted.discard(self.system)
+        if _wanted:
+            _choose(native)
+        else:
+            _unhook(native)
+            native.function_stop()
+
+    def follow(self, selections: Iterable[Selection]) -> None:
+        """The limits of the open recordings may have changed; they are those of both."""
+        _follow(selections)
 
 
-def follow(selections: Iterable[Selection]) -> None:
+FUNCTION: Final = FunctionTracer("function")
+FUNCTION_GRAPH: Final = FunctionTracer("function_graph")
+SYSTEMS: Final = (FUNCTION.system, FUNCTION_GRAPH.system)
+
+
+def _follow(selections: Iterable[Selection]) -> None:
     """Go by the limits of those of these recordings that trace functions. Without effect if nothing changed."""
     global _choices, _locate
     choices = [
@@ -132,13 +150,9 @@ def follow(selections: Iterable[Selection]) -> None:
 
 
 def _choose(native: ModuleType) -> None:
-    def wanted(tracer: str, event: Event) -> Event | None:
-        return event if tracer in _wanted else None
-
-    graph = "function_graph"
-    native.function_start(
-        _locate, wanted("function", CALL), wanted(graph, ENTRY), wanted(graph, EXIT), _kernel_reads_tsc()
-    )
+    call = CALL if FUNCTION.system in _wanted else None
+    entry, exit = (ENTRY, EXIT) if FUNCTION_GRAPH.system in _wanted else (None, None)
+    native.function_start(_locate, call, entry, exit, _kernel_reads_tsc())
 
 
 def _kernel_reads_tsc() -> bool:
