@@ -162,11 +162,23 @@ def renew() -> tuple[Writer, ...]:
 
 
 def thread_name() -> str:
-    """What the pid of the calling thread is called."""
-    thread = threading.current_thread()
+    """What the pid of the calling thread is called.
+
+    Not by `threading.current_thread`: while a thread begins and when it ends, that makes another of it, which the
+    program would find in `threading.enumerate` from then on.
+    """
+    thread = threading._active.get(threading.get_ident()) or _bootstrapped()  # type: ignore[attr-defined]
     if thread is threading.main_thread():
         return os.path.basename(sys.argv[0] or "python") if getattr(sys, "argv", None) else "python"
-    return thread.name
+    return thread.name if isinstance(thread, threading.Thread) else "thread"
+
+
+def _bootstrapped() -> object:
+    """The outermost call in a thread of the threading module is a method of its Thread."""
+    frame = sys._getframe()
+    while frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_locals.get("self")
 
 
 # --- strictness -----------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import gc
 import logging
 import sys
@@ -18,6 +19,7 @@ import aiotrace
 from aiotrace._tracers.task import find_inner
 from aiotrace._tracing import TRACERS
 
+foreign = aiotrace.event("foreign:thread")
 OF_OURS = {"audit:gc_get_referents", "audit:object___getattr__", "audit:its_own"}
 
 
@@ -37,7 +39,7 @@ def hooks() -> list[Any]:
     return [
         threading.Thread._bootstrap_inner,  # type: ignore[attr-defined]
         logging.Logger.handle,
-        warnings.showwarning,
+        warnings._showwarnmsg,  # type: ignore[attr-defined]
         sys.excepthook,
         threading.excepthook,
         sys.unraisablehook,
@@ -105,6 +107,33 @@ def test_a_log_record_is_taken_without_a_handler_of_ours(caplog: pytest.LogCaptu
     assert "TypeError" in second.fields["message"]
 
 
+@pytest.mark.parametrize("event", ["start", "exit"])
+def test_a_thread_has_its_name_and_no_second_thread_is_made_of_it(event: str) -> None:
+    before = threading.enumerate()
+    with traced(f"thread:{event}") as events:
+        thread = threading.Thread(target=int, name="worker")
+        thread.start()
+        thread.join()
+    assert threading.enumerate() == before
+    assert [found.comm for found in events()] == ["worker"]
+
+
+def test_a_thread_without_a_thread_object_is_called_a_thread_and_none_is_made() -> None:
+    before = threading.enumerate()
+    ended = threading.Lock()
+    ended.acquire()
+
+    def run() -> None:
+        foreign()
+        ended.release()
+
+    with traced("foreign:*") as events:
+        _thread.start_new_thread(run, ())
+        ended.acquire()
+    assert threading.enumerate() == before
+    assert [found.comm for found in events()] == ["thread"]
+
+
 def test_a_warning_that_is_shown_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(warnings, "showwarning", lambda *arguments, **_: shown.append(str(arguments[0])))
@@ -114,6 +143,18 @@ def test_a_warning_that_is_shown_is_recorded(monkeypatch: pytest.MonkeyPatch) ->
         warnings.simplefilter("ignore")
         warnings.warn("not shown", UserWarning, stacklevel=1)
     assert [event.fields["message"] for event in events()] == ["mind the gap"] == shown
+
+
+def test_a_warning_is_shown_with_the_object_that_it_is_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(warnings, "_showwarnmsg_impl", shown.append)
+    monkeypatch.setattr(warnings, "showwarning", warnings._showwarning_orig)  # type: ignore[attr-defined]
+    left_open = object()
+    with traced("warning:*") as events, warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("left open", ResourceWarning, stacklevel=1, source=left_open)
+    assert [event.fields["category"] for event in events()] == ["ResourceWarning"]
+    assert [message.source for message in shown] == [left_open]
 
 
 def test_an_exception_that_nobody_caught_has_a_type_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

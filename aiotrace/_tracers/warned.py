@@ -1,6 +1,9 @@
 """warning: warnings that are shown (not those that a filter ignores or turns into errors).
 
 warning:shown  category, message, site (file:line)
+
+What is wrapped is what calls `warnings.showwarning`: were that one another, Python would not give it the object that
+the warning is about, and leave out where it was allocated.
 """
 
 from __future__ import annotations
@@ -19,14 +22,15 @@ _shown: Final = define("warning:shown", {"category": "symbol", "message": "str",
 
 def _wrap(show: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(show)
-    def traced(message: Any, category: type[Warning], filename: str, lineno: int, *rest: Any, **keywords: Any) -> None:
+    def traced(message: Any) -> None:
         if _patch.active:
-            _shown(category.__name__, str(message), f"{os.path.basename(filename)}:{lineno}")
-        show(message, category, filename, lineno, *rest, **keywords)
+            site = f"{os.path.basename(message.filename)}:{message.lineno}"
+            _shown(message.category.__name__, str(message.message), site)
+        show(message)
 
     return traced
 
 
-_patch: Final = Patch(warnings, "showwarning", _wrap)
+_patch: Final = Patch(warnings, "_showwarnmsg", _wrap)
 start: Final = _patch.start
 stop: Final = _patch.stop
