@@ -24,9 +24,12 @@ from typing import Final, Self
 import anyio
 
 from . import _layout as L
+from ._asked import AskingSnapshots
+from ._definitions import DEFINITIONS
 from ._handover import hand_over
 from ._loop import Waker
 from ._recording import Overrun, Recording
+from ._sinkoptions import open_path
 
 LOOK: Final = 0.002
 """Seconds after which a `send` that waits looks again whether a page is free."""
@@ -55,6 +58,9 @@ class ExternalRecording(Recording):
         super().__init__(page_size=page_size, pages=pages, overrun=overrun, clock=clock, arena=path)
         assert self._arena_file is not None
         self._file = self._arena_file
+        self._snapshots = AskingSnapshots(
+            self._file.memory, lambda: self.is_recorded, self._arena, self.info, DEFINITIONS, "", open_path
+        )
         self._awaits = awaits
         self._folder = -1
         self._has_recorder = True

@@ -219,6 +219,7 @@ class Run:
     def _report(self, statistics: Statistics) -> Iterator[str]:
         told = not self.plan.quiet and self.plan.is_for_us
         if self.plan.external:  # the recorder tells the rest
+            yield from _skipped(statistics)
             yield from self._unmatched() if told else ()
             return
         for url, sink in zip(self.plan.urls, statistics.sinks, strict=False):
@@ -236,8 +237,7 @@ class Run:
             yield from (f"{path}: a snapshot" for path in self._recording.snapshot_paths)
             if not self.plan.sinks and not statistics.snapshots:
                 yield "no snapshot was taken, and what the buffer held is gone with the program"
-        if statistics.snapshots_skipped:
-            yield f"{statistics.snapshots_skipped} snapshots were not taken: one was, or had been less than 10 s before"
+        yield from _skipped(statistics)
         if told:
             yield from self._unmatched()
 
@@ -282,6 +282,11 @@ def asked_fields(action: str, text: str) -> set[str]:
         return set(compile_filter(text).fields)
     filter = parse_trigger(text).filter if action == "trigger" else None
     return set(filter.fields) if filter is not None else set()
+
+
+def _skipped(statistics: Statistics) -> Iterator[str]:
+    if statistics.snapshots_skipped:
+        yield f"{statistics.snapshots_skipped} snapshots were not taken: one was, or had been less than 10 s before"
 
 
 def lost(statistics: Statistics) -> str:

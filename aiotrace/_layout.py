@@ -129,3 +129,10 @@ ARENA_READER: Final = 528
 ARENA_CLOSED: Final = 536
 """Offset of a u64: how many accounts of writers follow it; 0 until a recording that another process reads has ended as
 it should. Each account is three u64: events written, dropped, overrun."""
+ARENA_ASKED: Final = 3072
+"""Offset of two u64: how many snapshots the program has asked its recorder for, and how many of these the recorder has
+answered (`_asked`)."""
+ARENA_REQUEST: Final = 3088
+"""Offset of the request: u64 when (CLOCK_MONOTONIC, in nanoseconds), u64 nanoseconds of look-forward, the cause."""
+ARENA_CAUSE_SIZE: Final = 128
+"""Bytes of the cause: UTF-8, padded with NULs."""

@@ -10,6 +10,9 @@ It looks each few milliseconds for full pages, new arenas and deaths: no call of
 * **The program is not disturbed**: it waits for the recorder once, before its first line.
 * **An arena is removed when its trace is finished**, or when there is nothing on it.
 
+With no sinks it is a flight recorder: pages stay in the arena, and a snapshot is made of them when the program asks for
+one (`_asked`), and when it was killed.
+
 This module knows no signal and starts no program: `_commands/_external` does.
 """
 
@@ -20,6 +23,7 @@ import fcntl
 import mmap
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final, cast
@@ -29,15 +33,19 @@ import anyio
 from . import _layout as L
 from ._arena import Arena, Shape
 from ._arenareader import ArenaReader
+from ._asked import AskedSnapshots
 from ._delivery import Mark
 from ._errors import AiotraceError, TraceFormatError
 from ._external import READING, REFUSED
 from ._files import remove
 from ._guard import Guard
 from ._handover import TakenRing, taken_over
-from ._launch import FILE, Plan, child_url, file_of
+from ._launch import FILE, Plan, child_path, child_url, file_of
 from ._reader import Attachment, Service
-from ._sinkoptions import share_pages, sink
+from ._rescue import save
+from ._sinkoptions import open_path, share_pages, sink
+from ._snapshot import name_for
+from ._warn import warn
 from ._writer import Writers
 
 PAUSE: Final = 0.005
@@ -45,6 +53,8 @@ PAUSE: Final = 0.005
 a look at it costs 20 µs."""
 DRAIN: Final = 60.0
 """Seconds that each sink has when the program has ended: nothing but a shell waits for it then."""
+KILLED: Final = "killed"
+"""What the last snapshot of a flight recorder is called."""
 _FLUSH: Final = 0.2
 _U64: Final = struct.Struct("=Q")
 _ACCOUNT: Final = struct.Struct("=QQQ")
@@ -111,8 +121,12 @@ class Followed:
         self._arena = Arena(reader.page_size, reader.pages, self._backing)
         self.pages, self.ring = taken_over(self._arena, reader.header.writers, self._know)
         self._writers = _RemoteWriters(self._account)
-        self.was_closed = False
-        """Whether the recording in the program ended as it should."""
+        base = plan.snapshots if self.is_main else child_path(plan.snapshots, self.pid)
+        self.snapshots = AskedSnapshots(
+            self._backing.memory, self._arena, reader.info, reader.definitions, base, open_path, self._know
+        )
+        self.is_saved = False
+        """Whether what was left on its pages is in a snapshot, or nobody wants it."""
         self.attachments: list[Attachment] = []
 
     def _know(self) -> int:
@@ -131,6 +145,7 @@ class Followed:
             writers = cast(Writers, self._writers)
             self._service = Service(self.pages, writers, self.reader.info, self.reader.definitions, _FLUSH)
             await self._service.start()
+            await self.snapshots.start()
             options = [sink(url) for url in self.urls]
             for each, quota in zip(options, share_pages(self._arena.pages, options), strict=True):
                 self.attachments.append(await self._service.attach(each, quota, dict))
@@ -139,27 +154,57 @@ class Followed:
             _U64.pack_into(self._backing.memory, L.ARENA_READER, answer)
 
     def poll(self) -> None:
-        """Wake the reader, if pages are full."""
+        """Wake the reader, if pages are full, and begin a snapshot that was asked for."""
         self.pages.on_full()
+        self.snapshots.poll()
 
     async def finish(self) -> None:
         """The program is gone: take what is left, and let the sinks finish, each within `DRAIN` seconds."""
-        self.ring.finish()
-        await self._service.drain(DRAIN)
+        self.snapshots.poll()
+        await self.snapshots.finish(DRAIN)
+        if self.urls:
+            self.ring.finish()
+            await self._service.drain(DRAIN)
+        else:
+            await self._save()
+        self.snapshots.abort()
         self._service.abort()
         self.pages.clear_ring()
         self.reader.close()
 
+    async def _save(self) -> None:
+        """A flight recorder's last snapshot: of a program that was killed."""
+        if self.was_closed:
+            self.is_saved = True
+            return
+        path = name_for(self.snapshots.base, KILLED, time.time())
+        try:
+            report = await anyio.to_thread.run_sync(save, self.reader, path)
+        except (OSError, AiotraceError) as error:
+            warn(f"aiotrace: the snapshot of process {self.pid}, which was killed, failed: {error}")
+            return
+        if report.events or self.is_main:
+            self.snapshots.paths.append(path)
+        else:
+            remove(path)
+        self.is_saved = not report.damaged and not report.definitions_damage
+
     @property
-    def is_empty(self) -> bool:
-        """Whether nothing is left on its pages: no sink had room for them in time."""
-        return self._arena.states()[0] == self._arena.pages
+    def was_closed(self) -> bool:
+        """Whether the recording in the program ended as it should."""
+        accounts: int = _U64.unpack_from(self._backing.memory, L.ARENA_CLOSED)[0]
+        return 0 < accounts <= self.reader.header.writers
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left on its pages that somebody wants: what no sink had room for in time stays."""
+        is_empty = self._arena.states()[0] == self._arena.pages
+        return not self.ring.bad and (self.is_saved or is_empty)
 
     def _account(self) -> list[_RemoteWriter]:
         """The program's own, if it came to that; else what its pages say."""
         memory = self._backing.memory
         (accounts,) = _U64.unpack_from(memory, L.ARENA_CLOSED)
-        self.was_closed = 0 < accounts <= self.reader.header.writers
         slots = range(accounts) if self.was_closed else sorted({*self.ring.numbers, *self.ring.filling_writers()})
         writers = []
         for slot in slots:
@@ -194,7 +239,11 @@ class Followed:
             yield f"{name}: unfinished after {attachment.delivery.delivered} events{why}{complete}"
         dropped = sum(writer.dropped_total for writer in self._writers.all)
         overrun = sum(self.pages.overrun.values())
-        if dropped or overrun or self.pages.abandoned:
+        for path in self.snapshots.paths if told else ():
+            yield f"{path}: a snapshot"
+        if told and not self.urls and not self.snapshots.paths:
+            yield "no snapshot was taken, and what the buffer held is gone with the program"
+        if dropped or (self.urls and (overrun or self.pages.abandoned)):
             yield (
                 f"events lost: {dropped + overrun + self.pages.abandoned}: {dropped} refused, {overrun} overwritten by "
                 f"newer ones, {self.pages.abandoned} given up with a sink"
@@ -285,7 +334,7 @@ class Recorder:
             self._tell(line)
         if not followed.events and not followed.is_main:
             followed.remove_files()  # programs fork for many reasons
-        if not followed.ring.bad and followed.is_empty:
+        if followed.is_done:
             os.unlink(path)
 
     def close(self) -> str | None:

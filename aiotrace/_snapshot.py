@@ -42,6 +42,10 @@ LOOK_MAX: Final = 0.2
 """Seconds between two looks forward: fewer while much comes, lest the ring forgets it before it is seen."""
 
 
+def _nothing() -> None:
+    """The definitions are this process's own."""
+
+
 @dataclass(frozen=True, slots=True)
 class SnapshotStatistics:
     """What a snapshot holds."""
@@ -55,10 +59,18 @@ class SnapshotStream:
     """A page stream over copies; `abc.PageStream` says what is what.
 
     Args:
+        know: Brings the definitions up to what the pages of a look may need.
         end: When the look-forward ends, by time.monotonic().
     """
 
-    def __init__(self, arena: Arena, info: StreamInfo, definitions: Sequence[Definition], end: float) -> None:
+    def __init__(
+        self,
+        arena: Arena,
+        info: StreamInfo,
+        definitions: Sequence[Definition],
+        end: float,
+        know: Callable[[], object] = _nothing,
+    ) -> None:
         self._arena = arena
         self._looker = Looker(arena, info.writers, trusted=True)
         self._info = info
@@ -71,7 +83,9 @@ class SnapshotStream:
         self._events: dict[int, int] = {}
         self.lost = 0
         self._held: dict[int, Copy] = {}
-        self._plan: deque[Planned | BadPage] = deque(self._looker.plan())
+        self._know = know
+        self._plan: deque[Planned | BadPage] = deque()
+        self._look()
 
     @property
     def info(self) -> StreamInfo:
@@ -126,9 +140,13 @@ class SnapshotStream:
                     await self._cut.wait()
             # What came until the end is seen by one look after it.
             self._over = self._cut.is_set() or time.monotonic() >= self._end
-            self._plan.extend(self._looker.plan())
+            self._look()
             new = sum(not self._looker.has_seen(each) for each in self._plan)
             self._wait = max(self._wait / 2, LOOK_MIN) if 4 * new > self._arena.pages else min(2 * self._wait, LOOK_MAX)
+
+    def _look(self) -> None:
+        self._plan.extend(self._looker.plan())
+        self._know()
 
     def _take(self, pages: int) -> list[Page]:
         batch: list[Page] = []
@@ -160,6 +178,7 @@ class Snapshots:
     Args:
         base: A file's path, into whose name time and cause are put.
         open_file: Makes the sink that writes a file of that name.
+        know: Brings the definitions up to what the pages of a look may need: those of another process.
     """
 
     def __init__(
@@ -169,12 +188,14 @@ class Snapshots:
         definitions: Sequence[Definition],
         base: str,
         open_file: Callable[[str], Sink],
+        know: Callable[[], object] = _nothing,
     ) -> None:
         self._arena = arena
         self._info = info
         self._definitions = definitions
-        self._base = os.path.abspath(base)
+        self.base = os.path.abspath(base)
         self._open_file = open_file
+        self._know = know
         self._loop: Loop | None = None
         self._task: Task | None = None
         self._stream: SnapshotStream | None = None
@@ -219,7 +240,7 @@ class Snapshots:
     async def _serve(self, cause: str, end: float) -> None:
         in_service.set(True)
         try:
-            path = name_for(self._base, cause, time.time())
+            path = name_for(self.base, cause, time.time())
             await self._give(self._open_file(path), end)
             self.paths = [*self.paths[-99:], path]
         except Exception as error:
@@ -239,7 +260,7 @@ class Snapshots:
 
     async def _give(self, sink: Sink, end: float) -> SnapshotStatistics:
         async with self._alone:
-            stream = self._stream = SnapshotStream(self._arena, self._info, self._definitions, end)
+            stream = self._stream = SnapshotStream(self._arena, self._info, self._definitions, end, self._know)
             if self._closing:
                 stream.cut()
             try:

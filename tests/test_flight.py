@@ -23,6 +23,7 @@ from aiotrace._commands import main
 from aiotrace.decode import open_trace
 
 pytestmark = pytest.mark.once
+needs_c = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
 
 WAITING = """
 import sys, aiotrace
@@ -73,6 +74,28 @@ def recorded(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
             yield program
         finally:
             program.kill()
+
+
+EXTERNAL = pytest.param(["--external"], marks=pytest.mark.skipif(c_module is None, reason="the twin refuses"))
+both = pytest.mark.parametrize("external", [[], EXTERNAL], ids=["in the program", "in the recorder"])
+"""Who takes the snapshots."""
+
+
+def send(program: subprocess.Popen[str], line: str) -> None:
+    """Have the program execute a line."""
+    assert program.stdin is not None
+    assert program.stdout is not None
+    print(line, file=program.stdin, flush=True)
+    assert program.stdout.readline() == "done\n"
+
+
+def end(program: subprocess.Popen[str]) -> str:
+    """Let the program end well. Returns what was told."""
+    assert program.stdin is not None
+    assert program.stderr is not None
+    program.stdin.close()
+    assert program.wait() == 0
+    return program.stderr.read()
 
 
 def steps(path: Path) -> list[int]:
@@ -155,14 +178,13 @@ def events_of(path: Path) -> list[object]:
 # --- snapshots ------------------------------------------------------------------------------------
 
 
-def test_a_signal_takes_a_snapshot_when_that_was_asked_for(tmp_path: Path) -> None:
-    with recorded(tmp_path, "--snapshot-signal", "usr2", "--snapshots", "flight.dat") as program:
-        program.send_signal(signal.SIGUSR2)
-        assert program.stdin is not None
-        assert program.stderr is not None
-        program.stdin.close()
-        assert program.wait() == 0
-        told = program.stderr.read()
+@both
+def test_a_signal_takes_a_snapshot_when_that_was_asked_for(tmp_path: Path, external: list[str]) -> None:
+    with recorded(tmp_path, "--snapshot-signal", "usr2", "--snapshots", "flight.dat", *external) as program:
+        send(program, "import os, signal; os.kill(os.getpid(), signal.SIGUSR2)")
+        while not [path for path in snapshots_in(tmp_path) if is_finished(path)]:
+            assert program.poll() is None
+        told = end(program)
     (path,) = snapshots_in(tmp_path)
     assert re.fullmatch(r"flight-\d{8}-\d{6}-SIGUSR2\.dat", path.name)
     assert steps(path) == list(range(1000))
@@ -175,19 +197,73 @@ def test_without_asking_the_signal_is_the_programs_own(tmp_path: Path) -> None:
         assert program.wait() == -signal.SIGUSR2
 
 
-def test_a_trigger_takes_a_snapshot_of_what_was_before_and_after(tmp_path: Path) -> None:
+@both
+def test_a_trigger_takes_a_snapshot_of_what_was_before_and_after(tmp_path: Path, external: list[str]) -> None:
     trigger = ["-e", "app:*", "-R", "snapshot:1:after=3600 if n == 5000"]
-    with recorded(tmp_path, *trigger) as program:
-        assert program.stdin is not None
-        assert program.stdout is not None
-        program.stdin.write('[step(n, f"what {n % 5}") for n in range(4990, 5010)]\n')
-        program.stdin.flush()
-        assert program.stdout.readline() == "done\n"
-        program.stdin.close()
-        assert program.wait() == 0
+    with recorded(tmp_path, *trigger, *external) as program:
+        send(program, '[step(n, f"what {n % 5}") for n in range(4990, 5010)]')
+        end(program)
     (path,) = snapshots_in(tmp_path)
     assert path.name.endswith("-app-step.dat")
     assert steps(path) == [*range(1000), *range(4990, 5010)]
+
+
+@both
+def test_one_snapshot_is_taken_at_a_time_and_what_is_skipped_is_told(tmp_path: Path, external: list[str]) -> None:
+    with recorded(tmp_path, "-e", "app:*", "-R", "snapshot:1:after=3600 if n >= 5000", *external) as program:
+        send(program, '[step(n, f"what {n % 5}") for n in range(5000, 5003)]')
+        told = end(program)
+    (path,) = snapshots_in(tmp_path)
+    assert steps(path) == [*range(1000), 5000, 5001, 5002]
+    assert "snapshots were not taken" not in told, "the trigger's count is of those that were"
+    with recorded(tmp_path, "-e", "app:*", "-R", "snapshot:after=3600 if n >= 5000", *external) as program:
+        send(program, '[step(n, f"what {n % 5}") for n in range(5000, 5003)]')
+        told = end(program)
+    assert "2 snapshots were not taken" in told
+
+
+@needs_c
+def test_what_a_killed_program_left_is_a_snapshot_if_a_recorder_follows_it(tmp_path: Path) -> None:
+    options = ["--external", "--snapshot-signal", "USR2", "-b", "64"]
+    with recorded(tmp_path, *options) as program:
+        send(program, "import os, signal, aiotrace._launch")
+        send(program, "arena = aiotrace._launch.current._recording._file.path")
+        send(program, '[step(n, f"what {n % 5}") for n in range(1000, 20_000)]')
+        send(program, f"open({str(tmp_path / 'arena')!r}, 'w').write(arena)")
+        assert program.stdin is not None
+        assert program.stderr is not None
+        print("os.kill(os.getpid(), signal.SIGKILL)", file=program.stdin, flush=True)
+        assert program.wait() == -signal.SIGKILL
+        told = program.stderr.read()
+    (path,) = snapshots_in(tmp_path)
+    assert re.fullmatch(r"trace-\d{8}-\d{6}-killed\.dat", path.name)
+    assert told == f"aiotrace record: {path}: a snapshot\n"
+    found = steps(path)
+    assert found == list(range(20_000))[-len(found) :]
+    assert len(found) > 500
+    assert not Path((tmp_path / "arena").read_text()).parent.exists()
+
+
+@needs_c
+def test_a_killed_child_has_a_snapshot_of_its_own_and_one_that_recorded_nothing_has_none(tmp_path: Path) -> None:
+    with recorded(tmp_path, "--external", "--snapshot-signal", "USR2") as program:
+        send(program, "import os, signal")
+        for body in ("os._exit(0)", "step(7, 'what 2'); os.kill(os.getpid(), signal.SIGKILL)"):
+            send(program, f"child = os.fork() or [{body!r}, exec({body!r})]")
+            send(program, "os.waitpid(child, 0)")
+        end(program)
+    (path,) = snapshots_in(tmp_path)
+    assert re.fullmatch(r"trace\.\d+-\d{8}-\d{6}-killed\.dat", path.name)
+    assert steps(path) == [7]
+
+
+@needs_c
+def test_a_program_with_a_recorder_is_looked_at(tmp_path: Path) -> None:
+    with recorded(tmp_path, "--external", "--snapshot-signal", "USR2") as program:
+        assert main(["snapshot", str(program.pid), "-o", str(tmp_path / "now.dat")]) == 0
+        assert steps(tmp_path / "now.dat") == list(range(1000))
+        assert "no snapshot was taken, and what the buffer held is gone" in end(program)
+    assert snapshots_in(tmp_path) == [tmp_path / "now.dat"]
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._collector": 5,
     "aiotrace._collect": 5,
     "aiotrace._external": 4,
+    "aiotrace._asked": 4,
     "aiotrace._launch": 5,
     "aiotrace._children": 5,
     "aiotrace._shim": 5,

@@ -153,8 +153,8 @@ def _make_folder(plan: Plan) -> str:
     from .._launch import FILE, file_of
 
     needed = plan.pages * plan.page_size + _ROOM
-    beside = [os.path.dirname(file_of(url)) for url in plan.sinks if url.startswith(FILE)] or [tempfile.gettempdir()]
-    for place in (SHM, beside[0]):
+    beside = os.path.dirname(next((file_of(url) for url in plan.sinks if url.startswith(FILE)), plan.snapshots))
+    for place in (SHM, beside):
         if os.access(place, os.W_OK | os.X_OK) and shutil.disk_usage(place).free > needed:
             return tempfile.mkdtemp(prefix="aiotrace-", dir=place)
-    raise ConfigurationError(f"neither in {SHM} nor in {beside[0]} is room for {needed >> 20} MiB: -b takes less")
+    raise ConfigurationError(f"neither in {SHM} nor in {beside} is room for {needed >> 20} MiB: -b takes less")

@@ -207,8 +207,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             f"-b {arguments.buffer >> 10}: at least {needed * PAGE_SIZE_MIN >> 10} (KiB) are needed: "
             f"{needed} pages of {PAGE_SIZE_MIN >> 10} KiB"
         )
-    if arguments.external and (arguments.arena or _takes_snapshots(arguments)):
-        raise ConfigurationError("--external has an arena of its own, and takes no snapshots: leave one of them out")
+    if arguments.external and arguments.arena:
+        raise ConfigurationError("--external has an arena of its own: leave --arena out")
     return _launch.Plan(
         pid=os.getpid(),
         path=tuple(os.path.abspath(entry) for entry in sys.path),
