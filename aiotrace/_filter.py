@@ -110,6 +110,8 @@ _OF_EVENT: Final[dict[str, Callable[[HasTask], Any]]] = {
     "comm": lambda event: event.comm,
     "common_pid": lambda event: event.pid,
 }
+OF_EVENT: Final = frozenset(_OF_EVENT)
+"""Names that every event has, whatever its fields are."""
 
 
 class _Parser:

@@ -245,7 +245,7 @@ class Trace:
         if not patterns:
             return None
         return frozenset(
-            id for id, format in self._file.formats.items() if any(_matches(pattern, format) for pattern in patterns)
+            id for id, format in self._file.formats.items() if any(matches(pattern, format) for pattern in patterns)
         )
 
     def _events(self, wanted: _Wanted) -> Iterator[Event]:
@@ -340,7 +340,10 @@ def _asked(test: Filter, event: Event) -> Mapping[str, Any]:
     return with_derived(event.name, event.fields, event.timestamp_ns)
 
 
-def _matches(pattern: str, format: EventFormat) -> bool:
+def matches(pattern: str, format: EventFormat) -> bool:
+    """Whether a glob is of an event. A name of ours has no dots: "audit:socket.connect" has underscores."""
+    if "." in pattern and matches(pattern.replace(".", "_"), format):
+        return True
     if ":" in pattern:
         return fnmatch.fnmatchcase(format.full_name, pattern)
     return fnmatch.fnmatchcase(format.name, pattern) or fnmatch.fnmatchcase(format.system, pattern)

@@ -51,6 +51,38 @@ def test_report_prints_a_line_for_each_event(trace: str, capsys: Capture) -> Non
     assert out.err == ""
 
 
+@pytest.mark.parametrize("command", ["report", "stat"])
+def test_without_a_file_it_is_trace_dat(
+    command: str, trace: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    os.rename(trace, os.path.join(os.path.dirname(trace), "trace.dat"))
+    monkeypatch.chdir(os.path.dirname(trace))
+    assert main([command]) == 0
+    assert main([command, "trace.dat"]) == 0
+    out = lines(capsys)
+    assert out[: len(out) // 2] == out[len(out) // 2 :] != []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["-e", "test:*", "-F", "n > 1 && pid > 0 && comm != 'x' && common_pid && delay_ns == 0"], []),
+        (["-e", "all"], []),
+        (["-e", "tset:*", "-e", "test:*"], ["-e 'tset:*' is of no event; there are {all}"]),
+        (["-e", "ftrace:kernel.stack", "-e", "all"], []),
+        (["-F", "nn > 1 || n"], ["-F 'nn > 1 || n': no event has a field nn"]),
+    ],
+)
+def test_report_tells_what_was_asked_for_and_is_not_there(
+    trace: str, options: list[str], told: list[str], capsys: Capture
+) -> None:
+    assert main(["report", trace, *options]) == 0
+    err = capsys.readouterr().err.splitlines()
+    main(["list", trace])
+    names = ", ".join(line.split()[0] for line in lines(capsys))
+    assert err == [f"aiotrace report: {line.format(all=names)}" for line in told]
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -240,6 +272,7 @@ def test_a_trace_that_grows_is_not_restored(tmp_path: Path, capsys: Capture) -> 
         (["list", os.path.dirname(__file__)], 1, f"{os.path.dirname(__file__)}: Is a directory"),
         (["stat", "/nonexistent"], 1, "aiotrace stat: /nonexistent: No such file"),
         (["restore", "/nonexistent"], 1, "No such file"),
+        (["snapshot", "4194305"], 1, "aiotrace snapshot: there is no process 4194305"),  # above any that the kernel has
         (["restore", __file__], 1, f"{__file__}: no journal stands beside it, so there is nothing to restore"),
     ],
 )

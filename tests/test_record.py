@@ -118,6 +118,14 @@ def test_the_program_sees_what_it_sees_without_us(mirrors: Path, tmp_path: Path,
     assert traced.stderr.splitlines() == [*alone.stderr.splitlines(), f"aiotrace record: {tmp_path}/t.dat: 0 events"]
 
 
+def test_a_program_may_come_from_stdin(tmp_path: Path) -> None:
+    program = "import sys; print(__name__, sys.argv, sys.path); sys.exit(7)"
+    alone = run("-", "x", cwd=tmp_path, stdin=program)
+    traced = record("-q", "-", "x", cwd=tmp_path, stdin=program)
+    assert (traced.returncode, traced.stdout, traced.stderr) == (7, alone.stdout, alone.stderr)
+    assert alone.stdout.startswith("__main__ ['-', 'x']")
+
+
 def test_options_of_python_before_m_aiotrace_are_the_programs_too(mirrors: Path, tmp_path: Path) -> None:
     options = ["-X", "dev", "-bb", "-Werror::UserWarning"]
     alone = json.loads(run(*options, "app.py", "y", cwd=mirrors).stdout)

@@ -1,6 +1,6 @@
 """What `record` starts: the words of a command line, turned into what execve takes.
 
-    -m MODULE, -c CODE, FILE     this Python, with the options that it was itself started with
+    -m MODULE, -c CODE, FILE, -  this Python, with the options that it was itself started with
     python ...                   as it is, if it is this Python
     NAME, found on PATH          as it is, if its first line names this Python
 
@@ -22,6 +22,7 @@ NOT_FOUND: Final = 127
 
 _PYTHON: Final = re.compile(r"python(3(\.\d+)?)?")
 _WITH_VALUE: Final = frozenset("WX")
+_NO_FILE: Final = frozenset({"-m", "-c", "-"})
 _ENDS_OPTIONS: Final = frozenset("cm")
 _BLIND: Final = {
     "I": "which ignores the environment",
@@ -48,13 +49,13 @@ def command_of(words: Sequence[str]) -> list[str]:
     """What to execute: the path, then all arguments from argv[0] on.
 
     Args:
-        words: "-m MODULE ARGS", "-c CODE ARGS" or "PROGRAM ARGS".
+        words: "-m MODULE ARGS", "-c CODE ARGS", "PROGRAM ARGS", or "- ARGS": the program comes from stdin.
 
     Raises:
         RefusedError: It is not there, or cannot be recorded.
     """
     program = words[0]
-    if program in ("-m", "-c"):
+    if program in _NO_FILE:
         return _this_python(words)
     if os.path.exists(program):
         return _this_python(words) if not _is_this_python(program) else _python(program, words)
@@ -71,7 +72,7 @@ def _this_python(words: Sequence[str]) -> list[str]:
     """This interpreter on a program, with our own options: `python -X dev -m aiotrace record app.py` means both."""
     options, _ = split_options(sys.orig_argv[1:])
     _check_options(options)
-    if words[0] not in ("-m", "-c"):
+    if words[0] not in _NO_FILE:
         _check_file(words[0])
     return [sys.executable, sys.executable, *options, *words]
 

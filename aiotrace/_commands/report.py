@@ -1,7 +1,7 @@
 """Print the events of one or more traces in the order of time, or what they say of its tasks.
 
 examples:
-  aiotrace report trace.dat | head
+  aiotrace report | head
   aiotrace report trace.dat -e 'http:*' -F 'status >= 500 && path ~ "/api/*"'
   aiotrace report app.dat kernel.dat --from 961.2 --to 961.3
   aiotrace report trace.dat --json --pid 4615 > events.jsonl
@@ -28,12 +28,16 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 from .._clock import MONO
+from .._derived import ALL as DERIVED
 from .._errors import ConfigurationError
 from .._escape import escape
-from .._filter import Filter, compile_filter
+from .._filter import OF_EVENT, Filter, compile_filter
+from .._format import EventFormat
+from .._trace import matches
 from ..decode import Event, Trace, format_line, open_trace
 from . import _answers, _losses
 from ._progress import with_progress
+from .record import OUTPUT
 
 NAME: Final = "report"
 HELP: Final = "print the events of traces, in the order of time"
@@ -41,7 +45,13 @@ HELP: Final = "print the events of traces, in the order of time"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("files", nargs="+", metavar="FILE", help="a trace.dat, of aiotrace or of the kernel")
+    add(
+        "files",
+        nargs="*",
+        default=[OUTPUT],
+        metavar="FILE",
+        help=f"a trace.dat, of aiotrace or of the kernel (default: {OUTPUT})",
+    )
     add("-e", "--event", action="append", default=[], metavar="GLOB", help="only events like 'http:*'; may be repeated")
     add(
         "-F",
@@ -111,10 +121,29 @@ def run(arguments: argparse.Namespace) -> int:
             for text in with_progress(texts, traces):
                 write(text)
         sys.stdout.flush()
+        _tell_unmatched(arguments, [format for trace in traces for format in trace.formats])
         for trace in traces if not arguments.follow else ():
             _losses.tell_unfinished(NAME, trace)
         lost = [_losses.tell(NAME, trace) for trace in traces]
     return _losses.LOST if any(lost) else 0
+
+
+def _tell_unmatched(arguments: argparse.Namespace, formats: list[EventFormat]) -> None:
+    """Say what was asked for and is in no trace: most often a spelling mistake."""
+    known = [format.full_name for format in formats]
+    for glob in arguments.event:
+        if glob != "all" and not any(matches(glob, format) for format in formats):
+            has = f"{', '.join(known[:10])}{', …' if len(known) > 10 else ''}" if known else "none"
+            print(f"aiotrace report: -e {glob!r} is of no event; there are {escape(has)}", file=sys.stderr)
+    if arguments.filter is not None and formats:
+        chosen = [format for format in formats if not arguments.event or _is_of(arguments.event, format)]
+        fields = {field.name for format in chosen for field in format.fields}
+        for name in sorted(arguments.filter.fields - fields - DERIVED - OF_EVENT):
+            print(f"aiotrace report: -F {arguments.filter.text!r}: no event has a field {name}", file=sys.stderr)
+
+
+def _is_of(globs: list[str], format: EventFormat) -> bool:
+    return any(glob == "all" or matches(glob, format) for glob in globs)
 
 
 def _check_clocks(traces: list[Trace]) -> None:

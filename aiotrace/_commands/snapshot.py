@@ -49,7 +49,10 @@ def _find(pid: int) -> str:
     """
     from .._rescue import find_arenas
 
-    found = find_arenas(pid)
+    try:
+        found = find_arenas(pid)
+    except FileNotFoundError:
+        raise ProcessLookupError(f"there is no process {pid}") from None
     if not found:
         raise ConfigurationError(f"process {pid} has no arena: record it with --arena PATH, or record(arena=PATH)")
     if len(found) > 1:

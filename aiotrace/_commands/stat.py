@@ -1,7 +1,8 @@
 """Say what a trace holds: its events by kind and by writer, their sizes and rates, and what is missing.
 
 examples:
-  aiotrace stat trace.dat
+  aiotrace stat
+  aiotrace stat other.dat
 
 The exit status is 3 if events are missing.
 """
@@ -15,13 +16,15 @@ from typing import Final
 from .._escape import escape
 from ..decode import TraceStatistics, format_time, open_trace
 from . import _losses
+from .record import OUTPUT
 
 NAME: Final = "stat"
 HELP: Final = "count what a trace holds, and what it lost"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a trace.dat, of aiotrace or of the kernel")
+    text = f"a trace.dat, of aiotrace or of the kernel (default: {OUTPUT})"
+    parser.add_argument("file", nargs="?", default=OUTPUT, metavar="FILE", help=text)
 
 
 def run(arguments: argparse.Namespace) -> int:
