@@ -34,6 +34,15 @@
 #define AIOTRACE_TIME_STAMP_BITS 59
 #define AIOTRACE_RECORD_COMMON_SIZE 8
 
+/* What runs, and what is read, for each record or step lies together: programs fill the processor's caches, and what has
+ * to be fetched into them costs more than what is done with it. */
+#define HOT __attribute__((hot))
+#ifdef __ELF__
+#define HOT_DATA __attribute__((section("aiotrace_hot")))
+#else
+#define HOT_DATA
+#endif
+
 typedef struct {
     PyObject *TraceFormatError;
     PyTypeObject *walk_type;
@@ -74,7 +83,6 @@ int aiotrace_is_recording(void);
 uint64_t aiotrace_monotonic_ns(void);
 
 /* lease.c: the pid of the task that runs in this thread, which records carry as common_pid; 0: none. */
-int32_t aiotrace_get_task(void);
 void aiotrace_set_task(int32_t pid);
 
 /* event.c, for task.c: whether an object is an event of ours; whether no recording takes it. */

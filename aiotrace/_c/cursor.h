@@ -46,11 +46,11 @@ typedef struct {
     uint32_t limit;
     uint64_t last; /* ns */
     uint64_t written;
-    uint64_t cut;
+    int clock_kind;
+    uint32_t page_size;
     uint64_t tsc_base; /* the tick at which it was `mono_base` */
     uint64_t mono_base;
-    uint32_t page_size;
-    int clock_kind;
+    uint64_t cut;
     PyObject *clock;
     Py_buffer view;
 } Cursor;
@@ -77,6 +77,8 @@ extern uint64_t aiotrace_epoch;
 extern uint64_t aiotrace_tsc_multiplier;
 /* The calling thread's; NULL: it has none. */
 extern AIOTRACE_THREAD_LOCAL Lease *aiotrace_lease;
+/* The pid of the task that runs in it; 0: none, or nobody says. */
+extern AIOTRACE_THREAD_LOCAL int32_t aiotrace_task;
 
 extern PyTypeObject *aiotrace_cursor_type;
 
@@ -85,6 +87,16 @@ int aiotrace_event_id(PyObject *event);
 const uint64_t *aiotrace_event_plain_epoch(PyObject *event);
 
 #pragma GCC visibility pop
+
+/* aiotrace_set_task, without a call. */
+static inline void
+set_task(int32_t pid)
+{
+    Lease *lease = aiotrace_lease;
+    aiotrace_task = pid;
+    if (lease != NULL)
+        lease->pid = pid ? pid : lease->thread_pid;
+}
 
 static inline uint64_t
 monotonic_ns(void)

@@ -9,11 +9,11 @@
 #include <stddef.h>
 
 int aiotrace_gate;
-uint64_t aiotrace_epoch = 1;
+HOT_DATA uint64_t aiotrace_epoch = 1;
 
 static PyTypeObject *lease_type;
 AIOTRACE_THREAD_LOCAL Lease *aiotrace_lease;
-static AIOTRACE_THREAD_LOCAL int32_t this_task; /* the pid of the task that runs here; 0: none, or nobody says */
+AIOTRACE_THREAD_LOCAL int32_t aiotrace_task;
 
 static PyObject *
 lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
@@ -35,7 +35,7 @@ lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
         return NULL;
     self->epoch = made_in;
     self->thread_pid = pid;
-    self->pid = this_task ? this_task : pid;
+    self->pid = aiotrace_task ? aiotrace_task : pid;
     for (Py_ssize_t i = 0; i < count; i++) {
         Py_INCREF(PyTuple_GET_ITEM(writers, i));
         self->cursors[i] = (Cursor *)PyTuple_GET_ITEM(writers, i);
@@ -98,18 +98,10 @@ aiotrace_is_recording(void)
     return aiotrace_gate & GATE_RECORDING;
 }
 
-int32_t
-aiotrace_get_task(void)
-{
-    return this_task;
-}
-
 void
 aiotrace_set_task(int32_t pid)
 {
-    this_task = pid;
-    if (aiotrace_lease != NULL)
-        aiotrace_lease->pid = pid ? pid : aiotrace_lease->thread_pid;
+    set_task(pid);
 }
 
 PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in this thread; 0 if nobody traces tasks.");
@@ -117,7 +109,7 @@ PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in t
 static PyObject *
 get_task(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromLong(this_task);
+    return PyLong_FromLong(aiotrace_task);
 }
 
 PyDoc_STRVAR(changed_doc,

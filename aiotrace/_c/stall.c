@@ -107,7 +107,7 @@ static THREAD_LOCAL Slot *this_slot;
 static THREAD_LOCAL int is_ours; /* a thread of aiotrace's */
 static pthread_key_t end_of_thread;
 
-int aiotrace_is_watched;
+HOT_DATA int aiotrace_is_watched;
 
 static uint64_t run; /* how often the watch was started; the clerk of an older one ends */
 static int is_stopping = 1;

@@ -23,18 +23,28 @@
 
 #include <limits.h>
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 /* --- time ---------------------------------------------------------------------------------------------------- */
 
-Counter counter;
+HOT_DATA Counter counter;
+
+uint64_t
+anchor_clock(void)
+{
+    uint64_t now = monotonic_ns();
+#if HAVE_TSC
+    counter.tick = __rdtsc();
+    counter.ns = now;
+    if (counter.is_constant && counter.multiplier == 0 && now - counter.first_ns > CALIBRATION_NS)
+        counter.multiplier = (uint64_t)((double)(now - counter.first_ns) /
+                                        (double)(counter.tick - counter.first_tick) * 4294967296.0);
+#endif
+    return now;
+}
 
 void
 start_clock(void)
 {
-#if defined(__x86_64__)
+#if HAVE_TSC
     unsigned a, b, c, d;
     if (counter.is_constant || !__get_cpuid(0x80000007, &a, &b, &c, &d) || !(d & 1u << 8))
         return;
@@ -49,6 +59,25 @@ start_clock(void)
 static const char *const event_names[EVENTS] = {"spawn",  "name",      "ready",  "step",      "done",
                                                 "cancel", "delivered", "caught", "swallowed", "alive"};
 PyObject *events[EVENTS];
+HOT_DATA Kind kinds[EVENTS];
+
+int
+look_whether_off(int event)
+{
+    if (!aiotrace_event_is_off(events[event]))
+        return 0;
+    kinds[event].off_in = aiotrace_epoch;
+    return 1;
+}
+
+int
+look_whether_plain(int event)
+{
+    if (*aiotrace_event_plain_epoch(events[event]) != aiotrace_epoch)
+        return 0;
+    kinds[event].plain_in = aiotrace_epoch;
+    return 1;
+}
 
 PyObject *describe;     /* (code or type, line) -> (text, key, flags) */
 PyObject *name_command; /* (pid, name) */
@@ -56,11 +85,11 @@ PyObject *find_line;    /* (task) -> text: where it is suspended */
 PyObject *find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
 PyObject *report;       /* (handle, exception): what events.Handle does of an exception */
 PyObject *current_tasks; /* loop -> the task whose step runs, as asyncio has it */
-PyTypeObject *task_type; /* _asyncio.Task */
+HOT_DATA PyTypeObject *task_type; /* _asyncio.Task */
 PyObject *cancelled_error, *trio_cancelled;
-PyTypeObject *trio_error; /* outcome.Error */
+HOT_DATA PyTypeObject *trio_error; /* outcome.Error */
 
-int is_active;
+HOT_DATA int is_active;
 
 /* --- start and stop --------------------------------------------------------------------------------------------------- */
 
@@ -105,6 +134,7 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
             return NULL;
         }
         Py_XSETREF(events[i], Py_NewRef(event));
+        kinds[i] = (Kind){0, 0, (uint32_t)aiotrace_event_id(event)};
     }
     if (take(&describe, parts, "describe") < 0 || take(&name_command, parts, "name_command") < 0 ||
         take(&find_line, parts, "find_line") < 0 || take(&find_inner, parts, "find_inner") < 0 ||
@@ -117,7 +147,7 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
     for (size_t i = 0; i < sizeof of_task / sizeof *of_task; i++)
         if (open_door(of_task[i], task_type) < 0)
             return NULL;
-    Door *of_coroutine[] = {&door_await, &door_code, &door_suspended, &door_frame};
+    Door *of_coroutine[] = {&door_code, &door_suspended, &door_frame};
     for (size_t i = 0; i < sizeof of_coroutine / sizeof *of_coroutine; i++)
         if (open_door(of_coroutine[i], &PyCoro_Type) < 0)
             return NULL;
@@ -167,7 +197,7 @@ PyDoc_STRVAR(task_forked_doc,
 static PyObject *
 task_forked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    aiotrace_set_task(0);
+    set_task(0);
     forget_names();
     forget_all();
     begin_ids(0);
@@ -195,7 +225,7 @@ task_running(PyObject *Py_UNUSED(module), PyObject *task)
     Known *known = find_task(task);
     if (known != NULL && known->state == TRACES) {
         is_preset = 1;
-        aiotrace_set_task(known->id);
+        set_task(known->id);
     }
     Py_RETURN_NONE;
 }
@@ -248,7 +278,7 @@ task_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     name_pids(INT_MAX);
     forget_all();
     leave_asyncio();
-    aiotrace_set_task(0);
+    set_task(0);
     Py_RETURN_NONE;
 }
 

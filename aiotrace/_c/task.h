@@ -5,7 +5,7 @@
  *     task_loop.c       iterations of asyncio's loops
  *     task_asyncio.c    asyncio's tasks, from within: where they hold their coroutine; who asks for their cancellation
  *     task_coroutine.c  what stands for the coroutine of a task that is known
- *     task_step.c       a task is made ready, its step begins, ends
+ *     task_step.c       a task is made ready, its step begins, is sent what it is sent, ends
  *     task_switch.c     the same as the kernel's sched_switch and sched_waking
  *     task_known.c      the tasks that are known, their ids, their spawn; keyframes
  *     task_names.c      names of code, lines and types; where the program is; what a task waits for
@@ -15,24 +15,12 @@
 #ifndef AIOTRACE_TASK_H
 #define AIOTRACE_TASK_H
 
-#include "aiotrace.h"
+#include "cursor.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
-#if defined(__x86_64__)
-#include <x86intrin.h>
-#endif
-
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-
-/* glibc keeps room for a little of a module that is loaded late: it is found without a call then. */
-#ifdef __GLIBC__
-#define THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
-#else
-#define THREAD_LOCAL __thread
-#endif
+#define THREAD_LOCAL AIOTRACE_THREAD_LOCAL
 
 #pragma GCC visibility push(hidden)
 
@@ -46,34 +34,27 @@ typedef struct {
     uint64_t first_tick; /* of the calibration; `first_ns` belongs to it */
     uint64_t first_ns;
     uint64_t tick, ns;  /* the anchor */
-    uint64_t multiplier; /* nanoseconds a tick, in 2**-32; 0: not known yet */
+    uint64_t multiplier; /* nanoseconds a tick, in 2**-32; 0: not known yet, or the rate is not constant */
 } Counter;
 
 extern Counter counter;
 
-/* CLOCK_MONOTONIC in nanoseconds, mostly by the processor's counter: three readings a step are what it costs most. May
+uint64_t anchor_clock(void); /* read CLOCK_MONOTONIC, and go on from there */
+
+/* CLOCK_MONOTONIC in nanoseconds, mostly by the processor's counter: two readings a step are what it costs most. May
  * go backwards by what the counter has strayed in ANCHOR_NS. */
 static inline uint64_t
-now_ns(void)
+task_clock(void)
 {
-#if defined(__x86_64__)
-    if (likely(counter.is_constant)) {
-        uint64_t tick = __rdtsc();
-        if (likely(counter.multiplier)) {
-            uint64_t passed = (uint64_t)(((unsigned __int128)(tick - counter.tick) * counter.multiplier) >> 32);
-            if (likely(passed < ANCHOR_NS))
-                return counter.ns + passed;
-        }
-        uint64_t now = aiotrace_monotonic_ns();
-        counter.tick = __rdtsc();
-        counter.ns = now;
-        if (now - counter.first_ns > CALIBRATION_NS && counter.multiplier == 0)
-            counter.multiplier = (uint64_t)((double)(now - counter.first_ns) /
-                                            (double)(counter.tick - counter.first_tick) * 4294967296.0);
-        return now;
+#if HAVE_TSC
+    uint64_t multiplier = counter.multiplier;
+    if (likely(multiplier)) {
+        uint64_t passed = (uint64_t)(((unsigned __int128)(__rdtsc() - counter.tick) * multiplier) >> 32);
+        if (likely(passed < ANCHOR_NS))
+            return counter.ns + passed;
     }
 #endif
-    return aiotrace_monotonic_ns();
+    return anchor_clock();
 }
 
 void start_clock(void);
@@ -108,8 +89,8 @@ typedef struct {
     Py_ssize_t offset; /* of an object in the object; 0: it is not so simple */
 } Door;
 
-extern Door door_waiter, door_must_cancel, door_exception, door_done, door_cancelled, door_cancelling, door_name, door_await,
-            door_code, door_suspended, door_frame, door_trio_name;
+extern Door door_waiter, door_must_cancel, door_exception, door_done, door_cancelled, door_cancelling, door_name, door_code,
+            door_suspended, door_frame, door_trio_name;
 
 int open_door(Door *door, PyTypeObject *type);
 int door_is_true(const Door *door, PyObject *object, int is_known);
@@ -163,9 +144,6 @@ int take_name(Name *name, const char *text);
 PyObject *text_of(const Name *name);
 PyObject *name_of(PyObject *task, int runtime);
 int is_cancelled_error(PyObject *error);
-PyObject *code_of(PyObject *coroutine);
-int find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer, int *is_handling);
-
 /* --- records (task_names.c) ------------------------------------------------------------------------------ */
 
 void call_event(PyObject *event, int count, PyObject **arguments);
@@ -176,13 +154,66 @@ void call_event(PyObject *event, int count, PyObject **arguments);
         call_event(events[event], (int)(sizeof arguments_ / sizeof *arguments_), arguments_); \
     } while (0)
 
-#define IS_OFF(event) aiotrace_event_is_off(events[event])
+typedef struct {
+    uint64_t off_in;   /* the epoch in which no recording was found to take the event */
+    uint64_t plain_in; /* in which all were found to take it always */
+    uint32_t id;
+} Kind;
+
+extern Kind kinds[EVENTS];
+
+int look_whether_off(int event);
+int look_whether_plain(int event);
+
+static inline int
+is_off(int event)
+{
+    return likely(kinds[event].off_in == aiotrace_epoch) || look_whether_off(event);
+}
+
+/* What a record of an event of numbers begins with; a struct of its fields, in their order, follows. */
+#define RECORD_HEAD  \
+    uint32_t header; \
+    uint32_t kind;   \
+    int32_t pid
+
+/* Where a record of `size` bytes goes, its head written; NULL: not so simply (a full page, a filter, several
+ * recordings), the event has to be called. The caller stores the rest there at once, and then calls `commit`. */
+static inline __attribute__((always_inline)) void *
+begin_record(int event, uint64_t now, uint32_t size, Cursor **writer)
+{
+    Lease *lease = aiotrace_lease;
+    uint64_t epoch = aiotrace_epoch;
+    if (unlikely(kinds[event].plain_in != epoch) && !look_whether_plain(event))
+        return NULL;
+    if (unlikely(lease == NULL || lease->epoch != epoch))
+        return NULL;
+    Cursor *cursor = lease->only;
+    if (unlikely(cursor == NULL || cursor->clock_kind != CLOCK_MONO))
+        return NULL;
+    uint64_t delta = now - cursor->last;
+    if (unlikely(delta > DELTA_MAX || cursor->end + size > cursor->limit))
+        return NULL;
+    struct { RECORD_HEAD; } *record = (void *)(cursor->page + cursor->end);
+    record->header = (size - 4) >> 2 | (uint32_t)delta << 5;
+    record->kind = kinds[event].id;
+    record->pid = lease->pid;
+    *writer = cursor;
+    return record;
+}
+
+static inline void
+end_record(Cursor *writer, uint64_t now, uint32_t size)
+{
+    commit(writer, now, writer->end + size);
+}
 
 /* --- the tasks that are known (task_known.c) --------------------------------------------------------------- */
 
 enum { ON_ASYNCIO, ON_TRIO };
 
-/* What a coroutine that stands for a task's does: pass on what it is sent; that, as aiotrace's own; trace. */
+/* What a coroutine that stands for a task's does: pass on what it is sent, as its task is not known (any more); that, as
+ * aiotrace's own; trace. */
 enum { PASSES, SILENT, TRACES };
 
 #define COMM_SIZE 16 /* of the kernel's char comm[], its NUL included */
@@ -190,24 +221,30 @@ enum { PASSES, SILENT, TRACES };
 /* A task that is known: the object that stands for its coroutine, which the task holds. */
 typedef struct Known {
     PyObject_HEAD
+    /* For each step. */
     PyObject *inner; /* the coroutine */
-    PyObject *ref;   /* weak, to the task */
-    struct Known *next, *previous; /* in the ring of all that are known; NULL: it is not, or no more */
-    PyObject *name;      /* as it was at its spawn, until its first step; held */
-    PyObject *coroutine; /* its text; borrowed of the names */
-    PyObject *awaited_code; /* of the innermost coroutine at the end of its last step, and what it was called; borrowed */
-    uint64_t awaited_key;
-    uint64_t ready_ns;   /* when it was made ready; 0: it was not, or nobody knows */
-    int32_t waker;       /* by whom */
-    int32_t id, parent;
-    int cancels;    /* requests to cancel it that were made */
-    uint32_t round; /* of its last keyframe */
     char state;
     char runtime;
     char has_run;      /* it was sent something through us */
     char is_named;     /* its pid is */
     char is_cancelled; /* a cancellation was delivered, and it is not known yet what became of it */
     char is_swallowed; /* the last one was, and that was told */
+    uint32_t plain_in; /* its next step is plain in that round of `plain_round`; 0: in none */
+    int32_t id;
+    int32_t waker;     /* who made it ready */
+    uint64_t ready_ns; /* when; 0: it was not, or nobody knows */
+    PyObject *name;    /* as it was at its spawn, until its first step; held */
+    PyObject *awaited_code; /* of the innermost coroutine at the end of its last step; borrowed, as the next */
+    PyObject *awaited_by;   /* of the one that awaits that, if it has to do with the name of both; or NULL */
+    uint64_t awaited_key;   /* that name */
+    const PyObject *task;   /* only to be compared */
+    /* Seldom. */
+    PyObject *ref; /* weak, to the task */
+    struct Known *next, *previous; /* in the ring of all that are known; NULL: it is not, or no more */
+    PyObject *coroutine; /* its text; borrowed of the names */
+    int32_t parent;
+    int cancels;    /* requests to cancel it that were made */
+    uint32_t round; /* of its last keyframe */
     char comm[COMM_SIZE]; /* its name, for switches; empty: not asked for yet */
 } Known;
 
@@ -314,13 +351,24 @@ end_watched(int is_watched)
         aiotrace_watch_end();
 }
 
+extern uint32_t plain_round; /* goes on when what was plain may be so no more */
 extern THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
 
-void made_ready(Known *known, PyObject *loop);
+void tell_ready(Known *known, PyObject *loop);
+PySendResult send_step(PyObject *self, PyObject *sent, PyObject **result);
 void begin_known(Step *step, Known *known);
 void end_step(Step *step, const Outcome *outcome);
+void end_sent(Step *step, PyObject *yielded);
 void tell_delivered(Step *step);
 long count_cancels(PyObject *task);
+
+/* A step of a task is scheduled in a loop, by what runs here. */
+static inline void
+made_ready(Known *known, PyObject *loop)
+{
+    if (known->ready_ns == 0 || unlikely(!is_off(READY))) /* else its own step has noted it at its end */
+        tell_ready(known, loop);
+}
 
 /* --- coroutines (task_coroutine.c) --------------------------------------------------------------------------- */
 
@@ -330,10 +378,43 @@ Known *new_known(PyObject *inner, PyObject *ref);
 
 /* --- asyncio's tasks (task_asyncio.c) ------------------------------------------------------------------------ */
 
+extern Py_ssize_t coroutine_offset; /* in a task of task_type */
+extern Py_ssize_t step_offset;      /* of the task in a step_type */
+extern PyTypeObject *step_type;     /* TaskStepMethWrapper */
+
+static inline PyObject **
+coroutine_place(PyObject *task)
+{
+    return (PyObject **)((char *)task + coroutine_offset);
+}
+
+/* The task that a callback is a step of, if it is one of task_type itself and known; else NULL: look closer. */
+static inline Known *
+known_by_step(PyObject *callback)
+{
+    if (unlikely(Py_TYPE(callback) != step_type))
+        return NULL;
+    PyObject *task = *(PyObject **)((char *)callback + step_offset);
+    if (unlikely(Py_TYPE(task) != task_type))
+        return NULL;
+    Known *known = (Known *)*coroutine_place(task);
+    return likely(known != NULL && Py_TYPE(known) == coroutine_type && known->state != PASSES) ? known : NULL;
+}
+
+/* Whether a callback that is scheduled is a step that everything is known of already: it is ready since its last ended. */
+static inline int
+is_told(PyObject *callback)
+{
+    Known *known = known_by_step(callback);
+    return known != NULL && known->ready_ns != 0 && kinds[READY].off_in == aiotrace_epoch;
+}
+
 void callback_scheduled(PyObject *callback, PyObject *loop);
 int is_known_step(PyObject *callback);
 Known *find_task(PyObject *task);
 void unwrap_task(Known *known);
+extern PyObject *cancel_watch;
+void tell_watch(const Known *known, PyObject *task, PyObject *scope);
 int enter_asyncio(PyObject *parts);
 void leave_asyncio(void);
 

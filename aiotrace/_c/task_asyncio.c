@@ -9,9 +9,8 @@
  */
 #include "task.h"
 
-static Py_ssize_t coroutine_offset; /* in a task of task_type */
-static Py_ssize_t step_offset;      /* of the task in a step_type */
-static PyTypeObject *step_type;     /* TaskStepMethWrapper */
+HOT_DATA Py_ssize_t coroutine_offset, step_offset;
+HOT_DATA PyTypeObject *step_type;
 static PyCFunction wakeup;          /* what C tasks give to futures */
 static PyObject *python_step, *python_wakeup; /* the functions of _PyTask */
 static PyObject *coro_name;
@@ -52,12 +51,6 @@ find_pointer(PyObject *object, PyObject *held)
         }
     }
     return found;
-}
-
-static inline PyObject **
-coroutine_place(PyObject *task)
-{
-    return (PyObject **)((char *)task + coroutine_offset);
 }
 
 /* The coroutine of a task, or what stands for it: borrowed, NULL without an exception. */
@@ -147,9 +140,8 @@ task_of(PyObject *callback, int *is_step)
     return NULL;
 }
 
-/* A callback was scheduled in a loop: if it is a step of a task, the task is ready, and new if nobody knows it. */
-void
-callback_scheduled(PyObject *callback, PyObject *loop)
+static __attribute__((noinline)) void
+look_at_callback(PyObject *callback, PyObject *loop)
 {
     int is_step;
     PyObject *task = task_of(callback, &is_step);
@@ -164,12 +156,23 @@ callback_scheduled(PyObject *callback, PyObject *loop)
         return;
     if (is_step)
         tell_spawn(known, task);
-    int32_t here = aiotrace_get_task();
+    int32_t here = aiotrace_task;
     if (unlikely(here == known->id) && !door_is_true(&door_suspended, known->inner, PyCoro_CheckExact(known->inner)))
-        aiotrace_set_task(known->parent); /* a factory did not run it at once */
+        set_task(known->parent); /* a factory did not run it at once */
     made_ready(known, loop);
-    aiotrace_set_task(here);
+    set_task(here);
     Py_DECREF(known);
+}
+
+/* A callback was scheduled in a loop: if it is a step of a task, the task is ready, and new if nobody knows it. */
+HOT void
+callback_scheduled(PyObject *callback, PyObject *loop)
+{
+    Known *known = known_by_step(callback);
+    if (likely(known != NULL))
+        made_ready(known, loop);
+    else
+        look_at_callback(callback, loop);
 }
 
 /* Whether a callback is a step of a task that is known. */
@@ -205,6 +208,24 @@ own_coro(PyObject *task, void *closure)
     return unwrapped(((getter)replaced[CORO_ATTRIBUTE].original)(task, closure));
 }
 
+PyObject *cancel_watch; /* (task, id, by, site, scope): a cancellation is asked for; NULL: nobody watches */
+
+/* `scope`: of trio's, that is cancelled; NULL: the task itself is. */
+void
+tell_watch(const Known *known, PyObject *task, PyObject *scope)
+{
+    Name site = find_site();
+    PyObject *text = text_of(&site);
+    PyObject *watch = Py_NewRef(cancel_watch);
+    PyObject *result = PyObject_CallFunction(watch, "OiiOO", task, (int)known->id, (int)aiotrace_task, text,
+                                             scope != NULL ? scope : Py_None);
+    if (result == NULL)
+        PyErr_WriteUnraisable(watch);
+    Py_XDECREF(result);
+    Py_DECREF(watch);
+    Py_DECREF(text);
+}
+
 /* What runs here asks for the cancellation of a task. `message`: borrowed, or NULL. */
 static void
 note_cancel(PyObject *task, PyObject *message)
@@ -213,7 +234,9 @@ note_cancel(PyObject *task, PyObject *message)
     if (known == NULL || known->state != TRACES || door_is_true(&door_done, task, is_fast(task)))
         return;
     known->cancels++;
-    if (IS_OFF(CANCEL))
+    if (unlikely(cancel_watch != NULL))
+        tell_watch(known, task, NULL);
+    if (is_off(CANCEL))
         return;
     int32_t id = known->id;
     Name site = find_site();
@@ -222,7 +245,7 @@ note_cancel(PyObject *task, PyObject *message)
         PyErr_Clear();
         text = PyUnicode_FromString("?");
     }
-    EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_get_task()), text_of(&site), text);
+    EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), text_of(&site), text);
 }
 
 static PyObject *
@@ -329,6 +352,18 @@ task_asked(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(task_watch_doc,
+             "task_watch(watch)\n--\n\n"
+             "Who is called with (task, id, by, site, scope) when the cancellation of a task is asked for, before it is\n"
+             "done; None: nobody.");
+
+static PyObject *
+task_watch(PyObject *Py_UNUSED(module), PyObject *watch)
+{
+    Py_XSETREF(cancel_watch, watch == Py_None ? NULL : Py_NewRef(watch));
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(task_know_doc, "task_know(task)\n--\n\nA task that was there before: know it, and say that it is alive.");
 
 static PyObject *
@@ -396,7 +431,7 @@ switch_from_making(Switch *made, int32_t id, PyObject *task, PyObject *coroutine
         state = door_is_true(&door_done, task, 1) ? ENDED : awaited == Py_None ? RUNS_ON : WAITS;
         Py_XDECREF(awaited);
     }
-    switch_out(made, id, unnamed, state, now_ns());
+    switch_out(made, id, unnamed, state, task_clock());
 }
 
 static PyObject *
@@ -408,17 +443,17 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
     }
     if (!is_active || !aiotrace_is_recording())
         return PyObject_Vectorcall(args[0], args + 1, 2, keywords);
-    Making here = {args[2], new_id(), aiotrace_get_task(), NULL, making};
-    uint64_t began = now_ns();
+    Making here = {args[2], new_id(), aiotrace_task, NULL, making};
+    uint64_t began = task_clock();
     making = &here;
-    aiotrace_set_task(here.id);
+    set_task(here.id);
     Switch made = {.is_made = 0};
     if (unlikely(tells_switches))
         switch_in(&made, here.parent, here.id, unnamed, began);
     PyObject *task = PyObject_Vectorcall(args[0], args + 1, 2, keywords);
     if (unlikely(made.is_made))
         switch_from_making(&made, here.id, task, args[2]);
-    aiotrace_set_task(here.parent);
+    set_task(here.parent);
     if (task != NULL && is_fast(task) && ran_at_once(task, args[2])) {
         here.task = task;
         Known *known = (Known *)Py_XNewRef(find_task(task));
@@ -435,6 +470,7 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
 
 static PyMethodDef functions[] = {
     {"task_asked", task_asked, METH_VARARGS, task_asked_doc},
+    {"task_watch", task_watch, METH_O, task_watch_doc},
     {"task_know", task_know, METH_O, task_know_doc},
     {"task_make", (PyCFunction)(void (*)(void))task_make, METH_FASTCALL | METH_KEYWORDS, task_make_doc},
     {"task_unwrap", task_unwrap, METH_O, task_unwrap_doc},

@@ -9,7 +9,7 @@
 
 #define FREE_MAX 256 /* objects whose memory is kept */
 
-PyTypeObject *coroutine_type;
+HOT_DATA PyTypeObject *coroutine_type;
 
 static Known *free_known;
 static int free_count;
@@ -87,78 +87,19 @@ coroutine_traverse(Known *self, visitproc visit, void *arg)
 
 /* --- a step -------------------------------------------------------------------------------------------------- */
 
-/* trio sends errors as values. */
-static void
-look_at_sent(Step *step, PyObject *sent)
-{
-    if (Py_TYPE(sent) != trio_error)
-        return;
-    PyObject *error = PyObject_GetAttrString(sent, "error");
-    if (error == NULL)
-        PyErr_Clear();
-    else if (trio_cancelled != NULL && PyObject_TypeCheck(error, (PyTypeObject *)trio_cancelled))
-        step->is_delivered = 1;
-    Py_XDECREF(error);
-}
-
-/* Whether a task of asyncio's that returns is cancelled all the same: it was asked for in its last step. */
-static int
-must_cancel(Known *known)
-{
-    PyObject *task = referent(known->ref);
-    return task != NULL && door_is_true(&door_must_cancel, task, is_fast(task));
-}
-
-static void
-end_sent(Step *step, PyObject *yielded)
-{
-    Known *known = step->known;
-    Outcome outcome = {yielded, NULL, 0};
-    PyObject *kind = NULL, *value = NULL, *traceback = NULL;
-    if (yielded == NULL) {
-        PyErr_Fetch(&kind, &value, &traceback);
-        if (kind != NULL)
-            PyErr_NormalizeException(&kind, &value, &traceback);
-        if (value == NULL || PyObject_TypeCheck(value, (PyTypeObject *)PyExc_StopIteration))
-            outcome.is_cancelled = known->runtime == ON_ASYNCIO && known->cancels > 0 && must_cancel(known);
-        else if (known->runtime == ON_TRIO)
-            outcome.is_cancelled = is_cancelled_error(value) != 0;
-        else
-            outcome.is_cancelled = PyObject_TypeCheck(value, (PyTypeObject *)cancelled_error);
-        if (value != NULL && !PyObject_TypeCheck(value, (PyTypeObject *)PyExc_StopIteration))
-            outcome.error = value;
-    }
-    end_step(step, &outcome);
-    if (kind != NULL)
-        PyErr_Restore(kind, value, traceback);
-}
-
-static PySendResult
-coroutine_am_send(PyObject *self, PyObject *sent, PyObject **result)
-{
-    Known *known = (Known *)self;
-    if (unlikely(known->state == PASSES))
-        return PyIter_Send(known->inner, sent, result);
-    Step step;
-    begin_known(&step, known);
-    if (known->runtime == ON_TRIO)
-        look_at_sent(&step, sent);
-    PySendResult how = PyIter_Send(known->inner, sent, result);
-    end_sent(&step, how == PYGEN_NEXT ? *result : NULL);
-    return how;
-}
-
-static PyObject *
+HOT static PyObject *
 coroutine_send(PyObject *self, PyObject *sent)
 {
     PyObject *result;
-    switch (coroutine_am_send(self, sent, &result)) {
-    case PYGEN_NEXT:
+    PySendResult how = send_step(self, sent, &result);
+    if (likely(how == PYGEN_NEXT))
         return result;
-    case PYGEN_ERROR:
+    if (how == PYGEN_ERROR)
         return NULL;
-    default:
-        break;
+    if (result == Py_None) {
+        Py_DECREF(result);
+        PyErr_SetNone(PyExc_StopIteration);
+        return NULL;
     }
     PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result); /* a tuple stays one value */
     Py_DECREF(result);
@@ -230,7 +171,7 @@ static PyMethodDef coroutine_methods[] = {
 
 static PyType_Slot coroutine_slots[] = {
     {Py_tp_getattro, coroutine_getattro}, {Py_tp_repr, coroutine_repr},       {Py_tp_traverse, coroutine_traverse},
-    {Py_tp_dealloc, coroutine_dealloc},   {Py_tp_methods, coroutine_methods}, {Py_am_send, coroutine_am_send},
+    {Py_tp_dealloc, coroutine_dealloc},   {Py_tp_methods, coroutine_methods}, {Py_am_send, send_step},
     {Py_am_await, coroutine_await},       {0, NULL},
 };
 

@@ -1,6 +1,8 @@
-/* A frame of the thread that runs; valid as long as what it calls does not return. */
+/* A frame of the thread that runs; valid as long as what it calls does not return. And what a suspended coroutine is in. */
 #ifndef AIOTRACE_TASK_FRAMES_H
 #define AIOTRACE_TASK_FRAMES_H
+
+#include "task.h"
 
 #pragma GCC visibility push(hidden)
 
@@ -12,6 +14,15 @@ typedef struct {
 
 Frame innermost_frame(void);
 Frame outer_frame(const Frame *frame);
+
+/* Find out what a suspended coroutine waits in: the code of the innermost that it awaits, and of who awaits that, if
+ * that is another. Borrowed of it.
+ *
+ * Returns how deep it lies, of which 0 is the coroutine itself; -1: it is none of Python's, and nothing is found. */
+int find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer);
+
+/* Whether a suspended coroutine, or one that it awaits, is handling a cancellation just now. */
+int is_handling_cancellation(PyObject *coroutine);
 
 #pragma GCC visibility pop
 

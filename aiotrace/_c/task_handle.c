@@ -230,7 +230,7 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
              *context = Py_XNewRef(SLOT(self, S_CONTEXT)), *result;
     if (unlikely(is_preset)) {
         is_preset = 0;
-        aiotrace_set_task(0);
+        set_task(0);
     }
     int is_watched = 0;
     if (unlikely(aiotrace_is_watched) && (callback == NULL || !is_known_step(callback))) /* that is watched as it is sent */

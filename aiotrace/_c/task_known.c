@@ -19,10 +19,10 @@ static Known ring = {.next = &ring, .previous = &ring};
 Py_ssize_t known_count;
 
 static Known *round_place = &ring; /* the next of the keyframe; `ring`: it is done */
-uint64_t round_due;
+HOT_DATA uint64_t round_due;
 static uint64_t round_began;
 static uint32_t round_number;
-int commands_left;
+HOT_DATA int commands_left;
 
 int32_t first_id;
 static uint32_t next_id, unchecked_ids; /* ids from `next_id` on that are known to be nobody's */
@@ -53,6 +53,7 @@ forget_task(Known *known)
     known->previous->next = known->next;
     known->next = known->previous = NULL;
     known->state = PASSES;
+    known->plain_in = 0;
     known_count--;
 }
 
@@ -96,7 +97,7 @@ static Name
 name_task(PyObject *coroutine)
 {
     Name name = name_coroutine(coroutine);
-    if (name.flags & IS_LIBRARY && !(name.flags & IS_OURS) && !(IS_OFF(SPAWN) && IS_OFF(ALIVE))) {
+    if (name.flags & IS_LIBRARY && !(name.flags & IS_OURS) && !(is_off(SPAWN) && is_off(ALIVE))) {
         PyObject *inner = PyObject_CallOneArg(find_inner, coroutine);
         if (inner == NULL)
             PyErr_WriteUnraisable(find_inner);
@@ -115,7 +116,7 @@ name_task(PyObject *coroutine)
 Known *
 know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new)
 {
-    int32_t parent = is_new ? aiotrace_get_task() : 0, id = 0;
+    int32_t parent = is_new ? aiotrace_task : 0, id = 0;
     for (Making *each = making; each != NULL; each = each->outer) {
         if (each->coroutine == coroutine || each->task == task) {
             id = each->id;
@@ -130,6 +131,7 @@ know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new)
         PyErr_Clear();
         return NULL;
     }
+    known->task = task;
     known->coroutine = name.text;
     known->id = id ? id : new_id();
     known->parent = parent;
@@ -148,15 +150,15 @@ know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new)
 void
 tell_spawn(Known *known, PyObject *task)
 {
-    int32_t current = aiotrace_get_task();
-    if (known->state != TRACES || IS_OFF(SPAWN))
+    int32_t current = aiotrace_task;
+    if (known->state != TRACES || is_off(SPAWN))
         return;
     Name site = find_site();
     known->name = name_of(task, known->runtime);
-    aiotrace_set_task(known->parent);
+    set_task(known->parent);
     EMIT(SPAWN, PyLong_FromLong(known->id), PyLong_FromLong(known->parent), Py_XNewRef(known->name),
          Py_NewRef(known->coroutine != NULL ? known->coroutine : unknown_name.text), text_of(&site));
-    aiotrace_set_task(current);
+    set_task(current);
 }
 
 /* Pids whose names have still to be told. Each takes a microsecond or two of Python, which a task that begins has not:
@@ -227,7 +229,7 @@ void
 tell_end(int32_t id, const Name *result, const Name *exception)
 {
     DoneRecord record = {id, 0, result->key, exception->key};
-    if (!IS_OFF(DONE) && !aiotrace_event_numbers(events[DONE], now_ns(), &record))
+    if (!is_off(DONE) && !aiotrace_event_numbers(events[DONE], task_clock(), &record))
         EMIT(DONE, PyLong_FromLong(id), text_of(result), text_of(exception));
 }
 
@@ -237,7 +239,7 @@ void
 tell_alive(Known *known)
 {
     PyObject *task = referent(known->ref);
-    if (known->state != TRACES || task == NULL || IS_OFF(ALIVE))
+    if (known->state != TRACES || task == NULL || is_off(ALIVE))
         return;
     Py_INCREF(task);
     Py_INCREF(known);
@@ -271,6 +273,7 @@ begin_round(uint64_t now)
     round_number++;
     round_place = ring.next;
     commands_left = COMMANDS_A_ROUND;
+    plain_round++; /* those that have no name yet may get one */
 }
 
 void
@@ -285,7 +288,7 @@ go_on_with_round(uint64_t now)
 void
 write_whole_round(void)
 {
-    begin_round(now_ns());
+    begin_round(task_clock());
     do
         write_round(SLICE);
     while (round_place != &ring);
@@ -296,7 +299,7 @@ void
 begin_rounds(void)
 {
     commands_left = COMMANDS_A_ROUND;
-    round_began = now_ns();
+    round_began = task_clock();
     round_due = round_began + ROUND_NS;
     round_place = &ring;
 }

@@ -8,14 +8,13 @@
 #include "task_frames.h"
 
 #define NAMES_MAX 65536 /* code objects, lines and types whose text is kept */
-#define DEPTH_MAX 64    /* coroutines that await each other, looked into */
 
 /* --- doors --------------------------------------------------------------------------------------------------- */
 
 Door door_waiter = {.text = "_fut_waiter"}, door_must_cancel = {.text = "_must_cancel"},
      door_exception = {.text = "_exception"}, door_done = {.text = "done", .is_call = 1},
      door_cancelled = {.text = "cancelled", .is_call = 1}, door_cancelling = {.text = "cancelling", .is_call = 1},
-     door_name = {.text = "get_name", .is_call = 1}, door_await = {.text = "cr_await"}, door_code = {.text = "cr_code"},
+     door_name = {.text = "get_name", .is_call = 1}, door_code = {.text = "cr_code"},
      door_suspended = {.text = "cr_suspended"}, door_frame = {.text = "cr_frame"}, door_trio_name = {.text = "name"};
 
 int
@@ -239,7 +238,7 @@ find_site(void)
     return innermost;
 }
 
-/* --- what a task waits for ----------------------------------------------------------------------------------- */
+/* --- cancellations ----------------------------------------------------------------------------------- */
 
 int
 is_cancelled_error(PyObject *error)
@@ -254,49 +253,4 @@ is_cancelled_error(PyObject *error)
         error = ((PyBaseExceptionObject *)error)->context;
     }
     return 0;
-}
-
-/* Whether a suspended coroutine is handling a cancellation. */
-static inline int
-is_handling_cancellation(PyObject *coroutine)
-{
-    PyObject *handled = ((PyCoroObject *)coroutine)->cr_exc_state.exc_value;
-    return unlikely(handled != NULL && handled != Py_None) && is_cancelled_error(handled);
-}
-
-/* Find out what a suspended coroutine waits in: the innermost that it awaits, and who awaits that. Borrowed of it.
- *
- *     is_handling  whether any of them is handling a cancellation just now
- *
- * Returns how deep it lies, of which 0 is the coroutine itself; -1: it is none of Python's. */
-int
-find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer, int *is_handling)
-{
-    *is_handling = 0;
-    *outer = NULL;
-    *innermost = coroutine;
-    if (unlikely(!PyCoro_CheckExact(coroutine)))
-        return -1;
-    for (int depth = 0;; depth++) {
-        *is_handling |= is_handling_cancellation(*innermost);
-        PyObject *next = read_door(&door_await, *innermost, 1);
-        Py_XDECREF(next); /* who awaits it holds it */
-        if (next == NULL || !PyCoro_CheckExact(next) || depth == DEPTH_MAX)
-            return depth;
-        *outer = *innermost;
-        *innermost = next;
-    }
-}
-
-/* The code that a coroutine of Python's runs; borrowed of it. */
-PyObject *
-code_of(PyObject *coroutine)
-{
-#if PY_VERSION_HEX >= 0x030C0000
-    PyObject *code = (PyObject *)PyGen_GetCode((PyGenObject *)coroutine);
-    Py_DECREF(code);
-    return code;
-#else
-    return (PyObject *)((PyCoroObject *)coroutine)->cr_code;
-#endif
 }

@@ -12,7 +12,7 @@
 
 #define PRIO 120 /* of a process of the kernel's that asked for none */
 
-int tells_switches;
+HOT_DATA int tells_switches;
 
 static PyObject *switch_event, *waking_event;
 static PyObject *name_thread; /* () -> (pid, name) */
@@ -156,9 +156,9 @@ switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_
     if (previous != 0)
         made->before.pid = previous;
     made->is_made = 1;
-    aiotrace_set_task(previous);
+    set_task(previous);
     tell_switch(&made->before, &next, RUNS_ON, now);
-    aiotrace_set_task(pid);
+    set_task(pid);
     running = next;
 }
 
@@ -207,6 +207,7 @@ switch_start(PyObject *Py_UNUSED(module), PyObject *args)
     Py_XSETREF(name_thread, Py_NewRef(name));
     round_of_ours++;
     tells_switches = 1;
+    plain_round++;
     Py_RETURN_NONE;
 }
 

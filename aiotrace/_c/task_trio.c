@@ -79,19 +79,21 @@ task_wrap(PyObject *Py_UNUSED(module), PyObject *task)
 }
 
 PyDoc_STRVAR(task_cancelled_doc,
-             "task_cancelled(task, message)\n--\n\nWhat runs here asks for the cancellation of a trio task.");
+             "task_cancelled(task, message, scope)\n--\n\nWhat runs here has cancelled a scope that a trio task is in.");
 
 static PyObject *
 task_cancelled(PyObject *Py_UNUSED(module), PyObject *args)
 {
-    PyObject *task, *message;
-    if (!PyArg_ParseTuple(args, "OU:task_cancelled", &task, &message))
+    PyObject *task, *message, *scope;
+    if (!PyArg_ParseTuple(args, "OUO:task_cancelled", &task, &message, &scope))
         return NULL;
     Known *known = find_trio_task(task);
-    if (known != NULL && known->state == TRACES && !IS_OFF(CANCEL)) {
+    if (unlikely(cancel_watch != NULL) && known != NULL && known->state == TRACES)
+        tell_watch(known, task, scope);
+    if (known != NULL && known->state == TRACES && !is_off(CANCEL)) {
         int32_t id = known->id;
         Name site = find_site();
-        EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_get_task()), text_of(&site), Py_NewRef(message));
+        EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), text_of(&site), Py_NewRef(message));
     }
     Py_RETURN_NONE;
 }

@@ -6,14 +6,22 @@
 #include "task.h"
 
 static PyObject *function; /* Loop.call_soon; held */
-static vectorcallfunc original;
+HOT_DATA static vectorcallfunc original;
 
-static PyObject *
-traced_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
+static __attribute__((noinline)) PyObject *
+look_and_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
     if (is_active && PyVectorcall_NARGS(nargsf) > 1)
         callback_scheduled(args[1], args[0]);
     return original(callable, args, nargsf, keywords);
+}
+
+HOT static PyObject *
+traced_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
+{
+    if (PyVectorcall_NARGS(nargsf) > 1 && is_told(args[1]))
+        return original(callable, args, nargsf, keywords);
+    return look_and_call_soon(callable, args, nargsf, keywords);
 }
 
 /* Where a callable has the pointer to what is called; NULL: it has none. */
