@@ -9,7 +9,7 @@
                                        ["path"]             Texts: the strings stay on the page until one is asked for
 
 Columns are memoryviews with a type: numpy takes one without copying (`numpy.asarray(columns.timestamp)`), and nothing
-here needs it. A page is read in one go by `ColumnPlan.decode` in decode.c, or by its twin below.
+here needs it. A page is read in one go by `ColumnPlan.decode` in columns.c, or by its twin below.
 
 The laws: **damage ends the page, and what came before it is kept**: `columns.damage` says what and where. A record
 that is shorter than its event, or whose string lies outside of it, is damage here, since a column has no holes.
@@ -31,7 +31,7 @@ from ._records import Buffer, PythonWalk, Walk, walk
 __all__ = ["ColumnPlan", "Columns", "EventColumns", "Texts", "decode_columns"]
 
 NUMBER, TRUTH, DATA_LOC, REL_LOC, ARRAY, TAIL = range(6)
-"""How a field becomes a column: the same numbers as in decode.c."""
+"""How a field becomes a column: the same numbers as in records.h."""
 
 _PLACES: Final = {
     Place.DATA_LOC: DATA_LOC,

@@ -4,7 +4,7 @@
     `-- once a task --'  |               `-- once an event    `-- its print fmt
 
 A print fmt whose arguments are plain fields (`"status=%u path=%s", REC->status, __get_str(path)`, as all of ours are)
-becomes a list of parts, each a literal or one conversion of one field, which `Lines` in decode.c prints by itself. Any
+becomes a list of parts, each a literal or one conversion of one field, which `Lines` in lines.c prints by itself. Any
 other is printed by the interpreter of `_print.py`, as is a string that is not printable ASCII and a record that does
 not fit its format.
 
@@ -33,10 +33,10 @@ from ._tokens import unquoted
 __all__ = ["Chunk", "LineTables", "Lines", "chunk_of", "format_time", "merge"]
 
 CHUNK_SIZE: Final = 1 << 16
-"""Bytes after which a chunk of text ends with its line: the same number as in decode.c."""
+"""Bytes after which a chunk of text ends with its line: the same number as in lines.c."""
 
 LITERAL, INTEGER, BOOLEAN, FLOATING, TEXT_LOC, TEXT_REL, TEXT_ARRAY, TEXT_TAIL, SYMBOL, HEX_LOC = range(10)
-"""What a part is: the same numbers as in decode.c."""
+"""What a part is: the same numbers as in line_parts.c."""
 
 _FLAGS: Final = {"-": 1, "0": 2, "+": 4, " ": 8, "#": 16}
 _TEXTS: Final = {

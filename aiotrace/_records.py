@@ -2,7 +2,7 @@
 
     data[start:end]  --walk-->  (timestamp, id, pid, start of the payload, its length), ...
 
-`_page.walk` says what a record is, in fewer words; here each costs as little as it can, in C (`Walk` in decode.c) or
+`_page.walk` says what a record is, in fewer words; here each costs as little as it can, in C (`Walk` in records.c) or
 in Python. What a reader did not ask for is passed over by its id, pid and time.
 
 The laws: **nothing outside of the data is read**, whatever the data says. **Who takes records keeps what came before

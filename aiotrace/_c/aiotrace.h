@@ -1,13 +1,15 @@
 /* What the C files of aiotrace._c share: the numbers of _layout.py, the module's state, and who sets up what.
  *
  *     module.c   the module itself; knows no page
+ *     columns.c  reading: columns
  *     crc.c      the crc32 of a page
  *     cursor.c   writing: a place on a page, and the clocks
- *     decode.c   reading: records, columns, lines of text
  *     event.c    writing: events
  *     files.c    writing and closing traces: what is done for each page
  *     function.c writing: calls of functions
  *     lease.c    writing: the writers of a thread, and whether anybody records
+ *     lines.c    reading: lines of text, whose parts line_parts.c prints
+ *     records.c  reading: records, which columns.c and lines.c read by records.h
  *     span.c     writing: spans, which are two events
  *     stall.c    noticing steps that last too long, while they do
  *
@@ -63,14 +65,16 @@ aiotrace_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type, cons
 }
 
 /* Add the part's types and functions to the module. Return -1 with an exception set if that cannot be done. */
+int aiotrace_columns_exec(PyObject *module);
 int aiotrace_crc_exec(PyObject *module);
 int aiotrace_cursor_exec(PyObject *module);
-int aiotrace_decode_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
 int aiotrace_files_exec(PyObject *module);
 int aiotrace_function_exec(PyObject *module);
 int aiotrace_handover_exec(PyObject *module);
 int aiotrace_lease_exec(PyObject *module);
+int aiotrace_lines_exec(PyObject *module);
+int aiotrace_records_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
 int aiotrace_stall_exec(PyObject *module);
 int aiotrace_task_exec(PyObject *module);
