@@ -24,6 +24,8 @@ from ._page import transition
 _WORDS: Final = tuple(struct.Struct(f"={count}Q") for count in range(L.DESCRIPTOR_WORDS + 1))
 _WHOLE: Final = _WORDS[L.DESCRIPTOR_WORDS]
 _TAKEN: Final = _WORDS[L.DELIVERED + 1 - L.WRITER]
+_IDENTITY: Final = _WORDS[L.FIRST_EVENT + 1 - L.WRITER]
+_SEALED: Final = _WORDS[L.DEFINITIONS + 1 - L.EVENTS]
 
 
 def _round_up(size: int, to: int) -> int:
@@ -125,15 +127,21 @@ class Arena:
         place = (page * L.DESCRIPTOR_WORDS + L.WRITER) * 8
         _TAKEN.pack_into(self.descriptors, place, writer, sequence, first_event, 0, 0, 0, 0, 0, 0)
 
+    def give(self, page: int, writer: int, sequence: int, first_event: int) -> None:
+        """`set_all`, and then CHECK, which is of the same three: the page is this writer's."""
+        descriptors, start = self.descriptors, page * L.DESCRIPTOR_WORDS
+        _TAKEN.pack_into(descriptors, (start + L.WRITER) * 8, writer, sequence, first_event, 0, 0, 0, 0, 0, 0)
+        descriptors[start + L.CHECK] = crc32(_IDENTITY.pack(writer, sequence, first_event))
+
+    def set_sealed(self, page: int, events: int, committed: int, last_time: int, definitions: int) -> None:
+        """Set what a page holds that is sealed: EVENTS, COMMITTED, LAST_TIME and DEFINITIONS."""
+        place = page * L.DESCRIPTOR_SIZE + L.EVENTS * 8
+        _SEALED.pack_into(self.descriptors, place, events, committed, last_time, definitions)
+
     def move(self, page: int, old: int, new: int) -> None:
         """Change a page's state; that it is in state `old` is the caller's law."""
         moved = transition(self.descriptors, page, old, new)
         assert moved, f"page {page} is {L.STATE_NAMES[self.get(page, L.STATE)]}, not {L.STATE_NAMES[old]}"
-
-    def identify(self, page: int) -> None:
-        """Set CHECK, after the three words that it is of."""
-        start = page * L.DESCRIPTOR_WORDS
-        self.descriptors[start + L.CHECK] = crc32(self.descriptors[start + L.WRITER : start + L.FIRST_EVENT + 1])
 
     def states(self) -> tuple[int, int, int, int]:
         """How many pages are free, filling, full, in flight."""

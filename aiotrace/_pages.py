@@ -46,8 +46,15 @@ class Owner(Protocol):
     """Number of its next page."""
     page: int | None
     """The page that it fills."""
+    first_event: int
+    """Number of the first event on it, among all that it was asked to write."""
+    first_written: int
+    """The same among those that it wrote."""
     untold: list[Told]
     """What happened in `take`, to be told to `on_event` when no guard is held."""
+
+    def leave(self) -> None:
+        """Have no page."""
 
 
 def _nothing(*_: object) -> None:
@@ -86,7 +93,7 @@ class Pages:
 
     # --- the writers' side ----------------------------------------------------------------------
 
-    def take(self, owner: Owner, first_event: int) -> int | None:
+    def take(self, owner: Owner, first_event: int, first_written: int = 0) -> int | None:
         """A page to fill, with its descriptor set; None if there is none, or the guard refused (re-entry).
 
         It is the owner's, in the same step.
@@ -97,25 +104,52 @@ class Pages:
                 return None
             guard.busy = True
             try:
-                allocated = self.pool.allocated
-                page = self.pool.take()
-                if page is None and self.can_overrun:
-                    page = self.ring.overrun()
-                    if page is not None:
-                        owner.untold.append(("overrun", page, self.arena.get(page, L.WRITER), self._undelivered(page)))
-                        self._count_overrun(page)
-                        self.arena.clear(page)
-                if page is not None:
-                    if self.pool.allocated != allocated:
-                        owner.untold.append(("page_alloc", page, owner.slot, owner.sequence))
-                    self.arena.set_all(page, owner.slot, owner.sequence, first_event)
-                    self.arena.identify(page)
-                    # No call from here on.
-                    owner.sequence += 1
-                    owner.page = page
-                return page
+                taken = self._take(owner, first_event, first_written)
             finally:
                 guard.busy = False
+        return taken
+
+    def turn(self, owner: Owner, page: int, first_event: int, first_written: int) -> int | None:
+        """`seal` the page that the owner has filled, and `take` the next.
+
+        If the guard refused (re-entry) there is no effect, and the owner's page is what it was.
+        """
+        guard = self.guard
+        with guard.lock:
+            if guard.busy:
+                return None
+            guard.busy = True
+            try:
+                self.ring.seal(page)
+                owner.leave()
+                owner.page = None
+                taken = self._take(owner, first_event, first_written)
+            finally:
+                guard.busy = False
+        self.on_full()
+        return taken
+
+    def _take(self, owner: Owner, first_event: int, first_written: int) -> int | None:
+        pool, arena = self.pool, self.arena
+        allocated = pool.allocated
+        page = pool.take()
+        if page is None and self.can_overrun:
+            page = self.ring.overrun()
+            if page is not None:
+                owner.untold.append(("overrun", page, arena.get(page, L.WRITER), self._undelivered(page)))
+                self._count_overrun(page)
+                arena.clear(page)
+        if page is not None:
+            sequence = owner.sequence
+            if pool.allocated != allocated:
+                owner.untold.append(("page_alloc", page, owner.slot, sequence))
+            arena.give(page, owner.slot, sequence, first_event)
+            # No call from here on.
+            owner.sequence = sequence + 1
+            owner.first_event = first_event
+            owner.first_written = first_written
+            owner.page = page
+        return page
 
     @property
     def is_scarce(self) -> bool:

@@ -57,8 +57,8 @@ class Writer(Cursor):
         self.untold: list[Told] = []
         self._turning = False
         self._refused: deque[str] = deque()  # appended to by re-entrant calls, which own nothing: it is atomic
-        self._first_event = 0
-        self._first_written = 0
+        self.first_event = 0
+        self.first_written = 0
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -155,18 +155,22 @@ class Writer(Cursor):
         if self._turning:
             self._recover()
         self._turning = True
-        turned = self._seal() and self._take()
-        self._turning = False
-        return turned
-
-    def _take(self) -> bool:
-        self._first_written = written = self.written
-        self._first_event = written + sum(self.dropped.values()) + len(self._refused)
-        page = self._pages.take(self, self._first_event)
+        if self._refused:
+            self._count_refused()
+        pages = self._pages
+        page = self.page
         if page is None:
-            return False
-        self.enter(self._pages.arena.page(page))
-        return True
+            taken = pages.take(self, self.number, self.written)
+        else:
+            self.freeze()
+            written = self._describe(page)
+            taken = pages.turn(self, page, written + sum(self.dropped.values()) + len(self._refused), written)
+            if taken is None and self.page is not None:
+                self._keep(page)
+        if taken is not None:
+            self.enter(pages.arena.page(taken))
+        self._turning = False
+        return taken is not None
 
     def _recover(self) -> None:
         self._pages.recover()
@@ -174,37 +178,34 @@ class Writer(Cursor):
             self.leave()
             self.page = None
 
-    def _seal(self) -> bool:
+    def _count_refused(self) -> None:
         refused = self._refused
         for _ in range(len(refused)):  # not more: a handler that emits may add to it all the while
             self.dropped[refused[0]] += 1
             del refused[0]  # not popleft: no call in between, so that an interrupt finds it counted once
-        page = self.page
-        if page is None:
-            return True
-        self.freeze()
+
+    def _describe(self, page: int) -> int:
+        """Set what its descriptor says of the page, which is frozen. Returns `written`."""
         committed, last, written = self.state()
-        arena = self._pages.arena
-        arena.set_from(page, L.EVENTS, written - self._first_written, committed, last, len(self._definitions))
-        if not self._pages.seal(page):
-            arena.set(page, L.EVENTS, 0)
-            self.thaw()
-            return False
-        self.leave()
-        self.page = None
-        return True
+        self._pages.arena.set_sealed(page, written - self.first_written, committed, last, len(self._definitions))
+        return written
+
+    def _keep(self, page: int) -> None:
+        """Undo `freeze` and `_describe`."""
+        self._pages.arena.set(page, L.EVENTS, 0)
+        self.thaw()
 
     def mark(self) -> Mark | None:
         """How far the page that it fills has come; None if it fills none. The caller holds the guard."""
         if self.page is None:
             return None
         committed, last, written = self.state()
-        return Mark(self.page, committed, written - self._first_written, last, len(self._definitions), False)
+        return Mark(self.page, committed, written - self.first_written, last, len(self._definitions), False)
 
     @property
     def events_on_page(self) -> int:
         """Events on the page that it fills."""
-        return self.written - self._first_written if self.page is not None else 0
+        return self.written - self.first_written if self.page is not None else 0
 
     def account(self) -> tuple[int, int | None, int]:
         """Events written, the page that it fills, and the events on that, as of one moment.
@@ -213,12 +214,12 @@ class Writer(Cursor):
         the ring's already.
         """
         written, page = self.state()[2], self.page
-        return written, page, written - self._first_written if page is not None else 0
+        return written, page, written - self.first_written if page is not None else 0
 
     @property
     def first_unsealed(self) -> int:
         """Number of the first event that is on no sealed page."""
-        return self._first_event if self.page is not None else self.number
+        return self.first_event if self.page is not None else self.number
 
     def close(self) -> None:
         """Write no more; the page, if anything is on it, goes into the ring."""
@@ -231,8 +232,13 @@ class Writer(Cursor):
                 self.leave()
                 self._pages.return_empty(self.page)
                 self.page = None
-            sealed = self._seal()
-            assert sealed
+            self._count_refused()
+            if self.page is not None:
+                self._describe(self.page)
+                sealed = self._pages.seal(self.page)
+                assert sealed
+                self.leave()
+                self.page = None
 
     # --- waiting for room -----------------------------------------------------------------------
 

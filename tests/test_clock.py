@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import builtins
+import shutil
+import subprocess
+import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from programs import environment
 
 from aiotrace import ConfigurationError, _clock
 from aiotrace._backend import c_module
@@ -70,3 +75,35 @@ def test_a_system_that_says_no_boot_id_has_an_empty_one(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(builtins, "open", refuse)
     assert take_anchor(time.monotonic_ns).boot_id == ""
+
+
+OTHER_CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t id, struct timespec *now) {
+    int (*asked)(clockid_t, struct timespec *) = dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = asked(id, now);
+    now->tv_sec += 1000000000;
+    return failed;
+}
+"""
+ASKS_BOTH = """
+import sys, time
+from aiotrace import _c
+page = memoryview(bytearray(4096))
+_c.Cursor(time.monotonic_ns).enter(page)
+print(int.from_bytes(page[:8], sys.byteorder), time.monotonic_ns())
+"""
+
+
+@pytest.mark.once
+@pytest.mark.skipif(c_module is None or shutil.which("cc") is None, reason="NOT RUN: no C")
+def test_a_clock_in_the_place_of_libc_s_is_that_of_the_events_too(tmp_path: Path) -> None:
+    (tmp_path / "other.c").write_text(OTHER_CLOCK)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", "other.so", "other.c", "-ldl"], cwd=tmp_path, check=True)
+    preloaded = environment(LD_PRELOAD=str(tmp_path / "other.so"))
+    done = subprocess.run([sys.executable, "-c", ASKS_BOTH], env=preloaded, capture_output=True, text=True, check=True)
+    event, python = map(int, done.stdout.split())
+    assert 0 <= python - event < 10**18, "a second and a thousand million seconds are told apart"
+    assert python > 10**18

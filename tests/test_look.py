@@ -262,8 +262,9 @@ def test_a_page_that_says_numbers_which_others_have_is_damage_though_its_crc_is_
     while len(filled.pages.ring) < 2:
         filled.write()
     second = tuple(filled.pages.ring)[1]
-    filled.arena.set(second, L.FIRST_EVENT, 1)
-    filled.arena.identify(second)
+    _, writer, sequence, _, *rest = filled.arena.get_all(second)
+    filled.arena.give(second, writer, sequence, 1)
+    filled.arena.set_from(second, L.EVENTS, *rest[: L.TAKES - L.EVENTS])
     looker = Looker(filled.arena, 1)
     found = [looker.copy(each) for each in looker.plan() if isinstance(each, Planned)]
     assert [each.page for each in found if isinstance(each, BadPage)] == [second]

@@ -65,8 +65,20 @@ class Native:
             _active.active.set(_active.active.targets)
 
 
+class Asked(c_module.Cursor):  # type: ignore[misc, name-defined]  # C has no types
+    """A writer that is given what finds no room."""
+
+    def __init__(self, clock: Any) -> None:
+        super().__init__(clock)
+        self.given: list[bytes] = []
+
+    def write(self, payload: bytes) -> bool:
+        self.given.append(payload)
+        return True
+
+
 def cursor_on(page: bytearray, clock: Any = time.monotonic_ns) -> Any:
-    cursor = c_module.Cursor(clock)
+    cursor = Asked(clock)
     cursor.enter(memoryview(page))
     return cursor
 
@@ -201,15 +213,55 @@ def test_missing_unknown_and_doubled_arguments_are_handed_over(
     assert payloads_on(page) == []
 
 
-def test_a_record_too_long_for_what_is_left_is_handed_over_and_the_next_short_one_is_not() -> None:
-    native, page = Native(text="str"), bytearray(4096)
+def test_a_record_too_long_for_what_is_left_is_given_to_the_writer_and_the_next_short_one_is_not() -> None:
+    native, page = Native(number="u16", text="str"), bytearray(4096)
     cursor = cursor_on(page)
     with native.writing(cursor):
-        native.call("x" * 3000)
-        native.call("x" * 1100)
-        native.call("x" * 900)
-    assert native.handed_over == [(("x" * 1100,), {})]
-    assert payloads_on(page) == [native.expected("x" * 3000), native.expected("x" * 900)]
+        native.call(1, "x" * 3000)
+        native.call(text="x" * 1100, number=2)
+        native.call(3, "x" * 900)
+    assert cursor.given == [native.expected(2, "x" * 1100)]
+    assert native.handed_over == []
+    assert payloads_on(page) == [native.expected(1, "x" * 3000), native.expected(3, "x" * 900)]
+
+
+def test_what_no_page_has_room_for_is_handed_over_since_it_has_to_be_cut() -> None:
+    native, page = Native(text="str"), bytearray(4096)
+    cursor = cursor_on(page)
+    longest = 4096 - 16 - 8 - 8 - 8 - 12 - 1
+    with native.writing(cursor):
+        native.call("x")
+        native.call("x" * longest)
+        native.call("x" * (longest + 1))
+    assert cursor.given == [native.expected("x" * longest)]
+    assert native.handed_over == [(("x" * (longest + 1),), {})]
+
+
+def test_a_wrong_value_turns_no_page() -> None:
+    native, page = Native(a="u64", b="u8"), bytearray(PAGE)
+    cursor = cursor_on(page)
+    with native.writing(cursor):
+        cursor.freeze()
+        native.call(1, 256)
+    assert native.handed_over == [((1, 256), {})]
+    assert cursor.given == []
+
+
+def test_what_is_raised_while_a_page_turns_passes_to_the_program() -> None:
+    class Interrupted(Asked):
+        def write(self, payload: bytes) -> bool:
+            raise KeyboardInterrupt
+
+    native, page = Native(a="u64"), bytearray(PAGE)
+    cursor = Interrupted(time.monotonic_ns)
+    cursor.enter(memoryview(page))
+    with native.writing(cursor):
+        cursor.freeze()
+        with pytest.raises(KeyboardInterrupt):
+            native.call(1)
+        with pytest.raises(KeyboardInterrupt):
+            native.call.emit(1)
+    assert native.handed_over == []
 
 
 @pytest.mark.parametrize("size", [64_900, 65_000, 65_001, 70_000])
@@ -230,7 +282,7 @@ def test_the_last_byte_that_is_free_is_used_and_no_further_one(spare: int) -> No
         for number in range(4):
             native.call(number)
     assert len(payloads_on(page)) == 3
-    assert native.handed_over == [((3,), {})]
+    assert cursor.given == [native.expected(3)]
     assert bytes(page[-8:]) == bytes(8)
 
 
@@ -282,7 +334,7 @@ def test_a_frozen_page_is_not_written() -> None:
     with native.writing(cursor):
         cursor.freeze()
         native.call(1)
-    assert native.handed_over == [((1,), {})]
+    assert cursor.given == [native.expected(1)]
     assert payloads_on(page) == []
 
 

@@ -73,6 +73,8 @@ enum { GATE_RECORDING = 1, GATE_STRICT = 2 };
 extern int aiotrace_gate;
 /* The number of the present set of recordings. */
 extern uint64_t aiotrace_epoch;
+/* clock_gettime, without libc's own steps on the way to the kernel's where that can be. */
+extern int (*aiotrace_clock_gettime)(clockid_t, struct timespec *);
 /* Nanoseconds per TSC tick, in 2**-32: 0 until `tsc_calibrate` was called. */
 extern uint64_t aiotrace_tsc_multiplier;
 /* The calling thread's; NULL: it has none. */
@@ -102,7 +104,7 @@ static inline uint64_t
 monotonic_ns(void)
 {
     struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    aiotrace_clock_gettime(CLOCK_MONOTONIC, &now);
     return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
 }
 

@@ -25,6 +25,7 @@
 #endif
 
 #define DYNAMIC_MAX 65000
+#define PAGE_OVERHEAD 40 /* see _writer.payload_max */
 #define FIELDS_MAX 32 /* events with more go the slow way */
 
 /* Field types by their code in `struct`; strings, bytes and symbols have codes of their own. */
@@ -36,11 +37,13 @@ typedef struct {
 typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
-    uint16_t id;
+    uint64_t plain_epoch; /* `mode_epoch` if the mode is MODE_ALL, else 0, which no epoch is */
+    Py_ssize_t short_count; /* `fields_count` if there are numbers alone and no long record: see `record_short`; or -1 */
+    uint32_t id; /* 16 bits: with the flags and the count after it as a record begins */
     uint16_t fixed_size;
     uint16_t fields_count;
-    char has_dynamic;
     uint8_t wide_count; /* fields, if they are one to three of eight bytes each and nothing else; or 0 */
+    char has_dynamic;
     char has_gaps; /* bytes between or after fields, to be zeroed */
     Field fields[FIELDS_MAX];
     PyObject *names;   /* tuple of interned str */
@@ -49,14 +52,13 @@ typedef struct {
     PyObject *emit;    /* created when first asked for */
     uint64_t mode_epoch;
     int mode;
-    uint64_t plain_epoch; /* `mode_epoch` if the mode is MODE_ALL, else 0, which no epoch is */
-    Py_ssize_t short_count; /* `fields_count` if there are numbers alone and no long record: see `record_short`; or -1 */
 } Event;
 
 /* What the open recordings make of an event, as of mode_epoch; `_event.PythonEvent` decides. */
 enum { MODE_ALL = 0, MODE_SOME = 1, MODE_OFF = 2 };
 
 static PyTypeObject *event_type;
+static PyObject *write_name; /* "write" */
 
 /* What a first look at the arguments tells: sizes of strings, keys of symbols. */
 typedef struct {
@@ -169,7 +171,7 @@ as_compact(PyObject *value, int64_t *result)
     Py_ssize_t digits = Py_SIZE(value);
     if (unlikely(digits < -1 || digits > 1))
         return 0;
-    *result = digits == 0 ? 0 : digits * (int64_t)((PyLongObject *)value)->ob_digit[0];
+    *result = digits * (int64_t)((PyLongObject *)value)->ob_digit[0]; /* even 0 has a digit */
 #endif
     return 1;
 }
@@ -296,49 +298,21 @@ store(char *place, char code, PyObject *value)
 static inline __attribute__((always_inline)) int
 store_number(char *place, char code, PyObject *value)
 {
-    int64_t number;
-    if (PyFloat_CheckExact(value) && code == 'd') {
-        double stored = PyFloat_AS_DOUBLE(value);
-        memcpy(place, &stored, sizeof stored);
-        return 1;
+    if (code == 'd') {
+        if (likely(PyFloat_CheckExact(value))) {
+            double stored = PyFloat_AS_DOUBLE(value);
+            memcpy(place, &stored, sizeof stored);
+            return 1;
+        }
     }
-    if ((code == 'Q' || code == 'q') && PyLong_CheckExact(value) && as_compact(value, &number) &&
-        (code == 'q' || number >= 0)) {
-        memcpy(place, &number, sizeof number);
-        return 1;
+    else if (code == 'Q' || code == 'q') {
+        int64_t number;
+        if (likely(PyLong_CheckExact(value) && as_compact(value, &number) && (number >= 0 || code == 'q'))) {
+            memcpy(place, &number, sizeof number);
+            return 1;
+        }
     }
     return store(place, code, value);
-}
-
-/* Convert the values of an event of numbers and store them. Returns 0 if one does not fit: nothing was committed. */
-static inline __attribute__((always_inline)) int
-store_numbers(Event *self, char *payload, int32_t pid, PyObject *const *args)
-{
-    if (unlikely(self->has_gaps))
-        memset(payload + 8, 0, self->fixed_size - 8);
-    uint32_t common = self->id;
-    memcpy(payload, &common, 4);
-    memcpy(payload + 4, &pid, 4);
-    const Field *fields = self->fields;
-    switch (self->wide_count) { /* at constant offsets, each with branches of its own to be foretold */
-    case 3:
-        if (unlikely(!store_number(payload + 24, fields[2].code, args[2])))
-            return 0;
-        /* fall through */
-    case 2:
-        if (unlikely(!store_number(payload + 16, fields[1].code, args[1])))
-            return 0;
-        /* fall through */
-    case 1:
-        return store_number(payload + 8, fields[0].code, args[0]);
-    default:
-        break;
-    }
-    for (const Field *field = fields, *end = field + self->fields_count; field != end; field++, args++) {
-        if (unlikely(!store_number(payload + field->offset, field->code, *args)))
-            return 0;
-    }
-    return 1;
 }
 
 /* Convert all values and store them at `payload`. Returns 0 if one does not fit: then nothing was committed. */
@@ -402,7 +376,30 @@ bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, P
     return 1;
 }
 
-/* Write the event for every writer of the thread. Returns 0, without effect, if the slow way must be gone. */
+/* What the twin would do with a full page: its writer has the whole payload, and turns. Returns 0, without effect, if the
+ * slow way must be gone (the payload is none, or has to be cut), -1 with what a signal handler raised. */
+static int
+write_whole(Event *self, Lease *lease, PyObject *const *args, const Measures *measures, uint32_t size)
+{
+    Cursor *writer = lease->cursors[0];
+    if (writer->page_size < size + PAGE_OVERHEAD)
+        return 0;
+    PyObject *payload = PyBytes_FromStringAndSize(NULL, size);
+    if (payload == NULL || !store_all(self, PyBytes_AS_STRING(payload), lease->pid, args, measures, size)) {
+        PyErr_Clear();
+        Py_XDECREF(payload);
+        return 0;
+    }
+    Py_INCREF(writer); /* the lease may end in there */
+    PyObject *done = PyObject_CallMethodOneArg((PyObject *)writer, write_name, payload);
+    Py_DECREF(writer);
+    Py_DECREF(payload);
+    Py_XDECREF(done);
+    return done == NULL ? -1 : 1;
+}
+
+/* Write the event for every writer of the thread. Returns 0, without effect, if the slow way must be gone; -1 with an
+ * exception set. */
 static __attribute__((noinline)) int
 record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
@@ -442,7 +439,7 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
         uint64_t now = now_ns(cursor);
         char *payload = reserve(cursor, &now, size, &end);
         if (unlikely(payload == NULL))
-            return 0;
+            return count == 1 ? write_whole(self, lease, args, &measures, size) : 0;
         if (unlikely(!store_all(self, payload, lease->pid, args, &measures, size)))
             return 0; /* the first one fails as the others would: the values are the same */
         commit(cursor, now, end);
@@ -450,27 +447,70 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
     return 1;
 }
 
+/* The rest of `record_short` where it is not short: fields that are narrower, values that take a call to convert. */
+static __attribute__((noinline)) int
+record_numbers(Event *self, Lease *lease, uint64_t now, PyObject *const *args)
+{
+    Cursor *cursor = lease->only;
+    uint32_t end;
+    char *payload = reserve(cursor, &now, self->fixed_size, &end);
+    if (unlikely(payload == NULL || !store_all(self, payload, lease->pid, args, NULL, self->fixed_size)))
+        return 0;
+    commit(cursor, now, end);
+    return 1;
+}
+
+/* Store a value of eight bytes that takes no call, a small int or a float; or else leave it to `record_numbers`. */
+#define STORE_WIDE(N)                                                                              \
+    {                                                                                              \
+        PyObject *value = args[N];                                                                 \
+        char *place = payload + 8 + 8 * N;                                                         \
+        if (self->fields[N].code == 'd') {                                                         \
+            if (unlikely(!PyFloat_CheckExact(value)))                                              \
+                return record_numbers(self, lease, now, args);                                     \
+            memcpy(place, &((PyFloatObject *)value)->ob_fval, 8);                                  \
+        }                                                                                          \
+        else {                                                                                     \
+            int64_t number;                                                                        \
+            if (unlikely(!PyLong_CheckExact(value) || !as_compact(value, &number) ||               \
+                         (number < 0 && self->fields[N].code == 'Q')))                             \
+                return record_numbers(self, lease, now, args);                                     \
+            memcpy(place, &number, 8);                                                             \
+        }                                                                                          \
+    }
+
 /* The same for what is most of all calls: numbers alone, in order, for one recording. Returns 0, without effect, if
  * `record` has to see to it. With no recording open, no lease and no event is of the present epoch. */
 static inline __attribute__((always_inline)) int
-record_short(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+record_short(Event *self, Lease *lease, PyObject *const *args)
 {
-    Lease *lease = aiotrace_lease;
-    if (unlikely(self->plain_epoch != aiotrace_epoch || lease == NULL || lease->epoch != aiotrace_epoch))
-        return 0;
     Cursor *cursor = lease->only;
-    if (unlikely(cursor == NULL || nargs != self->short_count || keywords != NULL))
-        return 0;
     uint64_t now = now_ns(cursor), delta = now - cursor->last;
     uint32_t size = self->fixed_size, end = cursor->end + 4 + size;
     if (unlikely(delta > DELTA_MAX || end > cursor->limit))
         return 0;
-    char *record = cursor->page + cursor->end;
-    *(uint32_t *)record = size >> 2 | (uint32_t)delta << 5;
-    if (unlikely(!store_numbers(self, record + 4, lease->pid, args)))
-        return 0;
+    uint8_t wide = self->wide_count;
+    if (wide == 0)
+        return record_numbers(self, lease, now, args);
+    char *payload = cursor->page + cursor->end + 4;
+    if (wide >= 3)
+        STORE_WIDE(2)
+    if (wide >= 2)
+        STORE_WIDE(1)
+    STORE_WIDE(0)
+    uint32_t header = size >> 2 | (uint32_t)delta << 5;
+    memcpy(payload - 4, &header, 4);
+    memcpy(payload, &self->id, 4);
+    memcpy(payload + 4, &lease->pid, 4);
     commit(cursor, now, end);
     return 1;
+}
+
+static inline __attribute__((always_inline)) int
+is_short(Event *self, Lease *lease, Py_ssize_t nargs, PyObject *keywords)
+{
+    return likely(self->plain_epoch == aiotrace_epoch && lease != NULL && lease->epoch == aiotrace_epoch &&
+                  lease->only != NULL && nargs == self->short_count && keywords == NULL);
 }
 
 int
@@ -549,25 +589,38 @@ aiotrace_event_at(PyObject *event, uint64_t now, const void *fields)
     return write_fields(self, lease, now, fields);
 }
 
-static PyObject *
-event_vectorcall(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
+static __attribute__((noinline)) PyObject *
+call_slowly(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    Event *self = (Event *)callable;
-    if (likely(record_short(self, args, PyVectorcall_NARGS(nargsf), keywords)) || aiotrace_gate == 0)
+    int done = aiotrace_gate == 0 ? 1 : record(self, args, nargs, keywords);
+    if (done < 0)
+        return NULL;
+    if (done)
         Py_RETURN_NONE;
-    if (record(self, args, PyVectorcall_NARGS(nargsf), keywords))
-        Py_RETURN_NONE;
-    return PyObject_Vectorcall(self->twin, args, nargsf & ~PY_VECTORCALL_ARGUMENTS_OFFSET, keywords);
+    return PyObject_Vectorcall(self->twin, args, (size_t)nargs, keywords);
+}
+
+static inline __attribute__((always_inline)) PyObject *
+call(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    Lease *lease = aiotrace_lease;
+    if (unlikely(!is_short(self, lease, nargs, keywords)))
+        return call_slowly(self, args, nargs, keywords);
+    if (unlikely(!record_short(self, lease, args)))
+        return call_slowly(self, args, self->short_count, NULL);
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+event_vectorcall(PyObject *self, PyObject *const *args, size_t nargsf, PyObject *keywords)
+{
+    return call((Event *)self, args, PyVectorcall_NARGS(nargsf), keywords);
 }
 
 static PyObject *
 event_emit(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
-    if (likely(record_short((Event *)self, args, nargs, keywords)) || aiotrace_gate == 0)
-        Py_RETURN_NONE;
-    if (record((Event *)self, args, nargs, keywords))
-        Py_RETURN_NONE;
-    return PyObject_Vectorcall(((Event *)self)->twin, args, (size_t)nargs, keywords);
+    return call((Event *)self, args, nargs, keywords);
 }
 
 static PyMethodDef emit_def = {"emit", (PyCFunction)(void (*)(void))event_emit, METH_FASTCALL | METH_KEYWORDS,
@@ -619,7 +672,7 @@ event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
     if (self == NULL)
         return NULL;
     self->vectorcall = event_vectorcall;
-    self->id = (uint16_t)id;
+    self->id = (uint32_t)id;
     self->fixed_size = (uint16_t)fixed_size;
     self->fields_count = (uint16_t)count;
     int filled = 8;
@@ -738,7 +791,8 @@ static PyType_Spec event_spec = {
 int
 aiotrace_event_exec(PyObject *module)
 {
-    if (aiotrace_add_type(module, &event_spec, &event_type, "Event") < 0)
+    Py_XSETREF(write_name, PyUnicode_InternFromString("write"));
+    if (write_name == NULL || aiotrace_add_type(module, &event_spec, &event_type, "Event") < 0)
         return -1;
     return PyModule_AddIntMacro(module, FIELDS_MAX);
 }
