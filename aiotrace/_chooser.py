@@ -75,6 +75,21 @@ class Chooser:
         self.selection.stall_ns = int(threshold * 1e9)
         self.enable("stall:*")
 
+    def watch_cancellations(self, timeout: float = 1.0) -> None:
+        """Take "cancellation:*": a task that is still there so long after its cancellation was asked for, while the
+        request stands, is reported, with who asked for it and the line where it is.
+
+        Args:
+            timeout: Seconds, at least 0.001. The least that any open recording asks for goes for all of them.
+
+        Raises:
+            ConfigurationError: It is no such time, or tasks cannot be traced here.
+        """
+        if not STALL_MIN <= timeout < float("inf"):
+            raise ConfigurationError(f"timeout={timeout!r}: a time in seconds, at least {STALL_MIN}")
+        self.selection.cancel_ns = int(timeout * 1e9)
+        self.enable("cancellation:*")
+
     def disable(self, glob: str) -> None:
         """Take the events that a glob is of no more.
 

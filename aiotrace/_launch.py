@@ -65,6 +65,8 @@ class Plan:
     clock: str
     stall_ns: int | None
     """How long a step lasts before it is reported while it lasts; None: the choices say whether that is done."""
+    cancel_ns: int | None
+    """How long a task has to obey a cancellation; None: the choices say whether that is watched."""
     quiet: bool
     """Say nothing at the end, unless the trace is not what it should be."""
     arena: str = ""
@@ -201,6 +203,8 @@ class Run:
                 getattr(self._recording, action)(events)
         if self.plan.stall_ns is not None:
             self._recording.watch_stalls(self.plan.stall_ns / 1e9)
+        if self.plan.cancel_ns is not None:
+            self._recording.watch_cancellations(self.plan.cancel_ns / 1e9)
 
     def close(self) -> None:
         """Finish the trace, and say what became of it. A second call, or one in a forked child, does nothing."""

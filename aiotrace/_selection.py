@@ -35,6 +35,8 @@ STALL_NS: Final = 100_000_000
 """What a stall is, unless somebody says otherwise: asyncio's own `slow_callback_duration`."""
 STALL_MIN: Final = 0.001
 """Seconds: what is shorter the watch does not see in time."""
+CANCEL_NS: Final = 1_000_000_000
+"""How long a task has to obey a cancellation, unless somebody says otherwise."""
 
 
 class Trigger:
@@ -156,6 +158,8 @@ class Selection:
         """Whether anything is recorded: traceoff and traceon switch it."""
         self.stall_ns = STALL_NS
         """How long a step lasts before the watch over stalls reports it."""
+        self.cancel_ns = CANCEL_NS
+        """How long a task has to obey a cancellation."""
 
     def enable(self, glob: str) -> None:
         self._rules.append((check_glob(glob), True))

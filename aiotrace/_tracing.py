@@ -44,6 +44,7 @@ class Follower(Protocol):
 _PACKAGE: Final = "aiotrace._tracers"
 TRACERS: Final[dict[str, str]] = {
     "audit": f"{_PACKAGE}.audit",
+    "cancellation": f"{_PACKAGE}.cancellations",
     "exception": f"{_PACKAGE}.exceptions",
     "function": f"{_PACKAGE}.functions:FUNCTION",
     "function_graph": f"{_PACKAGE}.functions:FUNCTION_GRAPH",

@@ -38,6 +38,7 @@ def test_a_swallowed_cancellation_is_told_with_who_asked_where_and_where_it_was_
         "requested_at": "boss (a.py:22)",
         "caught_at": "stubborn (a.py:5)",
         "swallowed_at": "stubborn (a.py:6)",
+        "overdue_at": "",
         "delivered_after_ns": 2_000,
         "ended_after_ns": 10_000,
         "ended": "returned",
@@ -77,6 +78,41 @@ CAUGHT = told("caught", 21, B, "x (a.py:4)")
 )
 def test_the_outcome(events: list[FakeEvent], outcome: str) -> None:
     assert outcomes(spawn(0, B), cancel(10, B), *events) == [(outcome, 1)]
+
+
+def overdue(at: int, task: int, *, place: str = "x (a.py:7)", since: int = 10) -> FakeEvent:
+    fields = {"task": task, "by": A, "requested_ns": since, "site": "boss (a.py:22)", "at": place}
+    return FakeEvent("cancellation:overdue", at, 1, fields)
+
+
+@pytest.mark.parametrize(
+    ("events", "outcome"),
+    [
+        ([], "overdue"),
+        ([done(90, B, "cancelled")], "overdue"),
+        ([DELIVERED, CAUGHT], "overdue"),
+        ([DELIVERED, done(90, B, "raised", "ValueError")], "raised"),
+        ([DELIVERED, CAUGHT, told("swallowed", 30, B, "x (a.py:5)")], "swallowed"),
+    ],
+)
+def test_one_that_was_not_obeyed_in_time_is_overdue_unless_something_worse_is_known(
+    events: list[FakeEvent], outcome: str
+) -> None:
+    assert outcomes(spawn(0, B), cancel(10, B, site="boss (a.py:22)"), overdue(20, B), *events) == [(outcome, 1)]
+
+
+def test_where_an_overdue_task_was_and_after_how_long_is_told() -> None:
+    report = CancellationsReport()
+    events = [spawn(0, A, "boss"), spawn(0, B, "slow"), cancel(1_000, B, by=A, site="boss (a.py:22)")]
+    (row,) = feed(report, *events, overdue(2_001_000, B, since=1_000), done(3_001_000, B, "cancelled"))
+    assert (row["outcome"], row["overdue_at"], row["ended_after_ns"]) == ("overdue", "x (a.py:7)", 3_000_000)
+    assert "still there   2.00 ms later, at x (a.py:7)" in text(report)
+
+
+def test_one_whose_request_is_not_in_the_trace_is_told_with_who_asked() -> None:
+    (row,) = feed(CancellationsReport(), spawn(0, A, "boss"), spawn(0, B), overdue(50, B, since=10))
+    assert (row["outcome"], row["requested_at"], row["last"]["by"]) == ("overdue", "boss (a.py:22)", f"boss ({A})")
+    assert row["last"]["at_ns"] == 10
 
 
 def test_those_that_agree_are_told_together_and_the_worst_first() -> None:

@@ -72,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="MS",
         help="report steps that last longer while they last, with their stack (without -e: 100)",
     )
+    add(
+        "--cancel-timeout",
+        type=_milliseconds,
+        metavar="MS",
+        help="report tasks that have not obeyed a cancellation by then, with the line where they are",
+    )
     add("-o", dest="output", metavar="FILE", help=f"the trace (default: {OUTPUT}, unless there is a --sink)")
     add("--force", action="store_true", help="overwrite FILE")
     add("--sink", dest="sinks", action="append", default=[], metavar="URL", help="where else to; may be repeated")
@@ -219,6 +225,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         overrun="drop_oldest" if arguments.overrun or is_flight else "drop_newest",
         clock=arguments.clock,
         stall_ns=arguments.stall,
+        cancel_ns=arguments.cancel_timeout,
         quiet=arguments.quiet,
         arena=os.path.abspath(arguments.arena) if arguments.arena else "",
         snapshots=os.path.abspath(arguments.snapshots or OUTPUT),

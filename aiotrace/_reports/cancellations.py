@@ -11,6 +11,7 @@ How they end, worst first; those that agree in everything but times are told tog
     pending             the trace ends before the cancellation is delivered, or while the task cleans up
     too late            the task ended before it was delivered
     raised              another exception took its place
+    overdue             the task did not obey in time (cancellation:overdue, if that was watched), but later, or not yet
     asked again         somebody else asked for another one before it had come to an end
     taken back          caught by whoever asked for it, as a timeout does, or the scope ended within the task
     unknown             the end of the task is not in the trace
@@ -35,6 +36,7 @@ OUTCOMES: Final = (
     "pending",
     "too late",
     "raised",
+    "overdue",
     "asked again",
     "taken back",
     UNKNOWN,
@@ -59,6 +61,10 @@ class _Request:
     """After how long."""
     caught: str = ""
     swallowed: str = ""
+    overdue_ns: int = _NEVER
+    """After how long it was still there."""
+    overdue: str = ""
+    """Where it was then."""
 
 
 @dataclass(slots=True)
@@ -82,7 +88,7 @@ _Key = tuple[str, str, str, str, str, str]
 
 
 class CancellationsReport:
-    wanted = (*EVENTS, "task:cancel", "task:delivered", "task:caught", "task:swallowed")
+    wanted = (*EVENTS, "task:cancel", "task:delivered", "task:caught", "task:swallowed", "cancellation:overdue")
     evidence = frozenset({"task:cancel", "task:spawn", "task:done"})
 
     def __init__(self) -> None:
@@ -110,8 +116,20 @@ class CancellationsReport:
                     request.caught = fields["at"]
                 else:
                     request.swallowed = fields["at"]
+            case "cancellation:overdue":
+                self._overdue(event, fields)
             case _:
                 self._tasks.add(event)
+
+    def _overdue(self, event: Event, fields: dict[str, Any]) -> None:
+        task = self._tasks.find(fields["task"], event)
+        request = self._open.get(task.id)
+        if request is None:
+            by = self._tasks.name_of(fields["by"]) or "?"
+            request = self._open[task.id] = _Request(fields["requested_ns"], by, fields["site"], "", task.place)
+            self.count += 1
+        request.overdue = fields["at"]
+        request.overdue_ns = event.timestamp_ns - fields["requested_ns"]
 
     def _ask(self, event: Event, fields: dict[str, Any]) -> None:
         task = self._tasks.find(fields["task"], event)
@@ -156,6 +174,8 @@ class CancellationsReport:
     def _close(self, task: Task, request: _Request, outcome: str, ended: str) -> None:
         if request.swallowed:
             outcome = "swallowed"
+        elif request.overdue and outcome in ("pending", "taken back", UNKNOWN, "cancelled"):
+            outcome = "overdue"
         key = outcome, task.coro, task.site, request.site, request.caught, request.swallowed
         kind = self._kinds.get(key)
         if kind is None:
@@ -186,6 +206,7 @@ class CancellationsReport:
                 "requested_at": site,
                 "caught_at": caught,
                 "swallowed_at": swallowed,
+                "overdue_at": kind.request.overdue,
                 "delivered_after_ns": None if kind.delivered_ns == _NEVER else kind.delivered_ns,
                 "ended_after_ns": None if kind.ended_ns == _NEVER else kind.ended_ns,
                 "ended": kind.ended,
@@ -226,6 +247,7 @@ def _lines(key: _Key, kind: _Kind) -> Iterator[str]:
             ("delivered", f"after {duration(kind.delivered_ns)}{longest}" if kind.delivered_ns >= 0 else ""),
             ("caught at", caught),
             ("swallowed at", swallowed),
+            ("still there", f"{duration(request.overdue_ns)} later, at {request.overdue}" if request.overdue else ""),
             ("ended", f"{kind.ended}, {duration(kind.ended_ns)} after the request{longest}" if kind.ended else ""),
             ("spawned at", f"{spawned}{f', by {kind.parent}' if kind.parent else ''}"),
         ],

@@ -286,7 +286,7 @@ class Trio:
             if is_first and self._is_active and getattr(reason, "source", "") != "shutdown":
                 message = str(getattr(reason, "reason", None) or "")
                 for task in _tasks_in(scope):
-                    self._native.task_cancelled(task, message)
+                    self._native.task_cancelled(task, message, scope)
 
         return functools.wraps(original)(_cancel)
 
