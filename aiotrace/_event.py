@@ -39,7 +39,7 @@ FIRST_ID: Final = 2048
 LAST_ID: Final = 65535
 NATIVE_CODES: Final = {"str": "S", "bytes": "Y", "symbol": "K", COMM.name: "C"}
 """What the C twin calls the types that are more than a number in `struct`."""
-_MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
+MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
 """What the C twin does with a call: it writes for all recordings, asks us, or nothing."""
 
 # --- events ---------------------------------------------------------------------------------------
@@ -64,6 +64,8 @@ class PythonEvent:
         self._encode = schema.encode
         self._pack = schema.pack
         self._warned = False
+        self.asked = 0
+        """Calls that a filter or a trigger had to look at."""
         self.id = id
         """common_type of its records."""
 
@@ -96,6 +98,7 @@ class PythonEvent:
             return  # nobody takes it: this thread needs no writer for it
         writers = local.writers if local.epoch is active.epoch else renew()
         if plan is not None:
+            self.asked += 1
             writers = self._choose(plan, arguments, keywords)
             if not writers:
                 self._fire(plan, arguments, keywords)
@@ -139,7 +142,7 @@ class PythonEvent:
         self._plan = None if is_plain else plan
         self._plan_epoch = epoch
         if self.native is not None:
-            self.native.set_mode(native_epoch, _MODE_ALL if is_plain else _MODE_SOME if plan else _MODE_OFF)
+            self.native.set_mode(native_epoch, MODE_ALL if is_plain else _MODE_SOME if plan else _MODE_OFF)
         return self._plan
 
     def _choose(
@@ -169,6 +172,11 @@ class PythonEvent:
         """What a filter may ask for."""
         fields = dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)
         return with_derived(self.name, fields, time.monotonic_ns()) if self.name in DERIVED else fields
+
+    @property
+    def by_default(self) -> bool:
+        """Whether recordings take it that were not asked to."""
+        return self._by_default
 
     def is_taken(self, target: Target) -> bool:
         """Whether a recording may take this event (its filters aside)."""
@@ -353,6 +361,13 @@ def defined_events() -> dict[str, Event]:
 
 
 def _make(schema: Schema, id: int, by_default: bool) -> Event:
+    made = make_twin(schema, id, by_default=by_default)
+    native: Event | None = made.native
+    return made if native is None else native
+
+
+def make_twin(schema: Schema, id: int, *, by_default: bool) -> PythonEvent:
+    """An event that is in no table, and in `native` its C twin, if it has one."""
     made = PythonEvent(schema, id, by_default=by_default)
     if c_module is None or len(schema.fields) > c_module.FIELDS_MAX:
         return made
@@ -361,8 +376,7 @@ def _make(schema: Schema, id: int, by_default: bool) -> Event:
     )
     names = tuple(map(sys.intern, schema.types))
     made.native = c_module.Event(made, id, schema.fixed_size, layout, names, DEFINITIONS.symbols)
-    native: Event = made.native
-    return native
+    return made
 
 
 def _after_fork_in_child() -> None:

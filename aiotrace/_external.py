@@ -49,13 +49,23 @@ class ExternalRecording(Recording):
         awaits: Whether to wait until the recorder has opened its sinks.
     """
 
-    def __init__(self, path: str, *, page_size: int, pages: int, overrun: Overrun, clock: str, awaits: bool) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        page_size: int,
+        pages: int,
+        overrun: Overrun,
+        clock: str,
+        awaits: bool,
+        budget: float | None = None,
+    ) -> None:
         """
         Raises:
             ConfigurationError: It cannot work, for example without the C module.
             OSError: The arena cannot be made: the recorder may be gone.
         """
-        super().__init__(page_size=page_size, pages=pages, overrun=overrun, clock=clock, arena=path)
+        super().__init__(page_size=page_size, pages=pages, overrun=overrun, clock=clock, arena=path, budget=budget)
         assert self._arena_file is not None
         self._file = self._arena_file
         self._snapshots = AskingSnapshots(

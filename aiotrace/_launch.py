@@ -77,6 +77,8 @@ class Plan:
     """Which signal asks for a snapshot; 0: none."""
     external: bool = False
     """The process that started the program reads the arena, and has the sinks."""
+    budget: float | None = None
+    """The share of the program's time that all this may cost."""
 
     def recording(self) -> SyncRecording | ExternalRecording:
         """The recording, not open yet.
@@ -92,6 +94,7 @@ class Plan:
                 overrun=self.overrun,
                 clock=self.clock,
                 awaits=self.is_for_us,
+                budget=self.budget,
             )
         return recording(
             *self.urls,
@@ -101,6 +104,7 @@ class Plan:
             clock=self.clock,
             arena=self._own(self.arena) if self.arena else None,
             snapshots=self._own(self.snapshots),
+            budget=self.budget,
         )
 
     def _own(self, path: str) -> str:
@@ -222,6 +226,8 @@ class Run:
 
     def _report(self, statistics: Statistics) -> Iterator[str]:
         told = not self.plan.quiet and self.plan.is_for_us
+        if told and statistics.budget is not None:
+            yield f"budget: {statistics.budget}"
         if self.plan.external:  # the recorder tells the rest
             yield from _skipped(statistics)
             yield from self._unmatched() if told else ()

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import anyio
 from anyio.lowlevel import current_token
+
+Wrap = Callable[[Callable[[], Awaitable[None]]], Callable[[], Awaitable[None]]]
 
 SWEEPS_AT_ONCE: Final = 3
 SWEEP_PAUSE: Final = 0.5
@@ -29,9 +33,18 @@ SWEEP_PAUSE: Final = 0.5
 _FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 
 
+our_threads: Final[set[int]] = set()
+"""Native ids of threads of ours; some may have ended."""
+_THREADS_MAX: Final = 64
+"""Of these are kept before it is looked which have ended."""
+
+
 def block_signals() -> None:
     """In a thread of ours, first of all: signals are for the program's threads, which may wait for one (`sigwait`)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
+    if len(our_threads) >= _THREADS_MAX:
+        our_threads.intersection_update(map(int, os.listdir("/proc/self/task")))
+    our_threads.add(threading.get_native_id())
 
 
 class Loop:
@@ -44,6 +57,8 @@ class Loop:
         """
         self._native: Any = current_token().native_token
         self.is_asyncio = isinstance(self._native, asyncio.AbstractEventLoop)
+        self.wrap: Wrap | None = None
+        """What is made of a task's function before it runs, to measure it."""
 
     def run_soon(self, function: Callable[[], object]) -> bool:
         """Call `function` in the loop, soon. From any thread or signal handler.
@@ -62,7 +77,7 @@ class Loop:
 
     def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Task:
         """Start a detached task, from within the loop. `function` must not raise anything but a cancellation."""
-        return Task(self, function, name)
+        return Task(self, function if self.wrap is None else self.wrap(function), name)
 
 
 class Task:

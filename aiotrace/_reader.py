@@ -21,7 +21,7 @@ import anyio
 from ._active import in_service
 from ._definitions import Definition
 from ._delivery import Delivery, OnError, OnFull
-from ._loop import Loop, Task, Waker
+from ._loop import Loop, Task, Waker, Wrap
 from ._pages import Pages
 from ._stream import Stream
 from ._warn import warn
@@ -95,6 +95,8 @@ class Service:
         self.attachments: list[Attachment] = []
         self.failure: Exception | None = None
         """What the reader last crashed with."""
+        self.wrap: Wrap | None = None
+        """What is made of its tasks' functions, to measure them."""
         self._draining = False
         self._resting = False
         self._rest = min(REST_MAX, flush_interval / 10)
@@ -102,10 +104,15 @@ class Service:
 
     async def start(self) -> None:
         self._loop = Loop()
+        self._loop.wrap = self.wrap
         self._waker = Waker(self._loop)
         self._pages.on_full = self._wake_for_full
         self._pages.on_free = self._on_free
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
+
+    def run_soon(self, function: Callable[[], object]) -> bool:
+        """Call it in the service's loop, from any thread. False: there is none that runs."""
+        return self._reader is not None and self._loop.run_soon(function)
 
     # --- sinks ----------------------------------------------------------------------------------
 

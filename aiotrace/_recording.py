@@ -26,11 +26,14 @@ import anyio
 from . import _layout as L
 from ._active import activate, deactivate, open_selections, reconsider
 from ._arena import Arena, Shape
+from ._budget import check_share
+from ._budgetthread import BudgetThread
 from ._chooser import Chooser
 from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
 from ._errors import ConfigurationError
 from ._loop import Waker
+from ._meter import Meter
 from ._own import has_free_list, tell
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
@@ -87,7 +90,9 @@ class Recording(Chooser):
         arena: str | os.PathLike[str] | None = None,
         snapshots: str | os.PathLike[str] = SNAPSHOTS,
         thread: bool = False,
+        budget: float | None = None,
     ) -> None:
+        share = None if budget is None else check_share(budget)
         _check(page_size, pages, overrun, flush_interval, drain_timeout)
         self.clock = get_clock(clock)
         self._options = [each if isinstance(each, SinkOptions) else sink(each) for each in sinks]
@@ -118,6 +123,7 @@ class Recording(Chooser):
         self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
         self._snapshots = Snapshots(self._arena, self.info, DEFINITIONS, os.fspath(snapshots), open_path)
         self._service = Service(self._pages, self.writers, self.info, DEFINITIONS, flush_interval)
+        self._budget = None if share is None else self._make_budget(share)
         self._waits: list[int] = []
         self._waits_total = [0, 0]
         self._state: Literal["new", "open", "closed"] = "new"
@@ -125,6 +131,17 @@ class Recording(Chooser):
 
     def __repr__(self) -> str:
         return f"<recording {self.info.stream_id.hex()[:8]} {self._state}, {len(self._service.attachments)} sinks>"
+
+    def _make_budget(self, share: float) -> BudgetThread:
+        meter = Meter(self._arena, self.writers, self.selection, self.clock)
+        if self._thread is None:
+            self._service.wrap = meter.timed
+        return BudgetThread(share, meter, self.writers, self.selection, self._run_soon)
+
+    def _run_soon(self, function: Callable[[], object]) -> None:
+        """Call it in the program's loop, if that is where our tasks are; else here."""
+        if self._thread is not None or not self._service.run_soon(function):
+            function()
 
     # --- open and close -------------------------------------------------------------------------
 
@@ -175,9 +192,13 @@ class Recording(Chooser):
             DEFINITIONS.follow(self._arena_file.definitions.follow)
         activate(self)
         follow(open_selections())
+        if self._budget is not None:
+            self._budget.start()
 
     def _stop_writing(self) -> None:
         """From here on no event is written; what was is in the ring."""
+        if self._budget is not None:
+            self._budget.stop()
         follow([each for each in open_selections() if each is not self.selection])  # tracers have last words
         self._state = "closed"
         deactivate(self)
@@ -395,6 +416,7 @@ class Recording(Chooser):
             snapshots=self._snapshots.taken,
             snapshots_skipped=self._snapshots.skipped,
             snapshots_failed=self._snapshots.failed,
+            budget=None if self._budget is None else self._budget.statistics(),
         )
 
     async def _in_service(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -456,6 +478,7 @@ def record(
     arena: str | os.PathLike[str] | None = None,
     snapshots: str | os.PathLike[str] = SNAPSHOTS,
     thread: bool = False,
+    budget: float | None = None,
 ) -> Recording:
     """Record events to sinks: an async context manager, on asyncio and trio.
 
@@ -479,6 +502,9 @@ def record(
             trace-20261123-041500-stall-end.dat. Its folder must exist then.
         thread: Whether the reader and the sinks run in a thread of their own, so that they go on while the program's
             loop is blocked.
+        budget: The share of the program's own processor time that all this may cost, at least 0.001: 0.01 is 1 %. What
+            costs more is switched off, group by group, and on again when there is room (docs/budget.md), by a thread
+            that measures. None: there is no such thread.
 
     Raises:
         ConfigurationError: A value that cannot work; the message says what would.
@@ -496,4 +522,5 @@ def record(
         arena=arena,
         snapshots=snapshots,
         thread=thread,
+        budget=budget,
     )

@@ -3,6 +3,7 @@
     rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
     filters    all that match an event must agree
     triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded; a snapshot
+    held       what the budget has switched off
     functions  which functions the tracers of calls see: the kernel's set_ftrace_filter and set_ftrace_notrace
 
 A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
@@ -160,6 +161,8 @@ class Selection:
         """How long a step lasts before the watch over stalls reports it."""
         self.cancel_ns = CANCEL_NS
         """How long a task has to obey a cancellation."""
+        self.held: tuple[str, ...] = ()
+        """Globs of what the budget has switched off, whatever the rules say."""
 
     def enable(self, glob: str) -> None:
         self._rules.append((check_glob(glob), True))
@@ -202,8 +205,17 @@ class Selection:
         """Whether an event may set something off, as switching the recording off."""
         return bool(self._triggers)
 
+    @property
+    def looks_at_fields(self) -> bool:
+        """Whether events may have to go through Python, for a filter or a trigger."""
+        return bool(self._filters or self._triggers)
+
     def is_enabled(self, name: str, *, by_default: bool) -> bool:
-        """Whether the rules take an event, filters and switches aside."""
+        """Whether the rules, and the budget, take an event, filters and switches aside."""
+        return not any(matches(glob, name) for glob in self.held) and self.asks_for(name, by_default=by_default)
+
+    def asks_for(self, name: str, *, by_default: bool) -> bool:
+        """Whether the rules take an event."""
         system = name.partition(":")[0]
         for glob, on in reversed(self._rules):
             if matches(glob, name) and not (on and system in EXPLICIT and _is_everything(glob)):
@@ -217,6 +229,8 @@ class Selection:
             explicit: Only a rule that names the system counts, not one for everything.
         """
         wanted = False
+        if f"{system}:*" in self.held:
+            return False
         for glob, on in self._rules:
             part, _, rest = glob.partition(":")
             everything = _is_everything(glob)

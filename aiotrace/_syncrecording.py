@@ -102,6 +102,7 @@ def recording(
     clock: str = "mono",
     arena: str | os.PathLike[str] | None = None,
     snapshots: str | os.PathLike[str] = SNAPSHOTS,
+    budget: float | None = None,
 ) -> SyncRecording:
     """`record` for synchronous code: a context manager whose reader and sinks run in a thread of their own.
 
@@ -119,5 +120,6 @@ def recording(
             arena=arena,
             snapshots=snapshots,
             thread=True,
+            budget=budget,
         )
     )

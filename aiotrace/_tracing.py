@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import pkgutil
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol, runtime_checkable
 
 from ._selection import EXPLICIT, Selection
@@ -95,6 +95,13 @@ def follow(selections: Iterable[Selection]) -> None:
                 _running[system] = tracer
     if failures:
         raise failures[0]
+
+
+def follow_open(find: Callable[[], Iterable[Selection]]) -> None:
+    """`follow` what is open at a moment when nobody else starts or stops tracers: for threads that no recording waits
+    for when it closes."""
+    with _lock:
+        follow(find())
 
 
 def _stop(system: str) -> None:

@@ -264,6 +264,8 @@ class Writers:
         self._pages = pages
         pages.owners = lambda: tuple(self.all)
         self.all.append(Writer(pages, 0, *self._arguments))
+        self.on_lease: Callable[[], object] = lambda: None
+        """Called in each thread that is given a writer."""
         self._free = [self.all[0]]
         self._shared = 0
         self._closed = False
@@ -274,6 +276,7 @@ class Writers:
         if not self._guard.enter():  # a finaliser that ran while this thread was just here
             return self.all[0], False
         try:
+            self.on_lease()
             if self._closed:
                 return self.all[0], False
             if self._free:

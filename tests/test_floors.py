@@ -44,6 +44,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._pages": 2,
     "aiotrace._schema": 2,
     "aiotrace._statistics": 2,
+    "aiotrace._budget": 2,
     "aiotrace._format": 2,
     "aiotrace._escape": 2,
     "aiotrace._tokens": 2,
@@ -93,6 +94,8 @@ FLOORS: dict[str, int] = {
     "aiotrace._servicethread": 3,
     "aiotrace._sinkoptions": 3,
     "aiotrace._snapshot": 3,
+    "aiotrace._meter": 3,
+    "aiotrace._budgetthread": 3,
     "aiotrace.worker": 3,  # a public door over _loop alone
     # the one file that knows all parts
     "aiotrace._recording": 4,

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from aiotrace._statistics import SinkStatistics, Statistics
+from aiotrace._statistics import BudgetStatistics, BudgetSwitch, SinkStatistics, Statistics
 
 SINK = SinkStatistics(
     name="file:trace.dat", state="running", quota=4, on_full="wait", pages_offered=9, pages_acknowledged=8,
@@ -54,3 +54,21 @@ def test_the_text_tells_of_waits_and_of_failures() -> None:
     text = str(replace(STATISTICS, sends_waited=3, send_wait_ns=1_250_000, sinks=(failed,)))
     assert "waits:  3 sends waited 1.2 ms in all" in text
     assert text.endswith("2 abandoned, failed 2 times (OSError('disk full'))")
+
+
+def test_the_text_of_a_budget_says_what_was_off_and_when() -> None:
+    def switch(seconds: float, group: str, is_on: bool) -> BudgetSwitch:
+        return BudgetSwitch(seconds, group, is_on, 0.5, 0.4)
+
+    budget = BudgetStatistics(
+        share=0.01, spent=0.0123, spent_last=0.004, busy_ns=1_000_000, events_ns=6_000, sinks_ns=4_000,
+        measuring_ns=2_300, seconds=20.0, off=("task:step", "function_graph"),
+        switches=(
+            switch(0.3, "function_graph:*", False), switch(2.0, "task:step", False), switch(12.0, "task:step", True),
+            switch(15.0, "task:step", False),
+        ),
+    )  # fmt: skip
+    assert str(replace(STATISTICS, budget=budget)).split("\n")[2] == (
+        "budget: 1 % asked, 1.2 % spent (events 0.6 %, sinks 0.4 %, measuring 0.23 %), 0.4 % at the end; "
+        "function_graph off from 0.3 s; task:step off 2 times, 15.0 of 20.0 s"
+    )

@@ -664,9 +664,22 @@ find_disable(void)
 
 #else
 
+static uint64_t hooked;
+
+PyDoc_STRVAR(hooked_doc,
+             "function_hooked()\n--\n\n"
+             "How often the profile function was called so far: for functions that are not traced too, and those of C.");
+
+static PyObject *
+function_hooked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return PyLong_FromUnsignedLongLong(hooked);
+}
+
 static int
 profile(PyObject *Py_UNUSED(object), PyFrameObject *frame, int what, PyObject *Py_UNUSED(argument))
 {
+    hooked++;
     if (what == PyTrace_CALL)
         enter((PyObject *)frame->f_frame->f_code);
     else if (what == PyTrace_RETURN)
@@ -712,6 +725,7 @@ static PyMethodDef functions[] = {
     {"function_start", function_start, METH_VARARGS, start_doc},
     {"function_stop", function_stop, METH_NOARGS, stop_doc},
 #if PY_VERSION_HEX < 0x030C0000
+    {"function_hooked", function_hooked, METH_NOARGS, hooked_doc},
     {"function_profile_all", function_profile_all, METH_O, profile_all_doc},
     {"function_profile_thread", function_profile_thread, METH_VARARGS, profile_thread_doc},
 #endif

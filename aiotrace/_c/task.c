@@ -299,7 +299,18 @@ task_counts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     return Py_BuildValue("nn", known_count, (Py_ssize_t)names_used);
 }
 
+PyDoc_STRVAR(task_hooked_doc,
+             "task_hooked()\n--\n\nHow many steps of tasks were more than sent and recorded, so far: of asyncio's,\n"
+             "and of trio's.");
+
+static PyObject *
+task_hooked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    return Py_BuildValue("KK", (unsigned long long)steps_hooked[ON_ASYNCIO], (unsigned long long)steps_hooked[ON_TRIO]);
+}
+
 static PyMethodDef functions[] = {
+    {"task_hooked", task_hooked, METH_NOARGS, task_hooked_doc},
     {"task_counts", task_counts, METH_NOARGS, task_counts_doc},
     {"task_id", task_id, METH_O, task_id_doc},
     {"task_running", task_running, METH_O, task_running_doc},

@@ -352,6 +352,7 @@ end_watched(int is_watched)
 }
 
 extern uint32_t plain_round; /* goes on when what was plain may be so no more */
+extern uint64_t steps_hooked[2]; /* that did not go the short way, so far, by runtime */
 extern THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
 
 void tell_ready(Known *known, PyObject *loop);

@@ -6,6 +6,7 @@ examples:
   aiotrace record -e 'http:*' -f 'status >= 500' -e task -- uvicorn app:app
   aiotrace record -e all -v 'http:debug_*' -b 64M --overrun app.py
   aiotrace record -e task -e 'stall:*' -R snapshot:after=2 --arena /dev/shm/app.arena app.py
+  aiotrace record --budget 1% -p function_graph -e all app.py
   aiotrace record -p function_graph -l '__main__.*' -n '*.<lambda>' app.py
 
 Without -e it records the program's own events, the steps of its tasks, and stalls. The program is started by execve:
@@ -96,6 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--external", action="store_true", help="read the buffer and write the trace in this process, not the program's"
     )
+    add(
+        "--budget",
+        type=_share,
+        metavar="PERCENT",
+        help="switch off what makes all this cost more of the program's time, like 1%%; it is on again when it fits",
+    )
     add("--snapshots", metavar="FILE", help="what snapshots are named after (default: trace.dat)")
     add("--snapshot-signal", dest="signal", type=_signal, default=0, metavar="NAME", help="takes one, like USR2")
     add("--clock", default="mono", metavar="CLOCK", help="mono, or tsc: the same time, read faster")
@@ -144,6 +151,15 @@ def _size(text: str) -> int:
     if match is None or not int(match["number"]):
         raise argparse.ArgumentTypeError(f"{text!r} should be a size in KiB, or with a unit: 512, 64M, 1G")
     return int(match["number"]) * _UNITS[match["unit"].lower()]
+
+
+def _share(text: str) -> float:
+    from .._budget import parse_percent
+
+    try:
+        return parse_percent(text)
+    except ConfigurationError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _signal(text: str) -> int:
@@ -230,6 +246,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         arena=os.path.abspath(arguments.arena) if arguments.arena else "",
         snapshots=os.path.abspath(arguments.snapshots or OUTPUT),
         snapshot_signal=arguments.signal,
+        budget=arguments.budget,
     )
 
 
