@@ -84,6 +84,12 @@ class Placed(NamedTuple):
         """With the crc32 of the records."""
         return cls(entry, spooled, place, start, crc_before, crc32(data, crc_before))
 
+    @classmethod
+    def of_body(cls, entry: PageEntry, bodies: bytes, number: int) -> Placed:
+        """From the bodies of frames, one after the other, of which this is the page's."""
+        place, spooled, start, crc_before, crc = _PLACE.unpack_from(bodies, number * BODY_SIZE + PAGE_ENTRY_SIZE)
+        return cls(entry, bool(spooled), place, start, crc_before, crc)
+
     @property
     def records_place(self) -> int:
         """Offset of the records in that file, in bytes."""
@@ -151,10 +157,19 @@ class JournalWriter:
         return frames
 
     def whole(self, bodies: bytes) -> bytes:
-        """The same for pages of which `plan_whole` made what their frames say."""
+        """The same for pages of which there is what their frames say."""
         frames = pack_whole(self._info.stream_id, self._sequence, bodies)
         self._sequence += len(bodies) // BODY_SIZE
         return frames
+
+    @property
+    def sequence(self) -> int:
+        """The number of the next frame."""
+        return self._sequence
+
+    def pass_over(self, frames: int) -> None:
+        """So many frames were made elsewhere, numbered from `sequence` on."""
+        self._sequence += frames
 
     def checkpoint(self, pages: int, in_place: int | None, last: Iterable[Placed], stored: Positions) -> bytes:
         """What the frames before it come to."""

@@ -22,6 +22,7 @@ import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final
 
 from . import _layout as L
@@ -30,25 +31,24 @@ from ._closing import RestoreReport, is_intact, make_trace
 from ._crc import crc32
 from ._definitions import Definition
 from ._errors import TraceFormatError
-from ._files import Buffer, TraceFiles, reserve, sync_folder, write_all, write_most
+from ._files import Buffer, TraceFiles, reserve_for, sync_folder, write_all, write_most
 from ._frames import MAGIC, VERSION, Kind, PageEntry
 from ._growing import page_entry
-from ._journal import JournalReader, JournalWriter, Placed, Position, Positions
+from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Position, Positions
 from ._page import pack_header, pack_lost_count
 from ._tracefile import TraceFile
-from ._wholepages import BODY_SIZE, plan_whole
+from ._wholepages import BODY_SIZE
+from ._wholewrite import Lane, Outcome, write_whole
 from .abc import Ledger, Page, StreamInfo
 
 _JOURNAL_CHUNK: Final = 1 << 20
 CHECKPOINT_PAGES: Final = 4096
 """Pages and parts from one checkpoint of the journal to the next: whoever goes on with it reads no more than these."""
-RESERVED: Final = 4 << 20
-RESERVE_FROM: Final = 1 << 18
-"""Bytes of a file that are reserved at once, by whoever writes so many at once: a quiet program takes no more than it
-writes, and a kill leaves little behind that nobody uses."""
 _HELLO_MAX: Final = 1 << 16
 _CHECKPOINT_MARK: Final = MAGIC + bytes([VERSION, Kind.CHECKPOINT])
 _ZEROS: Final = memoryview(bytes(L.BLOCK))
+_WRITER: Final = itemgetter(PageEntry._fields.index("writer"))
+_NEEDED: Final = itemgetter(PageEntry._fields.index("definitions_needed"))
 
 
 class _Stretch:
@@ -81,19 +81,6 @@ class _Plan:
     """By file."""
     no_spool: OSError | None = None
     """Why the batch ends before its end."""
-
-
-@dataclass(slots=True)
-class _Side:
-    """A batch of one writer's whole pages, side by side: what a busy thread makes, with next to nothing for each."""
-
-    entries: tuple[PageEntry, ...]
-    spooled: bool
-    fd: int
-    place: int
-    buffers: list[Buffer]
-    bodies: bytes
-    definitions: int
 
 
 class TraceStore:
@@ -271,8 +258,7 @@ class TraceStore:
             return
         assert not self.closing and not self.sync_failed
         self.open()
-        side = self._plan_side(pages)
-        error = self._write_each(pages, definitions) if side is None else self._write_side(side, definitions)
+        error = self._write_batch(pages, definitions)
         if sync and self._fsync:
             self.sync()
         if error is not None:
@@ -292,49 +278,83 @@ class TraceStore:
         self._dirty = False
         self._synced = self._state()
 
-    def _plan_side(self, pages: Sequence[Page]) -> _Side | None:
-        """None if each page is to be looked at: parts of pages, several writers, what is in the trace."""
+    def _write_batch(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> OSError | None:
+        """What a busy program gives, whole pages, in one call; else page by page. Returns what kept it from writing all
+        of them."""
         entries = tuple(map(page_entry, pages))
-        if not entries:
-            return None
-        writer, sequence = entries[0].writer, entries[0].sequence
-        if (stored := self.stored.get(writer)) is not None and sequence <= stored[0]:
-            return None
-        spooled = self._in_place not in (None, writer)
-        fd = self._files.spool(writer) if spooled else self._files.data
-        page_size, last = self.info.page_size, self._last.get(writer)
-        place = last.place + page_size if last is not None else 0 if spooled else page_size
-        planned = plan_whole(entries, tuple([page.data for page in pages]), page_size, place, spooled)
-        return _Side(entries, spooled, fd, place, *planned) if planned is not None else None
+        if not entries or (lanes := self._lanes(entries)) is None:
+            return self._write_each(pages, definitions)
+        self._cut_torn_tail()
+        needed = max(map(_NEEDED, entries))
+        mark = self._journal.mark()
+        prefix = self._prefix(definitions, needed)
+        outcome: Outcome | None = None
+        self._torn = self._dirty = True
+        try:
+            outcome = write_whole(
+                entries, tuple([page.data for page in pages]), lanes, self.info.page_size, self.info.stream_id,
+                self._journal.sequence, prefix, self._files.journal, self._journal_end,
+            )  # fmt: skip
+        finally:
+            if outcome is None or outcome.error is not None or outcome.journal_error is not None:
+                self._journal.rewind(mark)
+        if outcome is None:
+            self._torn = False
+            return self._write_each(pages, definitions)
+        self._reserved.update((lane.fd, end.reserved) for lane, end in zip(lanes, outcome.lanes, strict=True))
+        if outcome.journal_error is not None:
+            self._try_to_cut()
+            raise outcome.journal_error
+        self._torn = False
+        if outcome.error is not None:
+            return self._keep_first(entries, lanes, outcome, definitions, needed)
+        self._journal.pass_over(len(entries))
+        self._journal_end += len(prefix) + len(entries) * PLACED_SIZE
+        self._count_pages(len(entries))
+        self.stored = dict(self.stored)  # others may have kept the old one
+        for end in outcome.lanes:
+            self._pages += end.pages - 1
+            self._take(Placed.of_body(entries[end.last], outcome.bodies, end.last))
+        return None
 
-    def _write_side(self, side: _Side, definitions: Sequence[Definition]) -> OSError | None:
-        """Returns what kept it from writing all of them."""
+    def _lanes(self, entries: Sequence[PageEntry]) -> tuple[Lane, ...] | None:
+        """Where the next pages of these writers go; None if a spool cannot be opened."""
         page_size = self.info.page_size
-        self._reserve(side.fd, side.place, side.place + len(side.entries) * page_size)
-        written, error = write_most(side.fd, side.buffers, side.place)
-        count = len(side.entries) if error is None else min(len(side.entries) - 1, written // page_size)
+        in_place = self._in_place if self._in_place is not None else entries[0].writer
+        lanes: list[Lane] = []
+        for writer in dict.fromkeys(map(_WRITER, entries)):
+            spooled = writer != in_place
+            try:
+                fd = self._files.spool(writer) if spooled else self._files.data
+            except OSError:
+                return None
+            stored, last = self.stored.get(writer), self._last.get(writer)
+            first = stored[0] + 1 if stored is not None else 0
+            place = last.place + page_size if last is not None else 0 if spooled else page_size
+            lanes.append(Lane(writer, first, fd, place, spooled, self._reserved.get(fd, 0)))
+        return tuple(lanes)
+
+    def _keep_first(
+        self, entries: Sequence[PageEntry], lanes: Sequence[Lane], outcome: Outcome, definitions: Sequence[Definition],
+        needed: int,
+    ) -> OSError | None:  # fmt: skip
+        """Those before the first that could not be written are in the trace. Returns why it could not."""
+        whole = {lane.writer: end.whole for lane, end in zip(lanes, outcome.lanes, strict=True)}
+        count = _count_first([entry.writer for entry in entries], whole)
         if count:
-            bodies = side.bodies[: count * BODY_SIZE]
-            self._append_pages(count, definitions, side.definitions, lambda: self._journal.whole(bodies))
-            entry, place = side.entries[count - 1], side.place + (count - 1) * page_size
-            self.stored = dict(self.stored)  # others may have kept the old one
-            self._pages += count - 1
-            self._take(Placed(entry, side.spooled, place, 0, 0, int.from_bytes(bodies[-4:], "little")))
-            self._note_unsynced(entry.writer, side.spooled)
-        return error
+            bodies = outcome.bodies[: count * BODY_SIZE]
+            self._append_pages(count, definitions, needed, lambda: self._journal.whole(bodies))
+            self.stored = dict(self.stored)
+            for number in range(count):
+                self._take(Placed.of_body(entries[number], bodies, number))
+        return outcome.error
 
     def _write_each(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> OSError | None:
         """Returns what kept it from writing all of them."""
         plan = self._plan(pages)
         count, error = self._write_plan(plan)
         self._commit(plan, count, definitions)
-        for placed in plan.placed[:count]:
-            self._note_unsynced(placed.entry.writer, placed.spooled)
         return error or plan.no_spool
-
-    def _note_unsynced(self, writer: int, spooled: bool) -> None:
-        if self._fsync:
-            self._unsynced.add(writer if spooled else None)
 
     def _plan(self, pages: Sequence[Page]) -> _Plan:
         """What is to be written, up to the first page whose spool cannot be opened."""
@@ -390,7 +410,7 @@ class TraceStore:
         whole = dict.fromkeys(plan.stretches, 0)
         for fd, stretches in plan.stretches.items():
             for stretch in stretches:
-                self._reserve(fd, stretch.offset, stretch.end)
+                self._reserved[fd] = reserve_for(fd, stretch.offset, stretch.end, self._reserved.get(fd, 0))
                 written, error = write_most(fd, stretch.buffers, stretch.offset)
                 if error is not None:
                     reached = stretch.offset + written
@@ -398,12 +418,6 @@ class TraceStore:
                     return _count_first(plan.fds, whole), error
                 whole[fd] += len(stretch.ends)
         return len(plan.placed), None
-
-    def _reserve(self, fd: int, offset: int, end: int) -> None:
-        """While much is written, blocks are ready before they are needed; closing gives back what is too many."""
-        if end - offset >= RESERVE_FROM and end > self._reserved.get(fd, 0):
-            reserve(fd, offset, RESERVED)
-            self._reserved[fd] = offset + RESERVED
 
     def _commit(self, plan: _Plan, count: int, definitions: Sequence[Definition]) -> None:
         """The first pages, which were written, are in the trace when their frames are in the journal."""
@@ -414,6 +428,8 @@ class TraceStore:
         if count == len(plan.placed):
             self.stored, self._last, self._in_place = plan.stored, plan.last, plan.in_place
             self._pages += sum(not each.start for each in placed)
+            for each in placed:
+                self._note_unsynced(each)
             return
         self.stored = dict(self.stored)  # others may have kept the old one
         for each in placed:
@@ -424,16 +440,22 @@ class TraceStore:
     ) -> None:
         """The frames of so many pages, after the definitions that they need, in one write."""
         mark = self._journal.mark()
-        is_due = self._since_checkpoint >= CHECKPOINT_PAGES
-        frames = self._checkpoint() if is_due else b""
-        frames += self._journal.definitions(definitions, needed)
-        frames += pack()
+        frames = self._prefix(definitions, needed) + pack()
         try:
             self._append(frames)
         except OSError:
             self._journal.rewind(mark)
             raise
-        self._since_checkpoint = count if is_due else self._since_checkpoint + count
+        self._count_pages(count)
+
+    def _prefix(self, definitions: Sequence[Definition], needed: int) -> bytes:
+        """The frames that stand before those of pages."""
+        checkpoint = self._checkpoint() if self._since_checkpoint >= CHECKPOINT_PAGES else b""
+        return checkpoint + self._journal.definitions(definitions, needed)
+
+    def _count_pages(self, count: int) -> None:
+        """So many frames of pages are in the journal, after a checkpoint if one was due."""
+        self._since_checkpoint = count + (self._since_checkpoint if self._since_checkpoint < CHECKPOINT_PAGES else 0)
 
     def _checkpoint(self) -> bytes:
         return self._journal.checkpoint(self._pages, self._in_place, self._last.values(), self.stored)
@@ -446,6 +468,11 @@ class TraceStore:
         self._pages += not placed.start
         if not placed.spooled:
             self._in_place = writer
+        self._note_unsynced(placed)
+
+    def _note_unsynced(self, placed: Placed) -> None:
+        if self._fsync:
+            self._unsynced.add(placed.entry.writer if placed.spooled else None)
 
     def _append(self, frames: bytes) -> None:
         """One write to the journal. If it fails, its beginning may be there: that is cut off again before anything
@@ -455,13 +482,16 @@ class TraceStore:
         try:
             write_all(self._files.journal, [frames], self._journal_end)
         except OSError:
-            try:
-                self._cut_torn_tail()
-            except OSError:
-                pass  # before the next write, then
+            self._try_to_cut()
             raise
         self._torn = False
         self._journal_end += len(frames)
+
+    def _try_to_cut(self) -> None:
+        try:
+            self._cut_torn_tail()
+        except OSError:
+            pass  # before the next write, then
 
     def _cut_torn_tail(self) -> None:
         if self._torn:
@@ -571,13 +601,13 @@ class TraceStore:
         self._files.close()
 
 
-def _count_first(fds: Sequence[int], whole: dict[int, int]) -> int:
+def _count_first(files: Sequence[int], whole: dict[int, int]) -> int:
     """How many of the first pages of a batch are whole, if so many are in each file."""
-    for count, fd in enumerate(fds):
-        if not whole[fd]:
+    for count, file in enumerate(files):
+        if not whole[file]:
             return count
-        whole[fd] -= 1
-    return len(fds)
+        whole[file] -= 1
+    return len(files)
 
 
 def _has(stored: Positions, entry: PageEntry) -> bool:

@@ -1,13 +1,11 @@
-"""Whole pages, many at once: planned in one call, and what the journal says of them packed and read in one. Sans-IO.
+"""Whole pages, many at once: what the journal says of them, packed and read in one call. Sans-IO.
 
-    a batch of pages --plan_whole---> what to write for them, side by side, and what their frames say
-    that             --pack_whole---> their frames, one after the other
+    bodies of frames --pack_whole---> the frames, one after the other
     pages and parts  --pack_placed--> their frames
     a journal        --take_whole---> for each writer: how many pages side by side, and their rows for the trace.dat
 
 This runs for every page, so it has twins in C (`_c/files.c`). The law: **only what is as expected is taken**: a whole
-page, in the place where its writer's next one belongs, and its frame, if there is one yet, intact. A batch that has
-anything else is not planned here, `_store` looks at each of its pages. In a journal taking stops at it, and `_journal`
+page, in the place where its writer's next one belongs, its frame intact. Taking stops at anything else, and `_journal`
 and `_closing` look at that frame by itself; so they alone say what is damage and what that costs.
 """
 
@@ -29,13 +27,11 @@ __all__ = [
     "BODY_SIZE",
     "Expected",
     "Run",
-    "Whole",
+    "pack_body",
     "pack_placed",
     "pack_whole",
-    "plan_whole",
     "python_pack_placed",
     "python_pack_whole",
-    "python_plan_whole",
     "python_take_whole",
     "take_whole",
 ]
@@ -47,11 +43,6 @@ _FRAME: Final = struct.Struct(_HEADER.format + _U32.format[1:] + _BODY.format[1:
 assert _HEADER.size + _U32.size == HEADER_SIZE
 BODY_SIZE: Final = _BODY.size
 """Bytes of what a frame says of a page."""
-
-Records = bytes | memoryview
-Whole = tuple[list[Records], bytes, int]
-"""A planned batch: what is to be written, in one call, from the place of the first page on; the bodies of the pages'
-frames; how many definitions the pages need."""
 
 if TYPE_CHECKING:
     Expected = array[int]
@@ -88,14 +79,19 @@ def python_pack_placed(stream_id: bytes, sequence: int, placed: list[Any]) -> by
         placed: `_journal.Placed`, each.
     """
     frames: list[bytes] = []
-    for number, (entry, spooled, place, start, crc_before, crc) in enumerate(placed, sequence):
-        writer, page, offset, complete, events, lost, definitions, timestamp, committed = entry
-        body = _BODY.pack(
-            writer, 1 if complete else 0, page, timestamp, lost, offset, events, definitions, committed,
-            place, 1 if spooled else 0, start, crc_before, crc,
-        )  # fmt: skip
+    for number, each in enumerate(placed, sequence):
+        body = pack_body(*each)
         frames += _pack_header(body, stream_id, number), body
     return b"".join(frames)
+
+
+def pack_body(entry: PageEntry, spooled: bool, place: int, start: int, crc_before: int, crc: int) -> bytes:
+    """What a frame says of a page; the arguments are a `_journal.Placed`."""
+    writer, page, offset, complete, events, lost, definitions, timestamp, committed = entry
+    return _BODY.pack(
+        writer, 1 if complete else 0, page, timestamp, lost, offset, events, definitions, committed,
+        place, 1 if spooled else 0, start, crc_before, crc,
+    )  # fmt: skip
 
 
 def _pack_header(body: bytes, stream_id: bytes, number: int) -> bytes:
@@ -103,49 +99,8 @@ def _pack_header(body: bytes, stream_id: bytes, number: int) -> bytes:
     return header + _U32.pack(crc32(header))
 
 
-def python_plan_whole(
-    entries: tuple[PageEntry, ...], data: tuple[Records, ...], page_size: int, place: int, spooled: bool
-) -> Whole | None:
-    """
-    Args:
-        entries: What is said of each page.
-        data: The records of each.
-        place: Of the first, in its file.
-
-    Returns:
-        None unless they are pages of one writer, from their beginning on, in the order of its stream, and each but the
-        last fills its page of the file: then one call writes them.
-    """
-    buffers: list[Records] = []
-    bodies: list[bytes] = []
-    needed, gap, goes_on = 0, b"", None
-    for entry, records in zip(entries, data, strict=True):
-        writer, sequence, offset, complete, events, lost, definitions, timestamp, committed = entry
-        size = L.PAGE_HEADER_SIZE + committed
-        if offset or lost < 0 or size + L.LOST_COUNT_SIZE > page_size or len(records) != committed:
-            return None
-        if goes_on is not None and not (goes_on[0] == writer and goes_on[1] < sequence and goes_on[2]):
-            return None
-        buffers += gap + pack_header(timestamp, committed, lost), records
-        lost_count = pack_lost_count(lost)
-        rest = -(size + len(lost_count)) % L.BLOCK
-        gap = lost_count + bytes(rest)
-        bodies.append(
-            _BODY.pack(
-                writer, 1 if complete else 0, sequence, timestamp, lost, offset, events, definitions, committed,
-                place, 1 if spooled else 0, 0, 0, crc32(records),
-            )
-        )  # fmt: skip
-        place += page_size
-        needed = max(needed, definitions)
-        goes_on = writer, sequence, size + len(gap) == page_size
-    if gap:
-        buffers.append(gap)
-    return buffers, b"".join(bodies), needed
-
-
 def python_pack_whole(stream_id: bytes, sequence: int, bodies: bytes) -> bytes:
-    """The frames of pages that were planned; the arguments as those of `pack_placed`."""
+    """The frames that have these bodies; the other arguments as those of `pack_placed`."""
     frames: list[bytes] = []
     for number, at in enumerate(range(0, len(bodies), BODY_SIZE), sequence):
         body = bodies[at : at + BODY_SIZE]
@@ -211,10 +166,6 @@ def _c_take_whole(data: Buffer, stream_id: bytes, page_size: int, expected: Expe
 
 pack_placed: Final = cast(
     "Callable[[bytes, int, list[Any]], bytes]", getattr(c_module, "pack_placed", python_pack_placed)
-)
-plan_whole: Final = cast(
-    "Callable[[tuple[PageEntry, ...], tuple[Records, ...], int, int, bool], Whole | None]",
-    getattr(c_module, "plan_whole", python_plan_whole),
 )
 pack_whole: Final = cast("Callable[[bytes, int, bytes], bytes]", getattr(c_module, "pack_whole", python_pack_whole))
 take_whole: Final = python_take_whole if c_module is None else _c_take_whole

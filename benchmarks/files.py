@@ -32,10 +32,9 @@ from aiotrace import _layout as L
 from aiotrace._clock import take_anchor
 from aiotrace._crc import crc32
 from aiotrace._definitions import DEFINITIONS
-from aiotrace._files import reserve
+from aiotrace._files import RESERVED, reserve
 from aiotrace._frames import PageEntry
 from aiotrace._page import encode_record, pack_header
-from aiotrace._store import RESERVED
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo, WriterLedger
 from aiotrace.formats import StoredPage
 

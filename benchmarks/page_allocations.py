@@ -88,11 +88,13 @@ POOLS: dict[str, type[Pool]] = {"free each": FreeEach, "one slot": OneSlot, "fre
 
 
 class FullBatches:
-    """A page stream whose batches are always of `depth` pages, but for the last."""
+    """A page stream whose batches are of `depth` pages, or of as many as are asked for, but for the last."""
 
     def __init__(self, stream: PageStream, depth: int) -> None:
         self._stream = stream
         self._depth = depth
+        self._batch: list[Page] = []
+        """What came already: a sink may be called away while it waits for the others."""
 
     @property
     def info(self) -> StreamInfo:
@@ -116,10 +118,10 @@ class FullBatches:
         return await self._stream.__anext__()
 
     async def next_batch(self, pages: int) -> list[Page]:
-        assert pages >= self._depth, pages
-        batch: list[Page] = []
-        while len(batch) < self._depth and (more := await self._stream.next_batch(self._depth - len(batch))):
-            batch += more
+        depth = min(self._depth, pages)
+        while len(self._batch) < depth and (more := await self._stream.next_batch(depth - len(self._batch))):
+            self._batch += more
+        batch, self._batch = self._batch, []
         return batch
 
     def acknowledge(self, page: Page) -> None:

@@ -146,13 +146,13 @@ class Listener:
 
 FAULTY = """
 import ctypes, os, sys
-from aiotrace import _files
+from aiotrace import _files, _store, _wholewrite
 from aiotrace.__main__ import main
 
 fiu = ctypes.CDLL("libfiu.so.0")
 
 class Os:
-    # CPython calls pwritev2, which libfiu does not know.
+    # CPython calls pwritev2 and C pwritev, which libfiu does not know.
     def __getattr__(self, name):
         return getattr(os, name)
     def pwritev(self, fd, buffers, offset):
@@ -160,6 +160,7 @@ class Os:
 
 from aiotrace import _collect
 _files.os = Os()
+_store.write_whole = _wholewrite.python_write_whole
 listen = _collect.listen
 
 def listen_and_fail(*arguments):

@@ -12,6 +12,7 @@ import fakes
 import pytest
 
 from aiotrace._store import TraceStore
+from aiotrace._wholewrite import python_write_whole
 from aiotrace.abc import Ledger, WriterLedger
 
 INFO = fakes.make_info()
@@ -21,7 +22,8 @@ NO_SPACE = OSError(errno.ENOSPC, "injected")
 
 
 def replace_os(monkeypatch: pytest.MonkeyPatch, faulty: fakes.FaultyOs) -> None:
-    """Wherever a trace is written."""
+    """Wherever a trace is written. What C writes goes by no `os`: then its twin does."""
+    monkeypatch.setattr("aiotrace._store.write_whole", python_write_whole)
     for module in ("_files", "_store", "_closing"):
         monkeypatch.setattr(f"aiotrace.{module}.os", faulty)
 

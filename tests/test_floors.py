@@ -112,6 +112,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._growing": 5,
     "aiotrace._closing": 5,
     "aiotrace._store": 5,
+    "aiotrace._wholewrite": 5,
     "aiotrace._rescue": 5,
     "aiotrace._recorder": 5,
     "aiotrace._arenatrace": 5,

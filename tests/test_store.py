@@ -20,10 +20,10 @@ from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, nu
 
 from aiotrace._closing import restore
 from aiotrace._errors import TraceFormatError
-from aiotrace._files import remove, reserve
+from aiotrace._files import RESERVE_FROM, RESERVED, remove, reserve
 from aiotrace._growing import UnfinishedTrace, is_unfinished
 from aiotrace._journal import PLACED_SIZE
-from aiotrace._store import RESERVE_FROM, RESERVED, TraceStore, stored_positions
+from aiotrace._store import TraceStore, stored_positions
 from aiotrace.decode import open_trace
 
 pytestmark = pytest.mark.once

@@ -11,21 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _layout as L
 from aiotrace import _tracedat as T
-from aiotrace._crc import crc32
-from aiotrace._frames import PageEntry
-from aiotrace._growing import StoredPage, page_entry
+from aiotrace._frames import HEADER_SIZE
+from aiotrace._growing import page_entry
 from aiotrace._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
 from aiotrace._wholepages import (
     Expected,
     Run,
     pack_placed,
     pack_whole,
-    plan_whole,
     python_pack_placed,
     python_pack_whole,
-    python_plan_whole,
     python_take_whole,
     take_whole,
 )
@@ -80,101 +76,11 @@ def make_placed(number: int, writer: int = 0, **changes: Any) -> Placed:
     )
 
 
-PLAN_SIZE = 2 * L.BLOCK
-FULL = PLAN_SIZE - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE
-"""Bytes of records on a page of two blocks that is full."""
-
-
-def make_batch(*changes: dict[str, Any]) -> tuple[tuple[PageEntry, ...], tuple[memoryview, ...]]:
-    """Whole pages of writer 3, each full, and with `data` of its own."""
-    entries, data = [], []
-    for number, change in enumerate(changes):
-        fields = {"committed": FULL - 4 * number, **change}
-        data.append(memoryview(bytes([number + 1]) * fields["committed"]))
-        fields.setdefault("lost_before", number % 2)
-        entries.append(PageEntry(3, 10 + number, 0, True, 20, 0, number, 1000 + number, 0)._replace(**fields))
-    return tuple(entries), tuple(data)
-
-
-planning = pytest.mark.parametrize(
-    ("plan", "pack"), [(plan_whole, pack_whole), (python_plan_whole, python_pack_whole)], ids=["c", "python"]
-)
-
-
-@planning
-def test_whole_pages_are_planned_as_the_pages_of_the_file_and_their_frames(plan: Any, pack: Any) -> None:
-    entries, data = make_batch({}, {"complete": False}, {}, {"committed": 100})
-    buffers, bodies, needed = plan(entries, data, PLAN_SIZE, 6 * PLAN_SIZE, True)
-    assert needed == 3
-    written = b"".join(buffers)
-    assert len(written) == 3 * PLAN_SIZE + L.BLOCK
-    placed = []
-    for number, (entry, records) in enumerate(zip(entries, data, strict=True)):
-        page = StoredPage(entry, records)
-        whole = page.header() + bytes(records) + page.lost_count()
-        at = number * PLAN_SIZE
-        assert written[at : at + PLAN_SIZE] == whole + bytes(-len(whole) % L.BLOCK)
-        placed.append(Placed(entry, True, (6 + number) * PLAN_SIZE, 0, 0, crc32(records)))
-    assert pack(STREAM, 7, bodies) == python_pack_placed(STREAM, 7, placed)
-
-
-@planning
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"writer": 2},
-        {"sequence": 10},
-        {"sequence": 9},
-        {"offset": 4},
-        {"lost_before": -1},
-        {"committed": FULL + 4},
-        {"committed": FULL - L.BLOCK},
-    ],
-    ids=str,
-)
-def test_a_batch_with_a_page_that_is_not_as_expected_is_not_planned(plan: Any, pack: Any, change: Any) -> None:
-    assert plan(*make_batch({}, change, {}), PLAN_SIZE, 0, False) is None
-    entries, data = make_batch({}, {}, {})
-    assert plan(entries, data, PLAN_SIZE, 0, False) is not None
-    assert plan(entries, (data[0], data[1][:-4], data[2]), PLAN_SIZE, 0, False) is None
-
-
-@planning
-def test_nothing_is_planned_of_what_is_no_page(plan: Any, pack: Any) -> None:
-    entries, data = make_batch({}, {})
-    with pytest.raises((TypeError, ValueError)):
-        plan((entries[0], entries[1][:-1]), data, PLAN_SIZE, 0, False)
-    with pytest.raises((OverflowError, struct.error)):
-        plan((entries[0], entries[1]._replace(timestamp=1 << 64)), data, PLAN_SIZE, 0, False)
-    with pytest.raises(ValueError, match=r"records of 1|shorter"):
-        plan(entries, data[:1], PLAN_SIZE, 0, False)
-    assert plan((), (), PLAN_SIZE, 0, False) == ([], b"", 0)
-
-
-@given(
-    changes=st.lists(
-        st.fixed_dictionaries(
-            {},
-            optional={
-                "lost_before": st.sampled_from([0, 0, 0, 7, -1]),
-                "committed": st.sampled_from([FULL, FULL - 4080, FULL - 4084, FULL - 4088, FULL - 4092, 0]),
-                "sequence": st.integers(9, 20),
-                "timestamp": U64,
-                "complete": st.booleans(),
-            },
-        ),
-        max_size=4,
-    ),
-    place=U32,
-    spooled=st.booleans(),
-)
-def test_the_twins_plan_the_same(changes: list[dict[str, Any]], place: int, spooled: bool) -> None:
-    batch = make_batch(*changes)
-    ours = plan_whole(*batch, PLAN_SIZE, place, spooled)
-    twins = python_plan_whole(*batch, PLAN_SIZE, place, spooled)
-    assert ours == twins
-    if ours is not None:
-        assert pack_whole(STREAM, place, ours[1]) == python_pack_whole(STREAM, place, ours[1])
+@given(placed=st.lists(PLACED, max_size=8), sequence=st.integers(0, (1 << 64) - 9))
+def test_frames_are_packed_from_their_bodies_as_from_what_they_say(placed: list[Placed], sequence: int) -> None:
+    whole = python_pack_placed(STREAM, sequence, placed)
+    bodies = b"".join(whole[at + HEADER_SIZE : at + PLACED_SIZE] for at in range(0, len(whole), PLACED_SIZE))
+    assert pack_whole(STREAM, sequence, bodies) == python_pack_whole(STREAM, sequence, bodies) == whole
 
 
 def make_expected(*places: int) -> Expected:

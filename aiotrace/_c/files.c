@@ -1,7 +1,7 @@
-/* What writing and closing a trace does for each page, many pages at once: the twins of _wholepages.py.
+/* What writing and closing a trace does for each page, many pages at once: the twins of _wholepages.py, _wholewrite.py.
  *
- *     plan_whole    a batch of pages --> what to write for them in one call, and the bodies of their frames
- *     pack_whole    these bodies     --> their frames for the journal
+ *     write_whole   a batch of pages --> into their files, and their frames into the journal, in one call
+ *     pack_whole    bodies of frames --> their frames for the journal
  *     pack_placed   a batch of pages, and parts of pages --> their frames for the journal
  *     take_whole    a journal        --> the rows of the pages that are as one expects, for the trace.dat
  *     reserve       blocks for what will be written: an ext4 that has them ready writes in three quarters of the time
@@ -15,6 +15,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/uio.h>
 
 enum {
     HEADER_SIZE = 48,
@@ -162,123 +163,309 @@ pack_placed(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t 
     return packed;
 }
 
-/* --- whole pages side by side ---------------------------------------------------------------- */
+/* --- whole pages into their files ------------------------------------------------------------- */
 
-/* A batch of them, as it is read. */
+enum {
+    PIECE = 1 << 20, /* one pwritev ends at a multiple of it, so that the kernel takes large pieces of memory */
+    RESERVE_FROM = 1 << 18, /* as in _files.py */
+    RESERVED = 4 << 20,
+    IOV_PAGE = 4, /* header, records, lost count, zeros */
+    IOV_MOST = 1024,
+};
+
+static const unsigned char ZEROS[BLOCK];
+
+/* A page of a batch. */
 typedef struct {
-    uint64_t page_size, place;
-    int spooled, is_first;
-    uint64_t writer, after; /* of the page before */
-    uint64_t definitions;
-    unsigned char gap[LOST_COUNT_SIZE + BLOCK + PAGE_HEADER_SIZE]; /* the page before: its end; this one: its header */
-    size_t gap_size;
-} Side;
+    Py_buffer records;
+    uint64_t header[2], lost;
+    size_t rest; /* bytes of zeros up to the end of its last block */
+    Py_ssize_t lane;
+    unsigned char *body;
+} BatchPage;
 
-static int
-append_gap(PyObject *buffers, Side *side)
+/* Where the pages of one writer go. */
+typedef struct {
+    uint64_t writer, first, place, reserved;
+    int fd, spooled, is_open; /* whether a page may follow: the one before fills its page of the file */
+    Py_ssize_t pages, last, whole;
+} Lane;
+
+typedef struct {
+    BatchPage *pages;
+    Lane *lanes;
+    Py_ssize_t pages_count, lanes_count;
+    uint64_t page_size, sequence, journal_end;
+    const char *stream_id, *prefix;
+    size_t prefix_size;
+    int journal, error, journal_error; /* errno, or 0 */
+    unsigned char *frames;
+    struct iovec *iov;
+} Batch;
+
+/* pwritev until everything is written, as _files.write_most. Returns bytes; `*error` is an errno, or 0. */
+static uint64_t
+write_most(int fd, struct iovec *iov, int count, uint64_t offset, int *error)
 {
-    PyObject *gap = PyBytes_FromStringAndSize((const char *)side->gap, (Py_ssize_t)side->gap_size);
-    int failed = gap == NULL ? -1 : PyList_Append(buffers, gap);
-    Py_XDECREF(gap);
-    return failed;
+    uint64_t written = 0;
+    *error = 0;
+    while (count > 0) {
+        const ssize_t size = pwritev(fd, iov, Py_MIN(count, IOV_MOST), (off_t)(offset + written));
+        if (size <= 0) {
+            if (size < 0 && errno == EINTR)
+                continue;
+            *error = size < 0 ? errno : EIO;
+            break;
+        }
+        written += (uint64_t)size;
+        size_t rest = (size_t)size;
+        while (count > 0 && rest >= iov->iov_len) {
+            rest -= iov->iov_len;
+            iov++;
+            count--;
+        }
+        if (rest) {
+            iov->iov_base = (char *)iov->iov_base + rest;
+            iov->iov_len -= rest;
+        }
+    }
+    return written;
 }
 
-/* The body of a page's frame, but for its crc32. 1: the page belongs behind the one before; 0: it does not. */
-static int
-plan_body(unsigned char *body, PyObject *entry, Side *side)
+static void
+reserve_lane(Lane *lane, uint64_t page_size)
 {
+#ifdef FALLOC_FL_KEEP_SIZE
+    const uint64_t size = (uint64_t)lane->pages * page_size;
+    if (size < RESERVE_FROM || lane->place + size <= lane->reserved)
+        return;
+    (void)!fallocate(lane->fd, FALLOC_FL_KEEP_SIZE, (off_t)lane->place, RESERVED); /* where it cannot: no harm */
+    lane->reserved = lane->place + RESERVED;
+#endif
+}
+
+static struct iovec *
+add_iov(struct iovec *iov, const void *data, size_t size)
+{
+    if (size == 0)
+        return iov;
+    iov->iov_base = (void *)(uintptr_t)data;
+    iov->iov_len = size;
+    return iov + 1;
+}
+
+static void
+put_crc(BatchPage *page)
+{
+    put(page->body + 68, aiotrace_crc32(0, page->records.buf, (size_t)page->records.len), 4);
+}
+
+/* The pages of one writer, side by side; each piece is in the cache from crc32 to write, as far as it has room. Without
+ * the lock of the interpreter. */
+static int
+write_lane(Batch *batch, Py_ssize_t index)
+{
+    Lane *lane = &batch->lanes[index];
+    struct iovec *next = batch->iov;
+    uint64_t end = lane->place, written = 0;
+    reserve_lane(lane, batch->page_size);
+    for (Py_ssize_t n = 0; n <= lane->last; n++) {
+        BatchPage *page = &batch->pages[n];
+        if (page->lane != index)
+            continue;
+        put_crc(page);
+        next = add_iov(next, page->header, sizeof page->header);
+        next = add_iov(next, page->records.buf, (size_t)page->records.len);
+        next = add_iov(next, &page->lost, page->lost ? sizeof page->lost : 0);
+        next = add_iov(next, ZEROS, page->rest);
+        end += batch->page_size;
+        if (n < lane->last && end % PIECE != 0 && next - batch->iov <= IOV_MOST - IOV_PAGE)
+            continue;
+        int error;
+        written += write_most(lane->fd, batch->iov, (int)(next - batch->iov), lane->place + written, &error);
+        if (error) {
+            lane->whole = (Py_ssize_t)(written / batch->page_size);
+            return error;
+        }
+        next = batch->iov;
+    }
+    lane->whole = lane->pages;
+    return 0;
+}
+
+/* Pages first, then their frames. Without the lock of the interpreter. */
+static void
+write_batch(Batch *batch)
+{
+    for (Py_ssize_t index = 0; index < batch->lanes_count && !batch->error; index++)
+        if (batch->lanes[index].pages)
+            batch->error = write_lane(batch, index);
+    if (batch->error) {
+        for (Py_ssize_t n = 0; n < batch->pages_count; n++)
+            put_crc(&batch->pages[n]); /* what is whole in the order of the batch will be in the journal */
+        return;
+    }
+    for (Py_ssize_t n = 0; n < batch->pages_count; n++)
+        pack_header(batch->frames + n * FRAME_SIZE, batch->stream_id, batch->sequence + (uint64_t)n);
+    struct iovec *end = add_iov(batch->iov, batch->prefix, batch->prefix_size);
+    end = add_iov(end, batch->frames, (size_t)batch->pages_count * FRAME_SIZE);
+    write_most(batch->journal, batch->iov, (int)(end - batch->iov), batch->journal_end, &batch->journal_error);
+}
+
+/* The body of a page's frame, but for its crc32, and what is around its records. 1: it can be written; 0: it is not as
+ * expected. */
+static int
+take_page(Batch *batch, Py_ssize_t n, PyObject *entry, PyObject *data)
+{
+    BatchPage *page = &batch->pages[n];
+    unsigned char *body = page->body = batch->frames + n * FRAME_SIZE + HEADER_SIZE;
     if (!PyTuple_Check(entry) || PyTuple_GET_SIZE(entry) != 9) {
-        PyErr_SetString(PyExc_TypeError, "plan_whole: pages' entries were expected");
+        PyErr_SetString(PyExc_TypeError, "write_whole: pages' entries were expected");
         return -1;
     }
-    for (size_t n = 0; n < sizeof ENTRY_FIELDS / sizeof *ENTRY_FIELDS; n++)
-        if (pack_field(body, entry, ENTRY_FIELDS[n]) < 0)
+    for (size_t field = 0; field < sizeof ENTRY_FIELDS / sizeof *ENTRY_FIELDS; field++)
+        if (pack_field(body, entry, ENTRY_FIELDS[field]) < 0)
             return -1;
     if (pack_flag(body + 4, PyTuple_GET_ITEM(entry, 3)) < 0)
         return -1;
+    if (PyObject_GetBuffer(data, &page->records, PyBUF_SIMPLE) < 0)
+        return -1;
     const uint64_t sequence = get(body + 8, 8), lost = get(body + 24, 8), committed = get(body + 44, 4);
-    if (get(body + 32, 4) != 0 || lost > INT64_MAX
-        || committed + PAGE_HEADER_SIZE + LOST_COUNT_SIZE > side->page_size)
+    if (get(body + 32, 4) != 0 || lost > INT64_MAX || (uint64_t)page->records.len != committed
+        || committed + PAGE_HEADER_SIZE + LOST_COUNT_SIZE > batch->page_size)
         return 0;
-    if (!side->is_first && (get(body, 4) != side->writer || sequence <= side->after))
+    page->lane = 0;
+    while (page->lane < batch->lanes_count && batch->lanes[page->lane].writer != get(body, 4))
+        page->lane++;
+    if (page->lane == batch->lanes_count)
         return 0;
-    side->writer = get(body, 4);
-    side->after = sequence;
-    put(body + 48, side->place, 8);
-    put(body + 56, (uint64_t)side->spooled, 4);
-    side->definitions = Py_MAX(side->definitions, get(body + 40, 4));
+    Lane *lane = &batch->lanes[page->lane];
+    if (!lane->is_open || sequence < lane->first)
+        return 0;
+    put(body + 48, lane->place + (uint64_t)lane->pages * batch->page_size, 8);
+    put(body + 56, (uint64_t)lane->spooled, 4);
+    const uint64_t size = PAGE_HEADER_SIZE + committed + (lost ? LOST_COUNT_SIZE : 0);
+    page->header[0] = get(body + 16, 8);
+    page->header[1] = committed | (lost ? COMMIT_MISSED : 0);
+    page->lost = lost;
+    page->rest = (size_t)((BLOCK - size % BLOCK) % BLOCK);
+    lane->is_open = size + page->rest == batch->page_size && sequence < UINT64_MAX;
+    lane->first = sequence + 1;
+    lane->last = n;
+    lane->pages++;
     return 1;
 }
 
-/* One page: its header and records into the buffers, its end into the gap. As plan_body. */
 static int
-plan_page(unsigned char *body, PyObject *entry, PyObject *data, Side *side, PyObject *buffers)
+take_lane(Lane *lane, PyObject *tuple)
 {
-    const int belongs = plan_body(body, entry, side);
-    if (belongs <= 0)
-        return belongs;
-    const uint64_t lost = get(body + 24, 8), committed = get(body + 44, 4);
-    Py_buffer records;
-    if (PyObject_GetBuffer(data, &records, PyBUF_SIMPLE) < 0)
+    unsigned long long writer, first, place, reserved;
+    if (!PyTuple_Check(tuple) || !PyArg_ParseTuple(tuple, "KKiKpK:write_whole", &writer, &first, &lane->fd, &place,
+                                                   &lane->spooled, &reserved)) {
+        if (!PyErr_Occurred())
+            PyErr_SetString(PyExc_TypeError, "write_whole: lanes were expected");
         return -1;
-    const int fits = (uint64_t)records.len == committed;
-    if (fits)
-        put(body + 68, aiotrace_crc32(0, records.buf, (size_t)records.len), 4);
-    PyBuffer_Release(&records);
-    if (!fits)
-        return 0;
-    const uint64_t header[2] = {get(body + 16, 8), committed | (lost ? COMMIT_MISSED : 0)};
-    memcpy(side->gap + side->gap_size, header, PAGE_HEADER_SIZE);
-    side->gap_size += PAGE_HEADER_SIZE;
-    if (append_gap(buffers, side) < 0 || PyList_Append(buffers, data) < 0)
-        return -1;
-    const uint64_t lost_size = lost ? LOST_COUNT_SIZE : 0, size = PAGE_HEADER_SIZE + committed + lost_size;
-    const uint64_t rest = (BLOCK - size % BLOCK) % BLOCK;
-    memcpy(side->gap, &lost, lost_size);
-    memset(side->gap + lost_size, 0, rest);
-    side->gap_size = lost_size + rest;
-    side->is_first = 0;
-    side->place += side->page_size;
-    return size + rest == side->page_size ? 1 : 2; /* 2: nothing belongs behind it */
+    }
+    lane->writer = writer;
+    lane->first = first;
+    lane->place = place;
+    lane->reserved = reserved;
+    lane->is_open = 1;
+    lane->last = -1;
+    return 0;
 }
 
-PyDoc_STRVAR(plan_whole_doc,
-             "plan_whole(entries, data, page_size, place, spooled) -> tuple or None; see aiotrace._wholepages.");
+static PyObject *
+make_error(int number)
+{
+    return number == 0 ? Py_NewRef(Py_None) : PyObject_CallFunction(PyExc_OSError, "is", number, strerror(number));
+}
 
 static PyObject *
-plan_whole(PyObject *Py_UNUSED(module), PyObject *arguments)
+make_outcome(const Batch *batch)
 {
-    PyObject *entries, *data, *buffers, *bodies = NULL, *planned = NULL;
-    unsigned long long page_size, place;
-    Side side = {.is_first = 1};
-    if (!PyArg_ParseTuple(arguments, "O!O!KKp:plan_whole", &PyTuple_Type, &entries, &PyTuple_Type, &data, &page_size,
-                          &place, &side.spooled))
-        return NULL;
-    const Py_ssize_t pages = PyTuple_GET_SIZE(entries);
-    if (PyTuple_GET_SIZE(data) != pages || page_size < BLOCK || page_size > PAGE_SIZE_MAX) {
-        PyErr_Format(PyExc_ValueError, "%zd pages of %llu bytes, the records of %zd", pages, page_size,
-                     PyTuple_GET_SIZE(data));
-        return NULL;
+    PyObject *bodies = PyBytes_FromStringAndSize(NULL, batch->pages_count * BODY_SIZE);
+    PyObject *lanes = PyTuple_New(batch->lanes_count);
+    if (bodies == NULL || lanes == NULL)
+        goto error;
+    for (Py_ssize_t n = 0; n < batch->pages_count; n++)
+        memcpy(PyBytes_AS_STRING(bodies) + n * BODY_SIZE, batch->pages[n].body, BODY_SIZE);
+    for (Py_ssize_t n = 0; n < batch->lanes_count; n++) {
+        const Lane *lane = &batch->lanes[n];
+        PyObject *item = Py_BuildValue("(nnnK)", lane->last, lane->pages, lane->whole,
+                                       (unsigned long long)lane->reserved);
+        if (item == NULL)
+            goto error;
+        PyTuple_SET_ITEM(lanes, n, item);
     }
-    side.page_size = page_size;
-    side.place = place;
-    buffers = PyList_New(0);
-    bodies = PyBytes_FromStringAndSize(NULL, pages * BODY_SIZE);
-    int belongs = buffers == NULL || bodies == NULL ? -1 : 1;
-    if (belongs > 0)
-        memset(PyBytes_AS_STRING(bodies), 0, (size_t)(pages * BODY_SIZE));
-    for (Py_ssize_t n = 0; n < pages && belongs > 0; n++) {
-        unsigned char *body = (unsigned char *)PyBytes_AS_STRING(bodies) + n * BODY_SIZE;
-        belongs = belongs == 2 ? 0
-                               : plan_page(body, PyTuple_GET_ITEM(entries, n), PyTuple_GET_ITEM(data, n), &side, buffers);
-    }
-    if (belongs > 0 && (side.gap_size == 0 || append_gap(buffers, &side) == 0))
-        planned = Py_BuildValue("(OOK)", buffers, bodies, (unsigned long long)side.definitions);
-    else if (belongs == 0)
-        planned = Py_NewRef(Py_None);
-    Py_XDECREF(buffers);
+    return Py_BuildValue("(NNNN)", bodies, lanes, make_error(batch->error), make_error(batch->journal_error));
+error:
     Py_XDECREF(bodies);
-    return planned;
+    Py_XDECREF(lanes);
+    return NULL;
+}
+
+static int
+make_room(Batch *batch)
+{
+    batch->pages = PyMem_Calloc((size_t)batch->pages_count, sizeof *batch->pages);
+    batch->lanes = PyMem_Calloc((size_t)batch->lanes_count, sizeof *batch->lanes);
+    batch->frames = PyMem_Calloc((size_t)batch->pages_count, FRAME_SIZE);
+    batch->iov = PyMem_Calloc(IOV_MOST, sizeof *batch->iov);
+    if (batch->pages != NULL && batch->lanes != NULL && batch->frames != NULL && batch->iov != NULL)
+        return 0;
+    PyErr_NoMemory();
+    return -1;
+}
+
+PyDoc_STRVAR(write_whole_doc,
+             "write_whole(entries, data, lanes, page_size, stream_id, sequence, prefix, journal, journal_end) -> tuple "
+             "or None; see aiotrace._wholewrite.");
+
+static PyObject *
+write_whole(PyObject *Py_UNUSED(module), PyObject *arguments)
+{
+    PyObject *entries, *data, *lanes, *stream_id, *prefix, *outcome = NULL;
+    unsigned long long page_size, sequence, journal_end;
+    Batch batch = {.lanes_count = 0};
+    if (!PyArg_ParseTuple(arguments, "O!O!O!KSKSiK:write_whole", &PyTuple_Type, &entries, &PyTuple_Type, &data,
+                          &PyTuple_Type, &lanes, &page_size, &stream_id, &sequence, &prefix, &batch.journal,
+                          &journal_end))
+        return NULL;
+    batch.pages_count = PyTuple_GET_SIZE(entries);
+    batch.lanes_count = PyTuple_GET_SIZE(lanes);
+    if (PyTuple_GET_SIZE(data) != batch.pages_count || page_size < BLOCK || page_size > PAGE_SIZE_MAX
+        || PyBytes_GET_SIZE(stream_id) != 16) {
+        PyErr_Format(PyExc_ValueError, "%zd pages of %llu bytes, the records of %zd, a stream id of %zd bytes",
+                     batch.pages_count, page_size, PyTuple_GET_SIZE(data), PyBytes_GET_SIZE(stream_id));
+        return NULL;
+    }
+    batch.page_size = page_size;
+    batch.sequence = sequence;
+    batch.journal_end = journal_end;
+    batch.stream_id = PyBytes_AS_STRING(stream_id);
+    batch.prefix = PyBytes_AS_STRING(prefix);
+    batch.prefix_size = (size_t)PyBytes_GET_SIZE(prefix);
+    int taken = make_room(&batch) < 0 ? -1 : 1;
+    for (Py_ssize_t n = 0; n < batch.lanes_count && taken > 0; n++)
+        taken = take_lane(&batch.lanes[n], PyTuple_GET_ITEM(lanes, n)) < 0 ? -1 : 1;
+    for (Py_ssize_t n = 0; n < batch.pages_count && taken > 0; n++)
+        taken = take_page(&batch, n, PyTuple_GET_ITEM(entries, n), PyTuple_GET_ITEM(data, n));
+    if (taken > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        write_batch(&batch);
+        Py_END_ALLOW_THREADS
+        outcome = make_outcome(&batch);
+    } else if (taken == 0) {
+        outcome = Py_NewRef(Py_None);
+    }
+    for (Py_ssize_t n = 0; batch.pages != NULL && n < batch.pages_count; n++)
+        PyBuffer_Release(&batch.pages[n].records);
+    PyMem_Free(batch.pages);
+    PyMem_Free(batch.lanes);
+    PyMem_Free(batch.frames);
+    PyMem_Free(batch.iov);
+    return outcome;
 }
 
 PyDoc_STRVAR(pack_whole_doc, "pack_whole(stream_id, sequence, bodies) -> bytes; see aiotrace._wholepages.");
@@ -482,7 +669,11 @@ reserve(PyObject *Py_UNUSED(module), PyObject *arguments)
         return NULL;
 #ifdef FALLOC_FL_KEEP_SIZE
     /* Not posix_fallocate(): where the file system cannot, that writes into every block. */
-    return PyBool_FromLong(fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size) == 0);
+    int failed;
+    Py_BEGIN_ALLOW_THREADS
+    failed = fallocate(fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)size);
+    Py_END_ALLOW_THREADS
+    return PyBool_FromLong(!failed);
 #else
     Py_RETURN_FALSE;
 #endif
@@ -490,7 +681,7 @@ reserve(PyObject *Py_UNUSED(module), PyObject *arguments)
 
 static PyMethodDef functions[] = {
     {"pack_placed", (PyCFunction)(void (*)(void))pack_placed, METH_FASTCALL, pack_placed_doc},
-    {"plan_whole", plan_whole, METH_VARARGS, plan_whole_doc},
+    {"write_whole", write_whole, METH_VARARGS, write_whole_doc},
     {"pack_whole", pack_whole, METH_VARARGS, pack_whole_doc},
     {"take_whole", (PyCFunction)(void (*)(void))take_whole, METH_FASTCALL, take_whole_doc},
     {"reserve", reserve, METH_VARARGS, reserve_doc},

@@ -1,6 +1,6 @@
 """Streams into a trace.dat, which trace-cmd, KernelShark and `aiotrace report` open.
 
-    pages --> a batch of about 1 MiB --> one hop to the sink's thread --> written and journalled --> acknowledged
+    pages --> a batch of 1 or 2 MiB --> one hop to the sink's thread --> written and journalled --> acknowledged
 
 It takes pages in parts: what a quiet program did is in the files after `flush_interval`, and a kill does not take it.
 
@@ -106,6 +106,8 @@ class FileSink:
         self._pid = os.getpid()
         self._in_use = False
         self._flights: deque[_Flight] = deque()
+        self._ahead = 0
+        """Which page of the file follows those of `_flights`."""
         self._failed = False
         """A batch could not be written, and nobody has heard of it yet."""
 
@@ -210,7 +212,7 @@ class FileSink:
     async def _next_batch(self, stream: PageStream) -> list[Page] | None:
         """What is to be written; empty at the end of the stream, None if a batch has been written before, or the
         current file gets too old."""
-        pages = max(1, BATCH_BYTES // stream.info.page_size)
+        pages = self._batch_pages(stream)
         if not self._flights:
             with anyio.move_on_after(self._time_left()):
                 return await stream.next_batch(pages)
@@ -225,6 +227,16 @@ class FileSink:
             finally:
                 first.on_end = None
         return None
+
+    def _batch_pages(self, stream: PageStream) -> int:
+        """How many pages are asked for: up to a multiple of BATCH_BYTES in the file, if it is one writer's, since the
+        kernel takes larger pieces of its memory for them then; while a batch is written already, and so many are there,
+        twice as many, since each batch costs steps of the loop."""
+        pages = max(1, BATCH_BYTES // stream.info.page_size)
+        if not self._flights:
+            self._ahead = 1 + (self._store.pages_count if self._store is not None else 0)
+            return pages - self._ahead % pages
+        return 2 * pages - self._ahead % pages
 
     def _time_left(self) -> float | None:
         """Seconds until the current file is too old; None if it has no page yet, or may get as old as it likes."""
@@ -242,6 +254,7 @@ class FileSink:
                 await self._rotate(worker, stream)
                 continue
             pages, batch = batch[:fitting], batch[fitting:]
+            self._ahead += len(pages)
             self._flights.append(_Flight(pages, worker.start(self._write_pages, pages, stream)))
             while len(self._flights) >= (1 if rotates else FLIGHTS):
                 await self._land(worker, stream)
