@@ -97,11 +97,13 @@ class PythonEvent:
         if plan is not None and not plan:
             return  # nobody takes it: this thread needs no writer for it
         writers = local.writers if local.epoch is active.epoch else renew()
+        fields = None
         if plan is not None:
             self.asked += 1
-            writers = self._choose(plan, arguments, keywords)
+            fields = self._name_values(arguments, keywords)
+            writers = self._choose(plan, fields)
             if not writers:
-                self._fire(plan, arguments, keywords)
+                self._fire(plan, fields)
                 return
         try:
             if keywords:
@@ -118,8 +120,8 @@ class PythonEvent:
                 writer.write(payload)
             else:
                 self._write_cut(writer, arguments)
-        if plan is not None:
-            self._fire(plan, arguments, keywords)
+        if plan is not None and fields is not None:
+            self._fire(plan, fields)
 
     def _write_cut(self, writer: Writer, arguments: tuple[Any, ...]) -> None:
         """Write texts that are too long for this recording's pages. What converted once may fail the second time."""
@@ -145,32 +147,30 @@ class PythonEvent:
             self.native.set_mode(native_epoch, MODE_ALL if is_plain else _MODE_SOME if plan else _MODE_OFF)
         return self._plan
 
-    def _choose(
-        self, plan: Mapping[Target, Decision], arguments: tuple[Any, ...], keywords: Mapping[str, Any]
-    ) -> tuple[Writer, ...]:
+    @staticmethod
+    def _choose(plan: Mapping[Target, Decision], fields: Mapping[str, Any]) -> tuple[Writer, ...]:
         """The writers of the recordings that take this call. Those that do not have nothing to count."""
-        fields = self._name_values(arguments, keywords)
-        return tuple(
-            writer
-            for lease, writer in zip(local.leases, local.writers, strict=False)
-            if lease.target in plan and plan[lease.target].records and plan[lease.target].accepts(fields)
-        )
+        chosen: tuple[Writer, ...] = ()
+        for lease, writer in zip(local.leases, local.writers, strict=False):
+            decision = plan.get(lease.target)
+            if decision is not None and decision.records and decision.accepts(fields):
+                chosen += (writer,)
+        return chosen
 
-    def _fire(self, plan: Mapping[Target, Decision], arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> None:
+    def _fire(self, plan: Mapping[Target, Decision], fields: Mapping[str, Any]) -> None:
         for target, decision in plan.items():
-            if decision.triggers:
-                fields = self._name_values(arguments, keywords)
-                for trigger in decision.triggers:
-                    if not (decision.accepts(fields) and trigger.fires(fields)):
-                        continue
-                    if trigger.action == "stacktrace":
-                        _write_stack(target)
-                    else:
-                        target.fire(trigger, self.name)
+            for trigger in decision.triggers:
+                if not (decision.accepts(fields) and trigger.fires(fields)):
+                    continue
+                if trigger.action == "stacktrace":
+                    _write_stack(target)
+                else:
+                    target.fire(trigger, self.name)
 
     def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
         """What a filter may ask for."""
-        fields = dict(zip(self._schema.types, arguments, strict=False)) | dict(keywords)
+        fields = dict(zip(self._schema.types, arguments, strict=False))
+        fields.update(keywords)
         return with_derived(self.name, fields, time.monotonic_ns()) if self.name in DERIVED else fields
 
     @property

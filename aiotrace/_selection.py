@@ -115,7 +115,10 @@ class Decision:
     """False while the recording is off: then the event is only looked at for what switches it on."""
 
     def accepts(self, fields: Mapping[str, Any]) -> bool:
-        return all(filter(fields) for filter in self.filters)
+        for filter in self.filters:  # noqa: SIM110  # all() of a generator costs three times as much
+            if not filter(fields):
+                return False
+        return True
 
 
 PLAIN: Final = Decision()
