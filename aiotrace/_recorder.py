@@ -50,7 +50,7 @@ from ._writer import Writers
 
 PAUSE: Final = 0.005
 """Seconds between two looks. The default buffer, 4 MiB, takes ten times as long to fill at two million events a second;
-a look at it costs 20 µs."""
+a look costs 9 µs, and to wake up for it some 70."""
 DRAIN: Final = 60.0
 """Seconds that each sink has when the program has ended: nothing but a shell waits for it then."""
 KILLED: Final = "killed"

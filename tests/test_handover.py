@@ -432,6 +432,46 @@ def test_a_damaged_page_costs_itself(word: int) -> None:
     assert both.lost[0] == len(lost)
 
 
+LIES = st.sampled_from([0, 1, 2, 3, 2**31, 2**63, 2**64 - 1, PAGE, PAGE - 16]) | st.integers(0, 2**64 - 1)
+
+
+@atomic
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.sampled_from(["descriptor", "page"]), st.integers(0, 15), LIES), max_size=8
+    ),
+    st.booleans(),
+)
+def test_whatever_the_other_process_says_nothing_is_raised_and_no_page_is_had_twice(
+    lies: list[tuple[int, str, int, int]], is_early: bool
+) -> None:
+    both = Both(pages=6, writers=2, overrun=False)
+    both.write(0, 3)
+    both.peek(0)
+    both.fill(0, pages=2)
+    both.write(1, 5)
+    if is_early:
+        both.peek(1)
+    for page, where, word, value in lies:
+        if where == "descriptor":
+            both.arena.set(page, word, value)
+        else:
+            struct.pack_into("=Q", both.arena.page(page), 8 * word, value)
+    for _ in range(2):
+        both.peek(0)
+        both.peek(1)
+        both.taken.swap(64)
+    both.ring.finish()
+    parts = set()
+    for _ in range(20):
+        both.taken.swap(64)
+        for part in both.delivery.look(64):
+            assert (part.writer, part.sequence, part.offset) not in parts
+            parts.add((part.writer, part.sequence, part.offset))
+            both.taken.acknowledge(both.delivery, [part])
+    assert both.delivery.held == 0
+
+
 @atomic
 def test_with_no_room_in_the_sinks_most_pages_stay_for_the_overrun() -> None:
     both = Both(pages=32, quota=1)
