@@ -11,7 +11,7 @@
  *     lines.c    reading: lines of text, whose parts line_parts.c prints
  *     records.c  reading: records, which columns.c and lines.c read by records.h
  *     span.c     writing: spans, which are two events
- *     stall.c    noticing steps that last too long, while they do
+ *     stall.h    noticing steps that last too long, while they do
  *
  * Each part adds its types in its own exec function; what one part asks of another stands at the end.
  */
@@ -106,13 +106,14 @@ int aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields);
 uint64_t aiotrace_event_now(void);
 int aiotrace_event_at(PyObject *event, uint64_t now, const void *fields);
 
-/* stall.c, for task.c: whether somebody watches for stalls. Then a step, of a task (or 0) and since when (ns; 0: now),
- * begins here. Returns whether it is watched: then its end has to be told, before its thread does anything else. */
+/* stall.c and stall_steps.c, for task.c: whether somebody watches for stalls. Then a step, of a task (or 0) and since
+ * when (ns; 0: now), begins here. Returns whether it is watched: then its end has to be told, before its thread does
+ * anything else. */
 extern int aiotrace_is_watched;
 int aiotrace_watch_begin(int32_t task, uint64_t began);
 void aiotrace_watch_end(void);
 
-/* stall.c, for task.c: whether the calling thread is one of aiotrace's. */
+/* stall_steps.c, for task.c: whether the calling thread is one of aiotrace's. */
 int aiotrace_thread_is_ours(void);
 
 #endif

@@ -8,7 +8,7 @@
     the watcher, C        ------ looks ------ looks: stall:noticed, on a page of its own; never has the GIL
     the clerk, Python     ------ gets the GIL? ----- gets the GIL: stall:stack
 
-What runs per step, and the watcher, is `_c/stall.c`; so without the C module there is no such tracer. A step is one of
+What runs per step, and the watcher, is `_c/stall.h`; so without the C module there is no such tracer. A step is one of
 a task, or on asyncio any callback of a loop. The hooks are those of the tracer of tasks, whose events need not be on.
 
 The times of `stall:end` are of the step since a quarter of the threshold had passed: on a processor, ready but on none,
