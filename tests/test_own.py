@@ -54,7 +54,8 @@ def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) ->
                 recording.enable(glob)
         fill(5)
     assert sink.named("own:filler")
-    assert not [event for event in sink.events if event.name.startswith("aiotrace:")]
+    # A loss is no event of ours: the twin refuses what a garbage collection in the middle of a call tells of.
+    assert not [event for event in sink.events if event.name.startswith("aiotrace:") and not event.is_loss]
 
 
 def test_each_page_is_allocated_once_and_told_of_after_it_was_taken() -> None:
