@@ -15,6 +15,7 @@ This module knows no event and no page's life; `_arenareader` reads what it writ
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -29,6 +30,7 @@ from . import _layout as L
 from ._arena import Shape
 from ._crc import crc32
 from ._definitions import Definition
+from ._descriptors import out_of_the_way
 from ._errors import TraceFormatError
 from ._guard import Guard
 from ._journal import JournalWriter
@@ -171,7 +173,7 @@ class ArenaFile:
             os.ftruncate(self._fd, shape.size)
             _allocate(self._fd, 0, shape.definitions)
             # By another description than the lock's: a forked child has a map of it as long as it lives.
-            self._map_fd = os.open(self.path, _OLD)
+            self._map_fd = out_of_the_way(os.open(self.path, _OLD))
             self.memory = mmap.mmap(self._map_fd, shape.size, flags=mmap.MAP_SHARED)
             self.definitions = DefinitionsArea(self, info, definitions)
             self.definitions.follow()
@@ -223,7 +225,8 @@ class ArenaFile:
     def _close(self) -> None:
         for fd in (self._fd, self._map_fd):
             if fd >= 0:
-                os.close(fd)
+                with contextlib.suppress(OSError):  # the program closed what it did not open
+                    os.close(fd)
         self._fd = self._map_fd = -1
 
 
@@ -290,7 +293,7 @@ class DefinitionsArea:
 
 def _create(path: str) -> int:
     try:
-        return os.open(path, _NEW, 0o600)
+        return out_of_the_way(os.open(path, _NEW, 0o600))
     except FileExistsError:
         refuse_existing(path)
         raise

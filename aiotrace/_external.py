@@ -26,6 +26,7 @@ import anyio
 from . import _layout as L
 from ._asked import AskingSnapshots
 from ._definitions import DEFINITIONS
+from ._descriptors import out_of_the_way
 from ._handover import hand_over
 from ._loop import Waker
 from ._recording import Overrun, Recording
@@ -76,7 +77,7 @@ class ExternalRecording(Recording):
         self._has_recorder = True
         try:
             hand_over(self._pages)
-            self._folder = os.open(os.path.dirname(self._file.path), os.O_RDONLY | os.O_CLOEXEC)
+            self._folder = out_of_the_way(os.open(os.path.dirname(self._file.path), os.O_RDONLY | os.O_CLOEXEC))
         except BaseException:
             self._file.remove()
             raise

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 from ._backend import c_module
+from ._descriptors import out_of_the_way
 
 Buffer = bytes | memoryview
 
@@ -67,9 +68,9 @@ class TraceFiles:
         refuse_existing(path)
         try:
             # The journal first: whoever finds NAME without one may take it for finished.
-            files.journal = os.open(journal_path(path), _NEW, _MODE)
+            files.journal = out_of_the_way(os.open(journal_path(path), _NEW, _MODE))
             fcntl.flock(files.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            files.data = os.open(path, _NEW, _MODE)
+            files.data = out_of_the_way(os.open(path, _NEW, _MODE))
         except BaseException:
             if files.journal >= 0:
                 os.unlink(journal_path(path))
@@ -90,13 +91,13 @@ class TraceFiles:
             raise
 
     def _open(self) -> None:
-        self.journal = os.open(journal_path(self.path), _OLD)
+        self.journal = out_of_the_way(os.open(journal_path(self.path), _OLD))
         try:
             fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             text = "a running program is still writing this trace: end it first, or read the trace as it is"
             raise BlockingIOError(errno.EWOULDBLOCK, text, self.path) from None
-        self.data = os.open(self.path, _OLD)
+        self.data = out_of_the_way(os.open(self.path, _OLD))
 
     @property
     def closed(self) -> bool:
@@ -107,7 +108,7 @@ class TraceFiles:
         if writer not in self._spools:
             path = spool_path(self.path, writer)
             # After a failed batch, or in a later process, it may be there without a page that counts.
-            self._spools[writer] = os.open(path, _OLD | os.O_CREAT, _MODE)
+            self._spools[writer] = out_of_the_way(os.open(path, _OLD | os.O_CREAT, _MODE))
         return self._spools[writer]
 
     def close(self) -> None:

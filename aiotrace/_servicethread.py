@@ -9,16 +9,23 @@ no longer than said**, and then left behind: it is a daemon.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import errno
+import os
+import select
+import selectors
+import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final, TypeVar
 
 import anyio
 
 from ._backend import c_module
+from ._descriptors import out_of_the_way
 from ._loop import Loop, block_signals
 
 T = TypeVar("T")
@@ -38,15 +45,49 @@ def _name(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> as
     return asyncio.Task(coroutine, loop=loop, **{**options, "name": options.get("name") or "aiotrace"})
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """asyncio's own, whatever loops the program's policy makes, and not in debug mode: what its tasks take is nothing
+    for the program's log. Its descriptors are out of the program's way."""
+
+    def __init__(self) -> None:
+        selector: Any = selectors.EpollSelector()
+        epoll = selector._selector
+        selector._selector = select.epoll.fromfd(out_of_the_way(os.dup(epoll.fileno())))
+        epoll.close()
+        super().__init__(selector)
+        self.set_debug(False)
+        self.set_task_factory(_name)
+
+    def _make_self_pipe(self) -> None:
+        loop: Any = super()
+        loop._make_self_pipe()
+        loop = self
+        loop._remove_reader(loop._ssock.fileno())
+        loop._ssock, loop._csock = _moved(loop._ssock), _moved(loop._csock)
+        loop._add_reader(loop._ssock.fileno(), loop._read_from_self)
+
+    def fileno(self) -> int:
+        """Where it is woken; -1 when it is closed."""
+        end: socket.socket | None = getattr(self, "_csock", None)
+        return end.fileno() if end is not None else -1
+
+
+def _moved(end: socket.socket) -> socket.socket:
+    moved = socket.socket(fileno=out_of_the_way(end.detach()))
+    moved.setblocking(False)
+    return moved
+
+
 class ServiceThread:
     """A daemon thread with an asyncio loop."""
 
     def __init__(self) -> None:
         self._thread = threading.Thread(target=self._run, name="aiotrace", daemon=True)
+        self._open: set[Future[Any]] = set()
+        """What was submitted and has not come to an end."""
 
     def start(self) -> None:
-        self._loop = asyncio.new_event_loop()  # here: a recording that is never entered leaves no loop behind
-        self._loop.set_task_factory(_name)
+        self._loop = _Loop()  # here: a recording that is never entered leaves no loop behind
         self._thread.start()
 
     def _run(self) -> None:
@@ -60,8 +101,13 @@ class ServiceThread:
                 task.cancel()
             if left:
                 self._loop.run_until_complete(asyncio.wait(left))
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise  # else the program closed what it did not open: the trace ends here
         finally:
-            self._loop.close()
+            with contextlib.suppress(OSError):
+                self._loop.close()
+            self._give_up()
 
     async def run(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Await something there from any loop here. Cancelled: it is cancelled there."""
@@ -77,8 +123,29 @@ class ServiceThread:
         return future.result()
 
     def submit(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
+        """Where the thread ends before its time nothing comes to an end: then the future raises TimeoutError."""
         # In an empty context: the caller's says "trio" where the caller's loop is one.
-        return contextvars.Context().run(asyncio.run_coroutine_threadsafe, function(), self._loop)
+        run = asyncio.run_coroutine_threadsafe
+        future: Future[T] = contextvars.Context().run(run, function(), self._loop) if self._is_reachable() else Future()
+        self._open.add(future)
+        future.add_done_callback(self._open.discard)
+        if not self._is_reachable():
+            self._give_up()
+        return future
+
+    def _is_reachable(self) -> bool:
+        """Whether the thread runs, and would wake if it were called."""
+        try:
+            os.fstat(self._loop.fileno())
+        except OSError:
+            return False
+        return self._thread.is_alive()
+
+    def _give_up(self) -> None:
+        """Nothing runs here any more."""
+        for future in tuple(self._open):
+            with contextlib.suppress(InvalidStateError):
+                future.set_exception(TimeoutError("the program closed the descriptors of the recording's thread"))
 
     def call(self, function: Callable[[], T], timeout: float) -> T:
         """Call something synchronous there and wait for it: short calls only.
@@ -87,7 +154,7 @@ class ServiceThread:
         the thread stands still.
         """
 
-        if not self._thread.is_alive():
+        if not self._is_reachable():
             return function()
         future: Future[T] = Future()
 
@@ -108,6 +175,6 @@ class ServiceThread:
 
     def stop(self, timeout: float) -> None:
         """End the thread; one that a sink blocks is left behind, and ends with the program."""
-        if self._thread.is_alive():
+        if self._is_reachable():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout)

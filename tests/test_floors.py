@@ -27,6 +27,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._c": 0,  # the C module, where it is compiled: it imports nothing of ours
     "aiotrace._layout": 0,
     "aiotrace._clock": 0,
+    "aiotrace._descriptors": 0,
     "aiotrace._guard": 0,
     "aiotrace._warn": 0,
     # sans-IO: time is an argument

@@ -252,6 +252,27 @@ def test_what_the_program_leaves_to_the_end_of_python_is_finalized_and_its_files
     assert (app / "left.txt").read_text() == "to the last"
 
 
+@pytest.mark.parametrize("options", [[], ["--arena", "a.arena"]], ids=["file", "arena"])
+def test_a_program_that_closes_what_it_did_not_open_keeps_its_own_files(app: Path, options: list[str]) -> None:
+    (app / "app.py").write_text(
+        "import asyncio, os\n"
+        "os.closerange(3, 2000)\n"
+        "files = [open(f'{number}.txt', 'w') for number in range(20)]\n"
+        "async def main():\n"
+        "    for _ in range(5000):\n"  # more than is on the pages that were allocated before
+        "        await asyncio.sleep(0)\n"
+        "asyncio.run(main())\n"
+        "for file in files:\n"
+        "    file.write('mine')\n"
+        "    file.close()\n"
+        "print('done')\n"
+    )
+    traced = record(*options, "-e", "all", "app.py", cwd=app)
+    assert traced.stdout == "done\n"
+    assert {(app / f"{number}.txt").read_text() for number in range(20)} == {"mine"}
+    assert "Traceback" not in traced.stderr
+
+
 def test_tasks_have_the_names_that_they_have_without_us(app: Path) -> None:
     (app / "app.py").write_text(
         "import asyncio\nasync def main():\n    print(asyncio.current_task().get_name())\n"
