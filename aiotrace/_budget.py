@@ -16,6 +16,8 @@ The laws:
 
 * **What is spent is paid back.** Cost above the budget is a debt; nothing comes on again before it is paid.
 * **One group a period**, off or on, so that its effect is seen before the next.
+* **Nothing is lost if waiting helps**: before the reader's own wakes take more than half of the budget it wakes more
+  rarely, up to ten times.
 * **It does not flap.** A group that comes on and goes off soon stays off twice as long each time.
 
 Who measures, and who does what is decided here, is `_budgetthread`.
@@ -59,8 +61,10 @@ CREDIT: Final = 1.0
 CREDIT_FIRST: Final = 0.5
 """The same, at first and after a group went off."""
 FIXED_MAX: Final = 0.5
-"""Of the budget: what no group causes (the reader's wakes, measuring) takes no more of it from the groups. The rest of
-it is over the budget, and told; to switch everything off would not save it."""
+"""Of the budget: what no group causes (the reader's wakes, measuring) takes no more of it from the groups. If it is
+more, the reader flushes more rarely; what is left is over the budget, and told: to switch all off would not save it."""
+STRETCH_MAX: Final = 10.0
+"""Times the flush interval, which is 0.2 s by default: what a kill costs at most is ten times that."""
 DEBT_MAX: Final = 600.0
 """Seconds whose budget pays any debt: what cannot be switched off must not keep the rest off for ever."""
 WORTH: Final = 0.1
@@ -167,6 +171,8 @@ class Budget:
     """Nanoseconds of cost that are not paid for."""
     credit: float = CREDIT_FIRST
     """Seconds whose budget is left for a burst."""
+    stretch: float = 1.0
+    """How many times longer than it was asked for the flush interval has to be."""
     spent_ns: float = 0.0
     busy_ns: float = 0.0
     last: float = 0.0
@@ -196,6 +202,10 @@ class Budget:
         self.busy_ns += busy
         self.last = (period.groups_ns + period.fixed_ns) / busy
         self.debt_ns = min(max(self.debt_ns + charged - allowed, 0), DEBT_MAX * allowed / period.seconds)
+        if period.fixed_ns > FIXED_MAX * allowed:
+            self.stretch = min(2 * self.stretch, STRETCH_MAX)
+        elif period.fixed_ns < FIXED_MAX / 4 * allowed:
+            self.stretch = max(self.stretch / 2, 1.0)
         self.credit = min(self.credit + (1 - charged / allowed) * period.seconds, CREDIT)
         if charged > allowed:
             return self._switch_off(now, period, busy) if self.credit < 0 else None
@@ -252,5 +262,6 @@ class Budget:
             measuring_ns=measuring_ns,
             seconds=now,
             off=tuple(map(title, self.held)),
+            stretch=self.stretch,
             switches=tuple(self.switches),
         )

@@ -55,14 +55,24 @@ class BudgetThread:
     Args:
         share: Of the program's own time.
         meter: Of the recording, as are the writers and the selection.
+        pace: Is given how many times longer than asked the flush interval is to be.
         soon: Calls a function where tracers of tasks are to be switched on: in the program's loop, if it is known.
     """
 
-    def __init__(self, share: float, meter: Meter, writers: Writers, selection: Selection, soon: Soon) -> None:
+    def __init__(
+        self,
+        share: float,
+        meter: Meter,
+        writers: Writers,
+        selection: Selection,
+        pace: Callable[[float], object],
+        soon: Soon,
+    ) -> None:
         self._budget = Budget(share, self._is_wanted)
         self.meter = meter
         self._writers = writers
         self._selection = selection
+        self._pace = pace
         self._soon = soon
         self._ended = threading.Event()
         self._opened = time.monotonic()
@@ -102,6 +112,7 @@ class BudgetThread:
                         self._spent, (reading.events_ns, reading.sinks_ns, reading.measuring_ns), strict=True
                     )
                 ]
+                self._pace(self._budget.stretch)
                 if switch is not None:
                     self._switch(switch)
                 wait = self._pause(reading)

@@ -97,6 +97,7 @@ class Service:
         """What the reader last crashed with."""
         self.wrap: Wrap | None = None
         """What is made of its tasks' functions, to measure them."""
+        self._stretch = 1.0
         self._draining = False
         self._resting = False
         self._rest = min(REST_MAX, flush_interval / 10)
@@ -109,6 +110,10 @@ class Service:
         self._pages.on_full = self._wake_for_full
         self._pages.on_free = self._on_free
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
+
+    def set_pace(self, stretch: float) -> None:
+        """From the next flush on, flush so many times more rarely than was asked for. From any thread."""
+        self._stretch = stretch
 
     def run_soon(self, function: Callable[[], object]) -> bool:
         """Call it in the service's loop, from any thread. False: there is none that runs."""
@@ -278,7 +283,7 @@ class Service:
                 timeout = next_flush - anyio.current_time()
                 if timeout <= 0:
                     self._flush()
-                    timeout = self._flush_interval
+                    timeout = self._flush_interval * self._stretch
                     next_flush = anyio.current_time() + timeout
             if moved and not self._draining:
                 self._resting = True

@@ -136,7 +136,7 @@ class Recording(Chooser):
         meter = Meter(self._arena, self.writers, self.selection, self.clock)
         if self._thread is None:
             self._service.wrap = meter.timed
-        return BudgetThread(share, meter, self.writers, self.selection, self._run_soon)
+        return BudgetThread(share, meter, self.writers, self.selection, self._service.set_pace, self._run_soon)
 
     def _run_soon(self, function: Callable[[], object]) -> None:
         """Call it in the program's loop, if that is where our tasks are; else here."""

@@ -79,6 +79,8 @@ class BudgetStatistics:
     """Since the recording was opened."""
     off: tuple[str, ...]
     """What is off now: "function_graph", "task:step"."""
+    stretch: float
+    """How many times longer than it was asked for the flush interval is now."""
     switches: tuple[BudgetSwitch, ...]
     """The last hundred."""
 
@@ -89,7 +91,8 @@ class BudgetStatistics:
         told = (
             f"{_percent(self.share)} asked, {_percent(self.spent)} spent ({of}), {_percent(self.spent_last)} at the end"
         )
-        return "; ".join([told, *self._stretches()])
+        flushed = [f"flushed {self.stretch:g} times more rarely"] if self.stretch > 1 else []
+        return "; ".join([told, *self._stretches(), *flushed])
 
     def _stretches(self) -> list[str]:
         """Each group that was off, and since when or how long."""

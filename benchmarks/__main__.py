@@ -9,6 +9,7 @@ from pathlib import Path
 
 from . import (
     arena,
+    budget,
     decode,
     events,
     external,
@@ -26,6 +27,7 @@ from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "arena": (arena.__doc__, arena.run),
+    "budget": (budget.__doc__, budget.run),
     "decode": (decode.__doc__, decode.run),
     "events": (events.__doc__, events.run),
     "external": (external.__doc__, external.run),

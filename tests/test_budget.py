@@ -17,6 +17,7 @@ from aiotrace._budget import (
     FIXED_MAX,
     ORDER,
     PATIENCE,
+    STRETCH_MAX,
     WORTH,
     Budget,
     Period,
@@ -204,6 +205,18 @@ def test_what_no_group_causes_does_not_take_all_of_it_from_the_groups() -> None:
     program.run(60)
     assert not program.switches
     assert program.budget.last == pytest.approx(0.054), "and is told all the same"
+
+
+def test_the_reader_is_let_wake_more_rarely_before_its_wakes_take_half_of_the_budget_and_oftener_again() -> None:
+    program = Program({"http:*": 0.001}, fixed=0.05)
+    program.run(5)
+    assert program.budget.stretch == STRETCH_MAX
+    program.fixed = 0.003
+    program.run(60)
+    assert program.budget.stretch == STRETCH_MAX, "twice as often would be twice as dear"
+    program.fixed = 0.0001
+    program.run(60)
+    assert program.budget.stretch == 1
 
 
 def test_an_idle_program_is_not_measured_to_death() -> None:

@@ -22,7 +22,7 @@ from programs import environment
 import aiotrace
 from aiotrace import _budgetthread, _tracing
 from aiotrace._backend import c_module
-from aiotrace._budget import Period
+from aiotrace._budget import STRETCH_MAX, Period
 from aiotrace._commands import main
 from aiotrace._meter import Meter, Reading
 from aiotrace._statistics import BudgetStatistics
@@ -62,12 +62,15 @@ class Costs:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.shares: dict[str, float] = {}
+        self.fixed = 0.0
         monkeypatch.setattr(Meter, "read", self._read)
         monkeypatch.setattr(_budgetthread, "PERIOD", 0.001)
         monkeypatch.setattr(_budgetthread, "PERIOD_MAX", 0.001)
 
     def _read(self, meter: Any = None) -> Reading:
-        return Reading(Period(1.0, 1e9, 0.0, {group: 1e9 * share for group, share in self.shares.items()}), 0, 0, 0)
+        return Reading(
+            Period(1.0, 1e9, 1e9 * self.fixed, {group: 1e9 * share for group, share in self.shares.items()}), 0, 0, 0
+        )
 
 
 @pytest.fixture
@@ -159,6 +162,14 @@ async def test_it_comes_back_in_the_program_s_loop_where_running_tasks_are_seen(
             await anyio.lowlevel.checkpoint()
     assert threads[-1] == threading.get_ident()
     assert threads[0] != threading.get_ident(), "what goes off does not wait for a loop that may be busy"
+
+
+def test_a_reader_that_takes_much_for_itself_flushes_more_rarely(costs: Costs) -> None:
+    with aiotrace.recording(budget=0.01) as recording:
+        costs.fixed = 0.05
+        wait_until(lambda: recording._recording._service._stretch == STRETCH_MAX)
+        assert budget_of(recording).stretch == STRETCH_MAX
+        assert budget_of(recording).off == ()
 
 
 @needs_c

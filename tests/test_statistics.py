@@ -62,7 +62,7 @@ def test_the_text_of_a_budget_says_what_was_off_and_when() -> None:
 
     budget = BudgetStatistics(
         share=0.01, spent=0.0123, spent_last=0.004, busy_ns=1_000_000, events_ns=6_000, sinks_ns=4_000,
-        measuring_ns=2_300, seconds=20.0, off=("task:step", "function_graph"),
+        measuring_ns=2_300, seconds=20.0, off=("task:step", "function_graph"), stretch=4.0,
         switches=(
             switch(0.3, "function_graph:*", False), switch(2.0, "task:step", False), switch(12.0, "task:step", True),
             switch(15.0, "task:step", False),
@@ -70,5 +70,5 @@ def test_the_text_of_a_budget_says_what_was_off_and_when() -> None:
     )  # fmt: skip
     assert str(replace(STATISTICS, budget=budget)).split("\n")[2] == (
         "budget: 1 % asked, 1.2 % spent (events 0.6 %, sinks 0.4 %, measuring 0.23 %), 0.4 % at the end; "
-        "function_graph off from 0.3 s; task:step off 2 times, 15.0 of 20.0 s"
+        "function_graph off from 0.3 s; task:step off 2 times, 15.0 of 20.0 s; flushed 4 times more rarely"
     )
