@@ -1,4 +1,4 @@
-"""The benchmark of budgets: its program accounts for itself, and its table says by how much a piece of work is dearer."""
+"""The benchmark of budgets: its program accounts for itself, and its table says by how much a piece of it is dearer."""
 
 from __future__ import annotations
 
