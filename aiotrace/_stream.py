@@ -20,6 +20,7 @@ from ._arena import Arena
 from ._definitions import Definition
 from ._delivery import Delivery, Part
 from ._errors import AcknowledgeError
+from ._frames import PageEntry
 from ._page import pack_header, pack_lost_count
 from ._pages import Pages
 from .abc import Ledger, Page, StreamInfo
@@ -34,6 +35,18 @@ class DeliveredPage:
         self.part = part
         start = L.PAGE_HEADER_SIZE + part.offset
         self.data = arena.page(part.page)[start : L.PAGE_HEADER_SIZE + part.end].toreadonly()
+
+    @property
+    def entry(self) -> PageEntry:
+        """What frames say of it, for `_growing.page_entry`: a sink's thread asks for all of it at once."""
+        part = self.part
+        return tuple.__new__(
+            PageEntry,
+            (
+                part.writer, part.sequence, part.offset, part.complete, part.events,
+                part.lost_before, part.definitions, part.timestamp, part.end - part.offset,
+            ),
+        )  # fmt: skip
 
     @property
     def writer(self) -> int:

@@ -15,6 +15,8 @@ from fakes import make_info
 from aiotrace._arena import Arena
 from aiotrace._delivery import Delivery
 from aiotrace._errors import AcknowledgeError
+from aiotrace._frames import PageEntry
+from aiotrace._growing import page_entry
 from aiotrace._page import unpack_header, walk
 from aiotrace._pages import Pages
 from aiotrace._stream import Stream
@@ -64,11 +66,19 @@ class Setup:
         """Full pages for the sink."""
         for _ in range(pages):
             self.write()
-            assert self.writer.guard.enter()
-            assert self.writer._seal()
-            self.writer.guard.leave()
+            with self.writer.guard:
+                self.seal()
             assert self.pages.swap()
         self.stream.notify()
+
+    def seal(self) -> None:
+        """As the writer's end does: it has no page then."""
+        assert self.writer.page is not None
+        self.writer.freeze()
+        self.writer._describe(self.writer.page)
+        assert self.pages.seal(self.writer.page)
+        self.writer.leave()
+        self.writer.page = None
 
     def end(self) -> None:
         self.delivery.closed = True
@@ -343,3 +353,15 @@ async def test_a_forked_childs_copy_of_a_sink_gets_nothing(monkeypatch: pytest.M
     setup.offer()
     monkeypatch.setattr(os, "getpid", lambda: parent)
     assert len(await setup.stream.next_batch(1)) == 1
+
+
+async def test_a_page_says_at_once_what_it_says_one_by_one() -> None:
+    setup = Setup()
+    setup.offer()
+    (page,) = await setup.stream.next_batch(1)
+    assert type(page.entry) is PageEntry  # type: ignore[attr-defined]
+    assert page_entry(page) == (
+        page.writer, page.sequence, page.offset, page.complete, page.events_count, page.lost_before,
+        page.definitions_needed, page.timestamp, len(page.data),
+    )  # fmt: skip
+    assert page_entry(page).events_count == 4
