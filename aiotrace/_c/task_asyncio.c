@@ -234,8 +234,6 @@ note_cancel(PyObject *task, PyObject *message)
     if (known == NULL || known->state != TRACES || door_is_true(&door_done, task, is_fast(task)))
         return;
     known->cancels++;
-    if (unlikely(cancel_watch != NULL))
-        tell_watch(known, task, NULL);
     if (is_off(CANCEL))
         return;
     int32_t id = known->id;
@@ -248,12 +246,25 @@ note_cancel(PyObject *task, PyObject *message)
     EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), text_of(&site), text);
 }
 
+/* What runs here has asked for it: the request stands. */
+static void
+watch_cancel(PyObject *task)
+{
+    Known *known = find_task(task);
+    if (known != NULL && known->state == TRACES)
+        tell_watch(known, task, NULL);
+}
+
 static PyObject *
 own_cancel(PyObject *task, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     Py_ssize_t all = nargs + (keywords != NULL ? PyTuple_GET_SIZE(keywords) : 0);
     note_cancel(task, all == 1 ? args[0] : NULL);
-    return ((_PyCFunctionFastWithKeywords)replaced[CANCEL_METHOD].original)(task, args, nargs, keywords);
+    PyObject *result =
+        ((_PyCFunctionFastWithKeywords)replaced[CANCEL_METHOD].original)(task, args, nargs, keywords);
+    if (unlikely(cancel_watch != NULL) && result == Py_True)
+        watch_cancel(task);
+    return result;
 }
 
 /* Where a type's descriptor has its C function; NULL: it is not as we know it. */
@@ -352,10 +363,20 @@ task_asked(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+PyDoc_STRVAR(task_was_asked_doc,
+             "task_was_asked(task)\n--\n\nWhat runs here has asked for the cancellation of a task of asyncio's.");
+
+static PyObject *
+task_was_asked(PyObject *Py_UNUSED(module), PyObject *task)
+{
+    if (cancel_watch != NULL)
+        watch_cancel(task);
+    Py_RETURN_NONE;
+}
+
 PyDoc_STRVAR(task_watch_doc,
              "task_watch(watch)\n--\n\n"
-             "Who is called with (task, id, by, site, scope) when the cancellation of a task is asked for, before it is\n"
-             "done; None: nobody.");
+             "Who is called with (task, id, by, site, scope) when the cancellation of a task was asked for; None: nobody.");
 
 static PyObject *
 task_watch(PyObject *Py_UNUSED(module), PyObject *watch)
@@ -470,6 +491,7 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
 
 static PyMethodDef functions[] = {
     {"task_asked", task_asked, METH_VARARGS, task_asked_doc},
+    {"task_was_asked", task_was_asked, METH_O, task_was_asked_doc},
     {"task_watch", task_watch, METH_O, task_watch_doc},
     {"task_know", task_know, METH_O, task_know_doc},
     {"task_make", (PyCFunction)(void (*)(void))task_make, METH_FASTCALL | METH_KEYWORDS, task_make_doc},

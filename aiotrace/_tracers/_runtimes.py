@@ -111,7 +111,10 @@ class Asyncio:
     def _make_cancel(self, original: Callable[..., bool]) -> Callable[..., bool]:
         def cancel(task: Any, msg: Any = None) -> bool:
             self._native.task_asked(task, msg)
-            return original(task, msg)
+            asked = original(task, msg)
+            if asked:
+                self._native.task_was_asked(task)
+            return asked
 
         return functools.wraps(original)(cancel)
 

@@ -106,10 +106,11 @@ _watch: _Watch | None = None
 
 
 def _asked(task: Any, id: int, by: int, site: str, scope: Any) -> None:
-    """In the thread of who asks, which may be in a signal handler."""
+    """It was asked for just now, in this thread, which may be in a signal handler."""
     before = _requests.get(id)
     watch = _watch
-    if watch is None or (before is not None and before.standing() is not None):
+    is_again = before is not None and before.standing() is not None and (scope is not None or task.cancelling() > 1)
+    if watch is None or is_again:
         return
     request = _requests[id] = _Request(task, id, by, site, scope)
     watch.asked.put(request)
