@@ -151,6 +151,53 @@ async def test_what_a_task_waits_for_is_the_innermost_coroutine(tmp_path: Path) 
 
 
 @needs_c
+def test_who_waits_where_a_runtime_waits_for_everything_is_told_apart_each_time(tmp_path: Path) -> None:
+    trio = pytest.importorskip("trio")
+
+    async def first() -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def second() -> None:
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def alternates() -> None:
+        for _ in range(2):
+            for function in (first, first, second):
+                await function()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(alternates, name="alternates")
+
+    with tracing(tmp_path) as trace:
+        trio.run(main)
+    steps = [event for event in trace.of("task:step") if event.pid == trace.id_of("alternates")]
+    names = [step.fields["awaited"].partition(" (")[0].rpartition(".")[2] for step in steps]
+    assert names == ["first", "first", "second"] * 2 + ["done"]
+
+
+@needs_c
+def test_what_is_switched_on_while_a_task_lives_is_told_of_its_next_step(tmp_path: Path) -> None:
+    async def lives() -> None:
+        for number in range(6):
+            if number == 4:
+                recording.enable("sched:*")
+            await asyncio.sleep(0)
+
+    async def main() -> None:
+        await asyncio.create_task(lives(), name="lives")
+
+    with aiotrace.recording(FileSink(tmp_path / "trace.dat")) as recording:
+        recording.enable("task:*")
+        asyncio.run(main())
+    with aiotrace.open_trace(str(tmp_path / "trace.dat")) as opened:
+        events = list(opened)
+    (id,) = {event.fields["task"] for event in events if event.fields.get("name") == "lives"}
+    assert sum(event.name == "task:step" and event.pid == id for event in events) == 7
+    assert sum(event.name == "sched:sched_switch" and event.fields["next_pid"] == id for event in events) == 2
+
+
+@needs_c
 @pytest.mark.anyio
 async def test_a_step_says_when_and_by_whom_it_was_made_ready(tmp_path: Path, anyio_backend: Any) -> None:
     event = anyio.Event()

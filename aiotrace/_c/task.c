@@ -255,7 +255,7 @@ task_sweep(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
         PyObject *task = Py_XNewRef(referent(known->ref));
         if (task != NULL && known->state == TRACES && known->runtime == ON_ASYNCIO && is_stranded(task)) {
             next = (Known *)Py_XNewRef(next_known(known));
-            tell_end(known->id, &name_lost, &name_nothing);
+            tell_end(known->id, &name_lost, &name_nothing, task_clock());
             forget_task(known);
             unwrap_task(known);
         }

@@ -280,7 +280,7 @@ void begin_ids(uint32_t next);
 void tell_name(Known *known);
 void forget_names(void);
 void name_pids(int most);
-void tell_end(int32_t id, const Name *result, const Name *exception);
+void tell_end(int32_t id, const Name *result, const Name *exception, uint64_t now);
 void tell_alive(Known *known);
 void begin_rounds(void);
 void go_on_with_round(uint64_t now);
@@ -354,6 +354,15 @@ end_watched(int is_watched)
 extern uint32_t plain_round; /* goes on when what was plain may be so no more */
 extern uint64_t steps_hooked[2]; /* that did not go the short way, so far, by runtime */
 extern THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
+
+/* Find out whether the next step of a task will be plain. */
+static inline void
+look_at_next(Known *known)
+{
+    if (known->state == TRACES && !known->is_cancelled && known->name == NULL && (known->is_named || commands_left <= 0) &&
+        !tells_switches && PyCoro_CheckExact(known->inner))
+        known->plain_in = plain_round;
+}
 
 void tell_ready(Known *known, PyObject *loop);
 PySendResult send_step(PyObject *self, PyObject *sent, PyObject **result);

@@ -67,7 +67,7 @@ coroutine_of(PyObject *task)
     return coroutine;
 }
 
-static void
+HOT static void
 set_coroutine(PyObject *task, PyObject *coroutine)
 {
     if (likely(is_fast(task))) {
@@ -89,7 +89,7 @@ find_task(PyObject *task)
 }
 
 /* Come to know a task. `coroutine`: that it ran, if it has none any more. A new reference, or NULL. */
-static Known *
+HOT static Known *
 know_asyncio_task(PyObject *task, PyObject *coroutine, int is_new)
 {
     PyObject *own = Py_XNewRef(coroutine_of(task));
@@ -105,7 +105,7 @@ know_asyncio_task(PyObject *task, PyObject *coroutine, int is_new)
 }
 
 /* Give a task its coroutine back. */
-void
+HOT void
 unwrap_task(Known *known)
 {
     PyObject *task = referent(known->ref);
@@ -140,7 +140,7 @@ task_of(PyObject *callback, int *is_step)
     return NULL;
 }
 
-static __attribute__((noinline)) void
+HOT static __attribute__((noinline)) void
 look_at_callback(PyObject *callback, PyObject *loop)
 {
     int is_step;

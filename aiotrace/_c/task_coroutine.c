@@ -15,7 +15,7 @@ static Known *free_known;
 static int free_count;
 
 /* Holds both. Not in the ring yet. NULL with an exception. */
-Known *
+HOT Known *
 new_known(PyObject *inner, PyObject *ref)
 {
     Known *known = free_known;
@@ -44,7 +44,7 @@ has_ended(PyObject *coroutine)
     return ended;
 }
 
-static void
+HOT static void
 coroutine_dealloc(Known *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -57,7 +57,7 @@ coroutine_dealloc(Known *self)
         if (is_lost) {
             PyObject *kind, *value, *traceback;
             PyErr_Fetch(&kind, &value, &traceback);
-            tell_end(id, &name_lost, &name_nothing);
+            tell_end(id, &name_lost, &name_nothing, task_clock());
             PyErr_Restore(kind, value, traceback);
         }
     }
@@ -142,7 +142,7 @@ coroutine_throw(PyObject *self, PyObject *args)
 
 static PyObject *send_name, *throw_name, *await_name;
 
-static PyObject *
+HOT static PyObject *
 coroutine_getattro(PyObject *self, PyObject *name)
 {
     if (name == send_name || name == throw_name || PyUnicode_Compare(name, send_name) == 0 ||

@@ -21,7 +21,7 @@ code_of_frame(_PyInterpreterFrame *frame)
 #endif
 }
 
-static Frame
+HOT static Frame
 complete_frame(_PyInterpreterFrame *frame)
 {
     while (frame != NULL && _PyFrame_IsIncomplete(frame))
@@ -31,7 +31,7 @@ complete_frame(_PyInterpreterFrame *frame)
     return (Frame){code_of_frame(frame), _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT), frame};
 }
 
-Frame
+HOT Frame
 innermost_frame(void)
 {
 #if PY_VERSION_HEX >= 0x030D0000
@@ -41,7 +41,7 @@ innermost_frame(void)
 #endif
 }
 
-Frame
+HOT Frame
 outer_frame(const Frame *frame)
 {
     return complete_frame(((_PyInterpreterFrame *)frame->own)->previous);

@@ -22,7 +22,7 @@ static int free_handles_count;
 #define SLOT(self, n) (*(PyObject **)((char *)(self) + slot_offsets[n]))
 
 /* Whether a loop is in debug mode: 1, 0, or -1 with an exception. */
-static int
+HOT static int
 is_debug(PyObject *loop)
 {
     PyObject *value;
@@ -80,7 +80,7 @@ handle_init(PyObject *self, PyObject *args, PyObject *keywords)
 }
 
 /* An untracked handle, empty. Each callback has one, so a few that are free are kept. */
-static PyObject *
+HOT static PyObject *
 new_handle(PyTypeObject *type)
 {
     PyObject *self;
@@ -93,7 +93,7 @@ new_handle(PyTypeObject *type)
     return self;
 }
 
-static PyObject *
+HOT static PyObject *
 handle_vectorcall(PyObject *type, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
     Py_ssize_t count = PyVectorcall_NARGS(nargsf);
@@ -151,7 +151,7 @@ handle_traverse(PyObject *self, visitproc visit, void *arg)
     return 0;
 }
 
-static int
+HOT static int
 handle_clear(PyObject *self)
 {
     for (int i = 0; i < SLOTS; i++)
@@ -159,7 +159,7 @@ handle_clear(PyObject *self)
     return 0;
 }
 
-static void
+HOT static void
 handle_dealloc(PyObject *self)
 {
     PyTypeObject *type = Py_TYPE(self);
@@ -176,7 +176,7 @@ handle_dealloc(PyObject *self)
 }
 
 /* Call in a context, as Context.run does. */
-static PyObject *
+HOT static PyObject *
 run_in_context(PyObject *context, PyObject *callback, PyObject *args)
 {
     if (PyContext_Enter(context) < 0)
@@ -223,7 +223,7 @@ report_exception(PyObject *self)
     return result;
 }
 
-static PyObject *
+HOT static PyObject *
 handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *callback = Py_XNewRef(SLOT(self, S_CALLBACK)), *args = Py_XNewRef(SLOT(self, S_ARGS)),

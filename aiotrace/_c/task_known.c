@@ -42,7 +42,7 @@ next_known(const Known *known)
 }
 
 /* A task is done, or gone. */
-void
+HOT void
 forget_task(Known *known)
 {
     if (known->next == NULL)
@@ -73,7 +73,7 @@ begin_ids(uint32_t next)
     unchecked_ids = 0; /* look first */
 }
 
-int32_t
+HOT int32_t
 new_id(void)
 {
     while (unlikely(unchecked_ids == 0)) { /* as far as the next id of a task that lives */
@@ -93,7 +93,7 @@ new_id(void)
 /* --- knowing a task ------------------------------------------------------------------------------------------ */
 
 /* The text of what a task runs: that of the program, if a library wraps it. */
-static Name
+HOT static Name
 name_task(PyObject *coroutine)
 {
     Name name = name_coroutine(coroutine);
@@ -113,7 +113,7 @@ name_task(PyObject *coroutine)
  *     is_new   it is being made just now, by what runs in this thread
  *
  * Returns what is to stand for the coroutine, a new reference, or NULL without an exception. */
-Known *
+HOT Known *
 know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new)
 {
     int32_t parent = is_new ? aiotrace_task : 0, id = 0;
@@ -143,11 +143,12 @@ know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new)
     ring.next->previous = known;
     ring.next = known;
     known_count++;
+    look_at_next(known);
     return known;
 }
 
 /* A task was made just now, by what runs in this thread. */
-void
+HOT void
 tell_spawn(Known *known, PyObject *task)
 {
     int32_t current = aiotrace_task;
@@ -155,6 +156,7 @@ tell_spawn(Known *known, PyObject *task)
         return;
     Name site = find_site();
     known->name = name_of(task, known->runtime);
+    known->plain_in = 0; /* its first step tells whether it is called so still */
     set_task(known->parent);
     EMIT(SPAWN, PyLong_FromLong(known->id), PyLong_FromLong(known->parent), Py_XNewRef(known->name),
          Py_NewRef(known->coroutine != NULL ? known->coroutine : unknown_name.text), text_of(&site));
@@ -192,7 +194,7 @@ forget_names(void)
 }
 
 /* Say what a task is called, once it runs: some give a task its name just after they made it. */
-void
+HOT void
 tell_name(Known *known)
 {
     PyObject *old = known->name, *name, *task = referent(known->ref);
@@ -223,13 +225,21 @@ tell_name(Known *known)
 typedef struct {
     int32_t task, padding;
     uint64_t result, exception;
-} DoneRecord;
+} DoneFields;
 
-void
-tell_end(int32_t id, const Name *result, const Name *exception)
+HOT void
+tell_end(int32_t id, const Name *result, const Name *exception, uint64_t now)
 {
-    DoneRecord record = {id, 0, result->key, exception->key};
-    if (!is_off(DONE) && !aiotrace_event_numbers(events[DONE], task_clock(), &record))
+    if (is_off(DONE))
+        return;
+    struct { RECORD_HEAD; DoneFields fields; } __attribute__((packed)) *record;
+    DoneFields fields = {id, 0, result->key, exception->key};
+    Cursor *writer;
+    if (likely((record = begin_record(DONE, now, sizeof *record, &writer)) != NULL)) {
+        record->fields = fields;
+        end_record(writer, now, sizeof *record);
+    }
+    else if (!aiotrace_event_numbers(events[DONE], now, &fields))
         EMIT(DONE, PyLong_FromLong(id), text_of(result), text_of(exception));
 }
 

@@ -99,7 +99,7 @@ grow_names(void)
 }
 
 /* The text of a code object (of the line of a place in it) or a type. May call Python, once for each. */
-Name
+HOT Name
 find_name(PyObject *object, int place)
 {
     if (likely(names_size)) {
@@ -186,7 +186,7 @@ call_event(PyObject *event, int count, PyObject **arguments)
 
 /* --- tasks and coroutines ------------------------------------------------------------------------------------ */
 
-PyObject *
+HOT PyObject *
 name_of(PyObject *task, int runtime)
 {
     PyObject *name = runtime == ON_TRIO ? read_door(&door_trio_name, task, 0) : read_door(&door_name, task, is_fast(task));
@@ -200,7 +200,7 @@ name_of(PyObject *task, int runtime)
 }
 
 /* The text of the code that a coroutine runs, or of its type. */
-Name
+HOT Name
 name_coroutine(PyObject *coroutine)
 {
     if (coroutine == NULL)
@@ -219,7 +219,7 @@ name_coroutine(PyObject *coroutine)
  *
  * Frames are read as the interpreter has them: an object for each, which PyThreadState_GetFrame makes, costs more than
  * all else of a spawn. */
-Name
+HOT Name
 find_site(void)
 {
     Name innermost = unknown_name;

@@ -4,7 +4,7 @@
  *
  * Nearly all steps are plain: nothing but a record is due at their end. `send_step` does those in one stretch, with what
  * it has to remember in registers, and hands the others over. Whether the next step of a task will be plain is found out
- * at the end of one that is not, and stands until something happens to the task, or to all of them.
+ * when it is made, and at the end of one that is not; that stands until something happens to the task, or to all of them.
  */
 #include "task_frames.h"
 
@@ -21,7 +21,7 @@ static THREAD_LOCAL struct {
 /* --- ready --------------------------------------------------------------------------------------------------- */
 
 /* Who wakes a task from outside of any step: the task whose step ended just now, if its loop is still at it. */
-static int32_t
+HOT static int32_t
 find_waker(PyObject *loop)
 {
     PyObject *current = current_tasks == NULL ? NULL : PyDict_GetItemWithError(current_tasks, loop);
@@ -33,7 +33,7 @@ find_waker(PyObject *loop)
 }
 
 /* A step of a task is scheduled in a loop, by what runs here, which is known now; or everybody is to know of it. */
-void
+HOT void
 tell_ready(Known *known, PyObject *loop)
 {
     if (unlikely(known->state != TRACES))
@@ -62,7 +62,7 @@ tell_ready(Known *known, PyObject *loop)
 
 /* --- the begin ----------------------------------------------------------------------------------------------- */
 
-void
+HOT void
 begin_known(Step *step, Known *known)
 {
     steps_hooked[(int)known->runtime]++;
@@ -199,7 +199,7 @@ name_awaited(PyObject *yielded, int depth, PyObject *innermost, PyObject *outer)
 }
 
 /* The key of what a task waits for now, and remember it: mostly it waits for the same again. The names hold the code. */
-static __attribute__((noinline)) uint64_t
+HOT static __attribute__((noinline)) uint64_t
 find_awaited(Known *known, PyObject *yielded, int depth, PyObject *innermost, PyObject *outer)
 {
     Name name = name_awaited(yielded, depth, innermost, outer);
@@ -240,7 +240,7 @@ record_plainly(uint64_t key, uint64_t began, uint64_t now, uint64_t ready_ns, in
     return 1;
 }
 
-static void
+HOT static void
 record_step(const Step *step, const Outcome *outcome, uint64_t now)
 {
     PyObject *yielded = outcome->yielded;
@@ -260,14 +260,14 @@ record_step(const Step *step, const Outcome *outcome, uint64_t now)
          text_of(&awaited), PyLong_FromLong(fields.waker));
 }
 
-static void
+HOT static void
 tell_done(Known *known, const Outcome *outcome)
 {
     Name exception = name_nothing;
     const Name *result = outcome->is_cancelled ? &name_cancelled : outcome->error != NULL ? &name_raised : &name_returned;
     if (result == &name_raised)
         exception = find_name((PyObject *)Py_TYPE(outcome->error), 0);
-    tell_end(known->id, result, &exception);
+    tell_end(known->id, result, &exception, task_clock());
 }
 
 /* What is known after a step of asyncio's: who may wake others now; and that it is ready at once, if it only yielded. */
@@ -282,7 +282,7 @@ note_end(Known *known, PyObject *yielded, uint64_t now)
     just_ended.id = known->id;
 }
 
-static void
+HOT static void
 leave(Step *step, const Outcome *outcome)
 {
     if (unlikely(step->made.is_made))
@@ -292,7 +292,7 @@ leave(Step *step, const Outcome *outcome)
 }
 
 /* A step has ended, with no exception pending. */
-void
+HOT void
 end_step(Step *step, const Outcome *outcome)
 {
     Known *known = step->known;
@@ -322,9 +322,7 @@ end_step(Step *step, const Outcome *outcome)
     }
     if (unlikely(now >= round_due))
         go_on_with_round(now);
-    if (known->state == TRACES && !known->is_cancelled && known->name == NULL && (known->is_named || commands_left <= 0) &&
-        !tells_switches && PyCoro_CheckExact(known->inner))
-        known->plain_in = plain_round;
+    look_at_next(known);
     leave(step, outcome);
 }
 
@@ -339,7 +337,7 @@ must_cancel(Known *known)
 }
 
 /* The end of a step that was sent something. `yielded`: NULL if it is done, with the exception that it is done by. */
-void
+HOT void
 end_sent(Step *step, PyObject *yielded)
 {
     Known *known = step->known;
@@ -377,7 +375,7 @@ look_at_sent(Step *step, PyObject *sent)
     Py_XDECREF(error);
 }
 
-static __attribute__((noinline, cold)) PySendResult
+HOT static __attribute__((noinline)) PySendResult
 send_with_care(Known *known, PyObject *sent, PyObject **result)
 {
     if (known->state == PASSES)
@@ -391,7 +389,26 @@ send_with_care(Known *known, PyObject *sent, PyObject **result)
     return how;
 }
 
-static __attribute__((noinline)) void
+/* A step that was plain so far returned from the coroutine. Returns 0, without effect, if its end is not as plain. */
+HOT static __attribute__((noinline)) int
+end_plainly(Known *known, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
+{
+    uint64_t now = task_clock();
+    if (known->plain_in != plain_round || known->cancels > 0 || now >= round_due ||
+        !record_plainly(name_done.key, began, now, ready_ns, waker))
+        return 0;
+    tell_end(known->id, &name_returned, &name_nothing, now);
+    forget_task(known);
+    if (known->runtime == ON_ASYNCIO) {
+        note_end(known, NULL, now);
+        unwrap_task(known);
+    }
+    set_task(previous);
+    Py_DECREF(known);
+    return 1;
+}
+
+HOT static __attribute__((noinline)) void
 end_otherwise(Known *known, PyObject *yielded, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
 {
     Step step = {.known = known, .began = began, .ready_ns = ready_ns, .waker = waker, .previous = previous};
@@ -411,6 +428,7 @@ send_step(PyObject *self, PyObject *sent, PyObject **result)
     Py_INCREF(known);
     known->ready_ns = 0;
     known->waker = 0;
+    known->has_run = 1;
     set_task(known->id);
     uint64_t began = task_clock();
     PySendResult how = PyCoro_Type.tp_as_async->am_send(inner, sent, result);
@@ -425,6 +443,8 @@ send_step(PyObject *self, PyObject *sent, PyObject **result)
             return how;
         }
     }
+    if (how == PYGEN_RETURN && end_plainly(known, began, ready_ns, waker, previous))
+        return how;
     end_otherwise(known, how == PYGEN_NEXT ? *result : NULL, began, ready_ns, waker, previous);
     return how;
 }

@@ -21,7 +21,7 @@ find_trio_task(PyObject *task)
 }
 
 /* What stands for a task's coroutine, a new reference; NULL without an exception: there is nothing. */
-static Known *
+HOT static Known *
 know_trio_task(PyObject *task, int is_new)
 {
     PyObject *coroutine = PyObject_GetAttr(task, coro_name);
@@ -38,7 +38,7 @@ know_trio_task(PyObject *task, int is_new)
     return known;
 }
 
-static PyObject *
+HOT static PyObject *
 traced_create(PyObject *Py_UNUSED(type), PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     PyObject *task = PyObject_Vectorcall(create, args, (size_t)nargs, keywords);

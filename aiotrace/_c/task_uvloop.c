@@ -8,7 +8,7 @@
 static PyObject *function; /* Loop.call_soon; held */
 HOT_DATA static vectorcallfunc original;
 
-static __attribute__((noinline)) PyObject *
+HOT static __attribute__((noinline)) PyObject *
 look_and_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
     if (is_active && PyVectorcall_NARGS(nargsf) > 1)
