@@ -129,10 +129,11 @@ class Delivery:
     def holds(self, page: int) -> bool:
         return page in self._by_page
 
-    def next_part(self, mark: Mark) -> Part | None:
-        """What this sink has not had of a page yet; None if it has had all of it."""
+    def next_part(self, mark: Mark, words: tuple[int, ...]) -> Part | None:
+        """What this sink has not had of a page yet, of which these are the descriptor's words; None if it has had all
+        of it."""
         page = mark.page
-        _, writer, sequence, first, *_ = self._arena.get_all(page)
+        _, writer, sequence, first = words[: L.FIRST_EVENT + 1]
         position = self.positions.get(writer)
         if position is not None and position.sequence == sequence:
             offset, events, timestamp, lost = position.offset, position.events, position.timestamp, 0

@@ -197,7 +197,8 @@ class Pages:
         descriptors[events] = descriptors[delivered] = 0
 
     def _undelivered(self, page: int) -> int:
-        return self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+        descriptors, start = self.arena.descriptors, page * L.DESCRIPTOR_WORDS
+        return descriptors[start + L.EVENTS] - descriptors[start + L.DELIVERED]
 
     def recover(self) -> None:
         """After an interrupt in `take` or `seal`: every page goes where its descriptor says."""
@@ -215,34 +216,31 @@ class Pages:
     # --- the reader's side ----------------------------------------------------------------------
 
     @property
-    def can_swap(self) -> bool:
-        """Whether the reader may take a page: somebody has room, and nobody who waits is full."""
-        can = False
-        if len(self.ring):
-            for delivery in self.deliveries:
-                if delivery.closed:
-                    continue
-                if delivery.has_room:
-                    can = True
-                elif delivery.on_full == "wait":
-                    return False
-        return can
+    def room(self) -> int:
+        """How many full pages the reader may take: none while somebody who waits is full."""
+        waiting: list[int] = []
+        others = [0]
+        for delivery in self.deliveries:
+            if not delivery.closed:
+                (waiting if delivery.on_full == "wait" else others).append(delivery.quota - delivery.held)
+        return max(0, min(waiting)) if waiting else max(others)
 
     def swap(self, most: int = 1) -> int:
         """Take the oldest full pages out of the ring, at most so many, and offer them to every sink.
 
         Returns:
-            How many. 0, without effect, if `can_swap` is false.
+            How many: not more than there is room for.
         """
         home: list[int] = []
-        count = 0
+        arena = self.arena
         with self.guard:
-            while count < most and self.can_swap:
-                count += 1
+            count = min(most, len(self.ring), self.room)
+            for _ in range(count):
                 page = self.ring.swap()
-                events, committed, last_time, definitions = self.arena.get_all(page)[L.EVENTS : L.DEFINITIONS + 1]
-                self._offer(Mark(page, committed, events, last_time, definitions, True))
-                if self.arena.get(page, L.HOLDERS) == 0:
+                words = arena.get_all(page)
+                events, committed, last_time, definitions = words[L.EVENTS : L.DEFINITIONS + 1]
+                self._offer(Mark(page, committed, events, last_time, definitions, True), words)
+                if arena.descriptors[page * L.DESCRIPTOR_WORDS + L.HOLDERS] == 0:
                     self._go_home(page)
                     home.append(page)
         self._tell_free(home)
@@ -255,20 +253,20 @@ class Pages:
         of this writer is in the ring (a sink that waits is full): it comes first.
         """
         with self.guard:
-            writer = self.arena.get(mark.page, L.WRITER)
-            if any(self.arena.get(page, L.WRITER) == writer for page in self.ring):
+            words = self.arena.get_all(mark.page)
+            if any(self.arena.get(page, L.WRITER) == words[L.WRITER] for page in self.ring):
                 return
             for delivery in self.deliveries:
                 if delivery.prefixes and not delivery.closed and delivery.has_room and not delivery.holds(mark.page):
-                    part = delivery.next_part(mark)
+                    part = delivery.next_part(mark, words)
                     if part is not None:
                         delivery.offer(part, mark)
 
-    def _offer(self, mark: Mark) -> None:
+    def _offer(self, mark: Mark, words: tuple[int, ...]) -> None:
         for delivery in self.deliveries:
             if delivery.closed:
                 continue
-            part = delivery.next_part(mark)
+            part = delivery.next_part(mark, words)
             if part is None:
                 continue  # it had all of the page as prefixes
             if delivery.has_room:
@@ -329,7 +327,7 @@ class Pages:
         return True
 
     def _go_home(self, page: int) -> None:
-        self.abandoned += self.arena.get(page, L.EVENTS) - self.arena.get(page, L.DELIVERED)
+        self.abandoned += self._undelivered(page)
         self.arena.set_from(page, L.EVENTS, *_EMPTY)  # when it is taken again, it holds nothing from the first moment
         self.arena.move(page, L.IN_FLIGHT, L.FREE)
         self.pool.give_back(page)

@@ -240,7 +240,7 @@ class CoreMachine(RuleBasedStateMachine):
                 self.look(index, 8)
                 while model.looked:
                     self.settle(model, model.looked.pop())
-            if not self.pages.can_swap:
+            if not (len(self.pages.ring) and self.pages.room):
                 break
             self.swap()
         assert not len(self.pages.ring) or not self.sinks

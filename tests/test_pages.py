@@ -26,7 +26,7 @@ def test_a_prefix_does_not_overtake_full_pages_of_its_writer() -> None:
     for _ in range(9):  # two full pages, and one event on the third
         assert writer.write(PAYLOAD)
     assert pages.swap()
-    assert not pages.can_swap
+    assert not pages.room
     mark = writer.mark()
     assert mark is not None
     pages.offer_prefix(mark)
@@ -149,3 +149,23 @@ def test_full_pages_are_swapped_oldest_first_as_many_as_are_asked_for_and_sinks_
         assert writers.all[0].write(PAYLOAD)
     assert (pages.swap(2), pages.swap(16), pages.swap(16), len(pages.ring)) == (2, 1, 0, 2)
     assert [part.sequence for part in sink.look(9)] == [0, 1, 2]
+
+
+def test_as_many_pages_are_swapped_as_all_who_wait_have_room_for_or_if_nobody_waits_anybody() -> None:
+    pages, writers = make()
+    assert (pages.room, pages.swap(9)) == (0, 0)
+    small, large = Delivery(pages.arena, 1, "skip"), Delivery(pages.arena, 2, "skip")
+    pages.attach(small, {})
+    pages.attach(large, {})
+    assert pages.room == 2
+    for _ in range(20):
+        writers.all[0].write(PAYLOAD)
+    full = len(pages.ring)
+    assert full > 2
+    assert pages.swap(9) == 2
+    assert (small.waiting, small.missed > 0, large.waiting, large.missed) == (1, True, 2, 0)
+    waiting = Delivery(pages.arena, 3, "wait")
+    pages.attach(waiting, {})
+    assert (pages.room, pages.swap(1), pages.room) == (3, 1, 2)
+    waiting.closed = True
+    assert pages.room == 0
