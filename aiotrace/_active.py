@@ -118,47 +118,55 @@ class Lease:
             self.target.writers.give_back(self.writer)
 
 
-class Local(threading.local):
-    """What an event call needs to know of its thread."""
+class Own:
+    """What an event call needs to know of its thread, in one look-up: those of a `threading.local` are dear."""
 
-    epoch: object = None
-    writers: tuple[Writer, ...] = ()
+    __slots__ = ("epoch", "pid", "writers")
+
+    def __init__(self) -> None:
+        self.epoch: object = None
+        self.pid = 0
+        self.writers: tuple[Writer, ...] = ()
+
+
+class Local(threading.local):
+    """What is known of a thread."""
+
     leases: tuple[Lease, ...] = ()
     native: Any = None
-    """The same for the C twin."""
-    pid = 0
+    """`own` for the C twin."""
+
+    def __init__(self) -> None:
+        self.own = Own()
 
 
 local: Final = Local()
 
-if c_module is None:
+get_task: Final[Callable[[], int] | None] = None if c_module is None else c_module.get_task
+"""Gives the pid of the task that runs in this thread, if tasks are traced, else 0."""
 
-    def get_pid() -> int:
-        return local.pid
 
-else:
-    _get_task: Final[Callable[[], int]] = c_module.get_task
-
-    def get_pid() -> int:
-        """common_pid of a record: the task's that runs here, if tasks are traced, else the thread's."""
-        return _get_task() or local.pid
+def get_pid() -> int:
+    """common_pid of a record: the task's that runs here, if tasks are traced, else the thread's."""
+    return (0 if get_task is None else get_task()) or local.own.pid
 
 
 def renew() -> tuple[Writer, ...]:
     """Bring this thread's lease to the present epoch."""
     native_epoch = c_module.get_epoch() if c_module is not None else 0  # the oldest first: a change between makes
     epoch, targets = active.epoch, active.targets  # the lease stale, not wrong
-    if not local.pid:
-        local.pid = threading.get_native_id()
-        DEFINITIONS.name_command(local.pid, thread_name())
+    own = local.own
+    if not own.pid:
+        own.pid = threading.get_native_id()
+        DEFINITIONS.name_command(own.pid, thread_name())
     held = {lease.target: lease for lease in local.leases}
     leases = tuple(held.get(target) or Lease(target) for target in targets)
     local.leases = leases
-    local.writers = tuple(lease.writer for lease in leases)
-    local.epoch = epoch
+    own.writers = tuple(lease.writer for lease in leases)
+    own.epoch = epoch
     if c_module is not None:
-        local.native = c_module.Lease(local.writers, local.pid, native_epoch)
-    return local.writers
+        local.native = c_module.Lease(own.writers, own.pid, native_epoch)
+    return own.writers
 
 
 def thread_name() -> str:
@@ -222,12 +230,13 @@ class _ForkRefusal:
 
 def _before_fork() -> None:
     local.native = None
-    if local.epoch is active.epoch:
-        local.writers = (_ForkRefusal(local.writers),)  # type: ignore[assignment]  # as much of a Writer as is used
+    own = local.own
+    if own.epoch is active.epoch:
+        own.writers = (_ForkRefusal(own.writers),)  # type: ignore[assignment]  # as much of a Writer as is used
 
 
 def _after_fork_in_parent() -> None:
-    local.epoch = None
+    local.own.epoch = None
 
 
 def _after_fork_in_child() -> None:
@@ -237,7 +246,7 @@ def _after_fork_in_child() -> None:
     for lease in local.leases:
         lease.own = False
     local.leases = ()
-    local.pid = 0
+    local.own.pid = 0
     active.set(())
 
 

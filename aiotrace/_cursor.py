@@ -13,7 +13,6 @@ Sans-IO: the clock is an argument. What a full page means is the writer's busine
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Final
 
 from . import _layout as L
@@ -21,7 +20,9 @@ from ._backend import c_module
 from ._clock import Clock
 from ._page import encode_record
 
-_U32: Final = struct.Struct(L.BYTE_ORDER + "I")
+_SHORT_MAX: Final = L.SHORT_PAYLOAD_MAX  # looked up once, not with each event
+_DELTA_MAX: Final = L.TIME_DELTA_MAX
+_DELTA_BITS: Final = L.TYPE_LEN_BITS
 _NO_PAGE: Final = memoryview(bytearray(L.PAGE_HEADER_SIZE))
 
 
@@ -43,16 +44,18 @@ class PythonCursor:
     def enter(self, page: memoryview) -> None:
         """Begin an empty page: its header is written, its time is now."""
         self._view = page
-        self._words = page[: L.PAGE_HEADER_SIZE].cast("Q")
-        self._words[1] = 0
-        self._last = self._words[0] = self._clock()
+        self._words = page[: len(page) & ~3].cast("I")
+        self._commit = page[: L.PAGE_HEADER_SIZE].cast("Q")
+        self._commit[1] = 0
+        self._last = self._commit[0] = self._clock()
         self._end = L.PAGE_HEADER_SIZE
         self.thaw()
 
     def leave(self) -> None:
         """Have no page."""
         self._view = _NO_PAGE
-        self._words = _NO_PAGE.cast("Q")
+        self._words = _NO_PAGE.cast("I")
+        self._commit = _NO_PAGE.cast("Q")
         self._end = self._limit = 0
         self._last = 0
 
@@ -83,25 +86,32 @@ class PythonCursor:
         now = self._clock()
         delta = now - self._last
         size = len(payload)
-        if size <= L.SHORT_PAYLOAD_MAX and 0 <= delta <= L.TIME_DELTA_MAX:
-            record = _U32.pack(size >> 2 | delta << L.TYPE_LEN_BITS) + payload
+        if size <= _SHORT_MAX and 0 <= delta <= _DELTA_MAX:
+            begin = self._end
+            end = begin + 4 + size
+            # From here on nothing is called, and signal handlers and other threads run at calls only.
+            if end > self._limit:
+                return False
+            self._words[begin >> 2] = size >> 2 | delta << _DELTA_BITS
+            self._view[begin + 4 : end] = payload
             cut = 0
         else:
             if delta < 0:  # a clock that went backwards
                 now, delta = self._last, 0
             record = encode_record(delta, payload)
-            cut = size > L.SHORT_PAYLOAD_MAX and payload[2] & L.FLAG_CUT
-        end = self._end + len(record)
-        # From here on nothing is called, and signal handlers and other threads run at calls only.
-        if end > self._limit:
-            return False
-        self._view[self._end : end] = record
+            cut = size > _SHORT_MAX and payload[2] & L.FLAG_CUT
+            begin = self._end
+            end = begin + len(record)
+            # Nor here.
+            if end > self._limit:
+                return False
+            self._view[begin:end] = record
         self._last = now
         self._end = end
         if cut:
             self.cut += 1
         self.written += 1
-        self._words[1] = end - 16
+        self._commit[1] = end - 16
         return True
 
 

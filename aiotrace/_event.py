@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio.lowlevel import checkpoint
 
-from ._active import Target, active, get_pid, in_service, is_strict, local, renew
+from ._active import Target, active, get_pid, get_task, in_service, is_strict, local, renew
 from ._backend import c_module
 from ._definitions import DEFINITIONS, EventDefinition
 from ._derived import DERIVED, with_derived
@@ -93,10 +93,12 @@ class PythonEvent:
             if is_strict():
                 self._payload(arguments, keywords)
             return
-        plan = self._plan if self._plan_epoch is active.epoch else self._make_plan()
+        epoch = active.epoch
+        plan = self._plan if self._plan_epoch is epoch else self._make_plan()
         if plan is not None and not plan:
             return  # nobody takes it: this thread needs no writer for it
-        writers = local.writers if local.epoch is active.epoch else renew()
+        own = local.own
+        writers = own.writers if own.epoch is epoch else renew()
         fields = None
         if plan is not None:
             self.asked += 1
@@ -105,18 +107,20 @@ class PythonEvent:
             if not writers:
                 self._fire(plan, fields)
                 return
+        pack = self._pack
+        pid = own.pid if get_task is None else get_task() or own.pid
         try:
             if keywords:
                 arguments = self._schema.bind(arguments, keywords)
-            if self._pack is not None:
-                payload = self._pack(self.id, 0, 0, get_pid(), *arguments)
+            if pack is not None:
+                payload = pack(*((self.id, 0, 0, pid) + arguments))  # cheaper than (a, b, *arguments)
             else:
-                payload = self._encode(self.id, get_pid(), arguments, DEFINITIONS.intern)
+                payload = self._encode(self.id, pid, arguments, DEFINITIONS.intern)
         except Exception as error:
             self._refuse(error, arguments, writers)
             return
         for writer in writers:
-            if len(payload) <= writer.payload_max:
+            if pack is not None or len(payload) <= writer.payload_max:  # numbers alone fit on any page: FIXED_MAX
                 writer.write(payload)
             else:
                 self._write_cut(writer, arguments)
@@ -151,7 +155,7 @@ class PythonEvent:
     def _choose(plan: Mapping[Target, Decision], fields: Mapping[str, Any]) -> tuple[Writer, ...]:
         """The writers of the recordings that take this call. Those that do not have nothing to count."""
         chosen: tuple[Writer, ...] = ()
-        for lease, writer in zip(local.leases, local.writers, strict=False):
+        for lease, writer in zip(local.leases, local.own.writers, strict=False):
             decision = plan.get(lease.target)
             if decision is not None and decision.records and decision.accepts(fields):
                 chosen += (writer,)
@@ -203,7 +207,8 @@ class PythonEvent:
             self(*arguments, **keywords)  # counts it
             return
         while not in_service.get():
-            writers = local.writers if local.epoch is active.epoch else renew()
+            own = local.own
+            writers = own.writers if own.epoch is active.epoch else renew()
             if not turned and not waited and any(writer.would_turn(size) for writer in writers):
                 await checkpoint()
                 turned = True
@@ -258,7 +263,7 @@ class PythonEvent:
 def _write_stack(target: Target) -> None:
     """Record this thread's Python stack, after the event that set it off."""
     payload = pack_current_stack(get_pid())
-    for lease, writer in zip(local.leases, local.writers, strict=False):
+    for lease, writer in zip(local.leases, local.own.writers, strict=False):
         if lease.target is target:
             writer.write(payload)
 

@@ -132,10 +132,11 @@ class Prices:
     def try_out(self) -> None:
         """Some ten microseconds of calls; on the Python twin, some hundred."""
         native = None if c_module is None else c_module.get_epoch()
-        self._twin._plan_epoch = local.epoch = active.epoch
-        local.writers, local.leases = (self._writer,), (self._lease,)  # type: ignore[assignment]
+        own = local.own
+        self._twin._plan_epoch = own.epoch = active.epoch
+        own.writers, local.leases = (self._writer,), (self._lease,)  # type: ignore[assignment]
         if c_module is not None:
-            local.native = c_module.Lease(local.writers, threading.get_native_id(), native)
+            local.native = c_module.Lease(own.writers, threading.get_native_id(), native)
             self._twin.native.set_mode(native, MODE_ALL)
         try:
             self._twin._plan = None
@@ -146,8 +147,8 @@ class Prices:
                 self._try("asked", self._twin.__call__, 2)
             self._tries += 1
         finally:
-            local.epoch = local.native = None
-            local.writers, local.leases = (), ()
+            own.epoch = local.native = None
+            own.writers, local.leases = (), ()
 
     def _turn(self, *values: float) -> None:
         self._twin(*values)

@@ -32,6 +32,8 @@
 typedef struct {
     uint16_t offset;
     char code;
+    uint8_t bytes; /* of an int; 0: it is none */
+    int32_t low, high; /* what an int that CPython keeps in one piece may be here */
 } Field;
 
 typedef struct {
@@ -176,6 +178,25 @@ as_compact(PyObject *value, int64_t *result)
     return 1;
 }
 
+/* The same for one in two pieces: up to 60 bits. */
+static inline int
+as_long(PyObject *value, int64_t *result)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    uintptr_t tag = ((PyLongObject *)value)->long_value.lv_tag, count = tag >> 3;
+    const digit *digits = ((PyLongObject *)value)->long_value.ob_digit;
+    int64_t sign = 1 - (int64_t)(tag & 3);
+#else
+    Py_ssize_t size = Py_SIZE(value), count = size < 0 ? -size : size;
+    const digit *digits = ((PyLongObject *)value)->ob_digit;
+    int64_t sign = size < 0 ? -1 : 1;
+#endif
+    if (count != 2)
+        return 0;
+    *result = sign * ((int64_t)digits[0] | (int64_t)digits[1] << PyLong_SHIFT);
+    return 1;
+}
+
 /* An int as 64 bits. Returns 0 if it is none or does not fit. A subclass's own __index__ is not asked, as `struct`
  * does not ask it either. */
 static inline int
@@ -183,7 +204,7 @@ as_s64(PyObject *value, int64_t *result)
 {
     if (unlikely(!PyLong_Check(value)))
         return 0;
-    if (likely(as_compact(value, result)))
+    if (as_compact(value, result) || as_long(value, result))
         return 1;
     int overflow;
     *result = PyLong_AsLongLongAndOverflow(value, &overflow);
@@ -294,29 +315,39 @@ store(char *place, char code, PyObject *value)
     return 1;
 }
 
-/* `store`, with what is most of all values without a call: a small int as 64 bits, and a float as a double. */
+/* `store`, with what is most of all values without a call: ints that are not too long, and a float as a double. */
 static inline __attribute__((always_inline)) int
-store_number(char *place, char code, PyObject *value)
+store_number(char *place, const Field *field, PyObject *value)
 {
-    if (code == 'd') {
-        if (likely(PyFloat_CheckExact(value))) {
-            double stored = PyFloat_AS_DOUBLE(value);
-            memcpy(place, &stored, sizeof stored);
+    int64_t number;
+    if (field->bytes != 0 && PyLong_CheckExact(value)) {
+        if (likely(as_compact(value, &number))) {
+            if (unlikely(number < field->low || number > field->high))
+                return 0;
+            if (field->bytes == 8)
+                memcpy(place, &number, 8);
+            else if (field->bytes == 4)
+                memcpy(place, &(uint32_t){(uint32_t)number}, 4);
+            else if (field->bytes == 2)
+                memcpy(place, &(uint16_t){(uint16_t)number}, 2);
+            else
+                *place = (char)number;
+            return 1;
+        }
+        if (field->bytes == 8 && as_long(value, &number) && (number >= 0 || field->low < 0)) {
+            memcpy(place, &number, 8);
             return 1;
         }
     }
-    else if (code == 'Q' || code == 'q') {
-        int64_t number;
-        if (likely(PyLong_CheckExact(value) && as_compact(value, &number) && (number >= 0 || code == 'q'))) {
-            memcpy(place, &number, sizeof number);
-            return 1;
-        }
+    else if (field->code == 'd' && PyFloat_CheckExact(value)) {
+        memcpy(place, &((PyFloatObject *)value)->ob_fval, 8);
+        return 1;
     }
-    return store(place, code, value);
+    return store(place, field->code, value);
 }
 
 /* Convert all values and store them at `payload`. Returns 0 if one does not fit: then nothing was committed. */
-static inline int
+static inline __attribute__((always_inline)) int
 store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const Measures *measures, uint32_t size)
 {
     if (self->has_gaps)
@@ -326,13 +357,13 @@ store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const 
     memcpy(payload + 4, &pid, 4);
     uint32_t dynamic = self->fixed_size;
     for (int i = 0; i < self->fields_count; i++) {
-        const Field field = self->fields[i];
-        char *place = payload + field.offset;
-        if (field.code == 'S' || field.code == 'Y') {
+        const Field *field = &self->fields[i];
+        char *place = payload + field->offset;
+        if (field->code == 'S' || field->code == 'Y') {
             uint32_t length = measures->size[i];
             uint32_t location = dynamic | length << 16;
             memcpy(place, &location, 4);
-            if (field.code == 'S') {
+            if (field->code == 'S') {
                 put_utf8(payload + dynamic, args[i], length - 1);
                 payload[dynamic + length - 1] = 0;
             }
@@ -341,10 +372,10 @@ store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const 
             }
             dynamic += length;
         }
-        else if (field.code == 'K') {
+        else if (field->code == 'K') {
             memcpy(place, &measures->key[i], 8);
         }
-        else if (unlikely(!store_number(place, field.code, args[i]))) {
+        else if (unlikely(!store_number(place, field, args[i]))) {
             return 0;
         }
     }
@@ -378,7 +409,7 @@ bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, P
 
 /* What the twin would do with a full page: its writer has the whole payload, and turns. Returns 0, without effect, if the
  * slow way must be gone (the payload is none, or has to be cut), -1 with what a signal handler raised. */
-static int
+static __attribute__((noinline, cold)) int
 write_whole(Event *self, Lease *lease, PyObject *const *args, const Measures *measures, uint32_t size)
 {
     Cursor *writer = lease->cursors[0];
@@ -447,15 +478,23 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
     return 1;
 }
 
-/* The rest of `record_short` where it is not short: fields that are narrower, values that take a call to convert. */
+/* The rest of `record_short` where it is not short: fields that are narrower, values that are longer. */
 static __attribute__((noinline)) int
 record_numbers(Event *self, Lease *lease, uint64_t now, PyObject *const *args)
 {
     Cursor *cursor = lease->only;
-    uint32_t end;
-    char *payload = reserve(cursor, &now, self->fixed_size, &end);
-    if (unlikely(payload == NULL || !store_all(self, payload, lease->pid, args, NULL, self->fixed_size)))
-        return 0;
+    uint32_t size = self->fixed_size, end = cursor->end + 4 + size;
+    char *record = cursor->page + cursor->end, *payload = record + 4;
+    if (self->has_gaps)
+        memset(payload + 8, 0, size - 8);
+    for (const Field *field = self->fields, *stop = field + self->fields_count; field != stop; field++, args++) {
+        if (unlikely(!store_number(payload + field->offset, field, *args)))
+            return 0;
+    }
+    uint32_t header = size >> 2 | (uint32_t)(now - cursor->last) << 5;
+    memcpy(record, &header, 4);
+    memcpy(payload, &self->id, 4);
+    memcpy(payload + 4, &lease->pid, 4);
     commit(cursor, now, end);
     return 1;
 }
@@ -473,7 +512,7 @@ record_numbers(Event *self, Lease *lease, uint64_t now, PyObject *const *args)
         else {                                                                                     \
             int64_t number;                                                                        \
             if (unlikely(!PyLong_CheckExact(value) || !as_compact(value, &number) ||               \
-                         (number < 0 && self->fields[N].code == 'Q')))                             \
+                         number < self->fields[N].low))                                            \
                 return record_numbers(self, lease, now, args);                                     \
             memcpy(place, &number, 8);                                                             \
         }                                                                                          \
@@ -654,6 +693,25 @@ event_repr(Event *self)
     return PyObject_Repr(self->twin);
 }
 
+static void
+set_range(Field *field)
+{
+    static const struct {
+        char code;
+        uint8_t bytes;
+        int32_t low, high;
+    } ranges[] = {{'Q', 8, 0, INT32_MAX}, {'q', 8, INT32_MIN, INT32_MAX}, {'I', 4, 0, INT32_MAX},
+                  {'i', 4, INT32_MIN, INT32_MAX}, {'H', 2, 0, UINT16_MAX}, {'h', 2, INT16_MIN, INT16_MAX},
+                  {'B', 1, 0, UINT8_MAX}, {'b', 1, INT8_MIN, INT8_MAX}};
+    for (size_t i = 0; i < sizeof ranges / sizeof ranges[0]; i++) {
+        if (ranges[i].code == field->code) {
+            field->bytes = ranges[i].bytes;
+            field->low = ranges[i].low;
+            field->high = ranges[i].high;
+        }
+    }
+}
+
 static PyObject *
 event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
 {
@@ -691,6 +749,7 @@ event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
         }
         self->fields[i].offset = (uint16_t)offset;
         self->fields[i].code = code[0];
+        set_range(&self->fields[i]);
         self->has_dynamic |= strchr("SYK", code[0]) != NULL;
         self->has_gaps |= offset != filled;
         filled = offset + size;
