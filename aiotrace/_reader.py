@@ -112,7 +112,8 @@ class Service:
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
 
     def set_pace(self, stretch: float) -> None:
-        """From the next flush on, flush so many times more rarely than was asked for. From any thread."""
+        """From the next wake on, flush so many times more rarely than was asked for; if that is more than 1, wake for
+        full pages only when a quarter of the pool is. From any thread."""
         self._stretch = stretch
 
     def run_soon(self, function: Callable[[], object]) -> bool:
@@ -285,7 +286,11 @@ class Service:
                     self._flush()
                     timeout = self._flush_interval * self._stretch
                     next_flush = anyio.current_time() + timeout
-            if moved and not self._draining:
+            if self._stretch > 1 and not self._draining:
+                self._resting = True
+                rest = self._flush_interval * self._stretch
+                timeout = rest if timeout is None else min(rest, timeout)
+            elif moved and not self._draining:
                 self._resting = True
                 timeout = self._rest if timeout is None else min(self._rest, timeout)
             with anyio.move_on_after(timeout):

@@ -172,6 +172,24 @@ def test_a_reader_that_takes_much_for_itself_flushes_more_rarely(costs: Costs) -
         assert budget_of(recording).off == ()
 
 
+def test_a_reader_that_is_to_wake_rarely_waits_for_a_quarter_of_the_pool() -> None:
+    sink = Collect()
+    with aiotrace.recording(sink, page_size=4096, pages=64, flush_interval=3600) as recording:
+        service = recording._recording._service
+        service.set_pace(2.0)
+        service._waker.wake()
+        wait_until(lambda: service._resting)
+        ring = recording._recording._pages.ring
+        while len(ring) < 5:
+            request(0)
+        assert not service._is_due
+        while not sink.events:
+            assert len(ring) < 60, "it is woken when 16 pages are full"
+            request(0)
+            time.sleep(0 if len(ring) < 16 else 0.001)
+    check_closed(recording.statistics(), len(sink.events))
+
+
 @needs_c
 def test_a_tracer_whose_group_is_off_has_no_hook_in_the_program(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
