@@ -10,25 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from . import _ftrace
-from . import _layout as L
 from ._arenareader import ArenaReader
 from ._definitions import Definition
-from ._eventtables import Functions
-from ._format import EventFormat, parse_format
-from ._found import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage, PageShape
+from ._eventtables import OwnTables
+from ._found import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage
 from ._look import BadPage, Looker, Planned
 
 __all__ = ["ArenaTrace"]
 
 
-class ArenaTrace:
+class ArenaTrace(OwnTables):
     """The same doors as `TraceFile`."""
-
-    complete = False
-    is_ours = True
-    byte_order = L.BYTE_ORDER
-    time_offset = 0
 
     def __init__(self, path: str) -> None:
         """
@@ -36,13 +28,7 @@ class ArenaTrace:
             OSError: The file cannot be read.
             TraceFormatError: It is no arena that can be read.
         """
-        self.path = path
-        self.shape = PageShape()
-        self.symbols: dict[int, str] = {}
-        self.commands: dict[int, str] = {}
-        self.functions = Functions()
-        formats = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
-        self.formats: dict[int, EventFormat] = {format.id: format for format in formats}
+        super().__init__(path)
         self._damage = DamageLog()
         self._reader = ArenaReader(path)
         try:

@@ -12,12 +12,14 @@ import bisect
 import re
 from typing import Final
 
+from . import _ftrace
+from . import _layout as L
 from ._errors import TraceFormatError
 from ._format import EventFormat, parse_format, text_of
 from ._found import DamageLog, PageShape
 from ._source import Cursor
 
-__all__ = ["EventTables", "Functions", "unescaped"]
+__all__ = ["EventTables", "Functions", "OwnTables", "unescaped"]
 
 EVENTS_MAX: Final = 1 << 16
 
@@ -136,6 +138,25 @@ class Functions:
 
 _ESCAPED: Final = re.compile(r'\\(n|t|r|"|\\|x[0-9a-f]{2})')
 _ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r"}
+
+
+class OwnTables:
+    """What a trace of ours that was not closed has in their place: its definitions stand elsewhere, and come one by
+    one."""
+
+    complete = False
+    is_ours = True
+    byte_order = L.BYTE_ORDER
+    time_offset = 0
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.shape = PageShape()
+        self.symbols: dict[int, str] = {}
+        self.commands: dict[int, str] = {}
+        self.functions = Functions()
+        formats = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
+        self.formats: dict[int, EventFormat] = {format.id: format for format in formats}
 
 
 def unescaped(text: str) -> str:

@@ -10,13 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from . import _ftrace
-from . import _layout as L
 from ._definitions import Definition
 from ._errors import TraceFormatError
-from ._eventtables import Functions
+from ._eventtables import OwnTables
 from ._files import journal_path
-from ._format import EventFormat, parse_format
 from ._found import (
     DAMAGE_MAX,
     Buffer,
@@ -24,7 +21,6 @@ from ._found import (
     Damage,
     DamageLog,
     FoundPage,
-    PageShape,
     losses_after,
     with_writers_of,
 )
@@ -34,13 +30,8 @@ from ._journal import Placed
 __all__ = ["UnfinishedFile"]
 
 
-class UnfinishedFile:
+class UnfinishedFile(OwnTables):
     """The same doors as `TraceFile`."""
-
-    complete = False
-    is_ours = True
-    byte_order = L.BYTE_ORDER
-    time_offset = 0
 
     def __init__(self, path: str) -> None:
         """
@@ -48,13 +39,7 @@ class UnfinishedFile:
             OSError: A file cannot be read.
             TraceFormatError: The journal says nothing: it has no intact beginning.
         """
-        self.path = path
-        self.shape = PageShape()
-        self.symbols: dict[int, str] = {}
-        self.commands: dict[int, str] = {}
-        self.functions = Functions()
-        formats = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
-        self.formats: dict[int, EventFormat] = {format.id: format for format in formats}
+        super().__init__(path)
         self._page_damage = DamageLog()
         self._taken = 0
         self._writers: dict[int, list[Placed]] = {}
