@@ -134,15 +134,45 @@ async def test_while_a_batch_is_written_the_next_one_waits_in_line_and_no_more(
     async with anyio.create_task_group() as group:
         group.start_soon(FileSink(path), stream)
         with anyio.fail_after(30):
-            while len(stream.held) < 5:
+            while len(stream.held) < 3:
                 await anyio.lowlevel.checkpoint()
         await anyio.wait_all_tasks_blocked()
-        assert (len(stream.held), stream.acknowledged) == (5, [])
+        assert (len(stream.held), stream.acknowledged) == (3, [])
         gate.opened.set()
-    assert gate.batches[:2] == [[0], [1, 2, 3, 4]]  # twice as many, while one is written already
+    assert gate.batches[:2] == [[0], [1, 2]]
     assert [number for batch in gate.batches for number in batch] == list(range(10))
     assert [page.sequence for page in stream.acknowledged] == list(range(10))
     assert read(trace_cmd, path) == expected(pages)
+
+
+async def test_while_a_whole_batch_is_written_twice_as_many_pages_are_asked_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 2 * 4096)
+    tickets, write = threading.Semaphore(0), TraceStore.write
+
+    def gated(store: TraceStore, pages: Any, definitions: Any) -> None:
+        tickets.acquire(timeout=30)
+        write(store, pages, definitions)
+
+    class Stream(fakes.FakeStream):
+        async def next_batch(self, pages: int) -> list[Any]:
+            asked.append(pages)
+            return await super().next_batch(pages)
+
+    monkeypatch.setattr(TraceStore, "write", gated)
+    asked: list[int] = []
+    stream = Stream(fakes.make_pages(12))
+    async with anyio.create_task_group() as group:
+        group.start_soon(FileSink(path), stream)
+        with anyio.fail_after(30):
+            for held in (1 + 2, 2 + 4, 4 + 4):  # what is written, and what waits in line
+                while len(stream.held) != held:
+                    await anyio.lowlevel.checkpoint()
+                tickets.release()
+        tickets.release(12)
+    assert asked[:4] == [1, 2, 4, 4]
+    assert len(stream.acknowledged) == 12
 
 
 async def test_a_batch_behind_one_that_failed_is_not_written_before_it(
@@ -159,7 +189,7 @@ async def test_a_batch_behind_one_that_failed_is_not_written_before_it(
     async with anyio.create_task_group() as group:
         group.start_soon(fail)
         with anyio.fail_after(30):
-            while len(stream.held) < 5:
+            while len(stream.held) < 3:
                 await anyio.lowlevel.checkpoint()
         gate.opened.set()
     assert (gate.batches, stream.acknowledged) == ([[0]], [])

@@ -106,8 +106,6 @@ class FileSink:
         self._pid = os.getpid()
         self._in_use = False
         self._flights: deque[_Flight] = deque()
-        self._ahead = 0
-        """Which page of the file follows those of `_flights`."""
         self._failed = False
         """A batch could not be written, and nobody has heard of it yet."""
 
@@ -229,14 +227,13 @@ class FileSink:
         return None
 
     def _batch_pages(self, stream: PageStream) -> int:
-        """How many pages are asked for: up to a multiple of BATCH_BYTES in the file, if it is one writer's, since the
-        kernel takes larger pieces of its memory for them then; while a batch is written already, and so many are there,
-        twice as many, since each batch costs steps of the loop."""
+        """How many pages are asked for: BATCH_BYTES, and one less where a file begins, so that batches end with a
+        multiple of that in it: the kernel takes larger pieces of its memory for them then. Twice as many while a whole
+        batch is being written: there are enough, and each costs steps of the loop."""
         pages = max(1, BATCH_BYTES // stream.info.page_size)
-        if not self._flights:
-            self._ahead = 1 + (self._store.pages_count if self._store is not None else 0)
-            return pages - self._ahead % pages
-        return 2 * pages - self._ahead % pages
+        if self._flights:
+            return 2 * pages if len(self._flights[-1].pages) >= pages else pages
+        return pages if self._store is not None and self._store.pages_count else max(1, pages - 1)
 
     def _time_left(self) -> float | None:
         """Seconds until the current file is too old; None if it has no page yet, or may get as old as it likes."""
@@ -254,7 +251,6 @@ class FileSink:
                 await self._rotate(worker, stream)
                 continue
             pages, batch = batch[:fitting], batch[fitting:]
-            self._ahead += len(pages)
             self._flights.append(_Flight(pages, worker.start(self._write_pages, pages, stream)))
             while len(self._flights) >= (1 if rotates else FLIGHTS):
                 await self._land(worker, stream)
