@@ -294,6 +294,21 @@ def test_a_call_in_whose_middle_tracing_begins_or_ends_is_left_out(calls: Calls)
     ]  # fmt: skip
 
 
+def test_the_end_of_a_call_that_was_entered_in_an_earlier_tracing_is_left_out(calls: Calls) -> None:
+    with aiotrace.recording(calls) as recording:
+
+        def top() -> None:
+            recording.disable("function_graph")
+            recording.enable("function_graph:*")  # and nothing is called from here to the end
+
+        recording.enable("function_graph:*")
+        top()
+        leaf()
+        recording.disable("function_graph")
+    found = [re.sub(r"[^<>\s]\S*<locals>\.", "", call) for call in calls.calls]
+    assert found == [">top 0", ">leaf 0", "<leaf 0"]
+
+
 def test_calls_that_are_deeper_than_is_kept_are_left_out_and_the_rest_is_right(calls: Calls) -> None:
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(100_000)
@@ -445,6 +460,17 @@ def test_a_function_that_is_not_wanted_costs_nothing_after_its_first_call(monkey
         recording.disable("function_graph")
     assert asked.count("middle") == 10
     assert asked.count("leaf") == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="a profile function is not called from Python")
+@pytest.mark.parametrize("name", ["function_enter", "function_leave", "function_throw", "function_unwind"])
+def test_a_hook_that_is_called_with_no_function_does_nothing(name: str) -> None:
+    hook = getattr(functions.c_module, name)
+    with aiotrace.recording() as recording:
+        recording.enable("function_graph:*")
+        results = [hook(), hook(1, 2), hook(None), hook("f", offset=0)]
+        recording.disable("function_graph")
+    assert results == [None] * 4
 
 
 def test_a_function_that_cannot_be_located_is_passed_over(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
