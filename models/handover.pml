@@ -14,6 +14,7 @@
  * MUTANT_CHECK   the reader does not look again at what it took
  * MUTANT_HOME    the page goes home before the reader has read its second half
  * MUTANT_DEATH   what a dead writer was filling is taken without asking whether anything is committed on it
+ * MUTANT_PEEK    the reader does not look again at the number of a page that it copied while it was filled
  */
 #ifndef PAGES
 #define PAGES 3
@@ -132,8 +133,34 @@ inline deliver(q)
     d_step { assert(fate[now] == 1); fate[now] = 3; last = now }
 }
 
+/* TakenRing.mark: a copy of what is committed on a page that still fills; no state changes. */
+inline peek(q)
+{
+    seen = number[q];
+    if
+    :: state[q] == FILLING && seen != NONE ->
+        if
+        :: committed[q] ->
+            copy[0] = half[2 * q];
+            copy[1] = half[2 * q + 1];
+#ifdef MUTANT_PEEK
+            assert(copy[0] == seen && copy[1] == seen);
+#else
+            if
+            :: number[q] == seen -> assert(copy[0] == seen && copy[1] == seen)
+            :: else
+            fi;
+#endif
+            copy[0] = 0; copy[1] = 0
+        :: else
+        fi
+    :: else
+    fi
+}
+
 proctype reader()
 {
+    byte copy[2];
     byte i, came, seen, best;
     bool was_dead, swapped, any;
     mtype was;
@@ -163,6 +190,10 @@ proctype reader()
             :: else -> break
             od
         :: else
+        fi;
+        if
+        :: select (i : 0 .. (PAGES - 1)); peek(i)
+        :: true
         fi;
         any = false;
         /* the first look: how far the writer has come */

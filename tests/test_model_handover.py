@@ -39,4 +39,4 @@ def test_a_mutant_without_an_error_is_a_fault() -> None:
 def test_each_mutant_has_an_error() -> None:
     done = check()
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(done.stdout.splitlines()) == 7
+    assert len(done.stdout.splitlines()) == 8
