@@ -326,7 +326,7 @@ async def test_a_program_whose_every_call_is_recorded_is_found_to_be_over_its_bu
             await anyio.lowlevel.checkpoint()
         found = budget_of(recording)
     assert found.switches[0].group == "function_graph:*"
-    assert found.switches[0].group_cost > 0.1
+    assert found.switches[0].group_cost > 0
     assert found.events_ns > 0
     assert found.busy_ns > 0
     assert found.measuring_ns > 0
