@@ -14,6 +14,7 @@ stays: `aiotrace restore` reads it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import fcntl
 import os
 import struct
@@ -110,7 +111,8 @@ class ExternalRecording(Recording):
             _ACCOUNT.pack_into(self._file.memory, L.ARENA_CLOSED + 8 + place * _ACCOUNT.size, *account)
         _U64.pack_into(self._file.memory, L.ARENA_CLOSED, len(self._last.writers))
         self._file.leave()
-        os.close(self._folder)
+        with contextlib.suppress(OSError):  # the program closed what it did not open
+            os.close(self._folder)
 
     # --- the recorder ---------------------------------------------------------------------------
 
@@ -126,13 +128,15 @@ class ExternalRecording(Recording):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether the recorder is still there. One system call, while it is."""
+        """Whether the recorder is still there, and can be seen. One system call, while it is."""
         if self._has_recorder:
             try:
                 fcntl.flock(self._folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(self._folder, fcntl.LOCK_UN)
             except BlockingIOError:
                 return True
-            fcntl.flock(self._folder, fcntl.LOCK_UN)
+            except OSError:
+                pass  # the program closed what it did not open: a `send` that waited might wait for ever
             self._has_recorder = False
         return False
 

@@ -127,6 +127,8 @@ class Followed:
         )
         self.is_saved = False
         """Whether what was left on its pages is in a snapshot, or nobody wants it."""
+        self._is_mapped = False
+        self._looked = 0.0
         self.attachments: list[Attachment] = []
 
     def _know(self) -> int:
@@ -157,6 +159,20 @@ class Followed:
         """Wake the reader, if pages are full, and begin a snapshot that was asked for."""
         self.pages.on_full()
         self.snapshots.poll()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its program can still write. The lock says so, until a program closes what it did not open: then
+        it has the map all the same, unless it has become another program."""
+        if self.reader.is_alive:
+            return True
+        if self.was_closed:
+            return False
+        now = time.monotonic()
+        if now >= self._looked + _FLUSH:  # reading a map is dear
+            self._looked = now
+            self._is_mapped = is_mapped(self.pid, self.reader.path)
+        return self._is_mapped
 
     async def finish(self) -> None:
         """The program is gone: take what is left, and let the sinks finish, each within `DRAIN` seconds."""
@@ -292,7 +308,7 @@ class Recorder:
                 await self._find()
                 for path, followed in list(self._open.items()):
                     followed.poll()
-                    if (followed.is_main and over) or not followed.reader.is_alive:
+                    if (followed.is_main and over) or not followed.is_alive:
                         del self._open[path]
                         group.start_soon(self._finish, path, followed)
                 if over and (not self._open or is_enough()):
@@ -351,6 +367,16 @@ class Recorder:
                 raise
             return self._folder
         return None
+
+
+def is_mapped(pid: int, path: str) -> bool:
+    """Whether a process has a file in its memory; one that has ended, or whose memory is not ours to see, has not."""
+    end = f" {os.path.realpath(path)}\n".encode()
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as lines:
+            return any(line.endswith(end) for line in lines)
+    except OSError:
+        return False
 
 
 def _is_living(path: str) -> bool:

@@ -6,6 +6,7 @@ Real processes: what is tested is what each of them leaves behind.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -179,6 +180,28 @@ step(0)
     )
     assert done.returncode == 0, done.stderr
     assert steps(folder / f"t.{int(done.stdout)}.dat") == [1, 2]
+
+
+@atomic
+@pytest.mark.parametrize("program", ["", "if os.fork(): os.wait(), os._exit(0)\n"], ids=["program", "child"])
+def test_a_program_that_closes_what_it_did_not_open_is_recorded_on(folder: Path, program: str) -> None:
+    done = record(folder, f"{program}step(0), os.closerange(3, 2000)\nfor n in range(1, 50000): step(n)\nprint('done')")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert "Traceback" not in done.stderr
+    path = min(folder.glob("t.*.dat"), default=folder / "t.dat") if program else folder / "t.dat"
+    refused = re.search(r": (\d+) refused, 0 overwritten", done.stderr)
+    found = steps(path)
+    assert found == sorted(set(found))
+    assert found[0] == 0
+    assert len(found) + int(refused[1] if refused else 0) == 50000
+
+
+@atomic
+def test_a_child_that_becomes_another_program_is_not_waited_for(folder: Path) -> None:
+    program = "if not os.fork(): step(1), os.execv('/bin/cat', ['cat'])\n"
+    words = command(folder, program)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
+        assert running.wait(timeout=60) == 0  # cat reads until the end of this block
 
 
 @atomic
