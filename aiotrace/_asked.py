@@ -51,14 +51,14 @@ class AskingSnapshots(Snapshots):
     def request(self, cause: str, after: float = 0.0) -> bool:
         now = time.monotonic_ns()
         if now / 1e9 < self._next or not self._turn.acquire(blocking=False):
-            self.skipped += 1
+            self._skip(now / 1e9)
             return False
         try:
             asked, answered = _STATE.unpack_from(self._memory, L.ARENA_ASKED)
             if asked != answered or not self._is_recorded():
-                self.skipped += 1
+                self._skip(now / 1e9)
                 return False
-            self._next = now / 1e9 + PAUSE
+            self._next, self._covered = now / 1e9 + PAUSE, now / 1e9 + after
             text = cause.encode("utf-8", "replace")[: L.ARENA_CAUSE_SIZE]
             _REQUEST.pack_into(self._memory, L.ARENA_REQUEST, now, int(after * 1e9), text)
             _fence()

@@ -202,10 +202,12 @@ class Snapshots:
         self._turn = threading.Lock()
         """Held from a request that is accepted until it is served."""
         self._next = 0.0
+        self._covered = 0.0
+        """Until when the last one that was set off looks forward, by time.monotonic()."""
         self._closing = False
         self.taken = 0
         self.skipped = 0
-        """Requests while one was served, or too soon after."""
+        """Requests too soon after the last, and not in time to be seen by it."""
         self.failed = 0
         self.paths: list[str] = []
         """Files of those that were set off, the last hundred."""
@@ -219,11 +221,12 @@ class Snapshots:
         """Ask for a snapshot into a file named by the time and the cause. From anywhere; never blocks.
 
         Returns:
-            False if there will be none: one is being made, or was a moment ago. It is counted.
+            False if there will be none: one is being made, or was a moment ago. It is counted, unless the one that is
+            being made still looks forward: then what it was asked for is in that.
         """
         now = time.monotonic()
         if self._loop is None or self._closing or now < self._next or not self._turn.acquire(blocking=False):
-            self.skipped += 1
+            self._skip(now)
             return False
         self._next = now + PAUSE
         # In an empty context: the caller's may say "trio", where the service's loop is asyncio's.
@@ -231,7 +234,11 @@ class Snapshots:
         if not contextvars.Context().run(loop.run_soon, lambda: self._begin(cause, now + after)):
             self._turn.release()
             return False
+        self._covered = now + after
         return True
+
+    def _skip(self, now: float) -> None:
+        self.skipped += now >= self._covered
 
     def _begin(self, cause: str, end: float) -> None:
         assert self._loop is not None
@@ -245,6 +252,7 @@ class Snapshots:
             self.paths = [*self.paths[-99:], path]
         except Exception as error:
             self.failed += 1
+            self._covered = 0.0
             warn(f"aiotrace: the snapshot for {cause} failed: {error}")
         finally:
             if self._turn.locked():  # a sweep over the loop's tasks may have it served twice

@@ -158,7 +158,7 @@ class Statistics:
     snapshots: int = 0
     """Snapshots that were taken."""
     snapshots_skipped: int = 0
-    """Asked for by triggers and signals while one was being taken, or too soon after."""
+    """Asked for by triggers and signals too soon after another, which had not looked forward until then."""
     snapshots_failed: int = 0
     """Set off by these, and not written: a warning said why."""
     budget: BudgetStatistics | None = None

@@ -85,6 +85,19 @@ async def test_until_it_is_answered_no_other_is_asked_for() -> None:
     assert (both.asking.taken, both.asking.skipped, both.words()) == (2, 1, [2, 1])
 
 
+async def test_what_one_that_looks_forward_will_see_is_not_counted() -> None:
+    both = Both()
+    await both.asked.start()
+    assert both.asking.request("one", 3600)
+    assert not both.asking.request("two")
+    both.asking._next = 0.0  # long ago
+    assert not both.asking.request("three")
+    assert (both.asking.taken, both.asking.skipped, both.words()) == (1, 0, [1, 0])
+    both.asking._covered = 0.0  # over
+    assert not both.asking.request("four")
+    assert both.asking.skipped == 1
+
+
 async def test_the_next_one_is_not_asked_for_too_soon() -> None:
     both = Both()
     await both.asked.start()

@@ -216,10 +216,22 @@ def test_one_snapshot_is_taken_at_a_time_and_what_is_skipped_is_told(tmp_path: P
     (path,) = snapshots_in(tmp_path)
     assert steps(path) == [*range(1000), 5000, 5001, 5002]
     assert "snapshots were not taken" not in told, "the trigger's count is of those that were"
-    with recorded(tmp_path, "-e", "app:*", "-R", "snapshot:after=3600 if n >= 5000", *external) as program:
+    with recorded(tmp_path, "-e", "app:*", "-R", "snapshot if n >= 5000", *external) as program:
         send(program, '[step(n, f"what {n % 5}") for n in range(5000, 5003)]')
         told = end(program)
     assert "2 snapshots were not taken" in told
+
+
+@both
+def test_what_happens_while_a_snapshot_looks_forward_is_in_it_and_none_is_said_to_be_missing(
+    tmp_path: Path, external: list[str]
+) -> None:
+    with recorded(tmp_path, "-e", "app:*", "-R", "snapshot:after=3600 if n >= 5000", *external) as program:
+        send(program, '[step(n, f"what {n % 5}") for n in range(5000, 5003)]')
+        told = end(program)
+    (path,) = snapshots_in(tmp_path)
+    assert steps(path) == [*range(1000), 5000, 5001, 5002]
+    assert "snapshots were not taken" not in told
 
 
 @needs_c

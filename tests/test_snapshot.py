@@ -303,6 +303,19 @@ def test_a_snapshot_that_was_set_off_just_before_the_end_is_taken(tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:aiotrace. the snapshot for cause failed:RuntimeWarning")
+def test_a_request_that_the_one_before_will_see_is_not_skipped_unless_that_fails(tmp_path: Path) -> None:
+    with aiotrace.recording(overrun="drop_oldest", snapshots=tmp_path / "app.dat") as recording:
+        assert recording.request_snapshot("first", after=3600)
+        assert not recording.request_snapshot("second")
+        assert recording.statistics().snapshots_skipped == 0
+    with aiotrace.recording(overrun="drop_oldest", snapshots=tmp_path / "nowhere" / "app.dat") as recording:
+        assert recording.request_snapshot("cause", after=3600)
+        wait_for(lambda: recording.statistics().snapshots_failed)
+        assert not recording.request_snapshot("second")
+        assert recording.statistics().snapshots_skipped == 1
+
+
+@pytest.mark.filterwarnings("ignore:aiotrace. the snapshot for cause failed:RuntimeWarning")
 @pytest.mark.usefixtures("no_pause")
 def test_a_snapshot_that_fails_is_warned_of_and_counted_and_the_next_is_taken(tmp_path: Path) -> None:
     folder = tmp_path / "later"
