@@ -171,7 +171,7 @@ def test_whatever_it_is_called_with_it_agrees_with_the_twin_or_hands_over_all(da
 
 
 OUT_OF_RANGE = [
-    *((f"u{bits}", value) for bits in (8, 16, 32, 64) for value in (-1, 1 << bits, -(1 << 70))),
+    *((f"u{bits}", value) for bits in (8, 16, 32, 64) for value in (-1, 1 << bits, -(1 << 40), -(1 << 70))),
     *((f"s{bits}", value) for bits in (8, 16, 32, 64) for value in (1 << bits - 1, -(1 << bits - 1) - 1, 1 << 70)),
     ("f32", 1e39), ("f64", 1 << 1024), ("u64", 1.0), ("f64", "1"), ("str", b"x"), ("bytes", "x"), ("symbol", b"?"),
 ]  # fmt: skip
