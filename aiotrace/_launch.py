@@ -21,6 +21,7 @@ import glob
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
@@ -144,6 +145,13 @@ def child_path(path: str, pid: int) -> str:
     return f"{stem}.{pid}{suffix}"
 
 
+def children_of(path: str) -> list[str]:
+    """The files that have a pid in the place where `child_path` puts it."""
+    stem, suffix = os.path.splitext(path)
+    found = glob.glob(f"{glob.escape(stem)}.[0-9]*{glob.escape(suffix)}")
+    return [child for child in found if child[len(stem) + 1 : len(child) - len(suffix)].isdecimal()]
+
+
 def file_of(url: str) -> str:
     """The path in a file's URL."""
     return url.removeprefix(FILE).partition("?")[0]
@@ -202,7 +210,9 @@ class Run:
                 self._recording.enable("stall:*")
         for action, events, text in self.plan.choices:
             if action in ("filter", "trigger"):
-                getattr(self._recording, action)(events, text)
+                with warnings.catch_warnings():  # of a field that no event has so far: the end tells, if none ever had
+                    warnings.filterwarnings("ignore", "aiotrace: filter ", RuntimeWarning)
+                    getattr(self._recording, action)(events, text)
             else:
                 getattr(self._recording, action)(events)
         if self.plan.stall_ns is not None:
@@ -260,9 +270,7 @@ class Run:
     def _remove_empty(self) -> None:
         """Children that were killed before they recorded anything left a file with no page, and its journal."""
         for url in self.plan.urls:
-            path = file_of(url) if url.startswith(FILE) else ""
-            stem, suffix = os.path.splitext(glob.escape(path))
-            for child in glob.glob(f"{stem}.[0-9]*{suffix}") if path else []:
+            for child in children_of(file_of(url)) if url.startswith(FILE) else []:
                 with contextlib.suppress(OSError):  # also of one that lives
                     if os.path.getsize(child) < self.plan.page_size and os.path.exists(journal_path(child)):
                         remove(child)

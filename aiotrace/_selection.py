@@ -135,7 +135,7 @@ class Functions:
         self.limits: list[str] = []
         self.notraces: list[str] = []
         self.unmatched: set[str] = set()
-        """Globs that were of no function yet."""
+        """Limits that were of no function yet: a notrace has done what it is for then."""
 
     @property
     def globs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -200,7 +200,6 @@ class Selection:
         self.functions.limits.append(glob)
 
     def notrace(self, glob: str) -> None:
-        self.functions.unmatched.add(glob)
         self.functions.notraces.append(glob)
 
     @property

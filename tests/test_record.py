@@ -321,6 +321,13 @@ def test_a_filter_that_names_no_field_is_told(app: Path) -> None:
     ]
 
 
+def test_so_is_one_of_events_that_are_known_at_once_and_once(app: Path) -> None:
+    first, *others = record("-e", "log:*", "-f", "nn > 1", "app.py", cwd=app).stderr.splitlines()
+    assert first == f"aiotrace record: {app}/trace.dat: 0 events"
+    (other,) = others
+    assert other.startswith("aiotrace record: 'nn > 1': no event of 'log:*' has a field nn; log:record has ")
+
+
 def test_a_trigger_is_of_the_event_before_it(app: Path) -> None:
     record("-q", "-e", "app", "-R", "traceoff:1 if n == 4", "app.py", cwd=app)
     assert steps_of(app / "trace.dat") == [0, 1, 2, 3, 4]
@@ -347,8 +354,8 @@ main()
 @pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions are traced by the C module alone")
 def test_of_functions_only_those_are_traced_that_a_limit_is_of(app: Path) -> None:
     (app / "app.py").write_text(NESTED)
-    choices = ["-p", "function_graph", "-n", "*.inner", "-l", "__main__.*", "-n", "*.<module>", "-l", "jsn.*"]
-    first, second = record(*choices, "app.py", cwd=app).stderr.splitlines()
+    choices = ["-p", "function_graph", "-n", "*.inner", "-l", "__main__.*", "-n", "*.<module>"]
+    first, second = record(*choices, "-n", "x", "-l", "jsn.*", "app.py", cwd=app).stderr.splitlines()
     assert first == f"aiotrace record: {app}/trace.dat: 8 events"
     assert second.startswith("aiotrace record: 'jsn.*' is of no function that was called: ")
     with aiotrace.open_trace(app / "trace.dat") as trace:
@@ -482,6 +489,8 @@ def test_a_child_that_cannot_be_recorded_just_runs(app: Path) -> None:
         (["-b", "0", "app.py"], 2, "'0' should be a size"),
         (["-b", "12X", "app.py"], 2, "'12X' should be a size"),
         (["-o", "nowhere/trace.dat", "app.py"], 1, "no folder"),
+        (["--arena", "nowhere/a.arena", "app.py"], 1, "nowhere/a.arena: there is no folder"),
+        (["--snapshots", "nowhere/s.dat", "app.py"], 1, "nowhere/s.dat: there is no folder"),
         (["-o", ".", "app.py"], 1, "is a folder"),
         (["-o", "app.py", "app.py"], 1, "--force"),
         (["absent.py"], 127, "absent.py"),
@@ -546,6 +555,17 @@ def test_a_recording_that_cannot_work_is_refused_before_the_programs_first_line(
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert [path.name for path in app.iterdir()] == ["app.py"]
+
+
+def test_traces_of_an_earlier_runs_children_are_told_of_and_left_alone(app: Path) -> None:
+    names = ["trace.4615.dat", "trace.17.dat", "trace.1x.dat"]
+    for name in names:
+        (app / name).write_text("mine")
+    first, second = record("app.py", cwd=app).stderr.splitlines()
+    assert first.startswith(f"aiotrace record: {app}/trace.17.dat and 1 more: of children of an earlier run")
+    assert second == f"aiotrace record: {app}/trace.dat: 101 events"
+    assert [(app / name).read_text() for name in names] == ["mine"] * 3
+    assert record("-q", "--force", "app.py", cwd=app).stderr == ""
 
 
 def _must_not_be_called(*arguments: object) -> None:

@@ -176,6 +176,8 @@ def run(arguments: argparse.Namespace) -> int:
         path, *argv = _programs.command_of(_words(arguments))
         plan = _plan(arguments)
         environment = _environment(plan)
+        if not arguments.quiet:
+            _tell_of_children(plan)
         if arguments.external:
             from . import _external
 
@@ -216,7 +218,10 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
     sinks = list(arguments.sinks)
     if arguments.arena:
+        _check_folder(arguments.arena)
         refuse_existing(arguments.arena)
+    if arguments.snapshots:
+        _check_folder(arguments.snapshots)
     is_flight = not sinks and arguments.output is None and _takes_snapshots(arguments)
     if not is_flight and (arguments.output is not None or not sinks):
         sinks.insert(0, file_url(arguments.output or OUTPUT, force=arguments.force))
@@ -298,6 +303,23 @@ def _traces_functions(glob: str) -> bool:
     return any(fnmatch.fnmatchcase(system, glob.partition(":")[0]) for system in ("function", "function_graph"))
 
 
+def _tell_of_children(plan: Plan) -> None:
+    """Say that traces of an earlier run's children are there, which a report of all would take for this run's. They
+    are not ours to remove: nobody named them."""
+    from .._launch import FILE, children_of, file_of
+
+    for path in (file_of(url) for url in plan.sinks if url.startswith(FILE)):
+        there = children_of(path)
+        if there:
+            first, more = min(there), f" and {len(there) - 1} more" if there[1:] else ""
+            print(
+                f"aiotrace record: {first}{more}: of children of an earlier run, which a report of all traces would "
+                "take for this run's: remove them first",
+                file=sys.stderr,
+                flush=True,
+            )
+
+
 def file_url(path: str, *, force: bool) -> str:
     """The URL of a file that can be written.
 
@@ -309,17 +331,25 @@ def file_url(path: str, *, force: bool) -> str:
 
     if "?" in path:
         raise ConfigurationError(f"{path!r}: choose a name without '?'")
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: the folder {folder} cannot be written")
+    _check_folder(path)
     if os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder: -o takes the name of a file")
     there = [each for each in (path, journal_path(path), *spool_paths(path)) if os.path.lexists(each)]
     if there and not force:
         raise FileExistsError(f"{there[0]} exists: choose another name with -o, or overwrite it with --force")
     return f"file:{path}{'?overwrite=yes' if force else ''}"
+
+
+def _check_folder(path: str) -> None:
+    """
+    Raises:
+        OSError: No file of this name can be made.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"{path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path}: the folder {folder} cannot be written")
 
 
 def _absolute(url: str) -> str:
