@@ -122,13 +122,9 @@ class Arena:
         """Set a field and those that follow it, in the price of one."""
         _WORDS[len(values)].pack_into(self.descriptors, (page * L.DESCRIPTOR_WORDS + field) * 8, *values)
 
-    def set_all(self, page: int, writer: int, sequence: int, first_event: int) -> None:
-        """Set WRITER, SEQUENCE and FIRST_EVENT, and the fields after them up to DELIVERED to 0."""
-        place = (page * L.DESCRIPTOR_WORDS + L.WRITER) * 8
-        _TAKEN.pack_into(self.descriptors, place, writer, sequence, first_event, 0, 0, 0, 0, 0, 0)
-
     def give(self, page: int, writer: int, sequence: int, first_event: int) -> None:
-        """`set_all`, and then CHECK, which is of the same three: the page is this writer's."""
+        """The page is this writer's: set WRITER, SEQUENCE and FIRST_EVENT, the fields after them up to DELIVERED to 0,
+        and then CHECK, which is of the three."""
         descriptors, start = self.descriptors, page * L.DESCRIPTOR_WORDS
         _TAKEN.pack_into(descriptors, (start + L.WRITER) * 8, writer, sequence, first_event, 0, 0, 0, 0, 0, 0)
         descriptors[start + L.CHECK] = crc32(_IDENTITY.pack(writer, sequence, first_event))

@@ -70,9 +70,7 @@ class Chooser:
         Raises:
             ConfigurationError: It is no such time, or steps cannot be watched here.
         """
-        if not STALL_MIN <= threshold < float("inf"):
-            raise ConfigurationError(f"threshold={threshold!r}: a time in seconds, at least {STALL_MIN}")
-        self.selection.stall_ns = int(threshold * 1e9)
+        self.selection.stall_ns = _nanoseconds("threshold", threshold)
         self.enable("stall:*")
 
     def watch_cancellations(self, timeout: float = 1.0) -> None:
@@ -85,9 +83,7 @@ class Chooser:
         Raises:
             ConfigurationError: It is no such time, or tasks cannot be traced here.
         """
-        if not STALL_MIN <= timeout < float("inf"):
-            raise ConfigurationError(f"timeout={timeout!r}: a time in seconds, at least {STALL_MIN}")
-        self.selection.cancel_ns = int(timeout * 1e9)
+        self.selection.cancel_ns = _nanoseconds("timeout", timeout)
         self.enable("cancellation:*")
 
     def disable(self, glob: str) -> None:
@@ -147,3 +143,9 @@ class Chooser:
         """
         self.selection.notrace(glob)
         self._reconsider()
+
+
+def _nanoseconds(name: str, seconds: float) -> int:
+    if not STALL_MIN <= seconds < float("inf"):
+        raise ConfigurationError(f"{name}={seconds!r}: a time in seconds, at least {STALL_MIN}")
+    return int(seconds * 1e9)

@@ -286,13 +286,10 @@ class Service:
                     self._flush()
                     timeout = self._flush_interval * self._stretch
                     next_flush = anyio.current_time() + timeout
-            if self._stretch > 1 and not self._draining:
+            if (moved or self._stretch > 1) and not self._draining:
                 self._resting = True
-                rest = self._flush_interval * self._stretch
+                rest = self._rest if self._stretch == 1 else self._flush_interval * self._stretch
                 timeout = rest if timeout is None else min(rest, timeout)
-            elif moved and not self._draining:
-                self._resting = True
-                timeout = self._rest if timeout is None else min(self._rest, timeout)
             with anyio.move_on_after(timeout):
                 await self._waker.wait()
 

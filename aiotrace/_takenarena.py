@@ -67,7 +67,7 @@ class TakenArena(Arena):
             return None
         own = self._spare.pop()
         _, writer, sequence, first_event, *_ = self.theirs.get_all(page)
-        self.set_all(own, writer, sequence, first_event)
+        self.give(own, writer, sequence, first_event)
         timestamp = self.theirs.timestamp(page)
         self.page(own)[:8] = timestamp.to_bytes(8, "little" if L.BYTE_ORDER == "<" else "big")
         self.set(own, L.LAST_TIME, timestamp)

@@ -1,7 +1,7 @@
 """Pages, streams and a file system that fails when told: what the tests of files and sinks are made with.
 
 `FakeStream` keeps the contract of `aiotrace.abc.PageStream` over pages that are given; `FaultyOs` stands in for the
-module `os` where a module under test does its input and output.
+module `os` where a module under test does its input and output. `Collect` is a sink that keeps the events.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from aiotrace._clock import Anchor
 from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
 from aiotrace._errors import AcknowledgeError
 from aiotrace._page import encode_record, pack_header, pack_lost_count
-from aiotrace.abc import Ledger, Page, StreamInfo, WriterLedger
+from aiotrace.abc import Ledger, Page, PageStream, StreamInfo, WriterLedger
+from aiotrace.decode import Decoder, Event
 
 ANCHOR = Anchor(1_000_000_000, 1_700_000_000_000_000_000, "00000000-0000-0000-0000-000000000000")
 SYMBOL_KEY = 0xFFFF_8000_0000_1010
@@ -286,3 +287,19 @@ class FaultyOs:
         fd, data, offset = arguments
         whole = bytes(data) if name == "pwrite" else b"".join(bytes(part) for part in data)
         return os.pwrite(fd, whole[:count], offset)
+
+
+class Collect:
+    """A sink that keeps the events, in the order in which their pages came."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    async def __call__(self, stream: PageStream) -> None:
+        decoder = Decoder(stream.definitions)
+        async for page in stream:
+            self.events += decoder.events(page)
+            stream.acknowledge(page)
+
+    def named(self, name: str) -> list[Event]:
+        return [event for event in self.events if event.name == name]

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import fakes
 import pytest
 from laws import check_closed
 from programs import environment
@@ -26,8 +27,6 @@ from aiotrace._budget import STRETCH_MAX, Period
 from aiotrace._commands import main
 from aiotrace._meter import Meter, Reading
 from aiotrace._statistics import BudgetStatistics
-from aiotrace.abc import PageStream
-from aiotrace.decode import Decoder, Event
 
 request = aiotrace.event("budgeted:request", n="u64")
 other = aiotrace.event("unbudgeted:other", n="u64")
@@ -37,17 +36,8 @@ needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: functions are tr
 AnyRecording = aiotrace.Recording | aiotrace.SyncRecording
 
 
-class Collect:
+class Collect(fakes.Collect):
     """A sink that keeps the events."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    async def __call__(self, stream: PageStream) -> None:
-        decoder = Decoder(stream.definitions)
-        async for page in stream:
-            self.events += decoder.events(page)
-            stream.acknowledge(page)
 
     @property
     def told(self) -> list[tuple[str, bool]]:

@@ -10,34 +10,17 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import fakes
 import pytest
 
 import aiotrace
 from aiotrace import _layout as L
 from aiotrace._arena import Arena
 from aiotrace._pool import Pool
-from aiotrace.abc import PageStream
-from aiotrace.decode import Decoder, Event
 
 filler = aiotrace.event("own:filler", body="bytes")
 BODY = bytes(1000)
 """Three such events fill a page of 4 KiB."""
-
-
-class Collect:
-    """A sink that keeps the events."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    async def __call__(self, stream: PageStream) -> None:
-        decoder = Decoder(stream.definitions)
-        async for page in stream:
-            self.events += decoder.events(page)
-            stream.acknowledge(page)
-
-    def named(self, name: str) -> list[Event]:
-        return [event for event in self.events if event.name == name]
 
 
 def fill(pages: int) -> None:
@@ -47,7 +30,7 @@ def fill(pages: int) -> None:
 
 @pytest.mark.parametrize("globs", [(), ("all",), ("*:*",), ("all", "aiotrace:overrun")])
 def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096) as recording:
         for glob in globs:
             with contextlib.suppress(aiotrace.ConfigurationError):  # the Python twin cannot trace tasks
@@ -59,7 +42,7 @@ def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) ->
 
 
 def test_each_page_is_allocated_once_and_told_of_after_it_was_taken() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096, pages=16) as recording:
         recording.enable("aiotrace:page_alloc")
         fill(200)
@@ -69,7 +52,7 @@ def test_each_page_is_allocated_once_and_told_of_after_it_was_taken() -> None:
 
 
 def test_an_allocation_has_the_stack_of_the_call_that_needed_the_page() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096, pages=16) as recording:
         recording.enable("aiotrace:page_alloc")
         recording.trigger("aiotrace:page_alloc", "stacktrace")
@@ -90,7 +73,7 @@ async def send(pages: int) -> None:
 @pytest.mark.anyio
 async def test_without_the_free_list_every_page_taken_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOTRACE_DEBUG_NO_FREE_LIST", "1")
-    sink = Collect()
+    sink = fakes.Collect()
     async with aiotrace.record(sink, page_size=4096, pages=16) as recording:
         recording.enable("aiotrace:page_alloc")
         await send(200)
@@ -101,7 +84,7 @@ async def test_without_the_free_list_every_page_taken_is_allocated(monkeypatch: 
 
 @pytest.mark.anyio
 async def test_what_is_acknowledged_and_comes_home_is_told() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     async with aiotrace.record(sink, page_size=4096, pages=16) as recording:
         recording.enable("aiotrace:*")
         await send(100)
@@ -114,7 +97,7 @@ async def test_what_is_acknowledged_and_comes_home_is_told() -> None:
 
 
 def test_an_overrun_tells_how_many_events_it_took() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with (
         aiotrace.recording(page_size=4096, pages=4, overrun="drop_oldest") as recording,
         aiotrace.recording(sink, pages=64) as other,
@@ -126,7 +109,7 @@ def test_an_overrun_tells_how_many_events_it_took() -> None:
 
 
 def test_a_thread_that_only_acknowledges_takes_no_writer() -> None:
-    with aiotrace.recording(Collect(), page_size=4096, pages=16) as recording:
+    with aiotrace.recording(fakes.Collect(), page_size=4096, pages=16) as recording:
         fill(50)
         assert len(recording.statistics().writers) == 1
 

@@ -8,12 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
+import fakes
 import pytest
 from aiotrace_sinks import FileSink
 
 import aiotrace
-from aiotrace.abc import PageStream
-from aiotrace.decode import Decoder, Event
+from aiotrace.decode import Event
 
 hit = aiotrace.event("stack:hit", x="u32")
 LINE = 0
@@ -44,21 +44,8 @@ def stack_of(event: Event) -> list[str]:
     return [line.removeprefix("=> ") for line in lines]
 
 
-class Collect:
-    """A sink that keeps the events."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    async def __call__(self, stream: PageStream) -> None:
-        decoder = Decoder(stream.definitions)
-        async for page in stream:
-            self.events += decoder.events(page)
-            stream.acknowledge(page)
-
-
 def test_after_the_event_comes_its_stack_innermost_first_without_our_frames() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with aiotrace.recording(sink) as recording:
         recording.trigger("stack:hit", "stacktrace")
         Outer().method(7)
@@ -72,7 +59,7 @@ def test_after_the_event_comes_its_stack_innermost_first_without_our_frames() ->
 
 
 def test_a_count_and_a_filter_hold() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with aiotrace.recording(sink) as recording:
         recording.trigger("stack:hit", "stacktrace:2 if x > 10")
         for x in (1, 11, 2, 12, 13):
@@ -82,7 +69,7 @@ def test_a_count_and_a_filter_hold() -> None:
 
 
 def test_a_deep_stack_is_cut_to_its_64_innermost_calls() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096) as recording:
         recording.trigger("stack:hit", "stacktrace")
         deep(100, 1)
@@ -92,7 +79,7 @@ def test_a_deep_stack_is_cut_to_its_64_innermost_calls() -> None:
 
 
 def test_only_the_recording_with_the_trigger_has_stacks() -> None:
-    plain, traced = Collect(), Collect()
+    plain, traced = fakes.Collect(), fakes.Collect()
     with aiotrace.recording(plain), aiotrace.recording(traced) as recording:
         recording.trigger("stack:*", "stacktrace")
         hit(1)
@@ -134,7 +121,7 @@ def check_file(path: Path, *, complete: bool) -> None:
 
 
 def test_a_stack_stands_right_after_its_event_also_where_audit_events_are_traced() -> None:
-    sink = Collect()
+    sink = fakes.Collect()
     with aiotrace.recording(sink) as recording:
         recording.enable("audit:*")
         recording.trigger("stack:hit", "stacktrace")
