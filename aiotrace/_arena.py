@@ -26,6 +26,8 @@ _WHOLE: Final = _WORDS[L.DESCRIPTOR_WORDS]
 _TAKEN: Final = _WORDS[L.DELIVERED + 1 - L.WRITER]
 _IDENTITY: Final = _WORDS[L.FIRST_EVENT + 1 - L.WRITER]
 _SEALED: Final = _WORDS[L.DEFINITIONS + 1 - L.EVENTS]
+_EMPTIED: Final = _WORDS[L.DELIVERED + 1 - L.EVENTS]
+_NOTHING: Final = (0,) * (L.DELIVERED + 1 - L.EVENTS)
 
 
 def _round_up(size: int, to: int) -> int:
@@ -86,13 +88,16 @@ class Arena:
         shape = Shape(page_size, pages) if backing is None else backing.shape
         self.page_size = page_size
         self.pages = pages
-        self._first = first = shape.first_page
+        self.first_page = first = shape.first_page
+        """Offset of page 0 in the memory, in bytes."""
         self._backing = backing
         if backing is None:
             self._memory = mmap.mmap(-1, shape.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         else:
             self._memory = backing.memory
         self._view = memoryview(self._memory)
+        self.memory: memoryview | None = self._view
+        """Where descriptors and pages lie; None: not in one memory."""
         self._words = self._view.cast("Q")
         start = shape.descriptors
         self.descriptors = self._view[start : start + pages * L.DESCRIPTOR_SIZE].cast("Q")
@@ -113,7 +118,7 @@ class Arena:
 
     def timestamp(self, page: int) -> int:
         """Nanoseconds: what the page itself says that its first delta counts from."""
-        return self._words[(self._first + page * self.page_size) // 8]
+        return self._words[(self.first_page + page * self.page_size) // 8]
 
     def set(self, page: int, field: int, value: int) -> None:
         self.descriptors[page * L.DESCRIPTOR_WORDS + field] = value
@@ -128,6 +133,10 @@ class Arena:
         descriptors, start = self.descriptors, page * L.DESCRIPTOR_WORDS
         _TAKEN.pack_into(descriptors, (start + L.WRITER) * 8, writer, sequence, first_event, 0, 0, 0, 0, 0, 0)
         descriptors[start + L.CHECK] = crc32(_IDENTITY.pack(writer, sequence, first_event))
+
+    def empty(self, page: int) -> None:
+        """Set the fields EVENTS to DELIVERED to 0: nothing is on the page, and nobody holds it."""
+        _EMPTIED.pack_into(self.descriptors, page * L.DESCRIPTOR_SIZE + L.EVENTS * 8, *_NOTHING)
 
     def set_sealed(self, page: int, events: int, committed: int, last_time: int, definitions: int) -> None:
         """Set what a page holds that is sealed: EVENTS, COMMITTED, LAST_TIME and DEFINITIONS."""
@@ -155,16 +164,16 @@ class Arena:
         Returns:
             False if there is no room now.
         """
-        return self._backing is None or self._backing.allocate(self._first + page * self.page_size, self.page_size)
+        return self._backing is None or self._backing.allocate(self.first_page + page * self.page_size, self.page_size)
 
     def clear(self, page: int) -> None:
         """Let nothing be on a page: whoever finds it after a kill takes no old events for those of its new writer."""
-        self._words[(self._first + page * self.page_size) // 8 + 1] = 0
+        self._words[(self.first_page + page * self.page_size) // 8 + 1] = 0
 
     def forget(self, page: int) -> None:
         """Give a page's memory back to the operating system; it reads as zeros then."""
         advice = mmap.MADV_DONTNEED if self._backing is None else mmap.MADV_REMOVE
-        self._memory.madvise(advice, self._first + page * self.page_size, self.page_size)
+        self._memory.madvise(advice, self.first_page + page * self.page_size, self.page_size)
 
     # --- what is on a page, for whoever looks while it may change ------------------------------------
 

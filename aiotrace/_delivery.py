@@ -13,6 +13,8 @@ Laws:
 * The parts of one page settle in order, so what a sink has delivered of a page is always a prefix of it: a part
   acknowledged early counts when the part before it does.
 
+What is as usual is done in C for many pages at once (`_c/delivery.c`); what it all means is said here.
+
 This module does not know how a sink waits (`_stream`), nor when pages are offered (`_reader`).
 """
 
@@ -20,38 +22,66 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
 from . import _layout as L
 from ._arena import Arena
+from ._backend import c_module
+from ._frames import PageEntry
 
 OnFull = Literal["wait", "skip"]
 OnError = Literal["retry", "detach"]
 
 
-@dataclass(slots=True, eq=False)
-class Part:
-    """A page, or a stretch of its records, as one sink holds it. Whole pages are the case of offset 0 to the end."""
+_new: Final = tuple.__new__
+_c_offer_sealed: Final = getattr(c_module, "offer_sealed", None)
+_c_settle: Final = getattr(c_module, "settle", None)
+
+
+class Mark(NamedTuple):
+    """How far a page that still fills has come at one moment: what its descriptor would say if it were sealed."""
 
     page: int
+    events: int
+    committed: int
+    last_time: int
+    definitions: int
+
+
+class Part(NamedTuple):
+    """A page, or a stretch of its records, as one sink holds it. Whole pages are the case of offset 0 to the end.
+
+    It begins with the fields of a `PageEntry`, in their order: what is told of it.
+    """
+
     writer: int
     sequence: int
     offset: int
     """Bytes of records before this part."""
-    end: int
-    """Bytes of records up to its end."""
     complete: bool
     """Whether the page is sealed and ends here."""
-    timestamp: int
-    """Nanoseconds: the base of its first delta."""
     events: int
-    page_events: int
-    """Events of the page up to the end of this part."""
     lost_before: int
     definitions: int
-    next_event: int
-    """Number of the event that follows it."""
-    acknowledged: bool = False
+    timestamp: int
+    """Nanoseconds: the base of its first delta."""
+    committed: int
+    """Bytes of records."""
+    page: int
+    page_events: int
+    """Events of the page up to the end of this part."""
+    number: int
+    """Among the parts that the sink was offered."""
+
+    @property
+    def end(self) -> int:
+        """Bytes of records up to its end."""
+        return self.offset + self.committed
+
+    @property
+    def entry(self) -> PageEntry:
+        """What frames say of it: a sink's thread asks for all of it at once."""
+        return _new(PageEntry, self[: len(PageEntry._fields)])
 
 
 @dataclass(slots=True)
@@ -67,18 +97,6 @@ class Position:
     timestamp: int = 0
 
 
-@dataclass(slots=True)
-class Mark:
-    """How far a page has come at one moment: what a part may reach to."""
-
-    page: int
-    committed: int
-    events: int
-    last_time: int
-    definitions: int
-    complete: bool
-
-
 class Delivery:
     """One sink's queue and account."""
 
@@ -92,8 +110,9 @@ class Delivery:
         self.closed = False
         """No more pages are offered; what is held is still to be settled."""
         self._queue: deque[Part] = deque()
-        self._looked: dict[Part, None] = {}
-        self._by_page: dict[int, deque[Part]] = {}
+        self._looked: dict[int, Part] = {}
+        self._by_page: dict[int, list[Part]] = {}
+        self._early: set[int] = set()
         self.positions: dict[int, Position] = {}
         self.offered = 0
         self.delivered = 0
@@ -129,68 +148,115 @@ class Delivery:
     def holds(self, page: int) -> bool:
         return page in self._by_page
 
-    def next_part(self, mark: Mark, words: tuple[int, ...]) -> Part | None:
-        """What this sink has not had of a page yet, of which these are the descriptor's words; None if it has had all
-        of it."""
-        page = mark.page
-        _, writer, sequence, first = words[: L.FIRST_EVENT + 1]
-        position = self.positions.get(writer)
-        if position is not None and position.sequence == sequence:
-            offset, events, timestamp, lost = position.offset, position.events, position.timestamp, 0
-        else:
-            offset, events, timestamp = 0, 0, self._arena.timestamp(page)
-            lost = first - (position.next_event if position is not None else 0)
-        assert lost >= 0, f"writer {writer}: page {sequence} out of order"
-        if mark.events == events:
-            return None
-        return Part(
-            page, writer, sequence, offset, mark.committed, mark.complete, timestamp,
-            mark.events - events, mark.events, lost, mark.definitions, first + mark.events,
-        )  # fmt: skip
+    def offer(self, page: int, words: tuple[int, ...], *, complete: bool = True) -> None:
+        """Put what this sink has not had of a page into the queue; the page has one holder more then.
 
-    def offer(self, part: Part, mark: Mark) -> None:
-        """Put a part into the queue; its page has one holder more."""
-        self.offered += part.events
-        self.positions[part.writer] = Position(
-            part.next_event, part.sequence, part.end, part.page_events, mark.last_time
-        )
+        If the sink is full (it said "skip") that is counted instead, and told with the next page as a gap.
+
+        Args:
+            words: The page's descriptor. EVENTS to DEFINITIONS say how far it has come, also if it still fills.
+            complete: It is sealed.
+        """
+        _, writer, sequence, first, events, committed, last_time, definitions = words[: L.DEFINITIONS + 1]
+        position = self.positions.get(writer)
+        if position is None:
+            position = self.positions[writer] = Position(0)
+        if position.sequence == sequence:
+            offset, before, timestamp, lost = position.offset, position.events, position.timestamp, 0
+        else:
+            offset, before, timestamp = 0, 0, self._arena.timestamp(page)
+            lost = first - position.next_event
+        assert lost >= 0, f"writer {writer}: page {sequence} out of order"
+        count = events - before
+        if not count:
+            return
+        self.offered += count
+        if len(self._queue) + len(self._looked) >= self.quota:
+            self.missed += count
+            self.missed_by_writer[writer] = self.missed_by_writer.get(writer, 0) + count
+            return
+        part = _new(
+            Part,
+            (
+                writer, sequence, offset, complete, count, lost, definitions, timestamp, committed - offset,
+                page, events, self.pages_offered,
+            ),
+        )  # fmt: skip
+        position.next_event = first + events
+        position.sequence, position.offset, position.events, position.timestamp = sequence, committed, events, last_time
         self._queue.append(part)
-        parts = self._by_page.get(part.page)
-        if parts is None:
-            parts = self._by_page[part.page] = deque()
-        parts.append(part)
-        self._arena.descriptors[part.page * L.DESCRIPTOR_WORDS + L.HOLDERS] += 1
+        if page in self._by_page:
+            self._by_page[page].append(part)
+        else:
+            self._by_page[page] = [part]
+        self._arena.descriptors[page * L.DESCRIPTOR_WORDS + L.HOLDERS] += 1
         self.pages_offered += 1
 
-    def miss(self, part: Part) -> None:
-        """The sink is full and said "skip": the part is counted, and told with the next page as a gap."""
-        self.offered += part.events
-        self.missed += part.events
-        self.missed_by_writer[part.writer] = self.missed_by_writer.get(part.writer, 0) + part.events
+    def offer_sealed(self, pages: list[int]) -> None:
+        """Offer pages that are sealed, in order: in C those that it has had nothing of and has room for."""
+        done = 0
+        while done < len(pages):
+            done += self._offer_whole(pages, done)
+            if done < len(pages):
+                self.offer(pages[done], self._arena.get_all(pages[done]))
+                done += 1
+
+    def _offer_whole(self, pages: list[int], start: int) -> int:
+        arena = self._arena
+        if _c_offer_sealed is None or arena.memory is None:
+            return 0
+        parts, events = _c_offer_sealed(
+            arena.descriptors, arena.memory, arena.first_page, arena.page_size, pages, start,
+            self.positions, self._by_page, self.pages_offered, self.quota - self.held, Part,
+        )  # fmt: skip
+        self._queue.extend(parts)
+        self.offered += events
+        self.pages_offered += len(parts)
+        return len(parts)
 
     def look(self, count: int) -> list[Part]:
         """The next parts, at most `count`; they stay held."""
         parts = [self._queue.popleft() for _ in range(min(count, len(self._queue)))]
-        self._looked.update(dict.fromkeys(parts))
+        self._looked.update([(part.number, part) for part in parts])
         return parts
 
     def acknowledge(self, part: Part) -> list[Part]:
         """Returns the parts that are settled by this, in order (an earlier part of the page comes first)."""
-        del self._looked[part]
-        part.acknowledged = True
+        del self._looked[part.number]
         self.pages_acknowledged += 1
-        settled = []
-        parts = self._by_page[part.page]
-        while parts and parts[0].acknowledged:
-            self.delivered += parts[0].events
-            settled.append(parts.popleft())
-        if not parts:
+        self._early.add(part.number)
+        of_page = self._by_page[part.page]
+        settled: list[Part] = []
+        while of_page and of_page[0].number in self._early:
+            self._early.remove(of_page[0].number)
+            self.delivered += of_page[0].events
+            settled.append(of_page.pop(0))
+        if not of_page:
             del self._by_page[part.page]
         return settled
 
+    def settle(self, parts: list[Part], start: int, freed: list[int]) -> tuple[int, int, int]:
+        """Acknowledge parts[start:] in C, up to the first that is not the only one of its page.
+
+        Args:
+            freed: Gets the pages that nobody holds any more: by their descriptors they are free.
+
+        Returns:
+            How many parts; their events that no sink had acknowledged before; and the events on those pages that none
+            ever did.
+        """
+        if _c_settle is None:
+            return 0, 0, 0
+        count, events, delivered, abandoned = _c_settle(
+            self._arena.descriptors, parts, start, self._looked, self._by_page, freed
+        )
+        self.pages_acknowledged += count
+        self.delivered += events
+        return count, delivered, abandoned
+
     def rewind(self) -> None:
         """The sink failed: what it looked at and did not acknowledge is offered again, first and in order."""
-        self._queue.extendleft(reversed(self._looked))
+        self._queue.extendleft(reversed(self._looked.values()))
         self._looked.clear()
 
     def abandon(self) -> list[Part]:
@@ -200,5 +266,6 @@ class Delivery:
         self._looked.clear()
         self._queue.clear()
         self._by_page.clear()
+        self._early.clear()
         self.closed = True
         return settled

@@ -45,8 +45,6 @@ from ._records import new_totals, tally, walk
 from ._ring import Ring
 from ._takenarena import TakenArena
 
-_NOTHING: Final = (0,) * (L.DELIVERED - L.FIRST_EVENT)
-"""EVENTS to DELIVERED of a page with nothing on it."""
 _IDENTITY: Final = struct.Struct("=QQQ")
 _RECORD_MIN: Final = 4 + L.RECORD_COMMON_SIZE
 """Bytes of the shortest record."""
@@ -313,7 +311,7 @@ class TakenRing(Ring):
         """Returns what there is to offer all the same: what was copied of it before."""
         words = self._theirs.get_all(page)
         self.bad.append(BadPage(page, words[L.WRITER], words[L.SEQUENCE], reason))
-        self._theirs.set_from(page, L.EVENTS, *_NOTHING)
+        self._theirs.empty(page)
         self._theirs.move(page, state, L.FREE)
         copied = [each for each in self._filling.values() if each.theirs == page]
         return [self._end(self._filling.pop(each.writer), overrun=False) for each in copied]
@@ -341,8 +339,7 @@ class TakenRing(Ring):
             return None  # told when it is taken
         if stand_in is None:
             return None
-        events, committed, last, definitions = self._arena.get_all(stand_in.page)[L.EVENTS : L.DEFINITIONS + 1]
-        return Mark(stand_in.page, committed, events, last, definitions, False)
+        return Mark(stand_in.page, *self._arena.get_all(stand_in.page)[L.EVENTS : L.DEFINITIONS + 1])
 
     def _find_filling(self, writer: int) -> _Found | None:
         """The page that a writer fills; None: it fills none, or another comes first."""

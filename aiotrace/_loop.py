@@ -189,10 +189,6 @@ class Waker:
         self._pending = True
         return self._loop.run_soon(self._set)
 
-    def wake_here(self) -> None:
-        """The same from a task of the loop, for nothing: it needs not be told through its pipe."""
-        self._event.set()
-
     def _set(self) -> None:
         self._pending = False
         self._event.set()

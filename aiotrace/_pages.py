@@ -21,7 +21,7 @@ This module knows no event, clock or task. What happens outside is told by callb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Protocol
 
 from . import _layout as L
 from ._arena import Arena
@@ -29,10 +29,6 @@ from ._delivery import Delivery, Mark, Part, Position
 from ._guard import Guard
 from ._pool import Pool
 from ._ring import Ring
-
-_EMPTY: Final = (0,) * (L.DELIVERED - L.FIRST_EVENT)
-"""EVENTS to DELIVERED of a page that was just taken."""
-
 
 Told = tuple[str, int, int, int]
 """One of aiotrace's own events, and its fields."""
@@ -231,20 +227,18 @@ class Pages:
         Returns:
             How many: not more than there is room for.
         """
-        home: list[int] = []
         arena = self.arena
         with self.guard:
-            count = min(most, len(self.ring), self.room)
-            for _ in range(count):
-                page = self.ring.swap()
-                words = arena.get_all(page)
-                events, committed, last_time, definitions = words[L.EVENTS : L.DEFINITIONS + 1]
-                self._offer(Mark(page, committed, events, last_time, definitions, True), words)
-                if arena.descriptors[page * L.DESCRIPTOR_WORDS + L.HOLDERS] == 0:
-                    self._go_home(page)
-                    home.append(page)
+            pages = self.ring.swap(min(most, len(self.ring), self.room))
+            for delivery in self.deliveries:
+                if not delivery.closed:
+                    delivery.offer_sealed(pages)
+            home = [page for page in pages if not arena.get(page, L.HOLDERS)]
+            for page in home:
+                self._empty(page)
+            self._take_home(home)
         self._tell_free(home)
-        return count
+        return len(pages)
 
     def offer_prefix(self, mark: Mark) -> None:
         """Offer what a page that still fills holds so far, to the sinks that take prefixes and have room.
@@ -256,23 +250,10 @@ class Pages:
             words = self.arena.get_all(mark.page)
             if any(self.arena.get(page, L.WRITER) == words[L.WRITER] for page in self.ring):
                 return
+            words = words[: L.EVENTS] + mark[1:]
             for delivery in self.deliveries:
                 if delivery.prefixes and not delivery.closed and delivery.has_room and not delivery.holds(mark.page):
-                    part = delivery.next_part(mark, words)
-                    if part is not None:
-                        delivery.offer(part, mark)
-
-    def _offer(self, mark: Mark, words: tuple[int, ...]) -> None:
-        for delivery in self.deliveries:
-            if delivery.closed:
-                continue
-            part = delivery.next_part(mark, words)
-            if part is None:
-                continue  # it had all of the page as prefixes
-            if delivery.has_room:
-                delivery.offer(part, mark)
-            else:
-                delivery.miss(part)
+                    delivery.offer(mark.page, words, complete=False)
 
     # --- the sinks' side ------------------------------------------------------------------------
 
@@ -290,27 +271,39 @@ class Pages:
     def detach(self, delivery: Delivery) -> None:
         """The sink has no more to do with these pages; what it still holds is abandoned."""
         with self.guard:
-            freed = [part.page for part in delivery.abandon() if self._release(part)]
+            freed: list[int] = []
+            for part in delivery.abandon():
+                self._release(part, freed)
             self.deliveries.remove(delivery)
+            self._take_home(freed)
         self._tell_free(freed)
 
-    def acknowledge(self, delivery: Delivery, parts: Sequence[Part]) -> None:
+    def acknowledge(self, delivery: Delivery, parts: list[Part]) -> None:
         """The sink is done with some parts; with its last holder a page goes home."""
         freed: list[int] = []
-        descriptors = self.arena.descriptors
+        done = 0
         with self.guard:
-            for part in parts:
-                for settled in delivery.acknowledge(part):
-                    word = settled.page * L.DESCRIPTOR_WORDS + L.DELIVERED
-                    before = descriptors[word]
-                    if settled.page_events > before:
-                        descriptors[word] = settled.page_events
-                        self.delivered += settled.page_events - before
-                    if self._release(settled):
-                        freed.append(settled.page)
+            while done < len(parts):
+                count, delivered, abandoned = delivery.settle(parts, done, freed)
+                self.delivered += delivered
+                self.abandoned += abandoned
+                done += count
+                if done < len(parts):
+                    for part in delivery.acknowledge(parts[done]):
+                        self._count_delivered(part)
+                        self._release(part, freed)
+                    done += 1
+            self._take_home(freed)
         for part in parts:
             self.on_event("sink_ack", delivery.name, part.page, part.events)
         self._tell_free(freed)
+
+    def _count_delivered(self, part: Part) -> None:
+        descriptors, word = self.arena.descriptors, part.page * L.DESCRIPTOR_WORDS + L.DELIVERED
+        before = descriptors[word]
+        if part.page_events > before:
+            descriptors[word] = part.page_events
+            self.delivered += part.page_events - before
 
     def _tell_free(self, pages: Sequence[int]) -> None:
         for page in pages:
@@ -318,19 +311,21 @@ class Pages:
         if pages:
             self.on_free()
 
-    def _release(self, part: Part) -> bool:
+    def _release(self, part: Part, freed: list[int]) -> None:
         descriptors, start = self.arena.descriptors, part.page * L.DESCRIPTOR_WORDS
         holders = descriptors[start + L.HOLDERS] = descriptors[start + L.HOLDERS] - 1
-        if holders or descriptors[start + L.STATE] != L.IN_FLIGHT:
-            return False
-        self._go_home(part.page)
-        return True
+        if not holders and descriptors[start + L.STATE] == L.IN_FLIGHT:
+            self._empty(part.page)
+            freed.append(part.page)
 
-    def _go_home(self, page: int) -> None:
+    def _empty(self, page: int) -> None:
         self.abandoned += self._undelivered(page)
-        self.arena.set_from(page, L.EVENTS, *_EMPTY)  # when it is taken again, it holds nothing from the first moment
+        self.arena.empty(page)  # when it is taken again, it holds nothing from the first moment
         self.arena.move(page, L.IN_FLIGHT, L.FREE)
-        self.pool.give_back(page)
+
+    def _take_home(self, pages: Sequence[int]) -> None:
+        for page in pages:
+            self.pool.give_back(page)
 
     # --- the account ----------------------------------------------------------------------------
 

@@ -294,14 +294,14 @@ class Service:
                 await self._waker.wait()
 
     def _wake_for_full(self) -> None:
-        """A page got full. From any thread. Where no sink is, nobody is woken for it."""
-        if self._pages.deliveries and self._is_due:
+        """A page got full. From any thread. Where nobody has room for it, nobody is woken: `_on_room` comes later."""
+        if self._pages.deliveries and self._is_due and self._pages.room:
             self._waker.wake()
 
     def _on_room(self) -> None:
-        """A sink has room for a page."""
+        """A sink has room for a page: it is offered at once, for a step of the loop less."""
         if self._is_due:
-            self._waker.wake_here()
+            self._offer_full()
 
     @property
     def _is_due(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import islice
 
 from . import _layout as L
 from ._arena import Arena
@@ -45,11 +46,13 @@ class Ring:
         if page in self._full:
             self._full.remove(page)
 
-    def swap(self) -> int:
-        """Take the oldest page out; it is in flight. The ring must not be empty."""
-        page = self._full.popleft()
-        self._arena.move(page, L.FULL, L.IN_FLIGHT)
-        return page
+    def swap(self, count: int) -> list[int]:
+        """Take the oldest pages out, so many; they are in flight. There must be as many."""
+        pages = list(islice(self._full, count))
+        for page in pages:
+            self._arena.move(page, L.FULL, L.IN_FLIGHT)
+            self._full.popleft()
+        return pages
 
     def overrun(self) -> int | None:
         """Take the oldest page that nobody looks at, to be filled anew; None if there is none."""

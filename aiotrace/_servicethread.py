@@ -13,9 +13,6 @@ import contextlib
 import contextvars
 import errno
 import os
-import select
-import selectors
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -25,8 +22,8 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from ._backend import c_module
-from ._descriptors import out_of_the_way
 from ._loop import Loop, block_signals
+from ._threadloop import ThreadLoop
 
 T = TypeVar("T")
 
@@ -40,44 +37,6 @@ def cede() -> None:
     time.sleep(CEDE)
 
 
-def _name(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    """A task factory. Names like "Task-1" are counted in the whole process: no task of ours takes the program's."""
-    return asyncio.Task(coroutine, loop=loop, **{**options, "name": options.get("name") or "aiotrace"})
-
-
-class _Loop(asyncio.SelectorEventLoop):
-    """asyncio's own, whatever loops the program's policy makes, and not in debug mode: what its tasks take is nothing
-    for the program's log. Its descriptors are out of the program's way."""
-
-    def __init__(self) -> None:
-        selector: Any = selectors.EpollSelector()
-        epoll = selector._selector
-        selector._selector = select.epoll.fromfd(out_of_the_way(os.dup(epoll.fileno())))
-        epoll.close()
-        super().__init__(selector)
-        self.set_debug(False)
-        self.set_task_factory(_name)
-
-    def _make_self_pipe(self) -> None:
-        loop: Any = super()
-        loop._make_self_pipe()
-        loop = self
-        loop._remove_reader(loop._ssock.fileno())
-        loop._ssock, loop._csock = _moved(loop._ssock), _moved(loop._csock)
-        loop._add_reader(loop._ssock.fileno(), loop._read_from_self)
-
-    def fileno(self) -> int:
-        """Where it is woken; -1 when it is closed."""
-        end: socket.socket | None = getattr(self, "_csock", None)
-        return end.fileno() if end is not None else -1
-
-
-def _moved(end: socket.socket) -> socket.socket:
-    moved = socket.socket(fileno=out_of_the_way(end.detach()))
-    moved.setblocking(False)
-    return moved
-
-
 class ServiceThread:
     """A daemon thread with an asyncio loop."""
 
@@ -87,7 +46,7 @@ class ServiceThread:
         """What was submitted and has not come to an end."""
 
     def start(self) -> None:
-        self._loop = _Loop()  # here: a recording that is never entered leaves no loop behind
+        self._loop = ThreadLoop()  # here: a recording that is never entered leaves no loop behind
         self._thread.start()
 
     def _run(self) -> None:

@@ -34,19 +34,12 @@ class DeliveredPage:
     def __init__(self, part: Part, arena: Arena) -> None:
         self.part = part
         start = L.PAGE_HEADER_SIZE + part.offset
-        self.data = arena.page(part.page)[start : L.PAGE_HEADER_SIZE + part.end].toreadonly()
+        self.data = arena.page(part.page)[start : start + part.committed].toreadonly()
 
     @property
     def entry(self) -> PageEntry:
-        """What frames say of it, for `_growing.page_entry`: a sink's thread asks for all of it at once."""
-        part = self.part
-        return tuple.__new__(
-            PageEntry,
-            (
-                part.writer, part.sequence, part.offset, part.complete, part.events,
-                part.lost_before, part.definitions, part.timestamp, part.end - part.offset,
-            ),
-        )  # fmt: skip
+        """What frames say of it, for `_growing.page_entry`."""
+        return self.part.entry
 
     @property
     def writer(self) -> int:
@@ -81,7 +74,7 @@ class DeliveredPage:
         return self.part.definitions
 
     def header(self) -> bytes:
-        return pack_header(self.part.timestamp, self.part.end - self.part.offset, self.part.lost_before)
+        return pack_header(self.part.timestamp, self.part.committed, self.part.lost_before)
 
     def lost_count(self) -> bytes:
         return pack_lost_count(self.part.lost_before)

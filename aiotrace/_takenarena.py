@@ -15,13 +15,8 @@ This module does not know which page is next; `_handover` does.
 
 from __future__ import annotations
 
-from typing import Final
-
 from . import _layout as L
 from ._arena import Arena
-
-_SEALED: Final = (0,) * (L.DELIVERED - L.FIRST_EVENT)
-"""EVENTS to DELIVERED of a page with nothing on it."""
 
 
 class TakenArena(Arena):
@@ -33,6 +28,7 @@ class TakenArena(Arena):
 
     def __init__(self, theirs: Arena, stand_ins: int) -> None:
         super().__init__(theirs.page_size, theirs.pages + stand_ins)
+        self.memory = None
         self.theirs = theirs
         self._spare = list(range(theirs.pages, self.pages))[::-1]
         self._behind: dict[int, int] = {}
@@ -54,7 +50,7 @@ class TakenArena(Arena):
         is_theirs = page < self.theirs.pages
         behind = page if is_theirs else self._behind.pop(page, None)
         if behind is not None:
-            self.theirs.set_from(behind, L.EVENTS, *_SEALED)
+            self.theirs.empty(behind)
             self.theirs.move(behind, L.IN_FLIGHT, L.FREE)
         if not is_theirs:
             self._spare.append(page)
@@ -98,6 +94,6 @@ class TakenArena(Arena):
 
     def give_up(self, own: int) -> None:
         """Nobody will have what a stand-in that still fills has."""
-        self.set_from(own, L.EVENTS, *_SEALED)
+        self.empty(own)
         self.move(own, L.FILLING, L.FREE)
         self._spare.append(own)

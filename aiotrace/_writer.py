@@ -200,7 +200,7 @@ class Writer(Cursor):
         if self.page is None:
             return None
         committed, last, written = self.state()
-        return Mark(self.page, committed, written - self.first_written, last, len(self._definitions), False)
+        return Mark(self.page, written - self.first_written, committed, last, len(self._definitions))
 
     @property
     def events_on_page(self) -> int:

@@ -35,14 +35,11 @@ class Job(Generic[T]):
     def __init__(self, call: Callable[[], T], loop: Loop) -> None:
         self._call = call
         self._loop = loop
-        self._ended = anyio.Event()
+        self.has_ended = False
+        self._ended: anyio.Event | None = None
         self._outcome: list[Any] = []
         self.on_end: Callable[[], object] | None = None
         """Called in the loop when the job has ended, if that is still to come."""
-
-    @property
-    def has_ended(self) -> bool:
-        return self._ended.is_set()
 
     def _run(self) -> None:
         """In the thread."""
@@ -53,14 +50,17 @@ class Job(Generic[T]):
         self._loop.run_soon(self._end)
 
     def _end(self) -> None:
-        self._ended.set()
+        self.has_ended = True
+        if self._ended is not None:
+            self._ended.set()
         if self.on_end is not None:
             self.on_end()
 
     async def end(self) -> None:
         """Wait until it has ended. Cancelled: it ends first, then the cancellation is raised."""
         cancelled: asyncio.CancelledError | None = None
-        while not self._ended.is_set():
+        while not self.has_ended:
+            self._ended = self._ended or anyio.Event()
             try:
                 with anyio.CancelScope(shield=True):
                     await self._ended.wait()

@@ -93,6 +93,7 @@ FLOORS: dict[str, int] = {
     "aiotrace._reader": 3,
     "aiotrace._chooser": 3,
     "aiotrace._servicethread": 3,
+    "aiotrace._threadloop": 3,
     "aiotrace._sinkoptions": 3,
     "aiotrace._snapshot": 3,
     "aiotrace._meter": 3,

@@ -230,7 +230,7 @@ def test_a_page_whose_last_sink_acknowledges_it_meanwhile_is_copied_all_the_same
     filled.arena.__class__ = Disturbed
     while not filled.pages.ring:
         filled.write()
-    page = filled.pages.ring.swap()
+    (page,) = filled.pages.ring.swap(1)
     looker = Looker(filled.arena, 1)
     plan = [each for each in looker.plan() if isinstance(each, Planned) and each.page == page]
     reads = iter(range(9))

@@ -31,20 +31,6 @@ async def test_a_wake_that_nobody_waited_for_is_kept_as_one() -> None:
     assert waiting.cancelled_caught
 
 
-async def test_a_wake_from_a_task_of_the_loop_is_kept_and_needs_nothing_of_the_loop(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    waker = Waker(loop := Loop())
-    monkeypatch.setattr(loop, "run_soon", None)
-    waker.wake_here()
-    waker.wake_here()
-    with anyio.fail_after(60):
-        await waker.wait()
-    with anyio.move_on_after(0.01) as waiting:
-        await waker.wait()
-    assert waiting.cancelled_caught
-
-
 async def test_a_task_carries_nothing_of_the_programs_context_and_ends_when_cancelled() -> None:
     began = anyio.Event()
 

@@ -270,6 +270,37 @@ async def test_an_acknowledgement_makes_room_for_the_next_page(setup: Setup) -> 
 
 
 @pytest.mark.anyio
+async def test_a_page_is_offered_in_the_acknowledgement_that_makes_room_for_it(setup: Setup) -> None:
+    """No step of the loop later: in a busy program each costs the interpreter."""
+    in_flight: list[int] = []
+
+    async def sink(stream: PageStream) -> None:
+        async for page in stream:
+            stream.acknowledge(page)
+            in_flight.append(setup.states[3])
+
+    async with setup.opened():
+        await setup.attach(sink, quota=1)
+        setup.write(4 * 8 + 1)
+        await until(lambda: len(in_flight) >= 4)
+    assert in_flight[:4] == [1] * 4, "while a quarter of the pool is full"
+
+
+@pytest.mark.anyio
+async def test_a_page_for_which_nobody_has_room_wakes_nobody(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    sink = Stuck()
+    async with setup.opened() as service:
+        await setup.attach(sink, quota=1)
+        setup.write(5)
+        await until(lambda: sink.looked)
+        with monkeypatch.context() as patch:
+            patch.setattr(service._waker, "wake", None)
+            setup.write(4 * 10)
+        sink.go_on.set()
+        await until(lambda: len(sink.numbers) >= 4 * 8)
+
+
+@pytest.mark.anyio
 async def test_prefixes_come_each_flush_interval_and_nobody_but_its_writer_seals_a_page() -> None:
     setup, sink = Setup(flush_interval=0.001), Numbers()
 

@@ -23,8 +23,9 @@ def ring() -> Ring:
 
 
 def test_pages_are_swapped_oldest_first(ring: Ring) -> None:
-    assert [ring.swap(), ring.swap(), ring.swap()] == [0, 1, 2]
+    assert [ring.swap(2), ring.swap(1), ring.swap(0)] == [[0, 1], [2], []]
     assert ring._arena.states() == (1, 0, 0, 3)
+    assert not len(ring)
 
 
 def test_overrun_takes_the_oldest_that_nobody_looks_at(ring: Ring) -> None:

@@ -94,7 +94,7 @@ async def test_the_files_are_there_before_the_first_page_is_asked_for(path: Path
     assert seen == [["trace.dat", "trace.dat.journal"]]
 
 
-async def test_a_batch_is_about_a_mebibyte_and_ends_with_one_of_the_file(path: Path) -> None:
+async def test_a_batch_is_two_mebibytes_and_ends_with_one_of_the_file(path: Path) -> None:
     asked = []
 
     class Stream(fakes.FakeStream):
@@ -104,7 +104,7 @@ async def test_a_batch_is_about_a_mebibyte_and_ends_with_one_of_the_file(path: P
 
     for size in (4096, 65536, 1 << 20):
         await FileSink(path, overwrite=True)(Stream([], fakes.make_info(size)))
-    assert asked == [255, 15, 1]  # the first page of the file is its header's
+    assert asked == [511, 31, 1]  # the first page of the file is its header's
 
 
 class Gate:
@@ -145,34 +145,25 @@ async def test_while_a_batch_is_written_the_next_one_waits_in_line_and_no_more(
     assert read(trace_cmd, path) == expected(pages)
 
 
-async def test_while_a_whole_batch_is_written_twice_as_many_pages_are_asked_for(
+async def test_while_a_batch_is_written_that_is_not_whole_more_pages_gather(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 2 * 4096)
-    tickets, write = threading.Semaphore(0), TraceStore.write
-
-    def gated(store: TraceStore, pages: Any, definitions: Any) -> None:
-        tickets.acquire(timeout=30)
-        write(store, pages, definitions)
-
-    class Stream(fakes.FakeStream):
-        async def next_batch(self, pages: int) -> list[Any]:
-            asked.append(pages)
-            return await super().next_batch(pages)
-
-    monkeypatch.setattr(TraceStore, "write", gated)
-    asked: list[int] = []
-    stream = Stream(fakes.make_pages(12))
+    """Each batch costs the same steps: where pages are few they are not taken one by one."""
+    monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 8 * 4096)
+    gate, pages = Gate(monkeypatch), fakes.make_pages(9)
+    stream = fakes.FakeStream(pages[:3])
     async with anyio.create_task_group() as group:
         group.start_soon(FileSink(path), stream)
         with anyio.fail_after(30):
-            for held in (1 + 2, 2 + 4, 4 + 4):  # what is written, and what waits in line
-                while len(stream.held) != held:
-                    await anyio.lowlevel.checkpoint()
-                tickets.release()
-        tickets.release(12)
-    assert asked[:4] == [1, 2, 4, 4]
-    assert len(stream.acknowledged) == 12
+            while len(stream.held) < 3:
+                await anyio.lowlevel.checkpoint()
+        for more in (pages[3:5], pages[5:]):
+            stream.offered += more
+            await anyio.wait_all_tasks_blocked()
+        assert len(stream.held) == 3
+        gate.opened.set()
+    assert gate.batches == [[0, 1, 2], [3, 4, 5, 6, 7, 8]]
+    assert len(stream.acknowledged) == 9
 
 
 async def test_a_batch_behind_one_that_failed_is_not_written_before_it(

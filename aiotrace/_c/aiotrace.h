@@ -1,9 +1,11 @@
 /* What the C files of aiotrace._c share: the numbers of _layout.py, the module's state, and who sets up what.
  *
  *     module.c   the module itself; knows no page
+ *     alarm.c    waking a loop
  *     columns.c  reading: columns
  *     crc.c      the crc32 of a page
  *     cursor.c   writing: a place on a page, and the clocks
+ *     delivery.c pages that go to sinks and come back
  *     event.c    writing: events
  *     files.c    writing and closing traces: what is done for each page
  *     function.c writing: calls of functions
@@ -65,9 +67,11 @@ aiotrace_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type, cons
 }
 
 /* Add the part's types and functions to the module. Return -1 with an exception set if that cannot be done. */
+int aiotrace_alarm_exec(PyObject *module);
 int aiotrace_columns_exec(PyObject *module);
 int aiotrace_crc_exec(PyObject *module);
 int aiotrace_cursor_exec(PyObject *module);
+int aiotrace_delivery_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
 int aiotrace_files_exec(PyObject *module);
 int aiotrace_function_exec(PyObject *module);

@@ -50,9 +50,11 @@ module_free(void *module)
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, refuse_subinterpreter},
     {Py_mod_exec, take_errors},
+    {Py_mod_exec, aiotrace_alarm_exec},
     {Py_mod_exec, aiotrace_columns_exec},
     {Py_mod_exec, aiotrace_crc_exec},
     {Py_mod_exec, aiotrace_cursor_exec},
+    {Py_mod_exec, aiotrace_delivery_exec},
     {Py_mod_exec, aiotrace_event_exec},
     {Py_mod_exec, aiotrace_files_exec},
     {Py_mod_exec, aiotrace_function_exec},

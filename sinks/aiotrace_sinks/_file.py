@@ -1,6 +1,6 @@
 """Streams into a trace.dat, which trace-cmd, KernelShark and `aiotrace report` open.
 
-    pages --> a batch of 1 or 2 MiB --> one hop to the sink's thread --> written and journalled --> acknowledged
+    pages --> a batch of up to 2 MiB --> one hop to the sink's thread --> written and journalled --> acknowledged
 
 It takes pages in parts: what a quiet program did is in the files after `flush_interval`, and a kill does not take it.
 
@@ -32,8 +32,9 @@ from aiotrace.abc import Page, PageStream
 from aiotrace.formats import TraceStore, remove
 from aiotrace.worker import Job, Worker, worker_thread
 
-BATCH_BYTES: Final = 1 << 20
-"""A hop to the thread costs some 100 µs: with batches of this size it is a tenth of the writing."""
+BATCH_BYTES: Final = 2 << 20
+"""A hop to the thread costs some 100 µs, and several times that while a program keeps the interpreter busy: with
+batches of this size it is a small part of the writing."""
 CLOSE_ATTEMPTS: Final = 10
 """How often a file that cannot be closed is tried before it is set aside: with the pauses between them some 4 s."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
@@ -227,13 +228,11 @@ class FileSink:
         return None
 
     def _batch_pages(self, stream: PageStream) -> int:
-        """How many pages are asked for: BATCH_BYTES, and one less where a file begins, so that batches end with a
-        multiple of that in it: the kernel takes larger pieces of its memory for them then. Twice as many while a whole
-        batch is being written: there are enough, and each costs steps of the loop."""
+        """How many pages are a whole batch: BATCH_BYTES, and one less where a file begins, so that batches end with a
+        multiple of that in it: the kernel takes larger pieces of its memory for them then."""
         pages = max(1, BATCH_BYTES // stream.info.page_size)
-        if self._flights:
-            return 2 * pages if len(self._flights[-1].pages) >= pages else pages
-        return pages if self._store is not None and self._store.pages_count else max(1, pages - 1)
+        begins = not self._flights and (self._store is None or not self._store.pages_count)
+        return max(1, pages - begins)
 
     def _time_left(self) -> float | None:
         """Seconds until the current file is too old; None if it has no page yet, or may get as old as it likes."""
@@ -242,8 +241,9 @@ class FileSink:
         return max(0.0, self._begun + self._max_age - anyio.current_time())
 
     async def _write(self, worker: Worker, stream: PageStream, batch: list[Page]) -> None:
-        """Have a batch written into the trace, or into several. When this returns it may still be on its way, so that
-        the thread has always something to do; not where the next depends on how large or how old the file is then."""
+        """Have a batch written into the trace, or into several. When this returns a whole one may still be on its way,
+        so that the thread has always something to do; not where the next depends on how large or how old the file is
+        then, nor where there are few pages: each batch costs the same steps, so more of them gather meanwhile."""
         rotates = self._max_size is not None or self._max_age is not None
         while batch:
             fitting = self._fitting(batch)
@@ -251,8 +251,9 @@ class FileSink:
                 await self._rotate(worker, stream)
                 continue
             pages, batch = batch[:fitting], batch[fitting:]
+            is_whole = len(pages) >= self._batch_pages(stream)
             self._flights.append(_Flight(pages, worker.start(self._write_pages, pages, stream)))
-            while len(self._flights) >= (1 if rotates else FLIGHTS):
+            while len(self._flights) >= (FLIGHTS if is_whole and not rotates else 1):
                 await self._land(worker, stream)
 
     def _write_pages(self, pages: list[Page], stream: PageStream) -> None:

@@ -1,0 +1,33 @@
+/* alarm.c: waking a loop that waits in epoll, without giving the interpreter up: a write to an eventfd does not wait, and
+ * whoever gives the interpreter up for it has it back when another busy thread is done. */
+#include "aiotrace.h"
+
+#include <sys/eventfd.h>
+
+PyDoc_STRVAR(ring_alarm_doc,
+"ring_alarm(fd, /)\n"
+"--\n\n"
+"Add 1 to an eventfd that does not block.\n\n"
+"Raises OSError if it is none, or not open.");
+
+static PyObject *
+ring_alarm(PyObject *Py_UNUSED(module), PyObject *descriptor)
+{
+    int fd = PyLong_AsLong(descriptor);
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    if (eventfd_write(fd, 1) < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"ring_alarm", ring_alarm, METH_O, ring_alarm_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+aiotrace_alarm_exec(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}
