@@ -86,6 +86,9 @@ int aiotrace_task_exec(PyObject *module);
 /* crc.c: zlib's crc32 of some bytes, after those whose crc32 is `crc` (0: none). */
 uint32_t aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size);
 
+/* handover.c: let *word be `new` if it is `old`, in one step for all processes. Returns whether it was. */
+int aiotrace_compare_and_swap(uint64_t *word, uint64_t old, uint64_t new);
+
 /* lease.c: whether any recording is open. cursor.c: CLOCK_MONOTONIC in nanoseconds. */
 int aiotrace_is_recording(void);
 uint64_t aiotrace_monotonic_ns(void);

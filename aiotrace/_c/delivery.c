@@ -9,8 +9,6 @@
  */
 #include "aiotrace.h"
 
-#include <stdatomic.h>
-
 /* The words of a descriptor (_layout.py). */
 enum {
     STATE, WRITER, SEQUENCE, FIRST_EVENT, EVENTS, COMMITTED, LAST_TIME, DEFINITIONS, HOLDERS, DELIVERED,
@@ -266,7 +264,7 @@ settle(PyObject *Py_UNUSED(module), PyObject *arguments)
             continue;
         abandoned += words[EVENTS] - words[DELIVERED];
         memset(words + EVENTS, 0, (DELIVERED + 1 - EVENTS) * 8); /* when it is taken again, nothing is on it */
-        atomic_store_explicit((_Atomic uint64_t *)words + STATE, FREE, memory_order_release);
+        aiotrace_compare_and_swap(words + STATE, IN_FLIGHT, FREE);
         failed = PyList_Append(freed, page) < 0;
         if (failed)
             break;

@@ -18,6 +18,13 @@
 _Static_assert(sizeof(_Atomic uint64_t) == sizeof(uint64_t), "an atomic word is the word");
 _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock in this process would not hold the other one back");
 
+int
+aiotrace_compare_and_swap(uint64_t *word, uint64_t old, uint64_t new)
+{
+    return atomic_compare_exchange_strong_explicit(
+        (_Atomic uint64_t *)word, &old, new, memory_order_acq_rel, memory_order_acquire);
+}
+
 PyDoc_STRVAR(compare_and_swap_doc,
 "compare_and_swap(words, index, old, new, /)\n"
 "--\n\n"
@@ -47,8 +54,7 @@ compare_and_swap(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssi
     if (index < 0 || index >= view.len / 8 || (uintptr_t)view.buf % 8)
         PyErr_Format(PyExc_IndexError, "word %zd of %zd bytes that begin at a multiple of 8", index, view.len);
     else
-        swapped = PyBool_FromLong(atomic_compare_exchange_strong_explicit(
-            (_Atomic uint64_t *)view.buf + index, &old, new, memory_order_acq_rel, memory_order_acquire));
+        swapped = PyBool_FromLong(aiotrace_compare_and_swap((uint64_t *)view.buf + index, old, new));
     PyBuffer_Release(&view);
     return swapped;
 }
