@@ -41,7 +41,8 @@ that gets full then waits for the next, unless a quarter of the pool is full. Wa
 100 to 200 µs a page, of its own processor when the interpreter lock is between them; for 16 pages at once it is 40."""
 
 SWAPPED: Final = 16
-"""Pages that are swapped at once: some 50 µs, for which a writer that turns its page may have to wait."""
+"""Pages that are swapped at once: some 10 µs (in the twin 40), for which a writer that turns its page may have to
+wait."""
 
 GONE_MAX: Final = 64
 """Sinks that are gone and whose accounts are kept: a service that attaches and detaches for years must not grow."""
