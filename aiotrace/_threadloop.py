@@ -26,7 +26,7 @@ from ._descriptors import out_of_the_way
 STEPS_MAX: Final = 16
 """Steps of the loop without a look at its descriptors."""
 
-_ring: Final = getattr(c_module, "ring_alarm", None) or (lambda fd: os.eventfd_write(fd, 1))
+_ring: Final = getattr(c_module, "ring_alarm", None) or (lambda alarm: os.eventfd_write(alarm, 1))
 
 
 class _Selector(selectors.EpollSelector):
@@ -82,5 +82,5 @@ class ThreadLoop(asyncio.SelectorEventLoop):
         pass
 
     def _write_to_self(self) -> None:
-        with contextlib.suppress(OSError):  # closed by now, by whoever closes what he did not open
+        with contextlib.suppress(OSError, ValueError):  # closed by now
             _ring(self.fileno())
