@@ -84,7 +84,7 @@ class HandedPool(Pool):
         return len(_pages_in(self._arena, L.FREE))
 
     def take(self) -> int | None:
-        self._free = _pages_in(self._arena, L.FREE)[::-1]
+        self.free = _pages_in(self._arena, L.FREE)[::-1]
         return super().take()
 
 
@@ -99,8 +99,8 @@ class HandedRing(Ring):
         super().seal(page)
 
     def overrun(self) -> int | None:
-        while self._full:
-            page = self._full.popleft()
+        while self.full:
+            page = self.full.popleft()
             if transition(self._arena.descriptors, page, L.FULL, L.FILLING):
                 return page
         return None
@@ -185,15 +185,15 @@ class TakenRing(Ring):
         """Pages that cannot be what a writer made."""
 
     def __len__(self) -> int:
-        if not self._full:
+        if not self.full:
             self._take()
-        return len(self._full)
+        return len(self.full)
 
     def clear(self) -> list[int]:
         """Close: what was taken goes home."""
         for page in self._early:
             self._taken.adopt(page)
-            self._full.append(page)
+            self.full.append(page)
         self._early.clear()
         for stand_in in self._filling.values():
             self._taken.give_up(stand_in.page)
@@ -220,7 +220,7 @@ class TakenRing(Ring):
             known = self._know()
             for page in taken:
                 self._arena.set(page, L.DEFINITIONS, min(known, self._arena.get(page, L.DEFINITIONS)))
-            self._full.extend(taken)
+            self.full.extend(taken)
 
     def _plan(self) -> list[_Found]:
         """Full pages, each writer's in the order of its stream, without a hole but where pages were overrun."""
@@ -331,7 +331,7 @@ class TakenRing(Ring):
             return None
         stand_in = self._filling.get(writer)
         if stand_in is not None and stand_in.sequence != found.sequence:
-            self._full.append(self._end(self._filling.pop(writer), overrun=True))
+            self.full.append(self._end(self._filling.pop(writer), overrun=True))
             return None
         try:
             stand_in = self._copy(found, stand_in)
@@ -405,7 +405,7 @@ class TakenRing(Ring):
             if state == L.FILLING:
                 self._seal(page, known)
             elif state == L.FULL and self._identify(page) is None:
-                self._full += self._refuse(page, L.FULL, "the crc32 of its numbers is wrong")
+                self.full += self._refuse(page, L.FULL, "the crc32 of its numbers is wrong")
             elif state >= len(L.STATE_NAMES):
                 words = self._theirs.get_all(page)
                 self.bad.append(BadPage(page, words[L.WRITER], words[L.SEQUENCE], f"its state is {state}"))
@@ -413,7 +413,7 @@ class TakenRing(Ring):
         for stand_in in list(self._filling.values()):
             found = self._identify(stand_in.theirs)
             if found is None or (found.writer, found.sequence) != (stand_in.writer, stand_in.sequence):
-                self._full.append(self._end(self._filling.pop(stand_in.writer), overrun=True))
+                self.full.append(self._end(self._filling.pop(stand_in.writer), overrun=True))
 
     def _tally(self, data: bytes, timestamp: int) -> tuple[int, int]:
         """Events among records, and the time of the last.
@@ -440,7 +440,7 @@ class TakenRing(Ring):
             data = self._theirs.read(page, L.PAGE_HEADER_SIZE, committed)
             events, last = self._tally(data, self._theirs.timestamp(page))
         except TraceFormatError as error:
-            self._full += self._refuse(page, L.FILLING, error.message)
+            self.full += self._refuse(page, L.FILLING, error.message)
             return
         self._theirs.set_from(page, L.EVENTS, events, committed, last, known, 0, 0)
         self._theirs.move(page, L.FILLING, L.FULL)

@@ -21,14 +21,17 @@ This module knows no event, clock or task. What happens outside is told by callb
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from . import _layout as L
 from ._arena import Arena
+from ._backend import c_module
 from ._delivery import Delivery, Mark, Part, Position
 from ._guard import Guard
 from ._pool import Pool
 from ._ring import Ring
+
+_c_turn_page: Final = getattr(c_module, "turn_page", None)
 
 Told = tuple[str, int, int, int]
 """One of aiotrace's own events, and its fields."""
@@ -100,7 +103,7 @@ class Pages:
                 return None
             guard.busy = True
             try:
-                taken = self._take(owner, first_event, first_written)
+                taken = self._take(owner, None, first_event, first_written)
             finally:
                 guard.busy = False
         return taken
@@ -116,16 +119,46 @@ class Pages:
                 return None
             guard.busy = True
             try:
-                self.ring.seal(page)
-                owner.leave()
-                owner.page = None
-                taken = self._take(owner, first_event, first_written)
+                taken = self._take(owner, page, first_event, first_written)
             finally:
                 guard.busy = False
         self.on_full()
         return taken
 
-    def _take(self, owner: Owner, first_event: int, first_written: int) -> int | None:
+    def _take(self, owner: Owner, full: int | None, first_event: int, first_written: int) -> int | None:
+        """
+        Args:
+            full: The page that the owner fills, which goes into the ring.
+        """
+        taken = None
+        if full is not None:
+            taken = self._turn_as_usual(owner, full, first_event)
+            if taken is None:
+                self.ring.seal(full)
+                owner.leave()
+                owner.page = None
+        if taken is None:
+            taken = self._find(owner, first_event)
+        if taken is not None:
+            # No call from here on.
+            owner.sequence += 1
+            owner.first_event = first_event
+            owner.first_written = first_written
+            owner.page = taken
+        return taken
+
+    def _turn_as_usual(self, owner: Owner, full: int, first_event: int) -> int | None:
+        """In C, where there is a page that was used before; else None, without effect."""
+        arena = self.arena
+        if _c_turn_page is None or arena.memory is None:
+            return None
+        return _c_turn_page(  # type: ignore[no-any-return]  # C has no types
+            arena.descriptors, arena.memory, arena.first_page, arena.page_size,
+            full, self.ring.full, self.pool.free, owner.slot, owner.sequence, first_event,
+        )  # fmt: skip
+
+    def _find(self, owner: Owner, first_event: int) -> int | None:
+        """A page out of the pool, or the oldest of the ring if that may be overrun, with its descriptor set."""
         pool, arena = self.pool, self.arena
         allocated = pool.allocated
         page = pool.take()
@@ -136,15 +169,9 @@ class Pages:
                 self._count_overrun(page)
                 arena.clear(page)
         if page is not None:
-            sequence = owner.sequence
             if pool.allocated != allocated:
-                owner.untold.append(("page_alloc", page, owner.slot, sequence))
-            arena.give(page, owner.slot, sequence, first_event)
-            # No call from here on.
-            owner.sequence = sequence + 1
-            owner.first_event = first_event
-            owner.first_written = first_written
-            owner.page = page
+                owner.untold.append(("page_alloc", page, owner.slot, owner.sequence))
+            arena.give(page, owner.slot, owner.sequence, first_event)
         return page
 
     @property

@@ -16,7 +16,8 @@ from ._arena import Arena
 class Pool:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._free = list(reversed(range(arena.pages)))
+        self.free = list(reversed(range(arena.pages)))
+        """The pages; the last is taken first."""
         self.allocated = 0
         """Times that a page's memory was allocated: for each page once, when it is first taken, if it is kept."""
         self.keeps = True
@@ -25,18 +26,18 @@ class Pool:
         """Times that a page came home."""
 
     def __len__(self) -> int:
-        return len(self._free)
+        return len(self.free)
 
     def take(self) -> int | None:
         """A page to fill, with nothing on it, or None: then nothing changed."""
-        if not self._free:
+        if not self.free:
             return None
-        page = self._free.pop()
+        page = self.free.pop()
         arena = self._arena
         word = page * L.DESCRIPTOR_WORDS + L.TAKES
         takes = arena.descriptors[word]
         if not takes and not arena.allocate(page):
-            self._free.append(page)
+            self.free.append(page)
             return None
         arena.clear(page)
         arena.move(page, L.FREE, L.FILLING)
@@ -46,13 +47,13 @@ class Pool:
 
     def keep(self, page: int) -> None:
         """After an interrupt: a page that is free by its descriptor is here."""
-        if page not in self._free:
-            self._free.append(page)
+        if page not in self.free:
+            self.free.append(page)
 
     def drop(self, page: int) -> None:
         """After an interrupt: a page that is not free by its descriptor is not here."""
-        if page in self._free:
-            self._free.remove(page)
+        if page in self.free:
+            self.free.remove(page)
 
     def give_back(self, page: int) -> None:
         """The page, free already by its descriptor, comes home."""
@@ -60,5 +61,5 @@ class Pool:
         if not self.keeps:
             self._arena.forget(page)
             self._arena.set(page, L.TAKES, 0)
-        self._free.append(page)
+        self.free.append(page)
         self.recycled += 1

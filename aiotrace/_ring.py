@@ -23,50 +23,51 @@ from ._arena import Arena
 class Ring:
     def __init__(self, arena: Arena) -> None:
         self._arena = arena
-        self._full: deque[int] = deque()
+        self.full: deque[int] = deque()
+        """The pages, oldest first."""
 
     def __len__(self) -> int:
-        return len(self._full)
+        return len(self.full)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._full)
+        return iter(self.full)
 
     def seal(self, page: int) -> None:
         """The page is full, and the ring's."""
         self._arena.move(page, L.FILLING, L.FULL)
-        self._full.append(page)
+        self.full.append(page)
 
     def keep(self, page: int) -> None:
         """After an interrupt: a page that is full by its descriptor is here, last if it was not."""
-        if page not in self._full:
-            self._full.append(page)
+        if page not in self.full:
+            self.full.append(page)
 
     def drop(self, page: int) -> None:
         """After an interrupt: a page that is not full by its descriptor is not here."""
-        if page in self._full:
-            self._full.remove(page)
+        if page in self.full:
+            self.full.remove(page)
 
     def swap(self, count: int) -> list[int]:
         """Take the oldest pages out, so many; they are in flight. There must be as many."""
-        pages = list(islice(self._full, count))
+        pages = list(islice(self.full, count))
         for page in pages:
             self._arena.move(page, L.FULL, L.IN_FLIGHT)
-            self._full.popleft()
+            self.full.popleft()
         return pages
 
     def overrun(self) -> int | None:
         """Take the oldest page that nobody looks at, to be filled anew; None if there is none."""
-        for page in self._full:
+        for page in self.full:
             if self._arena.get(page, L.HOLDERS) == 0:
                 self._arena.move(page, L.FULL, L.FILLING)
-                self._full.remove(page)
+                self.full.remove(page)
                 return page
         return None
 
     def clear(self) -> list[int]:
         """Close: every page leaves, oldest first, and is free."""
-        pages = list(self._full)
-        self._full.clear()
+        pages = list(self.full)
+        self.full.clear()
         for page in pages:
             self._arena.move(page, L.FULL, L.FREE)
         return pages

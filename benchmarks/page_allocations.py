@@ -69,9 +69,9 @@ class FreeingPool(Pool):
 
     def give_back(self, page: int) -> None:
         super().give_back(page)
-        if len(self._resident.intersection(self._free)) > self.kept:
+        if len(self._resident.intersection(self.free)) > self.kept:
             self._resident.remove(page)
-            self._free.insert(0, self._free.pop())  # below the kept one, which is taken first
+            self.free.insert(0, self.free.pop())  # below the kept one, which is taken first
             memory = self._arena._memory
             memory.madvise(mmap.MADV_DONTNEED, len(memory) - (self._arena.pages - page) * PAGE_SIZE, PAGE_SIZE)
 

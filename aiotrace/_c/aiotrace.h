@@ -13,6 +13,7 @@
  *     lines.c    reading: lines of text, whose parts line_parts.c prints
  *     records.c  reading: records, which columns.c and lines.c read by records.h
  *     span.c     writing: spans, which are two events
+ *     turn.c     writing: the turn of a page
  *     stall.h    noticing steps that last too long, while they do
  *
  * Each part adds its types in its own exec function; what one part asks of another stands at the end.
@@ -37,6 +38,14 @@
 #define AIOTRACE_TIME_DELTA_MAX ((1u << AIOTRACE_TIME_DELTA_BITS) - 1)
 #define AIOTRACE_TIME_STAMP_BITS 59
 #define AIOTRACE_RECORD_COMMON_SIZE 8
+
+/* --- descriptor (_layout.py): its words, and the states --- */
+enum {
+    AIOTRACE_STATE, AIOTRACE_WRITER, AIOTRACE_SEQUENCE, AIOTRACE_FIRST_EVENT, AIOTRACE_EVENTS, AIOTRACE_COMMITTED,
+    AIOTRACE_LAST_TIME, AIOTRACE_DEFINITIONS, AIOTRACE_HOLDERS, AIOTRACE_DELIVERED, AIOTRACE_TAKES, AIOTRACE_CHECK,
+    AIOTRACE_DESCRIPTOR_WORDS = 16,
+};
+enum { AIOTRACE_FREE, AIOTRACE_FILLING, AIOTRACE_FULL, AIOTRACE_IN_FLIGHT };
 
 /* What runs, and what is read, for each record or step lies together: programs fill the processor's caches, and what has
  * to be fetched into them costs more than what is done with it. */
@@ -82,6 +91,7 @@ int aiotrace_records_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
 int aiotrace_stall_exec(PyObject *module);
 int aiotrace_task_exec(PyObject *module);
+int aiotrace_turn_exec(PyObject *module);
 
 /* crc.c: zlib's crc32 of some bytes, after those whose crc32 is `crc` (0: none). */
 uint32_t aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size);

@@ -9,13 +9,6 @@
  */
 #include "aiotrace.h"
 
-/* The words of a descriptor (_layout.py). */
-enum {
-    STATE, WRITER, SEQUENCE, FIRST_EVENT, EVENTS, COMMITTED, LAST_TIME, DEFINITIONS, HOLDERS, DELIVERED,
-    DESCRIPTOR_WORDS = 16,
-};
-enum { FREE = 0, IN_FLIGHT = 3 };
-
 /* The fields of a Part that are read here, and how many there are. */
 enum { PART_EVENTS = 4, PART_PAGE = 9, PART_PAGE_EVENTS = 10, PART_NUMBER = 11, PART_FIELDS = 12 };
 
@@ -87,17 +80,17 @@ make_part(PyTypeObject *type, PyObject *page, const uint64_t *words, uint64_t lo
     if (part == NULL)
         return NULL;
     PyObject *const fields[PART_FIELDS] = {
-        PyLong_FromUnsignedLongLong(words[WRITER]),
-        PyLong_FromUnsignedLongLong(words[SEQUENCE]),
+        PyLong_FromUnsignedLongLong(words[AIOTRACE_WRITER]),
+        PyLong_FromUnsignedLongLong(words[AIOTRACE_SEQUENCE]),
         PyLong_FromLong(0),
         Py_NewRef(Py_True),
-        PyLong_FromUnsignedLongLong(words[EVENTS]),
+        PyLong_FromUnsignedLongLong(words[AIOTRACE_EVENTS]),
         PyLong_FromUnsignedLongLong(lost),
-        PyLong_FromUnsignedLongLong(words[DEFINITIONS]),
+        PyLong_FromUnsignedLongLong(words[AIOTRACE_DEFINITIONS]),
         PyLong_FromUnsignedLongLong(timestamp),
-        PyLong_FromUnsignedLongLong(words[COMMITTED]),
+        PyLong_FromUnsignedLongLong(words[AIOTRACE_COMMITTED]),
         Py_NewRef(page),
-        PyLong_FromUnsignedLongLong(words[EVENTS]),
+        PyLong_FromUnsignedLongLong(words[AIOTRACE_EVENTS]),
         PyLong_FromUnsignedLongLong(number),
     };
     int complete = 1;
@@ -130,7 +123,7 @@ page_index(PyObject *page, const Py_buffer *descriptors)
     Py_ssize_t index = PyLong_AsSsize_t(page);
     if (index == -1 && PyErr_Occurred())
         return -1;
-    if (index < 0 || index >= descriptors->len / (DESCRIPTOR_WORDS * 8)) {
+    if (index < 0 || index >= descriptors->len / (AIOTRACE_DESCRIPTOR_WORDS * 8)) {
         PyErr_Format(PyExc_IndexError, "page %zd is in no descriptor", index);
         return -1;
     }
@@ -170,32 +163,32 @@ offer_sealed(PyObject *Py_UNUSED(module), PyObject *arguments)
             failed = 1;
             break;
         }
-        uint64_t *words = (uint64_t *)descriptors.buf + index * DESCRIPTOR_WORDS;
-        if (run.position == NULL || run.writer != words[WRITER]) {
+        uint64_t *words = (uint64_t *)descriptors.buf + index * AIOTRACE_DESCRIPTOR_WORDS;
+        if (run.position == NULL || run.writer != words[AIOTRACE_WRITER]) {
             failed = end_run(&run) < 0;
-            int known = failed ? -1 : begin_run(&run, positions, words[WRITER]);
+            int known = failed ? -1 : begin_run(&run, positions, words[AIOTRACE_WRITER]);
             failed = known < 0;
             if (known <= 0)
                 break;
         }
-        if (run.sequence == words[SEQUENCE] || words[FIRST_EVENT] < run.next_event || !words[EVENTS])
+        if (run.sequence == words[AIOTRACE_SEQUENCE] || words[AIOTRACE_FIRST_EVENT] < run.next_event || !words[AIOTRACE_EVENTS])
             break;
         uint64_t timestamp;
         memcpy(&timestamp, (const char *)memory.buf + first + index * page_size, 8);
-        PyObject *part = make_part(part_type, page, words, words[FIRST_EVENT] - run.next_event, timestamp, number);
+        PyObject *part = make_part(part_type, page, words, words[AIOTRACE_FIRST_EVENT] - run.next_event, timestamp, number);
         failed = part == NULL || PyList_Append(parts, part) < 0 || hold(by_page, page, part) < 0;
         Py_XDECREF(part);
         if (failed)
             break;
-        words[HOLDERS]++;
+        words[AIOTRACE_HOLDERS]++;
         number++;
         run.moved = 1;
-        events += words[EVENTS];
-        run.next_event = words[FIRST_EVENT] + words[EVENTS];
-        run.sequence = words[SEQUENCE];
-        run.offset = words[COMMITTED];
-        run.events = words[EVENTS];
-        run.timestamp = words[LAST_TIME];
+        events += words[AIOTRACE_EVENTS];
+        run.next_event = words[AIOTRACE_FIRST_EVENT] + words[AIOTRACE_EVENTS];
+        run.sequence = words[AIOTRACE_SEQUENCE];
+        run.offset = words[AIOTRACE_COMMITTED];
+        run.events = words[AIOTRACE_EVENTS];
+        run.timestamp = words[AIOTRACE_LAST_TIME];
     }
     failed = failed || end_run(&run) < 0;
     PyBuffer_Release(&memory);
@@ -254,17 +247,17 @@ settle(PyObject *Py_UNUSED(module), PyObject *arguments)
         failed = usual < 0;
         if (usual <= 0)
             break;
-        uint64_t *words = (uint64_t *)descriptors.buf + index * DESCRIPTOR_WORDS;
+        uint64_t *words = (uint64_t *)descriptors.buf + index * AIOTRACE_DESCRIPTOR_WORDS;
         events += own;
-        if (page_events > words[DELIVERED]) {
-            delivered += page_events - words[DELIVERED];
-            words[DELIVERED] = page_events;
+        if (page_events > words[AIOTRACE_DELIVERED]) {
+            delivered += page_events - words[AIOTRACE_DELIVERED];
+            words[AIOTRACE_DELIVERED] = page_events;
         }
-        if (--words[HOLDERS] || words[STATE] != IN_FLIGHT)
+        if (--words[AIOTRACE_HOLDERS] || words[AIOTRACE_STATE] != AIOTRACE_IN_FLIGHT)
             continue;
-        abandoned += words[EVENTS] - words[DELIVERED];
-        memset(words + EVENTS, 0, (DELIVERED + 1 - EVENTS) * 8); /* when it is taken again, nothing is on it */
-        aiotrace_compare_and_swap(words + STATE, IN_FLIGHT, FREE);
+        abandoned += words[AIOTRACE_EVENTS] - words[AIOTRACE_DELIVERED];
+        memset(words + AIOTRACE_EVENTS, 0, (AIOTRACE_DELIVERED + 1 - AIOTRACE_EVENTS) * 8); /* when it is taken again, nothing is on it */
+        aiotrace_compare_and_swap(words + AIOTRACE_STATE, AIOTRACE_IN_FLIGHT, AIOTRACE_FREE);
         failed = PyList_Append(freed, page) < 0;
         if (failed)
             break;

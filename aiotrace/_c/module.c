@@ -65,6 +65,7 @@ static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, aiotrace_span_exec},
     {Py_mod_exec, aiotrace_stall_exec},
     {Py_mod_exec, aiotrace_task_exec},
+    {Py_mod_exec, aiotrace_turn_exec},
 #ifdef Py_mod_multiple_interpreters
     {Py_mod_multiple_interpreters, Py_MOD_MULTIPLE_INTERPRETERS_NOT_SUPPORTED},
 #endif

@@ -1,9 +1,10 @@
-"""What `_c/delivery.c` does for many pages at once is what Python does one by one."""
+"""What C does of the life of pages (`_c/delivery.c`: of many at once, `_c/turn.c`: their turn) is what Python does."""
 
 from __future__ import annotations
 
 import random
 import struct
+import zlib
 from dataclasses import astuple
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _delivery
+from aiotrace import _delivery, _pages
 from aiotrace import _layout as L
 from aiotrace._arena import Arena
 from aiotrace._backend import c_module
@@ -53,6 +54,7 @@ class World:
             if self.plain:
                 patch.setattr(_delivery, "_c_offer_sealed", None)
                 patch.setattr(_delivery, "_c_settle", None)
+                patch.setattr(_pages, "_c_turn_page", None)
             getattr(self, step[0])(*step[1:])
 
     def attach(self, which: int, _: int) -> None:
@@ -102,9 +104,11 @@ class World:
         pages = self.pages
         return (
             pages.arena.descriptors.tolist(),
+            [bytes(pages.arena.page(page)[: L.PAGE_HEADER_SIZE]) for page in range(pages.arena.pages)],
             list(pages.ring),
-            list(pages.pool._free),
-            (pages.pool.recycled, pages.delivered, pages.abandoned),
+            list(pages.pool.free),
+            (pages.pool.recycled, pages.pool.allocated, pages.delivered, pages.abandoned),
+            [(writer.page, writer.sequence, writer.number, writer.untold) for writer in self.writers],
             [
                 (
                     {writer: astuple(position) for writer, position in sorted(sink.positions.items())},
@@ -206,3 +210,63 @@ def test_parts_are_settled_in_c_up_to_the_first_that_is_not_as_usual(arena: Aren
     assert sink.settle([one, two], 1, freed) == (1, 5, 0), "from the second on"
     assert sink.settle([one], 0, freed) == (1, 5, 0)
     assert freed == [0, 2], "another sink holds page 1"
+
+
+@pytest.fixture
+def turning() -> World:
+    """Writer 0 fills page 1; page 0 was used before, the others never were."""
+    world = World(False, 4, False)
+    for step in ("attach", "write", "swap", "look", "acknowledge_in_order"):
+        world.step((step, 0, 5))
+    assert (world.writers[0].page, world.pages.pool.free[-2:]) == (1, [2, 0])
+    return world
+
+
+def turn(world: World, full: int = 1) -> int | None:
+    pages, arena = world.pages, world.pages.arena
+    assert c_module is not None
+    memory, first, size = arena.memory, arena.first_page, arena.page_size
+    found: int | None = c_module.turn_page(
+        arena.descriptors, memory, first, size, full, pages.ring.full, pages.pool.free, 1, 2, 3
+    )
+    return found
+
+
+def test_a_page_that_was_used_before_is_taken_in_c(turning: World) -> None:
+    struct.pack_into("=Q", turning.pages.arena.page(0), 8, 500)
+    turning.pages.arena.set(0, L.LAST_TIME, 9)
+    assert turn(turning) == 0
+    assert (list(turning.pages.ring), turning.pages.pool.free[-1]) == ([1], 2)
+    words = turning.pages.arena.get_all(0)
+    assert words[L.STATE : L.HOLDERS] == (L.FILLING, 1, 2, 3, 0, 0, 0, 0)
+    assert (words[L.TAKES], words[L.CHECK]) == (2, zlib.crc32(struct.pack("=3Q", 1, 2, 3)))
+    assert turning.pages.arena.get(1, L.STATE) == L.FULL
+    assert struct.unpack_from("=Q", turning.pages.arena.page(0), 8) == (0,), "an old page is not read as a new one"
+
+
+@pytest.mark.parametrize("why", ["none is free", "never used", "not free", "not filling"])
+def test_what_is_no_usual_turn_changes_nothing(turning: World, why: str) -> None:
+    pages = turning.pages
+    if why == "none is free":
+        pages.pool.free.clear()
+    elif why == "never used":
+        pages.pool.free.pop()
+    elif why == "not free":
+        pages.arena.set(0, L.STATE, L.FULL)
+    else:
+        pages.arena.set(1, L.STATE, L.FULL)
+    before = turning.state()
+    assert turn(turning) is None
+    assert turning.state() == before
+
+
+def test_a_turn_of_a_page_that_is_not_there_is_an_error(turning: World) -> None:
+    for full in (16, -1):
+        with pytest.raises(IndexError, match=f"page {full} "):
+            turn(turning, full)
+    turning.pages.pool.free.append(16)
+    with pytest.raises(IndexError, match="page 16 "):
+        turn(turning)
+    turning.pages.pool.free[-1] = "0"  # type: ignore[call-overload]  # that is it
+    with pytest.raises(TypeError):
+        turn(turning)
