@@ -3,37 +3,50 @@
     AIOTRACE_PURE=1        the twin, even where the C module is
     AIOTRACE_REQUIRE_C=1   no twin by accident: without the C module the import fails
 
-Both together are the twin: whoever asks for it by name did not get it by accident. Read once, at the first import.
+Both together are the twin: whoever asks for it by name did not get it by accident. With neither, a module that cannot
+be loaded (not compiled, a sub-interpreter, a free-threaded Python) is passed over, and `aiotrace list --versions` says
+why. Read once, at the first import.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
+import sys
 from types import ModuleType
 from typing import Final
 
-__all__ = ["BACKEND", "c_module"]
+__all__ = ["BACKEND", "WHY_PYTHON", "c_module"]
 
 
-def _load() -> ModuleType | None:
+def _load() -> tuple[ModuleType | None, str]:
+    """The C module, or why the twin runs."""
     if os.environ.get("AIOTRACE_PURE") == "1":
-        return None
+        return None, "AIOTRACE_PURE=1"
     try:
-        from . import _c
-
-        # The folder of the sources has the same name: where nothing was compiled, it is imported, as an empty package.
-        if _c.__file__ is None:
-            raise ImportError("aiotrace._c was not compiled")
+        if "t" in sys.abiflags:
+            raise ImportError("it needs the GIL, which this free-threaded Python does without")
+        module = _import()
     except ImportError as error:
         if os.environ.get("AIOTRACE_REQUIRE_C") == "1":
-            raise ImportError(
-                f"AIOTRACE_REQUIRE_C=1, but the C module cannot be loaded ({error}); "
-                "`pip install .` with a C compiler builds it"
-            ) from error
-        return None
-    return _c
+            raise ImportError(f"AIOTRACE_REQUIRE_C=1, but the C module cannot be loaded: {error}") from error
+        return None, f"no C module: {error}"
+    return module, ""
 
 
-c_module: Final[ModuleType | None] = _load()
+def _import() -> ModuleType:
+    with contextlib.suppress(ModuleNotFoundError):
+        module = importlib.import_module("aiotrace._c")
+        # The folder of the sources has the same name: where nothing was compiled, it is imported, as an empty package.
+        if module.__file__ is not None:
+            return module
+    raise ImportError(f"not compiled in {os.path.dirname(__file__)}; `pip install .` does it where a C compiler is")
+
+
+_loaded: Final = _load()
+c_module: Final[ModuleType | None] = _loaded[0]
 """aiotrace._c, or None."""
+WHY_PYTHON: Final[str] = _loaded[1]
+"""Why the twin runs; "" if the C module does."""
 BACKEND: Final = "python" if c_module is None else "c"

@@ -170,6 +170,8 @@ class Run:
         """
         self.plan = plan
         self._recording = plan.recording()
+        self._untraced = ""
+        """Why tasks and stalls, for which nobody asked by name, are not in the trace."""
         self.pid = os.getpid()
         for action, _, text in plan.choices:
             if action == "filter":
@@ -205,9 +207,11 @@ class Run:
 
     def _choose(self) -> None:
         if not any(action == "enable" for action, *_ in self.plan.choices):
-            with contextlib.suppress(ConfigurationError):  # where tasks cannot be traced, the program's own events are
+            try:
                 self._recording.enable("task:*")
                 self._recording.enable("stall:*")
+            except ConfigurationError as error:  # the program's own events are there all the same
+                self._untraced = str(error)
         for action, events, text in self.plan.choices:
             if action in ("filter", "trigger"):
                 with warnings.catch_warnings():  # of a field that no event has so far: the end tells, if none ever had
@@ -236,6 +240,8 @@ class Run:
 
     def _report(self, statistics: Statistics) -> Iterator[str]:
         told = not self.plan.quiet and self.plan.is_for_us
+        if told and self._untraced:
+            yield f"no tasks: {self._untraced}"
         if told and statistics.budget is not None:
             yield f"budget: {statistics.budget}"
         if self.plan.external:  # the recorder tells the rest

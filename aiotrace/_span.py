@@ -29,7 +29,7 @@ _ids: Final = itertools.count(1)
 
 
 class PythonSpan:
-    """One stretch: a context manager, to be entered once."""
+    """One stretch: a context manager. Entered again while it is open it does nothing more; afterwards it is another."""
 
     __slots__ = ("_arguments", "_began", "_id", "_keywords", "_parent", "_type")
 
@@ -40,7 +40,7 @@ class PythonSpan:
         self._id = 0
 
     def __enter__(self) -> Self:
-        if is_recording():
+        if not self._id and is_recording():
             self._id = next(_ids)
             self._parent = _current.get()
             _current.set(self._id)

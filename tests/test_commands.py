@@ -16,6 +16,7 @@ from programs import environment
 from test_decode import DATA, INFO, definitions, numbers, page, store
 
 import aiotrace
+from aiotrace._backend import WHY_PYTHON
 from aiotrace._clock import Anchor
 from aiotrace._commands import main
 from aiotrace._commands.report import to_json
@@ -232,7 +233,9 @@ def test_list_shows_what_is_installed_and_versions(capsys: Capture) -> None:
     assert installed[0] == "sinks:"
     assert any(line.split() == ["task", "aiotrace._tracers.task"] for line in installed)
     assert main(["list", "--versions"]) == 0
-    assert lines(capsys)[0].startswith("aiotrace 0")
+    first = lines(capsys)[0]
+    assert first.startswith(f"aiotrace {aiotrace.__version__} ({aiotrace.__backend__}"), first
+    assert WHY_PYTHON in first, "who has the twin is told why"
 
 
 def test_restore_makes_a_complete_trace(tmp_path: Path, capsys: Capture) -> None:

@@ -279,6 +279,15 @@ def test_a_program_that_closes_what_it_did_not_open_keeps_its_own_files(app: Pat
     assert "Traceback" not in traced.stderr
 
 
+def test_who_has_no_c_module_is_told_that_tasks_are_not_in_the_trace(app: Path) -> None:
+    told = record("-o", "told.dat", "app.py", cwd=app, environment={"AIOTRACE_PURE": "1"}).stderr
+    assert "no tasks: tracing tasks (task:*) needs the C module" in told
+    assert "told.dat: 101 events" in told
+    asked = record("-o", "asked.dat", "-e", "app:*", "app.py", cwd=app, environment={"AIOTRACE_PURE": "1"}).stderr
+    assert "no tasks" not in asked
+    assert record("-q", "-o", "quiet.dat", "app.py", cwd=app, environment={"AIOTRACE_PURE": "1"}).stderr == ""
+
+
 def test_tasks_have_the_names_that_they_have_without_us(app: Path) -> None:
     (app / "app.py").write_text(
         "import asyncio\nasync def main():\n    print(asyncio.current_task().get_name())\n"

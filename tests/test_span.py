@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from aiotrace_sinks import MemorySink
 
 import aiotrace
 from aiotrace.abc import PageStream
@@ -55,3 +56,27 @@ def test_a_span_that_began_before_the_recording_has_no_end_in_it() -> None:
     outside = aiotrace.span("outside")
     outside.__enter__()
     assert events_of(lambda: outside.__exit__(None, None, None)) == 0
+
+
+def test_a_span_is_entered_twice_one_after_the_other_but_not_at_once() -> None:
+    """Its parent, once overwritten, could not be put back: what comes later would be inside a span that has ended."""
+
+    def program() -> None:
+        outer = aiotrace.span("outer")
+        with outer, outer:
+            pass
+        with outer:
+            pass
+        with aiotrace.span("later"):
+            pass
+
+    recording = aiotrace.recording(kept := MemorySink())
+    with recording:
+        program()
+    spans = [(event.name, event.fields["id"], event.fields.get("parent")) for event in kept.events()]
+    first, again, later = (number for name, number, _ in spans if name == "span:begin")
+    assert spans == [
+        (name, number, parent)
+        for number in (first, again, later)
+        for name, parent in (("span:begin", 0), ("span:end", None))
+    ]

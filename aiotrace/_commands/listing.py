@@ -13,6 +13,7 @@ import importlib.metadata
 import platform
 from typing import Final
 
+from .._backend import WHY_PYTHON
 from .._escape import escape
 from .._tracing import TRACERS
 from ..decode import open_trace
@@ -58,7 +59,8 @@ def _list_installed() -> None:
 def _list_versions() -> None:
     import aiotrace
 
-    print(f"aiotrace {aiotrace.__version__} ({aiotrace.__backend__})")
+    why = f", {WHY_PYTHON}" if WHY_PYTHON else ""
+    print(f"aiotrace {aiotrace.__version__} ({aiotrace.__backend__}{why})")
     print(f"{platform.python_implementation()} {platform.python_version()}")
     print(f"{platform.system()} {platform.release()} {platform.machine()}")
     for name in LIBRARIES:
