@@ -28,8 +28,8 @@ import anyio
 from aiotrace_sinks import FileSink
 
 import aiotrace
+from aiotrace import _layout as L
 from aiotrace import _pages
-from aiotrace._arena import Arena
 from aiotrace._pool import Pool
 from aiotrace.abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
 
@@ -55,25 +55,13 @@ class FreeingPool(Pool):
 
     kept: ClassVar[int]
 
-    def __init__(self, arena: Arena) -> None:
-        super().__init__(arena)
-        self._resident: set[int] = set()
-
-    def take(self) -> int | None:
-        before = self.allocated
-        page = super().take()
-        if page is not None:
-            self.allocated = before + (page not in self._resident)
-            self._resident.add(page)
-        return page
-
     def give_back(self, page: int) -> None:
         super().give_back(page)
-        if len(self._resident.intersection(self.free)) > self.kept:
-            self._resident.remove(page)
+        resident = sum(self._arena.get(free, L.TAKES) > 0 for free in self.free)
+        if resident > self.kept:
             self.free.insert(0, self.free.pop())  # below the kept one, which is taken first
-            memory = self._arena._memory
-            memory.madvise(mmap.MADV_DONTNEED, len(memory) - (self._arena.pages - page) * PAGE_SIZE, PAGE_SIZE)
+            self._arena.forget(page)
+            self._arena.set(page, L.TAKES, 0)  # its next use is its first, which is the pool's to count
 
 
 class FreeEach(FreeingPool):

@@ -208,7 +208,7 @@ def run_sustained(seconds: float) -> list[tuple[str, Cell, Cell, Cell]]:
     share = 100 * others / took
     beyond = (used - pages * told.page_size) / MIB
     return [
-        ("events/s", round(calls / took), "", ""),
+        ("events/s", round(calls / took), *_verdict(calls / took, (">=", 0.99 * SUSTAINED_RATE))),
         ("events lost", told.events_lost, *_verdict(told.events_lost, ("<=", 0))),
         ("reader and sink, % of a core", share, *_verdict(share, ("<=", 15))),
         ("pages in use", pages, "", ""),

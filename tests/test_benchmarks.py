@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from aiotrace._backend import c_module
+from aiotrace import ConfigurationError
+from aiotrace._backend import WHY_PYTHON, c_module
+from benchmarks import __main__ as command
 from benchmarks import flat, page_allocations
 from benchmarks.table import Table
 
@@ -24,6 +27,75 @@ def test_the_benchmarks_are_listed() -> None:
     command = [sys.executable, "-m", "benchmarks"]
     listed = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=True)
     assert "page_allocations: How many pages" in listed.stdout
+
+
+@pytest.fixture
+def one(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run a benchmark called "one", which does what `run` does, with arguments."""
+
+    def main(*arguments: str, run: Callable[..., Table] = lambda: Table("One", ("n",), [(1,)])) -> int:
+        monkeypatch.setitem(command.BENCHMARKS, "one", ("One.", run))
+        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
+        return command.main()
+
+    return main
+
+
+def test_a_benchmark_prints_its_table_and_writes_it_where_it_is_told_to(
+    one: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert one("one", "--json", str(tmp_path / "one.json")) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("One")
+    assert json.loads((tmp_path / "one.json").read_text())["rows"] == [{"n": 1}]
+    assert bool(WHY_PYTHON) == ("the Python twin is measured" in told.err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["bogus"], "invalid choice: 'bogus'"),
+        (["one", "--seconds", "1"], "one takes no --seconds"),
+        (["pipeline", "--seconds", "-1"], "'-1' should be seconds"),
+        (["pipeline", "--seconds", "nan"], "'nan' should be seconds"),
+        (["pipeline", "--seconds", "x"], "'x' should be seconds"),
+        (["one", "--json", "/nowhere/one.json"], "'/nowhere/one.json' cannot be written"),
+        (["one", "--json", "/"], "'/' cannot be written"),
+        (["--json", "/dev/null"], "which benchmark?"),
+    ],
+)
+def test_wrong_arguments_are_told_before_anything_is_measured(
+    one: Callable[..., int], arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run() -> Table:
+        raise AssertionError("measured")
+
+    with pytest.raises(SystemExit, match="2"):
+        one(*arguments, run=run)
+    assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "told"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ConfigurationError("no such clock"), 1, "one cannot be measured here: no such clock"),
+        (ModuleNotFoundError("No module named 'viztracer'"), 1, "one cannot be measured here: No module named"),
+    ],
+)
+def test_what_ends_a_benchmark_is_one_line_and_a_status(
+    one: Callable[..., int],
+    error: BaseException,
+    status: int,
+    told: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run() -> Table:
+        raise error
+
+    assert one("one", run=run) == status
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 + bool(WHY_PYTHON) and told in lines[-1], lines
 
 
 def test_a_table_shows_its_rows_and_writes_them_as_json(tmp_path: Path) -> None:
