@@ -207,7 +207,7 @@ class Delivery:
             return 0
         parts, events = _c_offer_sealed(
             arena.descriptors, arena.memory, arena.first_page, arena.page_size, pages, start,
-            self.positions, self._by_page, self.pages_offered, self.quota - self.held, Part,
+            self.positions, self._by_page, self.pages_offered, min(self.quota - self.held, len(pages)), Part,
         )  # fmt: skip
         self._queue.extend(parts)
         self.offered += events

@@ -187,7 +187,11 @@ class Waker:
         if self._pending:
             return True
         self._pending = True
-        return self._loop.run_soon(self._set)
+        try:
+            return self._loop.run_soon(self._set)
+        except BaseException:  # Ctrl-C in a program's thread that was about to wake it: the next one has to
+            self._pending = False
+            raise
 
     def _set(self) -> None:
         self._pending = False

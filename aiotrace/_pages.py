@@ -254,17 +254,21 @@ class Pages:
         Returns:
             How many: not more than there is room for.
         """
-        arena = self.arena
-        with self.guard:
-            pages = self.ring.swap(min(most, len(self.ring), self.room))
-            for delivery in self.deliveries:
-                if not delivery.closed:
-                    delivery.offer_sealed(pages)
-            home = [page for page in pages if not arena.get(page, L.HOLDERS)]
-            for page in home:
-                self._empty(page)
-            self._take_home(home)
-        self._tell_free(home)
+        home: list[int] = []
+        try:
+            with self.guard:
+                pages = self.ring.swap(min(most, len(self.ring), self.room))
+                try:
+                    for delivery in self.deliveries:
+                        if not delivery.closed:
+                            delivery.offer_sealed(pages)
+                finally:  # also if that failed: nobody else takes home what nobody holds
+                    home += [page for page in pages if not self.arena.get(page, L.HOLDERS)]
+                    for page in home:
+                        self._empty(page)
+                    self._take_home(home)
+        finally:
+            self._tell_free(home)
         return len(pages)
 
     def offer_prefix(self, mark: Mark) -> None:

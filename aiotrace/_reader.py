@@ -271,9 +271,12 @@ class Service:
                 await self._read()
                 return
             except Exception as error:
-                self.failure = error
-                self._warn(f"the reader crashed and is started again: {error!r}")
+                self._tell_crash(error)
                 await anyio.sleep(RETRY_PAUSE_MAX)
+
+    def _tell_crash(self, error: Exception) -> None:
+        self.failure = error
+        self._warn(f"the reader crashed and is started again: {error!r}")
 
     async def _read(self) -> None:
         next_flush = 0.0
@@ -300,9 +303,14 @@ class Service:
             self._waker.wake()
 
     def _on_room(self) -> None:
-        """A sink has room for a page: it is offered at once, for a step of the loop less."""
-        if self._is_due:
-            self._offer_full()
+        """A sink has room for a page: it is offered at once, for a step of the loop less. What fails in that is the
+        reader's affair, not the sink's."""
+        try:
+            if self._is_due:
+                self._offer_full()
+        except Exception as error:
+            self._tell_crash(error)
+            self._waker.wake()
 
     @property
     def _is_due(self) -> bool:

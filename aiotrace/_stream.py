@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Self
+from time import monotonic
+from typing import Final, Self
 
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
@@ -24,6 +25,9 @@ from ._frames import PageEntry
 from ._page import pack_header, pack_lost_count
 from ._pages import Pages
 from .abc import Ledger, Page, StreamInfo
+
+ALONE_MAX: Final = 0.01
+"""Seconds after which a sink that asks for the next batch lets others run first, also if the batch is there."""
 
 
 class DeliveredPage:
@@ -116,6 +120,8 @@ class Stream:
         self._account = account
         self._looked: dict[DeliveredPage, None] = {}
         self._offered = anyio.Event()
+        self._alone_since = monotonic()
+        """When it last let others run, as far as is known here."""
         self._over = False
         self._pid = os.getpid()
         self.reached_end = False
@@ -152,8 +158,13 @@ class Stream:
         if pages < 1:
             raise ValueError(f"a batch of {pages} pages: at least 1")
         self._on_first_request()
-        # A step of the loop hands the interpreter over, and gets it back from a busy thread up to 5 ms later.
-        await checkpoint_if_cancelled()
+        # A step of the loop hands the interpreter over, and gets it back from a busy thread up to 5 ms later; but a
+        # sink that is offered more in each acknowledgement must let others run too.
+        if monotonic() >= self._alone_since + ALONE_MAX:
+            await checkpoint()
+            self._alone_since = monotonic()
+        else:
+            await checkpoint_if_cancelled()
         return await self._look(pages)
 
     async def _look(self, pages: int) -> list[Page]:
@@ -166,6 +177,7 @@ class Stream:
             if self._offered.is_set():
                 self._offered = anyio.Event()
             await self._offered.wait()
+            self._alone_since = monotonic()
         looked = [DeliveredPage(part, self._pages.arena) for part in self._delivery.look(pages)]
         self._looked.update(dict.fromkeys(looked))
         return list(looked)

@@ -31,6 +31,23 @@ async def test_a_wake_that_nobody_waited_for_is_kept_as_one() -> None:
     assert waiting.cancelled_caught
 
 
+async def test_a_wake_that_was_interrupted_does_not_take_the_next_one_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, in a program's call of an event that fills a page."""
+    loop = Loop()
+    waker = Waker(loop)
+
+    def interrupted(_: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "run_soon", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            waker.wake()
+    waker.wake()
+    with anyio.fail_after(60):
+        await waker.wait()
+
+
 async def test_a_task_carries_nothing_of_the_programs_context_and_ends_when_cancelled() -> None:
     began = anyio.Event()
 

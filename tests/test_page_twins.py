@@ -186,6 +186,12 @@ def test_pages_are_offered_in_c_up_to_the_first_that_is_not_as_usual(arena: Aren
     assert arena.get(3, L.HOLDERS) == 0
 
 
+def test_a_sink_may_have_room_for_more_than_there_can_be(arena: Arena, sink: Delivery) -> None:
+    sink.quota = 2**70
+    sealed(arena, 1, sequence=1, first=5)
+    assert offer_in_c(sink, [1]) == 1
+
+
 def test_a_page_that_is_not_there_is_an_error(sink: Delivery) -> None:
     for page in (8, -1):
         with pytest.raises(IndexError, match=f"page {page} "):

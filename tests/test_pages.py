@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from aiotrace._arena import Arena
 from aiotrace._delivery import Delivery
 from aiotrace._pages import Pages
@@ -53,6 +55,30 @@ def test_a_page_comes_home_with_its_last_holder() -> None:
     assert came_home
     assert two.abandoned == 4
     assert pages.abandoned == 0, "one of them has it"
+
+
+def test_where_pages_cannot_be_offered_those_that_nobody_holds_come_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, writers = make()
+    sink = Delivery(pages.arena, 4, "wait")
+    pages.attach(sink, {})
+    for _ in range(9):
+        writers.all[0].write(PAYLOAD)
+    came_home: list[int] = []
+    pages.on_free = lambda: came_home.append(1)
+
+    def fail(offered: list[int]) -> None:
+        sink.offer(offered[0], pages.arena.get_all(offered[0]))
+        raise MemoryError
+
+    monkeypatch.setattr(sink, "offer_sealed", fail)
+    with pytest.raises(MemoryError):
+        pages.swap(2)
+    assert pages.arena.states() == (6, 1, 0, 1)
+    assert came_home == [1], "whoever waits for a page hears of it"
+    assert len(pages.pool) == 6
+    assert pages.abandoned == 4
+    pages.acknowledge(sink, sink.look(1))
+    assert (pages.delivered, pages.arena.states()) == (4, (7, 1, 0, 0))
 
 
 def test_the_parts_of_a_page_settle_in_order() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import struct
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -17,7 +18,7 @@ from fakes import Timeout, make_info
 from laws import PAGE, Collect, check_closed
 
 import aiotrace
-from aiotrace import _reader, _recording
+from aiotrace import _reader, _recording, _stream
 from aiotrace._active import in_service
 from aiotrace._arena import Arena
 from aiotrace._page import walk
@@ -284,6 +285,54 @@ async def test_a_page_is_offered_in_the_acknowledgement_that_makes_room_for_it(s
         setup.write(4 * 8 + 1)
         await until(lambda: len(in_flight) >= 4)
     assert in_flight[:4] == [1] * 4, "while a quarter of the pool is full"
+
+
+@pytest.mark.anyio
+async def test_a_sink_that_is_always_offered_more_lets_others_run(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a program whose other threads write more than a sink can bear would stand still."""
+    times = itertools.count(1000.0, _stream.ALONE_MAX / 4)
+    monkeypatch.setattr(_stream, "monotonic", lambda: next(times))
+    rounds = 0
+
+    async def sink(stream: PageStream) -> None:
+        nonlocal rounds
+        while rounds < 1000 and not others.is_set():
+            batch = await stream.next_batch(4)
+            setup.write(4 * 4)  # as another thread does
+            stream.acknowledge_all(batch)
+            rounds += 1
+
+    others = anyio.Event()
+    async with setup.opened():
+        await setup.attach(sink)
+        setup.write(4 * 8 + 1)
+        await until(lambda: rounds)
+        others.set()
+    assert rounds < 1000
+
+
+@pytest.mark.anyio
+async def test_what_fails_while_a_page_is_offered_is_no_failure_of_the_sink_that_made_room(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sink, swap, crash = Stuck(), setup.pages.swap, OSError("once")
+
+    def broken(_: int) -> int:
+        monkeypatch.setattr(setup.pages, "swap", swap)
+        raise crash
+
+    async with setup.opened() as service:
+        attachment = await setup.attach(sink, quota=1)
+        setup.write(4 * 3 + 1)
+        await until(lambda: sink.looked and not service._resting)  # it waits for nothing but the acknowledgement
+        monkeypatch.setattr(setup.pages, "swap", broken)
+        with pytest.warns(RuntimeWarning, match=r"the reader crashed and is started again: OSError\('once'\)"):
+            sink.go_on.set()
+            await until(lambda: len(sink.numbers) == 4 * 3)
+        assert service.failure is crash
+        assert (attachment.failures, sink.calls) == (0, 1)
 
 
 @pytest.mark.anyio

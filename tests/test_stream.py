@@ -12,6 +12,7 @@ import anyio
 import pytest
 from fakes import make_info
 
+from aiotrace import _stream
 from aiotrace._arena import Arena
 from aiotrace._delivery import Delivery
 from aiotrace._errors import AcknowledgeError
@@ -121,10 +122,52 @@ async def steps_of_the_loop(request: Callable[[], Awaitable[object]]) -> int:
         return len(steps)
 
 
-async def test_a_batch_that_is_there_costs_no_step_of_the_loop() -> None:
+async def test_a_batch_that_is_there_costs_a_step_of_the_loop_only_where_there_was_none_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(_stream, "monotonic", lambda: now)
+    steps: list[int] = []
+
+    async def step() -> None:
+        steps.append(len(setup.delivery._looked))
+        await anyio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(_stream, "checkpoint", step)
     setup = Setup()
-    setup.offer(3)
-    assert await steps_of_the_loop(lambda: setup.stream.next_batch(2)) == 0
+    setup.offer(4)
+
+    def request() -> Awaitable[list[Page]]:
+        return setup.stream.next_batch(1)
+
+    assert await steps_of_the_loop(request) == 0
+    now += _stream.ALONE_MAX
+    await request()
+    await request()
+    assert steps == [1], "before the second batch; and before the third there was one just now"
+    now += _stream.ALONE_MAX
+    async with anyio.create_task_group() as group:
+        group.cancel_scope.cancel()
+        with pytest.raises(anyio.get_cancelled_exc_class()):
+            await request()
+    assert setup.delivery.waiting == 1, "cancelled: no page was looked at"
+
+
+async def test_a_sink_that_waited_has_its_next_batch_without_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(_stream, "monotonic", lambda: now)
+    setup = Setup()
+
+    async def ask() -> None:
+        await setup.stream.next_batch(1)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        now += _stream.ALONE_MAX
+        setup.offer(2)
+        setup.stream.notify()
+    assert await steps_of_the_loop(lambda: setup.stream.next_batch(1)) == 0
 
 
 async def test_a_page_says_all_of_itself() -> None:

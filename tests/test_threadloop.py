@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from aiotrace import _threadloop
 from aiotrace._backend import c_module
 from aiotrace._descriptors import FIRST
-from aiotrace._threadloop import STEPS_MAX, ThreadLoop
+from aiotrace._threadloop import STEPS_MAX, STEPS_TIME, ThreadLoop
 
 
 class CountingPoll:
@@ -44,8 +45,9 @@ def counting(loop: ThreadLoop) -> CountingPoll:
     return poll
 
 
-def test_a_step_of_a_task_is_no_look_at_the_descriptors(loop: ThreadLoop) -> None:
+def test_a_step_of_a_task_is_no_look_at_the_descriptors(loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look gives the interpreter up: a busy thread has it for 5 ms then."""
+    monkeypatch.setattr(_threadloop, "monotonic", lambda: 1000.0)  # whatever other programs take
 
     async def steps() -> None:
         for _ in range(4 * STEPS_MAX):
@@ -72,6 +74,23 @@ def test_who_comes_by_a_descriptor_is_heard_while_steps_follow_steps(loop: Threa
 
         assert loop.run_until_complete(steps()) <= STEPS_MAX + 2
         loop.remove_reader(ours)
+
+
+def test_while_steps_are_long_it_looks_at_its_descriptors_after_each(
+    loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(_threadloop, "monotonic", lambda: now)
+
+    async def steps() -> None:
+        nonlocal now
+        for _ in range(8):
+            now += STEPS_TIME
+            await asyncio.sleep(0)
+
+    poll = counting(loop)
+    loop.run_until_complete(steps())
+    assert poll.polls in (9, 10)
 
 
 def test_it_is_woken_by_every_thread_and_each_time(loop: ThreadLoop) -> None:
@@ -124,6 +143,22 @@ def test_its_descriptors_are_out_of_the_way_and_gone_when_it_is_closed() -> None
         loop.call_soon_threadsafe(print)
 
 
+def test_its_alarm_is_not_closed_while_somebody_is_about_to_ring_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trace that is opened just then would have its number, and get the 8 bytes."""
+    loop = ThreadLoop()
+    is_open = []
+
+    def ring(fd: int) -> None:
+        loop.close()
+        is_open.append(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(_threadloop, "_ring", ring)
+    alarm = loop.fileno()
+    loop._write_to_self()
+    assert is_open == ["anon_inode:[eventfd]"]
+    assert not os.path.lexists(f"/proc/self/fd/{alarm}")
+
+
 def test_where_the_program_closed_its_descriptors_nothing_is_raised() -> None:
     loop = ThreadLoop()
     os.close(loop.fileno())
@@ -144,7 +179,9 @@ def test_ringing_the_alarm_adds_one_and_says_what_is_wrong() -> None:
         os.close(alarm)
     with pytest.raises(OSError, match="Bad file descriptor"):
         c_module.ring_alarm(alarm)
-    with pytest.raises(OSError, match="Bad file descriptor"):
+    with pytest.raises(ValueError, match="negative"):
         c_module.ring_alarm(-1)
+    with pytest.raises(OverflowError):
+        c_module.ring_alarm(alarm + 2**32)
     with pytest.raises(TypeError):
         c_module.ring_alarm("3")

@@ -8,13 +8,13 @@ PyDoc_STRVAR(ring_alarm_doc,
 "ring_alarm(fd, /)\n"
 "--\n\n"
 "Add 1 to an eventfd that does not block.\n\n"
-"Raises OSError if it is none, or not open.");
+"Raises OSError if it is none, or not open, and ValueError or OverflowError if it is no number of one.");
 
 static PyObject *
 ring_alarm(PyObject *Py_UNUSED(module), PyObject *descriptor)
 {
-    int fd = PyLong_AsLong(descriptor);
-    if (fd == -1 && PyErr_Occurred())
+    int fd = PyObject_AsFileDescriptor(descriptor);
+    if (fd < 0)
         return NULL;
     if (eventfd_write(fd, 1) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
