@@ -6,6 +6,7 @@ import importlib
 import re
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from functools import reduce
@@ -76,3 +77,18 @@ def test_the_wheel_holds_every_module_and_the_licence(tmp_path: Path) -> None:
     assert modules_on_disk() <= names
     assert {f"{package}/py.typed" for package in SOURCES} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert not [name for name in names if name.endswith((".c", ".h"))], "what is made of them is there"
+
+
+@pytest.mark.long
+def test_an_sdist_holds_all_that_its_commands_need(tmp_path: Path) -> None:
+    program = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    folders = ("aiotrace", "sinks", "tests", "benchmarks", "docs", "examples", "models")
+    wanted = {path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.is_file()}
+    passing = {path for path in wanted if path.suffix in (".pyc", ".so") or "__pycache__" in path.parts}
+    there = {str(path.relative_to(ROOT)) for path in wanted - passing} | {"dev", ".ci/run", "README.md", "LICENSE"}
+    assert there <= names, there - names
