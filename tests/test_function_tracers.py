@@ -1,4 +1,4 @@
-"""The tracers function and function_graph, and `_c/function.c`: calls of Python functions as the kernel's events."""
+"""The tracers function and function_graph, and `_c/function*.c`: calls of Python functions as the kernel's events."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions a
 
 OWN = {"leaf", "middle", "top", "fails", "catches", "numbers", "Thing.method", "recursive", "call"}
 DEPTH_MAX = 65536
-"""Calls that function.c keeps of a thread."""
+"""Calls that function_stack.c keeps of a thread."""
 ASTRAY = 20_000
 """Nanoseconds by which a time may be beside the clock: it is read once in a millisecond, and to some 400 ns."""
 
@@ -331,7 +331,7 @@ def test_times_are_those_of_the_clock_and_never_go_back(calls: Calls) -> None:
     with aiotrace.recording(calls, pages=256) as recording:
         recording.enable("function_graph:*")
         leaf()  # the first takes its time later: it goes the slow way
-        end = time.monotonic_ns() + 8_000_000  # ns: some windows of function.c's clock
+        end = time.monotonic_ns() + 8_000_000  # ns: some windows of function_clock.c's clock
         while time.monotonic_ns() < end and len(bounds) < 20_000:
             before = time.monotonic_ns()
             leaf()

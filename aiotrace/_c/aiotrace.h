@@ -8,7 +8,7 @@
  *     delivery.c pages that go to sinks and come back
  *     event.c    writing: events
  *     files.c    writing and closing traces: what is done for each page
- *     function.c writing: calls of functions
+ *     function.h writing: calls of functions
  *     lease.c    writing: the writers of a thread, and whether anybody records
  *     lines.c    reading: lines of text, whose parts line_parts.c prints
  *     records.c  reading: records, which columns.c and lines.c read by records.h
@@ -118,7 +118,7 @@ int aiotrace_event_is_off(PyObject *event);
  * Returns 0, without effect, if the event has to be called instead (a full page, a filter, several recordings). */
 int aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields);
 
-/* event.c, for function.c: the time by the clock of this thread's writer, in ns; and the same as aiotrace_event_numbers
+/* event.c, for function_*.c: the time by the clock of this thread's writer, in ns; and the same as aiotrace_event_numbers
  * for an event of that time. */
 uint64_t aiotrace_event_now(void);
 int aiotrace_event_at(PyObject *event, uint64_t now, const void *fields);
