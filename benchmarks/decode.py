@@ -9,13 +9,12 @@
       text             `Trace.text()`, thrown away
       report           the program `aiotrace report FILE > /dev/null`, from its start to its end
       trace-cmd        the program `trace-cmd report FILE > /dev/null`, likewise
+      babeltrace2      the program `babeltrace2 FOLDER > /dev/null`, of the same events as CTF: it reads no trace.dat
+      babeltrace2, no text  the same with its sink that prints nothing
 
 All rows are measured in one run, interleaved: each round takes every row once, in random order, and the ratio is the
 median over the rounds of a row's events per second to trace-cmd's in the same round. A second is one of a core's (all
 rows use one): what else the machine does meanwhile does not count. Rows in Python read a part.
-
-babeltrace2 is not here: it reads CTF, and a trace.dat would have to be converted first. What it took for a trace of
-LTTng's on the same kind of machine is in docs/native.md.
 """
 
 from __future__ import annotations
@@ -45,6 +44,7 @@ from aiotrace._records import ALL, PythonWalk, walk
 from aiotrace._tracefile import TraceFile
 from aiotrace.decode import Trace, open_trace
 
+from .ctf import write_ctf
 from .table import Cell, Table
 
 EVENTS: Final = 2_000_000
@@ -52,6 +52,13 @@ ROUNDS: Final = 7
 PART: Final = 40
 """Pages that rows in Python read: they would take the run's time otherwise."""
 TRACE_CMD: Final = "trace-cmd"
+BABELTRACE: Final = "babeltrace2"
+CTF_EVENTS: Final = 500_000
+"""At most: as CTF they are written in Python."""
+CTF_FIELDS: Final = {
+    "benchmark:done": {"status": "u16", "latency_ns": "u64", "size": "u32"},
+    "benchmark:fetched": {"path": "str", "count": "u32", "table": "str"},
+}
 
 done = aiotrace.event("benchmark:done", status="u16", latency_ns="u64", size="u32")
 fetched = aiotrace.event("benchmark:fetched", path="str", count="u32", table="symbol")
@@ -163,7 +170,22 @@ def rows_of(path: Path, events: int) -> list[Row]:
     tool = shutil.which(TRACE_CMD)
     if tool is not None:
         rows.append(Row(TRACE_CMD, events, lambda: _run(tool, "report", "-i", path)))
-    return rows
+    return rows + babeltrace_rows(path, events)
+
+
+def babeltrace_rows(path: Path, events: int) -> list[Row]:
+    """None where it is not installed."""
+    tool = shutil.which(BABELTRACE)
+    if tool is None:
+        return []
+    folder = path.with_suffix(".ctf")
+    with open_trace(path) as trace:
+        part = write_ctf(trace, folder, CTF_FIELDS, min(events, CTF_EVENTS))
+    silent = ("--component", "sink.utils.dummy")
+    return [
+        Row(BABELTRACE, part, lambda: _run(tool, folder)),
+        Row(f"{BABELTRACE}, no text", part, lambda: _run(tool, folder, *silent)),
+    ]
 
 
 def line(kind: str, row: Row, reference: Row | None) -> tuple[Cell, ...]:
