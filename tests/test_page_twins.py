@@ -189,7 +189,9 @@ def test_pages_are_offered_in_c_up_to_the_first_that_is_not_as_usual(arena: Aren
 def test_a_sink_may_have_room_for_more_than_there_can_be(arena: Arena, sink: Delivery) -> None:
     sink.quota = 2**70
     sealed(arena, 1, sequence=1, first=5)
+    arena.set(1, L.HOLDERS, 1)
     assert offer_in_c(sink, [1]) == 1
+    assert arena.get(1, L.HOLDERS) == 2, "another sink had it first"
 
 
 def test_a_page_that_is_not_there_is_an_error(sink: Delivery) -> None:
@@ -201,8 +203,9 @@ def test_a_page_that_is_not_there_is_an_error(sink: Delivery) -> None:
 
 
 def test_parts_are_settled_in_c_up_to_the_first_that_is_not_as_usual(arena: Arena, sink: Delivery) -> None:
-    (part,) = sink.look(1)
     freed: list[int] = []
+    assert sink.settle(list(sink._queue), 0, freed) == (0, 0, 0), "not looked at"
+    (part,) = sink.look(1)
     assert sink.settle([part], 0, freed) == (1, 5, 0)
     assert (freed, arena.get(0, L.STATE), sink.pages_acknowledged) == ([0], L.FREE, 1)
     assert sink.settle([part], 0, freed) == (0, 0, 0), "a second time"
@@ -214,7 +217,9 @@ def test_parts_are_settled_in_c_up_to_the_first_that_is_not_as_usual(arena: Aren
     arena.set(1, L.HOLDERS, 2)
     one, two = sink.look(2)
     assert sink.settle([one, two], 1, freed) == (1, 5, 0), "from the second on"
-    assert sink.settle([one], 0, freed) == (1, 5, 0)
+    arena.set(1, L.DELIVERED, 6)
+    assert sink.settle([one], 0, freed) == (1, 0, 0), "another had acknowledged all of it, and more"
+    assert arena.get(1, L.DELIVERED) == 6
     assert freed == [0, 2], "another sink holds page 1"
 
 
