@@ -26,7 +26,7 @@ from ._page import pack_header, pack_lost_count
 from ._pages import Pages
 from .abc import Ledger, Page, StreamInfo
 
-ALONE_MAX: Final = 0.01
+ALONE_MAX: Final = 0.001
 """Seconds after which a sink that asks for the next batch lets others run first, also if the batch is there."""
 
 

@@ -166,7 +166,7 @@ class PageStream(Protocol):
     async def next_batch(self, pages: int) -> list[Page]:
         """The next pages, at least one and at most `pages`, as many as are there; waits only for the first.
 
-        A batch that is there costs no step of the loop, but each 10 ms others run first.
+        A batch that is there costs no step of the loop, but each millisecond others run first.
         Returns an empty list when the stream has ended. Cancelled: no page was looked at.
         """
 
