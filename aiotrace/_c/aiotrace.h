@@ -7,7 +7,7 @@
  *     cursor.c   writing: a place on a page, and the clocks
  *     delivery.c pages that go to sinks and come back
  *     event.c    writing: events
- *     files.c    writing and closing traces: what is done for each page
+ *     files.h    writing and closing traces: what is done for each page
  *     function.h writing: calls of functions
  *     lease.c    writing: the writers of a thread, and whether anybody records
  *     lines.c    reading: lines of text, whose parts line_parts.c prints
@@ -82,7 +82,9 @@ int aiotrace_crc_exec(PyObject *module);
 int aiotrace_cursor_exec(PyObject *module);
 int aiotrace_delivery_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
-int aiotrace_files_exec(PyObject *module);
+int aiotrace_files_batch_exec(PyObject *module);
+int aiotrace_files_frames_exec(PyObject *module);
+int aiotrace_files_runs_exec(PyObject *module);
 int aiotrace_function_exec(PyObject *module);
 int aiotrace_handover_exec(PyObject *module);
 int aiotrace_lease_exec(PyObject *module);
