@@ -13,6 +13,7 @@ This module knows no page and no sink.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import signal
@@ -126,7 +127,8 @@ class Task:
             self._timer = None
             self._done.set()
         elif self._loop.is_asyncio:
-            self._task.cancel()
+            with contextlib.suppress(RuntimeError):  # the loop is closed (somebody closed its descriptors): it is over
+                self._task.cancel()
         else:
             self._scope.cancel()
 

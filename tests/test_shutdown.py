@@ -207,3 +207,22 @@ for n in range(5000):
 statistics = recording.statistics()
 assert statistics.calls == 5000 and statistics.dropped["no_page"] > 3000
 """)
+
+
+def test_a_recording_whose_loop_has_lost_its_descriptors_is_closed_all_the_same() -> None:
+    """A daemon closes what it did not open when it begins: the trace ends there, and the program says nothing of it."""
+    out, err = run("""
+with aiotrace.recording(sink, page_size=PAGE, pages=64) as recording:
+    for n in range(200):
+        number(n, "")
+    service = recording._service
+    os.close(service._loop._epoll._selector.fileno())
+    service._loop.call_soon_threadsafe(int)
+    service._thread.join(30)
+    assert not service._thread.is_alive()
+    number(200, "")
+check_closed(recording.statistics(), 201)
+print("closed")
+""")
+    assert out == "closed\n"
+    assert "Traceback" not in err
