@@ -26,7 +26,6 @@ _WHOLE: Final = _WORDS[L.DESCRIPTOR_WORDS]
 _TAKEN: Final = _WORDS[L.DELIVERED + 1 - L.WRITER]
 _IDENTITY: Final = _WORDS[L.FIRST_EVENT + 1 - L.WRITER]
 _SEALED: Final = _WORDS[L.DEFINITIONS + 1 - L.EVENTS]
-_EMPTIED: Final = _WORDS[L.DELIVERED + 1 - L.EVENTS]
 _NOTHING: Final = (0,) * (L.DELIVERED + 1 - L.EVENTS)
 
 
@@ -136,7 +135,7 @@ class Arena:
 
     def empty(self, page: int) -> None:
         """Set the fields EVENTS to DELIVERED to 0: nothing is on the page, and nobody holds it."""
-        _EMPTIED.pack_into(self.descriptors, page * L.DESCRIPTOR_SIZE + L.EVENTS * 8, *_NOTHING)
+        self.set_from(page, L.EVENTS, *_NOTHING)
 
     def set_sealed(self, page: int, events: int, committed: int, last_time: int, definitions: int) -> None:
         """Set what a page holds that is sealed: EVENTS, COMMITTED, LAST_TIME and DEFINITIONS."""

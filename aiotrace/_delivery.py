@@ -134,7 +134,7 @@ class Delivery:
 
     @property
     def has_room(self) -> bool:
-        return len(self._queue) + len(self._looked) < self.quota
+        return self.held < self.quota
 
     @property
     def events_in_flight(self) -> int:
@@ -171,7 +171,7 @@ class Delivery:
         if not count:
             return
         self.offered += count
-        if len(self._queue) + len(self._looked) >= self.quota:
+        if not self.has_room:
             self.missed += count
             self.missed_by_writer[writer] = self.missed_by_writer.get(writer, 0) + count
             return

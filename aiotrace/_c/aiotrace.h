@@ -47,6 +47,24 @@ enum {
 };
 enum { AIOTRACE_FREE, AIOTRACE_FILLING, AIOTRACE_FULL, AIOTRACE_IN_FLIGHT };
 
+/* The descriptor of a page, or NULL with an exception set. */
+static inline uint64_t *
+aiotrace_descriptor(const Py_buffer *descriptors, Py_ssize_t page)
+{
+    if (page < 0 || page >= descriptors->len / (AIOTRACE_DESCRIPTOR_WORDS * 8)) {
+        PyErr_Format(PyExc_IndexError, "page %zd is in no descriptor", page);
+        return NULL;
+    }
+    return (uint64_t *)descriptors->buf + page * AIOTRACE_DESCRIPTOR_WORDS;
+}
+
+/* Nothing is on the page, and nobody holds it. */
+static inline void
+aiotrace_empty(uint64_t *words)
+{
+    memset(words + AIOTRACE_EVENTS, 0, (AIOTRACE_DELIVERED + 1 - AIOTRACE_EVENTS) * 8);
+}
+
 /* What runs, and what is read, for each record or step lies together: programs fill the processor's caches, and what has
  * to be fetched into them costs more than what is done with it. */
 #define HOT __attribute__((hot))

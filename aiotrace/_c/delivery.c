@@ -116,18 +116,12 @@ hold(PyObject *by_page, PyObject *page, PyObject *part)
     return failed;
 }
 
-/* The index of a page, or -1 with an exception set. */
-static Py_ssize_t
-page_index(PyObject *page, const Py_buffer *descriptors)
+/* The descriptor of a page, and its index; or NULL with an exception set. */
+static uint64_t *
+find_descriptor(const Py_buffer *descriptors, PyObject *page, Py_ssize_t *index)
 {
-    Py_ssize_t index = PyLong_AsSsize_t(page);
-    if (index == -1 && PyErr_Occurred())
-        return -1;
-    if (index < 0 || index >= descriptors->len / (AIOTRACE_DESCRIPTOR_WORDS * 8)) {
-        PyErr_Format(PyExc_IndexError, "page %zd is in no descriptor", index);
-        return -1;
-    }
-    return index;
+    *index = PyLong_AsSsize_t(page);
+    return *index == -1 && PyErr_Occurred() ? NULL : aiotrace_descriptor(descriptors, *index);
 }
 
 PyDoc_STRVAR(offer_sealed_doc,
@@ -154,8 +148,9 @@ offer_sealed(PyObject *Py_UNUSED(module), PyObject *arguments)
     int failed = (parts = PyList_New(0)) == NULL;
     for (Py_ssize_t i = start; !failed && most > 0 && i < PyList_GET_SIZE(pages); i++, most--) {
         PyObject *page = PyList_GET_ITEM(pages, i);
-        Py_ssize_t index = page_index(page, &descriptors);
-        failed = index < 0;
+        Py_ssize_t index;
+        uint64_t *words = find_descriptor(&descriptors, page, &index);
+        failed = words == NULL;
         if (failed)
             break;
         if (first + index * page_size + 8 > memory.len) {
@@ -163,7 +158,6 @@ offer_sealed(PyObject *Py_UNUSED(module), PyObject *arguments)
             failed = 1;
             break;
         }
-        uint64_t *words = (uint64_t *)descriptors.buf + index * AIOTRACE_DESCRIPTOR_WORDS;
         if (run.position == NULL || run.writer != words[AIOTRACE_WRITER]) {
             failed = end_run(&run) < 0;
             int known = failed ? -1 : begin_run(&run, positions, words[AIOTRACE_WRITER]);
@@ -171,11 +165,13 @@ offer_sealed(PyObject *Py_UNUSED(module), PyObject *arguments)
             if (known <= 0)
                 break;
         }
-        if (run.sequence == words[AIOTRACE_SEQUENCE] || words[AIOTRACE_FIRST_EVENT] < run.next_event || !words[AIOTRACE_EVENTS])
+        if (run.sequence == words[AIOTRACE_SEQUENCE] || words[AIOTRACE_FIRST_EVENT] < run.next_event ||
+            !words[AIOTRACE_EVENTS])
             break;
         uint64_t timestamp;
         memcpy(&timestamp, (const char *)memory.buf + first + index * page_size, 8);
-        PyObject *part = make_part(part_type, page, words, words[AIOTRACE_FIRST_EVENT] - run.next_event, timestamp, number);
+        uint64_t lost = words[AIOTRACE_FIRST_EVENT] - run.next_event;
+        PyObject *part = make_part(part_type, page, words, lost, timestamp, number);
         failed = part == NULL || PyList_Append(parts, part) < 0 || hold(by_page, page, part) < 0;
         Py_XDECREF(part);
         if (failed)
@@ -240,14 +236,14 @@ settle(PyObject *Py_UNUSED(module), PyObject *arguments)
             break;
         }
         PyObject *page = PyTuple_GET_ITEM(part, PART_PAGE);
-        Py_ssize_t index = page_index(page, &descriptors);
-        uint64_t page_events = index < 0 ? 0 : PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(part, PART_PAGE_EVENTS));
-        uint64_t own = index < 0 ? 0 : PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(part, PART_EVENTS));
+        Py_ssize_t index;
+        uint64_t *words = find_descriptor(&descriptors, page, &index);
+        uint64_t page_events = words == NULL ? 0 : PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(part, PART_PAGE_EVENTS));
+        uint64_t own = words == NULL ? 0 : PyLong_AsUnsignedLongLong(PyTuple_GET_ITEM(part, PART_EVENTS));
         int usual = PyErr_Occurred() ? -1 : let_go(part, looked, by_page);
         failed = usual < 0;
         if (usual <= 0)
             break;
-        uint64_t *words = (uint64_t *)descriptors.buf + index * AIOTRACE_DESCRIPTOR_WORDS;
         events += own;
         if (page_events > words[AIOTRACE_DELIVERED]) {
             delivered += page_events - words[AIOTRACE_DELIVERED];
@@ -256,7 +252,7 @@ settle(PyObject *Py_UNUSED(module), PyObject *arguments)
         if (--words[AIOTRACE_HOLDERS] || words[AIOTRACE_STATE] != AIOTRACE_IN_FLIGHT)
             continue;
         abandoned += words[AIOTRACE_EVENTS] - words[AIOTRACE_DELIVERED];
-        memset(words + AIOTRACE_EVENTS, 0, (AIOTRACE_DELIVERED + 1 - AIOTRACE_EVENTS) * 8); /* when it is taken again, nothing is on it */
+        aiotrace_empty(words); /* when it is taken again, nothing is on it */
         aiotrace_compare_and_swap(words + AIOTRACE_STATE, AIOTRACE_IN_FLIGHT, AIOTRACE_FREE);
         failed = PyList_Append(freed, page) < 0;
         if (failed)

@@ -15,7 +15,7 @@ read_both(Clock *clock)
 {
     uint64_t before = __rdtsc(), mono = monotonic_ns(), apart = __rdtsc() - before, tick = before + apart / 2;
     uint64_t ticks = tick - clock->tick;
-    uint64_t told = clock->rate ? clock->mono_base + scale(ticks < WINDOW ? ticks : WINDOW, clock->rate) : 0;
+    uint64_t told = clock->rate ? clock->mono + scale(ticks < WINDOW ? ticks : WINDOW, clock->rate) : 0;
     if (mono < told)
         mono = told;
     if (apart > APART_MAX || (clock->tick != 0 && ticks < WINDOW))
@@ -24,7 +24,7 @@ read_both(Clock *clock)
     int can_tell = clock->tick != 0 && ticks < (uint64_t)1 << 40 && mono > clock->mono;
     clock->rate = can_tell ? (uint64_t)(((unsigned __int128)(mono - clock->mono) << 32) / ticks) : 0;
     clock->tick = tick;
-    clock->mono = clock->mono_base = mono;
+    clock->mono = mono;
     return mono;
 }
 

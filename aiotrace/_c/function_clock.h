@@ -3,8 +3,8 @@
  * Reading it twice would be most of what a call costs. Where the kernel itself makes it from the TSC, it is read each
  * WINDOW, and in between the TSC goes on from there at the rate of the windows before:
  *
- *     mono_base |---------------|---------------|         now = mono_base + ticks * rate
- *               ^ read           ^ read, new rate
+ *     mono |---------------|---------------|         now = mono + ticks * rate
+ *          ^ read           ^ read, new rate
  *
  * The law: a clock never tells less than it told before. Each thread has one of its own, on its stack.
  */
@@ -17,9 +17,8 @@
 
 typedef struct {
     uint64_t tick;
-    uint64_t mono;      /* ns, at `tick` */
-    uint64_t mono_base; /* the same, but not less than what was told before */
-    uint64_t rate;      /* ns a tick, in 2**-32; 0: not known yet */
+    uint64_t mono; /* ns, at `tick`; not less than what was told before */
+    uint64_t rate; /* ns a tick, in 2**-32; 0: not known yet */
 } Clock;
 
 #pragma GCC visibility push(hidden)
@@ -48,7 +47,7 @@ read_time(Clock *clock)
     if (likely(has_tsc)) {
         uint64_t ticks = __rdtsc() - clock->tick;
         if (likely(ticks < WINDOW && clock->rate != 0))
-            return clock->mono_base + scale(ticks, clock->rate);
+            return clock->mono + scale(ticks, clock->rate);
         return read_both(clock);
     }
 #endif

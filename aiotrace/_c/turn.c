@@ -10,16 +10,6 @@
 
 static PyObject *append;
 
-static uint64_t *
-descriptor(const Py_buffer *descriptors, Py_ssize_t page)
-{
-    if (page < 0 || page >= descriptors->len / (AIOTRACE_DESCRIPTOR_WORDS * 8)) {
-        PyErr_Format(PyExc_IndexError, "page %zd is in no descriptor", page);
-        return NULL;
-    }
-    return (uint64_t *)descriptors->buf + page * AIOTRACE_DESCRIPTOR_WORDS;
-}
-
 /* The page is this writer's, who has not begun to fill it. `place`: where it lies. */
 static void
 take(uint64_t *words, unsigned char *place, uint64_t writer, uint64_t sequence, uint64_t first_event)
@@ -29,7 +19,7 @@ take(uint64_t *words, unsigned char *place, uint64_t writer, uint64_t sequence, 
     words[AIOTRACE_TAKES]++;
     const uint64_t identity[3] = {writer, sequence, first_event};
     memcpy(words + AIOTRACE_WRITER, identity, sizeof identity);
-    memset(words + AIOTRACE_EVENTS, 0, (AIOTRACE_DELIVERED + 1 - AIOTRACE_EVENTS) * 8);
+    aiotrace_empty(words);
     uint64_t check = aiotrace_crc32(0, (const unsigned char *)identity, sizeof identity);
     __atomic_store_n(words + AIOTRACE_CHECK, check, __ATOMIC_RELEASE);
 }
@@ -54,8 +44,8 @@ turn_page(PyObject *Py_UNUSED(module), PyObject *arguments)
     Py_ssize_t count = PyList_GET_SIZE(pool);
     PyObject *page = count ? PyList_GET_ITEM(pool, count - 1) : NULL;
     Py_ssize_t index = page == NULL ? 0 : PyLong_AsSsize_t(page);
-    uint64_t *old = PyErr_Occurred() ? NULL : descriptor(&descriptors, full);
-    uint64_t *new = old == NULL ? NULL : descriptor(&descriptors, index);
+    uint64_t *old = PyErr_Occurred() ? NULL : aiotrace_descriptor(&descriptors, full);
+    uint64_t *new = old == NULL ? NULL : aiotrace_descriptor(&descriptors, index);
     Py_ssize_t offset = first + index * page_size;
     if (new == NULL)
         goto done;
