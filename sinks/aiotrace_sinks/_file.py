@@ -248,7 +248,10 @@ class FileSink:
         while batch:
             fitting = self._fitting(batch)
             if not fitting:
-                await self._rotate(worker, stream)
+                if self._flights:  # what failed may be one of these, and is told by it
+                    await self._land_all(worker, stream)
+                else:
+                    await self._rotate(worker, stream)
                 continue
             pages, batch = batch[:fitting], batch[fitting:]
             is_whole = len(pages) >= self._batch_pages(stream)
