@@ -9,14 +9,15 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 
-FOLDER = Path("aiotrace/_c")
+SOURCES = Path("aiotrace/_csrc")
 
 setup(
     ext_modules=[
         Extension(
             "aiotrace._c",
-            sources=sorted(str(path) for path in FOLDER.glob("*.c")),
-            depends=sorted(str(path) for path in FOLDER.glob("*.h")),
+            sources=sorted(str(path) for path in SOURCES.glob("**/*.c")),
+            depends=sorted(str(path) for path in SOURCES.glob("**/*.h")),
+            include_dirs=[str(SOURCES)],
             extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"],
             optional=os.environ.get("AIOTRACE_REQUIRE_C") != "1",
         )

@@ -10,7 +10,6 @@ why. Read once, at the first import.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import sys
@@ -36,12 +35,12 @@ def _load() -> tuple[ModuleType | None, str]:
 
 
 def _import() -> ModuleType:
-    with contextlib.suppress(ModuleNotFoundError):
-        module = importlib.import_module("aiotrace._c")
-        # The folder of the sources has the same name: where nothing was compiled, it is imported, as an empty package.
-        if module.__file__ is not None:
-            return module
-    raise ImportError(f"not compiled in {os.path.dirname(__file__)}; `pip install .` does it where a C compiler is")
+    try:
+        return importlib.import_module("aiotrace._c")
+    except ModuleNotFoundError:
+        folder = os.path.dirname(__file__)
+        message = f"not compiled in {folder}; `pip install .` does it where a C compiler is"
+        raise ImportError(message) from None
 
 
 _loaded: Final = _load()

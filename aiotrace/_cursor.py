@@ -3,8 +3,8 @@
     page   | header | record | record | record |            | 8 bytes kept free |
                                                end          limit
 
-This is what runs per event, so it has a twin in C (`_c/cursor.c`), which `Cursor` is when it is there. The twins keep
-one law: **`put` is one step**. No signal handler, finaliser or other thread sees a record that is visible and not
+This is what runs per event, so it has a twin in C (`_csrc/ring/cursor.c`), which `Cursor` is when it is there. Both
+keep one law: **`put` is one step**. No signal handler, finaliser or other thread sees a record that is visible and not
 counted, or counted and not visible; and whoever is about to touch the page otherwise calls `freeze` first, after which
 `put` finds no room.
 

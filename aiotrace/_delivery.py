@@ -13,7 +13,7 @@ Laws:
 * The parts of one page settle in order, so what a sink has delivered of a page is always a prefix of it: a part
   acknowledged early counts when the part before it does.
 
-What is as usual is done in C for many pages at once (`_c/delivery.c`); what it all means is said here.
+What is as usual is done in C for many pages at once (`_csrc/ring/delivery.c`); what it all means is said here.
 
 This module does not know how a sink waits (`_stream`), nor when pages are offered (`_reader`).
 """

@@ -48,7 +48,8 @@ MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
 class PythonEvent:
     """An event of one kind; calling it records one. Made by `event`.
 
-    This is the reference, and the slow way of its C twin (`_c/event.c`), which asks it for everything but the call.
+    This is the reference, and the slow way of its C twin (`_csrc/events/event.c`), which asks it for everything but
+    the call.
 
     A call takes the values of the fields, positional or by keyword. It never blocks, and does nothing with no
     recording open. What cannot be written is dropped and counted.

@@ -6,9 +6,9 @@
                                            FULL -> FILLING  (one of the two wins)
                                            FREE  <------------------------  TakenPool: IN_FLIGHT -> FREE
 
-The descriptors' states are the truth, and each change of them is a compare-and-swap in C (`_c/handover.c` has the pairs
-of what is released and acquired); pool and ring keep only what they can find again. So nothing is awaited, and either
-process may die at any moment:
+The descriptors' states are the truth, and each change of them is a compare-and-swap in C (`_csrc/ring/page_state.c` has
+the pairs of what is released and acquired); pool and ring keep only what they can find again. So nothing is awaited,
+and either process may die at any moment:
 
 * **Who won the swap has the page**, and nobody else looks at it but by chance: a look that is not followed by a swap is
   a hint.

@@ -14,8 +14,8 @@
 The law: **a record is visible when `commit` covers it**, and `commit` is advanced last. So a committed prefix
 of a page can be copied at any moment, by anyone, and never holds a torn record.
 
-`transition` is the only thing that changes a page's state word; `_c/delivery.c` calls what it calls. This module knows
-no event, no pool, no clock.
+`transition` is the only thing that changes a page's state word; `_csrc/ring/delivery.c` calls what it calls. This
+module knows no event, no pool, no clock.
 """
 
 from __future__ import annotations

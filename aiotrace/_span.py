@@ -6,7 +6,7 @@
 The parent is the span that was open where this one began: it is kept in a context variable, so each task has its own,
 and a task that is spawned in a span begins inside it. A span that begins while no recording is open is none.
 
-The C twin (`_c/span.c`) is what runs where it is there.
+The C twin (`_csrc/events/span.c`) is what runs where it is there.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
     pages and parts  --pack_placed--> their frames
     a journal        --take_whole---> for each writer: how many pages side by side, and their rows for the trace.dat
 
-This runs for every page, so it has twins in C (`_c/files_*.c`). The law: **only what is as expected is taken**: a whole
+This runs for every page, so it has twins in C (`_csrc/store/`). The law: **only what is as expected is taken**: a whole
 page, in the place where its writer's next one belongs, its frame intact. Taking stops at anything else, and `_journal`
 and `_closing` look at that frame by itself; so they alone say what is damage and what that costs.
 """

@@ -1,4 +1,4 @@
-/* The hand-over of pages between a writer and a reader in two processes (aiotrace/_handover.py, _c/handover.c).
+/* The hand-over of pages between a writer and a reader in two processes (aiotrace/_handover.py, _csrc/ring/page_state.c).
  *
  * One writer, one reader, drop_oldest, PAGES pages, of which the writer fills ROUNDS; it may be killed between any two
  * of its steps. Each word that both can see is read and written in a step of its own; a compare-and-swap is one step.

@@ -1,4 +1,4 @@
-"""The tracers function and function_graph, and `_c/function*.c`: calls of Python functions as the kernel's events."""
+"""The tracers function and function_graph, and `_csrc/calls/`: calls of Python functions as the kernel's events."""
 
 from __future__ import annotations
 

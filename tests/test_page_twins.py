@@ -1,4 +1,4 @@
-"""What C does of the life of pages (`_c/delivery.c`: of many at once, `_c/turn.c`: their turn) is what Python does."""
+"""What C does of the life of pages (`_csrc/ring/`: delivery.c for many, turn.c their turn) is what Python does."""
 
 from __future__ import annotations
 

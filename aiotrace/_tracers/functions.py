@@ -12,7 +12,7 @@ Too dear to be part of "all". One pair of hooks into every call serves both:
 
 While it is on, all Python functions are seen but aiotrace's own and what they call (sinks, say); calls into C are not.
 A coroutine, or a generator, leaves when it is suspended and enters when it goes on. What runs per call is
-`_c/function_calls.h`.
+`_csrc/calls/call.h`.
 
 `limit` and `notrace` of a recording choose among the functions. The hooks are the process's: with several recordings
 those are seen that one of them takes. With sys.monitoring the others cost nothing after their first call.

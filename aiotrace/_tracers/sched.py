@@ -10,8 +10,8 @@ The fields of `sched_switch` are those of the kernel, all of them: with fewer Ke
 name as the saved command lines have it, "<...>" while nobody knows it. Where steps nest, an outer task stands for the
 thread. `sched_waking` has no target_cpu: nobody knows in which thread the task will run.
 
-What runs per step is `_c/task_switch.c`, so without the C module there is no such tracer. The hooks are those of the
-tracer of tasks, whose events need not be on.
+What runs per step is `_csrc/tasks/sched_switch.c`, so without the C module there is no such tracer. The hooks are those
+of the tracer of tasks, whose events need not be on.
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@
     the watcher, C        ------ looks ------ looks: stall:noticed, on a page of its own; never has the GIL
     the clerk, Python     ------ gets the GIL? ----- gets the GIL: stall:stack
 
-What runs per step, and the watcher, is `_c/stall.h`; so without the C module there is no such tracer. A step is one of
-a task, or on asyncio any callback of a loop. The hooks are those of the tracer of tasks, whose events need not be on.
+What runs per step, and the watcher, is `_csrc/stalls/`; so without the C module there is no such tracer. A step is one
+of a task, or on asyncio any callback of a loop. The hooks are those of the tracer of tasks, whose events need not be
+on.
 
 The times of `stall:end` are of the step since a quarter of the threshold had passed: on a processor, ready but on none,
 collecting garbage, and the longest time for which the clerk waited for the GIL. `at` is the innermost line that is no

@@ -14,8 +14,8 @@
 While a task runs, all records of its thread have its id as their common_pid; the names of pids are the tasks' names.
 Ids begin at `(1 + pid % 511) << 22`, above those of the kernel, and are used again after 2**22 tasks.
 
-aiotrace's own tasks are not traced. How each runtime is hooked is in `_runtimes.py`; what runs per step is `_c/task.c`,
-so without the C module there is no such tracer.
+aiotrace's own tasks are not traced. How each runtime is hooked is in `_runtimes.py`; what runs per step is
+`_csrc/tasks/`, so without the C module there is no such tracer.
 """
 
 from __future__ import annotations

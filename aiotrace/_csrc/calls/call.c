@@ -1,0 +1,103 @@
+/* A call begins, or ends, that is not as most are: its function is met for the first time, or not traced; its thread
+ * has no stack of now; it is too deep; something SILENT runs; or it is not the last call that ends.
+ *
+ * Laws:
+ * - To ask for an address runs Python, in which anything may change: all else is looked at after it.
+ * - A stack is `ready` when nothing is but to push and pop: it is of now, nothing SILENT runs in its thread, and no
+ *   call was too deep to be kept. What changes one of these settles it again.
+ * - A stack of another generation holds nothing. Its thread empties it at its next call.
+ */
+#include "calls/call.h"
+
+static inline void
+settle(Stack *stack)
+{
+    stack->ready = stack->silent || stack->beyond ? 0 : stack->generation;
+}
+
+/* The stack, if a call may be pushed; or NULL. */
+static Stack *
+prepare(uint64_t address)
+{
+    Stack *stack = this_stack;
+    if (stack == &no_stack && (stack = grow(stack)) == NULL)
+        return NULL;
+    if (stack->generation != tracing.generation) {
+        stack->generation = tracing.generation;
+        stack->depth = stack->beyond = stack->silent = 0;
+    }
+    stack->silent += address == SILENT;
+    if (!stack->silent && stack->depth == stack->room) {
+        Stack *grown = stack->beyond ? NULL : grow(stack);
+        if (grown == NULL)
+            stack->beyond++;
+        else
+            stack = grown;
+    }
+    settle(stack);
+    return stack->ready ? stack : NULL;
+}
+
+/* How deep a call of this code is that is not the last one; or 0, if none is to be told of. */
+static uint32_t
+find_call(Stack *stack, PyObject *code, uint64_t address)
+{
+    if (stack->generation != tracing.generation)
+        return 0;
+    if (stack->silent) {
+        stack->silent -= address == SILENT;
+        settle(stack);
+        return 0;
+    }
+    if (stack->beyond) {
+        stack->beyond--;
+        settle(stack);
+        return 0;
+    }
+    uint32_t depth = stack->depth;
+    while (depth && stack->calls[depth].code != code)
+        depth--;
+    return depth; /* 0: it was entered before tracing began */
+}
+
+/* These two stand apart, so that a function that is not traced, for which 3.11 calls us each time, saves few registers. */
+static __attribute__((noinline)) void
+enter_found(PyObject *code, uint64_t address)
+{
+    Stack *stack = prepare(address);
+    if (stack != NULL)
+        push(stack, code, address);
+}
+
+static __attribute__((noinline)) void
+leave_found(PyObject *code, uint64_t address)
+{
+    Stack *stack = this_stack;
+    uint32_t depth = find_call(stack, code, address);
+    if (depth != 0)
+        pop(stack, depth);
+}
+
+int
+enter_slowly(PyObject *code)
+{
+    if (tracing.locate == NULL)
+        return 1;
+    uint64_t address = find_address(code);
+    if (address == IGNORED)
+        return 0;
+    enter_found(code, address);
+    return 1;
+}
+
+int
+leave_slowly(PyObject *code)
+{
+    if (tracing.locate == NULL)
+        return 1;
+    uint64_t address = find_address(code);
+    if (address == IGNORED)
+        return 0;
+    leave_found(code, address);
+    return 1;
+}

@@ -1,0 +1,71 @@
+/* A call begins, and ends: what the hooks have inlined.
+ *
+ *     enter   code --peek--> address     ready, and there is room?     --> push, record       else enter_slowly
+ *     leave   code                       ready, and it is the last?    --> pop, record        else leave_slowly
+ *
+ * The law: a call that is as most are runs no more than this file and what it includes. Whatever has to be found out
+ * before a call is such a one stands in call.c.
+ */
+#ifndef AIOTRACE_FUNCTION_CALLS_H
+#define AIOTRACE_FUNCTION_CALLS_H
+
+#include "calls/records.h"
+
+#pragma GCC visibility push(hidden)
+
+/* Both return 0 if the function is not traced. */
+int enter_slowly(PyObject *code);
+int leave_slowly(PyObject *code);
+
+#pragma GCC visibility pop
+
+static inline __attribute__((always_inline)) void
+push(Stack *stack, PyObject *code, uint64_t address)
+{
+    uint64_t now = read_time(&stack->clock);
+    uint32_t depth = stack->depth++; /* as the kernel counts: the outermost call's is 0 */
+    Call *call = &stack->calls[depth];
+    uint64_t caller = call->address;
+    call[1] = (Call){code, address, now};
+    if (likely(tracing.entry.event != NULL))
+        record_entry(now, address, depth);
+    if (unlikely(tracing.call.event != NULL))
+        record_call(now, address, caller);
+}
+
+static inline __attribute__((always_inline)) void
+pop(Stack *stack, uint32_t depth)
+{
+    stack->depth = depth - 1;
+    if (likely(tracing.exit.event != NULL)) {
+        const Call *call = &stack->calls[depth];
+        record_exit(read_time(&stack->clock), call->address, depth - 1, call->began);
+    }
+}
+
+/* Returns 0 if the function is not traced. */
+static inline __attribute__((always_inline)) int
+enter(PyObject *code)
+{
+    Stack *stack = this_stack;
+    uint64_t address = address_in(peek(code));
+    if (unlikely(address - ADDRESS_MIN >= ADDRESS_END - ADDRESS_MIN || stack->ready != tracing.generation ||
+                 stack->depth == stack->room))
+        return enter_slowly(code);
+    push(stack, code, address);
+    return 1;
+}
+
+/* Returns 0 if the function is not traced. */
+static inline __attribute__((always_inline)) int
+leave(PyObject *code)
+{
+    Stack *stack = this_stack;
+    uint32_t depth = stack->depth;
+    if (unlikely(stack->ready != tracing.generation || stack->calls[depth].code != code))
+        return leave_slowly(code);
+    pop(stack, depth);
+    return 1;
+}
+
+#endif

@@ -1,0 +1,128 @@
+/* Calls of Python functions, while they are traced: the kernel's function and function_graph events.
+ *
+ *                 enter                                     leave
+ *   code object --extra--> address --push--> [call, began]  --pop--> func, calltime, rettime
+ *
+ *   start_stop.c             start and stop
+ *   hooks_312.c  3.12 and newer: sys.monitoring calls us    hooks_311.c  3.11: a profile function does
+ *   call.h, .c   a call begins, and ends
+ *   records.h, .c what is recorded of it
+ *   stack.c       the calls that run in a thread
+ *   address.c     the address of a code object
+ *   clock.h, .c   the time
+ *
+ * Each calls those below it alone. The headers hold what a call that is as most are runs, which the hooks have inlined;
+ * the .c files what the others need.
+ *
+ * Laws:
+ * - A coroutine that is suspended has left, and enters when it goes on: so calls nest in each thread.
+ * - What does not nest all the same (tracing began in the middle of calls, or an interpreter that told of no end) is
+ *   left out, and what stands above it on the stack is dropped: a depth is never wrong for more than one call.
+ * - The interpreter calls no hook inside a hook, so what the slow way runs is not traced.
+ * - A call that is as most are meets three branches before its time is read: the address is one, this thread's stack is
+ *   of now (`ready`), and it has room, or the call on it is the one that ends. All else is `enter_slowly`'s and
+ *   `leave_slowly`'s.
+ */
+#ifndef AIOTRACE_FUNCTION_H
+#define AIOTRACE_FUNCTION_H
+
+#include "ring/cursor.h"
+#include "calls/clock.h"
+
+/* --- what is traced (start_stop.c) ----------------------------------------------------------------------- */
+
+/* An event of ours. */
+typedef struct {
+    PyObject *event; /* NULL: it is not traced */
+    const uint64_t *plain_epoch;
+    uint32_t id;
+} Kind;
+
+/* Of the process, under the GIL: what each call looks at, and so side by side. */
+typedef struct {
+    uint32_t generation;    /* of tracing, and of the time without: what a stack holds from before is stale */
+    uint64_t choice;        /* of functions: addresses found for another one are stale */
+    Py_ssize_t plain_index; /* of our extra in code objects, if it lies where `peek` looks; or more than there can be */
+    Kind call, entry, exit;
+    PyObject *locate; /* code -> address, IGNORED or SILENT; NULL: nothing is traced */
+} Tracing;
+
+#pragma GCC visibility push(hidden)
+
+extern Tracing tracing;
+
+/* --- addresses (address.c) ---------------------------------------------------------------------- */
+
+#define IGNORED 1     /* the function is not traced */
+#define SILENT 2      /* nor is what it calls */
+#define ADDRESS_MIN 3 /* of what is traced */
+#define ADDRESS_BITS 48
+#define ADDRESS_END ((uint64_t)1 << ADDRESS_BITS)
+
+/* What a code object holds for us, or 0, without the checks that the interpreter's own function makes. The struct is
+ * codeobject.c's own; `find_extra` looks whether it is so. */
+static inline uint64_t
+peek(PyObject *code)
+{
+    const struct {
+        Py_ssize_t size;
+        void *extras[];
+    } *extra = ((PyCodeObject *)code)->co_extra;
+    return extra == NULL || tracing.plain_index >= extra->size
+               ? 0
+               : (uint64_t)(uintptr_t)extra->extras[tracing.plain_index];
+}
+
+/* The address that an extra holds. It is ADDRESS_END or more if none is known: of the present choice, that is, which
+ * stands above it and is never 0. */
+static inline uint64_t
+address_in(uint64_t extra)
+{
+    return extra - (tracing.choice << ADDRESS_BITS);
+}
+
+/* The address of a code object, asked for if it is not known. Runs Python; sets no exception. */
+uint64_t find_address(PyObject *code);
+
+/* Have a place in code objects, and find out with this one where it lies. Returns -1 with an exception set if there is
+ * none. */
+int find_extra(PyObject *code);
+
+/* --- the stack of a thread (stack.c) ------------------------------------------------------------ */
+
+typedef struct {
+    PyObject *code; /* borrowed: it runs */
+    uint64_t address;
+    uint64_t began; /* ns */
+} Call;
+
+typedef struct {
+    uint32_t ready; /* `generation`, if nothing is but to push and pop; or 0 */
+    uint32_t depth;
+    uint32_t room;
+    uint32_t beyond; /* calls that are too deep to be kept */
+    uint32_t silent; /* SILENT functions that run */
+    uint32_t generation;
+    Clock clock;
+    Call calls[]; /* the call at depth n (from 1) is calls[n]; calls[0] is nobody's: code and address are 0 */
+} Stack;
+
+extern Stack no_stack; /* of a thread that has none yet: never ready */
+extern AIOTRACE_THREAD_LOCAL Stack *this_stack;
+
+/* The stack with more room, if that can be; or NULL, and it is as it was. */
+Stack *grow(Stack *stack);
+
+int function_stack_exec(void);
+
+/* --- the hooks: each adds its functions to the module ---------------------------------------------------- */
+
+#if PY_VERSION_HEX >= 0x030C0000
+int function_monitoring_exec(PyObject *module);
+#else
+int function_profile_exec(PyObject *module);
+#endif
+
+#pragma GCC visibility pop
+
+#endif

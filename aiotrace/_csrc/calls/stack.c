@@ -1,0 +1,52 @@
+/* The memory of a thread's stack: the calls that run in it, and are told of.
+ *
+ *     calls  | nobody | call at depth 1 | 2 | ... | depth | room ........ |   doubles, up to DEPTH_MAX
+ *
+ * The law: it is its thread's, grows where it is called alone, and goes with it.
+ */
+#include "calls/calls.h"
+
+#include <pthread.h>
+
+#define DEPTH_MAX 65536
+
+Stack no_stack;
+AIOTRACE_THREAD_LOCAL Stack *this_stack = &no_stack;
+static pthread_key_t stack_key; /* frees a thread's stack */
+
+Stack *
+grow(Stack *stack)
+{
+    int is_first = stack == &no_stack;
+    uint32_t room = is_first ? 128 : 2 * stack->room;
+    if (room > DEPTH_MAX)
+        return NULL;
+    Stack *grown = realloc(is_first ? NULL : stack, sizeof(Stack) + (room + 1) * sizeof(Call));
+    if (grown == NULL)
+        return NULL;
+    if (is_first)
+        memset(grown, 0, sizeof(Stack) + sizeof(Call));
+    grown->room = room;
+    this_stack = grown;
+    pthread_setspecific(stack_key, grown);
+    return grown;
+}
+
+static void
+free_stack(void *stack)
+{
+    this_stack = &no_stack;
+    free(stack);
+}
+
+int
+function_stack_exec(void)
+{
+    static int has_key;
+    if (!has_key && pthread_key_create(&stack_key, free_stack) != 0) {
+        PyErr_SetString(PyExc_OSError, "pthread_key_create");
+        return -1;
+    }
+    has_key = 1;
+    return 0;
+}

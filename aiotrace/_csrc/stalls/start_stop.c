@@ -1,0 +1,201 @@
+/* The watch over stalls (stalls.h): it is started, told what to watch for, and stopped.
+ *
+ *     stall_set (threshold, pages) --> stall_start --> the watcher and the clerk run --> stall_stop: both end
+ *
+ * The laws: there is one watch in a process, and whoever starts or stops it has the GIL. `lock` is held across a fork, so
+ * that the child finds it whole: it has no watcher and no clerk.
+ */
+#include "stalls/stalls.h"
+
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+HOT_DATA int aiotrace_is_watched;
+Stalls stalls = {.lock = PTHREAD_MUTEX_INITIALIZER, .is_stopping = 1};
+static pthread_t watcher;
+
+static void
+init_conditions(void) /* none of this fails on Linux */
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&stalls.change, &attributes);
+    pthread_cond_init(&stalls.work, NULL);
+    pthread_condattr_destroy(&attributes);
+}
+
+PyDoc_STRVAR(stall_set_doc,
+             "stall_set(threshold_ns, interval_ns, places, writes_itself)\n--\n\n"
+             "From now on steps as long as that are noticed. The watcher writes to these places, if it is to write\n"
+             "itself; otherwise the clerk is told that nothing is written. `interval_ns`: sys.getswitchinterval().");
+
+static PyObject *
+stall_set(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long new_threshold, new_interval;
+    PyObject *new_places;
+    int itself;
+    Place *old[PAGES_MAX];
+    if (!PyArg_ParseTuple(args, "KKO!p:stall_set", &new_threshold, &new_interval, &PyTuple_Type, &new_places, &itself))
+        return NULL;
+    Py_ssize_t count = PyTuple_GET_SIZE(new_places);
+    if (count > PAGES_MAX || new_threshold < PAUSE_MIN) {
+        PyErr_SetString(PyExc_ValueError, "at most 8 places, and at least 1,000,000 ns");
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        if (Py_TYPE(PyTuple_GET_ITEM(new_places, i)) != stall_place_type) {
+            PyErr_SetString(PyExc_TypeError, "a place is a StallPlace");
+            return NULL;
+        }
+    }
+    pthread_mutex_lock(&stalls.lock);
+    int old_count = stalls.places_count;
+    memcpy(old, stalls.places, sizeof old);
+    stalls.threshold = new_threshold;
+    stalls.interval = new_interval;
+    for (Py_ssize_t i = 0; i < count; i++)
+        stalls.places[i] = (Place *)Py_NewRef(PyTuple_GET_ITEM(new_places, i));
+    stalls.places_count = (int)count;
+    stalls.writes_itself = itself;
+    pthread_cond_signal(&stalls.change);
+    pthread_mutex_unlock(&stalls.lock);
+    for (int i = 0; i < old_count; i++)
+        Py_DECREF(old[i]);
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(stall_start_doc,
+             "stall_start(noticed, noticed_id, end, causes)\n--\n\n"
+             "Start the watcher, after stall_set. `causes`: (text, key) of each. Returns the number of this watch, for\n"
+             "stall_next.");
+
+static PyObject *
+stall_start(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *noticed, *end, *list;
+    int id;
+    if (!PyArg_ParseTuple(args, "OiOO!:stall_start", &noticed, &id, &end, &PyTuple_Type, &list))
+        return NULL;
+    if (!aiotrace_event_check(noticed) || !aiotrace_event_check(end) || PyTuple_GET_SIZE(list) != CAUSES) {
+        PyErr_SetString(PyExc_TypeError, "stall_start takes two events of ours and a text for each cause");
+        return NULL;
+    }
+    if (aiotrace_is_watched) {
+        PyErr_SetString(PyExc_RuntimeError, "the watch is on already");
+        return NULL;
+    }
+    for (int i = 0; i < CAUSES; i++) {
+        PyObject *text;
+        unsigned long long key;
+        if (!PyArg_ParseTuple(PyTuple_GET_ITEM(list, i), "UK", &text, &key))
+            return NULL;
+        Py_XSETREF(stall_causes[i].text, Py_NewRef(text));
+        stall_causes[i].key = key;
+    }
+    Py_XSETREF(stalls.end_event, Py_NewRef(end));
+    stalls.noticed_id = (uint16_t)id;
+    syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, 0, 0); /* `be_seen` does without, if it must */
+    pthread_mutex_lock(&stalls.lock);
+    stalls.is_stopping = stalls.has_work = 0;
+    stalls.clerk_waits = 0;
+    stalls.run++;
+    pthread_mutex_unlock(&stalls.lock);
+    sigset_t all, before;
+    sigfillset(&all); /* signals are for the program's threads */
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int failed = pthread_create(&watcher, NULL, stall_watch, NULL);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (failed) {
+        stalls.is_stopping = 1;
+        errno = failed;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    pthread_setname_np(watcher, "aiotrace stalls");
+    aiotrace_is_watched = 1;
+    return PyLong_FromUnsignedLongLong(stalls.run);
+}
+
+static void
+drop_places(void)
+{
+    int count = stalls.places_count;
+    stalls.places_count = 0;
+    for (int i = 0; i < count; i++)
+        Py_DECREF(stalls.places[i]);
+}
+
+PyDoc_STRVAR(stall_stop_doc,
+             "stall_stop()\n--\n\n"
+             "End the watcher, and let the clerk end. Returns whether they were there: a forked child has none.");
+
+static PyObject *
+stall_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    if (!aiotrace_is_watched) {
+        drop_places();
+        Py_RETURN_FALSE;
+    }
+    aiotrace_is_watched = 0;
+    pthread_mutex_lock(&stalls.lock);
+    stalls.is_stopping = 1;
+    pthread_cond_broadcast(&stalls.change);
+    pthread_cond_broadcast(&stalls.work);
+    pthread_mutex_unlock(&stalls.lock);
+    Py_BEGIN_ALLOW_THREADS
+    pthread_join(watcher, NULL); /* it waits for nothing but `change` */
+    Py_END_ALLOW_THREADS
+    drop_places();
+    Py_RETURN_TRUE;
+}
+
+static void
+before_fork(void)
+{
+    pthread_mutex_lock(&stalls.lock);
+}
+
+static void
+after_fork_in_parent(void)
+{
+    pthread_mutex_unlock(&stalls.lock);
+}
+
+/* A child has no watcher, no clerk, and of all threads the one that forked, which may be in the middle of a step. */
+static void
+after_fork_in_child(void)
+{
+    pthread_mutex_init(&stalls.lock, NULL);
+    init_conditions();
+    aiotrace_is_watched = 0;
+    stalls.is_stopping = 1;
+    stall_forget_threads();
+}
+
+static PyMethodDef functions[] = {
+    {"stall_set", stall_set, METH_VARARGS, stall_set_doc},
+    {"stall_start", stall_start, METH_VARARGS, stall_start_doc},
+    {"stall_stop", stall_stop, METH_NOARGS, stall_stop_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+aiotrace_stall_exec(PyObject *module)
+{
+    static int is_set_up; /* what is of the process is so once, however often the module is made */
+    if (!is_set_up) {
+        init_conditions();
+        if (pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) {
+            PyErr_SetString(PyExc_OSError, "no room for what watches forks");
+            return -1;
+        }
+        is_set_up = 1;
+    }
+    if (stall_place_exec(module) < 0 || stall_steps_exec(module) < 0 || stall_clerk_exec(module) < 0)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
+}

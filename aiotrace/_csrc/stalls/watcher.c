@@ -1,0 +1,122 @@
+/* The watcher: a thread of C that looks at all threads' steps, samples those that go on, and notices those that last
+ * too long.
+ *
+ *     a step ----- threshold / 4: sampled, the clerk asks for the GIL ----- threshold: noticed ----- ...
+ *
+ * The laws: it holds `lock` but while it rests, and waits for nobody; it never has the GIL, and touches no object but a
+ * place. A step is noticed only if it still runs when all threads can see that it is.
+ */
+#include "stalls/stalls.h"
+
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define LATE_MIN 10000000u /* ns: by which the watcher wakes late, if the machine has time for nobody */
+
+/* What stall:noticed holds; the order and the padding of _tracers/stall.py's definition. */
+typedef struct {
+    int32_t thread, task;
+    uint64_t began_ns, lasted_ns, cause;
+} NoticedRecord;
+
+/* Let every thread that runs see what was stored here, and what they stored be seen here (membarrier(2)). Where the
+ * kernel has no such call, a tenth of a millisecond is long enough for what a processor still has in its buffers. */
+static void
+be_seen(void)
+{
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED, 0, 0) != 0)
+        nanosleep(&(struct timespec){0, 100000}, NULL);
+}
+
+/* The clerk is to wait for the GIL, in this step. */
+static void
+probe(Slot *slot, uint64_t step, uint64_t now)
+{
+    slot->probed = step;
+    if (stalls.clerk_waits && !slot->waiting.ns)
+        stall_begin_waiting(slot, now); /* it does already */
+    stalls.has_work = 1;
+    pthread_cond_signal(&stalls.work);
+}
+
+/* A step has lasted for the threshold. */
+static void
+notice(Slot *slot, uint64_t step, uint64_t began, int32_t task)
+{
+    __atomic_store_n(&slot->noticed, step, __ATOMIC_SEQ_CST);
+    be_seen();
+    if (__atomic_load_n(&slot->sequence, __ATOMIC_SEQ_CST) != step)
+        return;
+    Sample now = stall_sample(slot);
+    Waits waits = stall_waits_until(slot, now.ns);
+    int cause = stall_judge(&slot->first, &now, &waits, stall_thread_state(slot->thread));
+    struct {
+        uint32_t common;
+        int32_t pid;
+        NoticedRecord fields;
+    } record = {stalls.noticed_id,
+                task ? task : slot->thread,
+                {slot->thread, task, began, since(began, now.ns), stall_causes[cause].key}};
+    if (stalls.writes_itself)
+        for (int i = 0; i < stalls.places_count; i++)
+            stall_put(stalls.places[i], now.ns, &record, sizeof record);
+    slot->news.step = step;
+    slot->news.began = began;
+    slot->news.lasted = record.fields.lasted_ns;
+    slot->news.task = task;
+    slot->news.cause = cause;
+    slot->news.is_written = stalls.writes_itself;
+    probe(slot, step, now.ns);
+}
+
+/* Look at what runs in a thread. Returns when to look again. */
+static uint64_t
+look_at(Slot *slot, uint64_t now, uint64_t next)
+{
+    uint64_t step = load(&slot->sequence), began = load(&slot->began), due;
+    int32_t task = load(&slot->task);
+    if (slot->is_free || !(step & 1) || load(&slot->sequence) != step)
+        return next;
+    if (slot->sampled != step) {
+        due = began + stalls.threshold / 4;
+        if (due > now)
+            return due < next ? due : next;
+        slot->first = stall_sample(slot);
+        slot->sampled = step;
+        memset(&slot->waits, 0, sizeof slot->waits);
+        slot->waiting.ns = 0;
+        probe(slot, step, now);
+    }
+    if (slot->noticed != step) {
+        due = began + stalls.threshold;
+        if (due > now)
+            return due < next ? due : next;
+        notice(slot, step, began, task);
+    }
+    return next;
+}
+
+void *
+stall_watch(void *Py_UNUSED(argument))
+{
+    pthread_mutex_lock(&stalls.lock);
+    while (!stalls.is_stopping) {
+        uint64_t now = aiotrace_monotonic_ns(), next = now + stalls.threshold / 4;
+        for (Slot *slot = stalls.slots; slot != NULL; slot = slot->next)
+            next = look_at(slot, now, next);
+        now = aiotrace_monotonic_ns();
+        if (next < now + PAUSE_MIN)
+            next = now + PAUSE_MIN;
+        struct timespec until = {(time_t)(next / 1000000000u), (long)(next % 1000000000u)};
+        if (pthread_cond_timedwait(&stalls.change, &stalls.lock, &until) == ETIMEDOUT) {
+            uint64_t late = since(next, aiotrace_monotonic_ns());
+            if (late >= LATE_MIN)
+                stalls.late_ns += late;
+        }
+    }
+    pthread_mutex_unlock(&stalls.lock);
+    return NULL;
+}

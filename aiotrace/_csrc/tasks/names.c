@@ -1,0 +1,256 @@
+/* Names of code, lines and types, each made once in Python; where the program is, and what a task waits for.
+ *
+ *     code or type, line -> names -> text and the key of its symbol
+ *
+ * A door is a way to read an attribute of CPython's own tasks without looking it up, taken from its descriptor.
+ */
+#include "tasks/tasks.h"
+#include "tasks/frames.h"
+
+#define NAMES_MAX 65536 /* code objects, lines and types whose text is kept */
+
+/* --- doors --------------------------------------------------------------------------------------------------- */
+
+Door door_waiter = {.text = "_fut_waiter"}, door_must_cancel = {.text = "_must_cancel"},
+     door_exception = {.text = "_exception"}, door_done = {.text = "done", .is_call = 1},
+     door_cancelled = {.text = "cancelled", .is_call = 1}, door_cancelling = {.text = "cancelling", .is_call = 1},
+     door_name = {.text = "get_name", .is_call = 1}, door_code = {.text = "cr_code"},
+     door_suspended = {.text = "cr_suspended"}, door_frame = {.text = "cr_frame"}, door_trio_name = {.text = "name"};
+
+int
+open_door(Door *door, PyTypeObject *type)
+{
+    if (door->name == NULL && (door->name = PyUnicode_InternFromString(door->text)) == NULL)
+        return -1;
+    door->method = NULL;
+    door->get = NULL;
+    door->offset = 0;
+    if (type == NULL)
+        return 0;
+    PyObject *found = PyObject_GetAttr((PyObject *)type, door->name);
+    if (found == NULL) {
+        PyErr_Clear();
+        return 0;
+    }
+    if (Py_TYPE(found) == &PyGetSetDescr_Type) {
+        door->get = ((PyGetSetDescrObject *)found)->d_getset->get;
+        door->closure = ((PyGetSetDescrObject *)found)->d_getset->closure;
+    }
+    else if (Py_TYPE(found) == &PyMethodDescr_Type &&
+             ((PyMethodDescrObject *)found)->d_method->ml_flags == METH_NOARGS) {
+        door->method = ((PyMethodDescrObject *)found)->d_method->ml_meth;
+    }
+    else if (Py_TYPE(found) == &PyMemberDescr_Type && ((PyMemberDescrObject *)found)->d_member->type == T_OBJECT) {
+        door->offset = ((PyMemberDescrObject *)found)->d_member->offset;
+    }
+    Py_DECREF(found);
+    return 0;
+}
+
+int
+door_is_true(const Door *door, PyObject *object, int is_known)
+{
+    PyObject *value = read_door(door, object, is_known);
+    int is_true = value == Py_True;
+    Py_XDECREF(value);
+    return is_true;
+}
+
+/* --- names of code and types --------------------------------------------------------------------------------- */
+
+Name unknown_name, name_yield, name_done, name_nothing, name_returned, name_raised, name_cancelled, name_lost;
+
+static Name *names;
+static size_t names_size;
+size_t names_used;
+
+static inline size_t
+hash_place(const PyObject *object, int place)
+{
+    uint64_t hash = ((uint64_t)(uintptr_t)object >> 4) ^ ((uint64_t)(uint32_t)place << 32);
+    hash *= 0x9E3779B97F4A7C15u;
+    return (size_t)(hash >> 20);
+}
+
+static inline Name *
+probe_name(PyObject *object, int place)
+{
+    size_t mask = names_size - 1;
+    for (size_t i = hash_place(object, place) & mask;; i = (i + 1) & mask)
+        if (names[i].object == NULL || (names[i].object == object && names[i].place == place))
+            return &names[i];
+}
+
+static int
+grow_names(void)
+{
+    size_t size = names_size ? names_size * 2 : 1024;
+    Name *old = names, *grown = PyMem_RawCalloc(size, sizeof(Name));
+    if (grown == NULL)
+        return -1;
+    size_t old_size = names_size;
+    names = grown;
+    names_size = size;
+    for (size_t i = 0; i < old_size; i++)
+        if (old[i].object != NULL)
+            *probe_name(old[i].object, old[i].place) = old[i];
+    PyMem_RawFree(old);
+    return 0;
+}
+
+/* The text of a code object (of the line of a place in it) or a type. May call Python, once for each. */
+HOT Name
+find_name(PyObject *object, int place)
+{
+    if (likely(names_size)) {
+        Name *found = probe_name(object, place);
+        if (likely(found->object != NULL))
+            return *found;
+    }
+    if (names_used >= NAMES_MAX)
+        return unknown_name;
+    int line = place ? PyCode_Addr2Line((PyCodeObject *)object, place - 1) : 0;
+    PyObject *answer = PyObject_CallFunction(describe, "Oi", object, line);
+    Name made = {object, place, 0, 0, NULL};
+    unsigned long long key;
+    if (answer == NULL || !PyArg_ParseTuple(answer, "OKi", &made.text, &key, &made.flags)) {
+        PyErr_WriteUnraisable(describe);
+        Py_XDECREF(answer);
+        return unknown_name;
+    }
+    made.key = key;
+    Py_INCREF(made.text);
+    Py_DECREF(answer);
+    /* From here on no Python. */
+    if (names_used * 2 >= names_size && grow_names() < 0) {
+        Name lost = unknown_name;
+        lost.flags = made.flags;
+        return lost;
+    }
+    Name *free = probe_name(object, place);
+    if (free->object != NULL) { /* another thread was here meanwhile */
+        Py_DECREF(made.text);
+        return *free;
+    }
+    Py_INCREF(object);
+    names_used++;
+    return *free = made;
+}
+
+int
+take_name(Name *name, const char *text)
+{
+    PyObject *object = PyUnicode_InternFromString(text);
+    if (object == NULL)
+        return -1;
+    if (name->text == NULL) {
+        PyObject *answer = PyObject_CallFunction(describe, "Oi", object, 0);
+        unsigned long long key;
+        PyObject *shown;
+        if (answer == NULL || !PyArg_ParseTuple(answer, "OKi", &shown, &key, &name->flags)) {
+            Py_XDECREF(answer);
+            Py_DECREF(object);
+            return -1;
+        }
+        name->text = Py_NewRef(shown);
+        name->key = key;
+        Py_DECREF(answer);
+    }
+    Py_DECREF(object);
+    return 0;
+}
+
+PyObject *
+text_of(const Name *name)
+{
+    PyObject *text = name->text != NULL ? name->text : unknown_name.text;
+    return Py_NewRef(text);
+}
+
+/* --- records ------------------------------------------------------------------------------------------------- */
+
+/* Call an event; steals the references to its arguments, any of which may be NULL after an error. */
+void
+call_event(PyObject *event, int count, PyObject **arguments)
+{
+    int complete = 1;
+    for (int i = 0; i < count; i++)
+        complete &= arguments[i] != NULL;
+    PyObject *result = complete ? PyObject_Vectorcall(event, arguments, (size_t)count, NULL) : NULL;
+    if (result == NULL)
+        PyErr_WriteUnraisable(event);
+    Py_XDECREF(result);
+    for (int i = 0; i < count; i++)
+        Py_XDECREF(arguments[i]);
+}
+
+/* --- tasks and coroutines ------------------------------------------------------------------------------------ */
+
+HOT PyObject *
+name_of(PyObject *task, int runtime)
+{
+    PyObject *name = runtime == ON_TRIO ? read_door(&door_trio_name, task, 0) : read_door(&door_name, task, is_fast(task));
+    if (name != NULL && !PyUnicode_CheckExact(name)) {
+        PyObject *text = PyObject_Str(name);
+        Py_SETREF(name, text);
+        if (name == NULL)
+            PyErr_Clear();
+    }
+    return name != NULL ? name : PyUnicode_FromString("");
+}
+
+/* The text of the code that a coroutine runs, or of its type. */
+HOT Name
+name_coroutine(PyObject *coroutine)
+{
+    if (coroutine == NULL)
+        return unknown_name;
+    PyObject *code = read_door(&door_code, coroutine, PyCoro_CheckExact(coroutine));
+    Name name;
+    if (code != NULL && PyCode_Check(code))
+        name = find_name(code, 0);
+    else
+        name = find_name((PyObject *)Py_TYPE(coroutine), 0);
+    Py_XDECREF(code);
+    return name;
+}
+
+/* Where the program is now: the innermost line that is not a runtime's own, or the innermost of all.
+ *
+ * Frames are read as the interpreter has them: an object for each, which PyThreadState_GetFrame makes, costs more than
+ * all else of a spawn. */
+HOT Name
+find_site(void)
+{
+    Name innermost = unknown_name;
+    Frame frame = innermost_frame();
+    for (int is_first = 1; frame.code != NULL; is_first = 0) {
+        PyObject *code = Py_NewRef(frame.code);
+        int place = frame.offset + 1;
+        int is_found = !(find_name(code, 0).flags & IS_LIBRARY);
+        if (is_first || is_found)
+            innermost = find_name(code, place);
+        Py_DECREF(code);
+        if (is_found)
+            break;
+        frame = outer_frame(&frame);
+    }
+    return innermost;
+}
+
+/* --- cancellations ----------------------------------------------------------------------------------- */
+
+int
+is_cancelled_error(PyObject *error)
+{
+    PyObject *kinds[] = {cancelled_error, trio_cancelled};
+    for (int depth = 0; error != NULL && error != Py_None && depth < 8; depth++) {
+        for (int i = 0; i < 2; i++)
+            if (kinds[i] != NULL && PyObject_TypeCheck(error, (PyTypeObject *)kinds[i]))
+                return 1;
+        if (!PyExceptionInstance_Check(error))
+            return 0;
+        error = ((PyBaseExceptionObject *)error)->context;
+    }
+    return 0;
+}

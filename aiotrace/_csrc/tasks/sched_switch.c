@@ -1,0 +1,248 @@
+/* Switches and wake-ups as the kernel tells them of its own tasks, so that its tools draw when each of ours ran.
+ *
+ *     made_ready        sched_waking    the task, unless it goes on by itself; by what runs here
+ *     a step begins     sched_switch    who ran before, R -> the task
+ *            ends       sched_switch    the task, R: to go on at once, S: it waits, Z: it is done -> who ran before
+ *
+ * They follow the pid of the records: common_pid is prev_pid, and from a switch on it is next_pid. A switch to a task has
+ * its switch back in the same thread, unless the recording ends first. Who ran before is kept by value: a greenlet moves
+ * what is on the stack. _tracers/sched.py starts and stops this.
+ */
+#include "tasks/tasks.h"
+
+#define PRIO 120 /* of a process of the kernel's that asked for none */
+
+HOT_DATA int tells_switches;
+
+static PyObject *switch_event, *waking_event;
+static PyObject *name_thread; /* () -> (pid, name) */
+static unsigned round_of_ours; /* counts the starts: what a thread knows of an earlier one is out of date */
+static THREAD_LOCAL unsigned known_in;
+static THREAD_LOCAL Runner thread, running;
+
+static const Runner unknown = {0, "<...>"}; /* as the kernel writes it */
+
+/* --- names --------------------------------------------------------------------------------------------------- */
+
+static int
+put_character(char *place, Py_UCS4 c)
+{
+    if (c < 0x80) {
+        place[0] = (char)c;
+        return 1;
+    }
+    int size = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
+    for (int i = size - 1; i > 0; i--, c >>= 6)
+        place[i] = (char)(0x80 | (c & 0x3F));
+    place[0] = (char)((size == 2 ? 0xC0 : size == 3 ? 0xE0 : 0xF0) | c);
+    return size;
+}
+
+/* What the saved command lines make of a name (_tracedat.py): one word of at most 15 bytes. */
+static void
+put_comm(char comm[COMM_SIZE], PyObject *name)
+{
+    Py_ssize_t length = PyUnicode_GET_LENGTH(name);
+    int kind = PyUnicode_KIND(name), read = 0, written = 0;
+    const void *data = PyUnicode_DATA(name);
+    memset(comm, 0, COMM_SIZE);
+    for (Py_ssize_t i = 0; i < length; i++) {
+        Py_UCS4 c = PyUnicode_READ(kind, data, i);
+        char bytes[4];
+        int size = put_character(bytes, Py_UNICODE_ISSPACE(c) || c < 0x20 || c == 0x7F ? '_' : c);
+        if ((read += size) > COMM_SIZE - 1)
+            break;
+        if (c >= 0xD800 && c <= 0xDFFF) /* no character, and no UTF-8 */
+            continue;
+        memcpy(comm + written, bytes, (size_t)size);
+        written += size;
+    }
+    if (length == 0)
+        comm[0] = '?';
+}
+
+const char *
+comm_of(Known *known)
+{
+    PyObject *task = Py_XNewRef(referent(known->ref));
+    if (task != NULL && known->comm[0] == 0) {
+        PyObject *name = name_of(task, known->runtime);
+        if (name != NULL)
+            put_comm(known->comm, name);
+        Py_XDECREF(name);
+        PyErr_Clear();
+    }
+    Py_XDECREF(task);
+    return known->comm;
+}
+
+/* Come to know this thread. May call Python, once for each. */
+static void
+know_thread(void)
+{
+    if (likely(known_in == round_of_ours))
+        return;
+    known_in = round_of_ours;
+    running = thread = unknown;
+    PyObject *answer = PyObject_CallNoArgs(name_thread), *name;
+    if (answer == NULL || !PyArg_ParseTuple(answer, "iU", &thread.pid, &name))
+        PyErr_WriteUnraisable(name_thread);
+    else
+        put_comm(thread.comm, name);
+    Py_XDECREF(answer);
+}
+
+/* --- records ------------------------------------------------------------------------------------------------- */
+
+/* What the two hold; the order and the padding of _tracers/sched.py's definitions. */
+typedef struct {
+    char prev_comm[COMM_SIZE];
+    int32_t prev_pid, prev_prio;
+    int64_t prev_state;
+    char next_comm[COMM_SIZE];
+    int32_t next_pid, next_prio;
+} SwitchRecord;
+
+typedef struct {
+    char comm[COMM_SIZE];
+    int32_t pid, prio;
+} WakingRecord;
+
+static PyObject *
+text_of_comm(const char *comm)
+{
+    return PyUnicode_DecodeUTF8(comm, (Py_ssize_t)strlen(comm), "replace");
+}
+
+/* An exception that is pending stays so. */
+static void
+tell_switch(const Runner *from, const Runner *to, int64_t state, uint64_t now)
+{
+    SwitchRecord record = {.prev_pid = from->pid, .prev_prio = PRIO, .prev_state = state, .next_pid = to->pid,
+                           .next_prio = PRIO};
+    memcpy(record.prev_comm, from->comm, COMM_SIZE);
+    memcpy(record.next_comm, to->comm, COMM_SIZE);
+    if (likely(aiotrace_event_numbers(switch_event, now, &record)))
+        return;
+    PyObject *kind, *value, *traceback;
+    PyErr_Fetch(&kind, &value, &traceback);
+    PyObject *arguments[] = {text_of_comm(from->comm), PyLong_FromLong(from->pid), PyLong_FromLong(PRIO),
+                             PyLong_FromLongLong(state), text_of_comm(to->comm),   PyLong_FromLong(to->pid),
+                             PyLong_FromLong(PRIO)};
+    call_event(switch_event, 7, arguments);
+    PyErr_Restore(kind, value, traceback);
+}
+
+void
+tell_waking(Known *known)
+{
+    WakingRecord record = {.pid = known->id, .prio = PRIO};
+    memcpy(record.comm, comm_of(known), COMM_SIZE);
+    if (unlikely(!aiotrace_event_numbers(waking_event, known->ready_ns, &record))) {
+        PyObject *arguments[] = {text_of_comm(record.comm), PyLong_FromLong(record.pid), PyLong_FromLong(PRIO)};
+        call_event(waking_event, 3, arguments);
+    }
+}
+
+/* --- switches ------------------------------------------------------------------------------------------------ */
+
+void
+switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_t now)
+{
+    Runner next = {.pid = pid};
+    know_thread();
+    memcpy(next.comm, comm, COMM_SIZE);
+    made->before = previous == 0 ? thread : previous == running.pid ? running : unknown;
+    if (previous != 0)
+        made->before.pid = previous;
+    made->is_made = 1;
+    set_task(previous);
+    tell_switch(&made->before, &next, RUNS_ON, now);
+    set_task(pid);
+    running = next;
+}
+
+void
+switch_out(Switch *made, int32_t pid, const char *comm, int state, uint64_t now)
+{
+    Runner from = {.pid = pid};
+    memcpy(from.comm, comm, COMM_SIZE);
+    made->is_made = 0;
+    running = made->before;
+    if (tells_switches)
+        tell_switch(&from, &made->before, state, now);
+}
+
+int
+state_after(const Outcome *outcome)
+{
+    PyObject *yielded = outcome->yielded;
+    if (yielded == NULL)
+        return ENDED;
+    if (yielded == Py_None) /* a bare yield */
+        return RUNS_ON;
+    int is_checkpoint = PyType_Check(yielded) &&
+                        strcmp(((PyTypeObject *)yielded)->tp_name, "CancelShieldedCheckpoint") == 0; /* trio's */
+    return is_checkpoint ? RUNS_ON : WAITS;
+}
+
+/* --- start and stop ------------------------------------------------------------------------------------------- */
+
+PyDoc_STRVAR(switch_start_doc,
+             "switch_start(switch, waking, name_thread)\n--\n\n"
+             "Tell switches and wake-ups from now on; see _tracers/sched.py, which alone calls this.");
+
+static PyObject *
+switch_start(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *switched, *waking, *name;
+    if (!PyArg_ParseTuple(args, "OOO:switch_start", &switched, &waking, &name))
+        return NULL;
+    if (!aiotrace_event_check(switched) || !aiotrace_event_check(waking)) {
+        PyErr_SetString(PyExc_TypeError, "switch_start takes two events of ours");
+        return NULL;
+    }
+    Py_XSETREF(switch_event, Py_NewRef(switched));
+    Py_XSETREF(waking_event, Py_NewRef(waking));
+    Py_XSETREF(name_thread, Py_NewRef(name));
+    round_of_ours++;
+    tells_switches = 1;
+    plain_round++;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(switch_stop_doc, "switch_stop()\n--\n\nTell them no more.");
+
+static PyObject *
+switch_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
+{
+    tells_switches = 0;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(task_comm_doc, "task_comm(name)\n--\n\nThe bytes of a comm field for a name; for tests.");
+
+static PyObject *
+task_comm(PyObject *Py_UNUSED(module), PyObject *name)
+{
+    char comm[COMM_SIZE];
+    if (!PyUnicode_Check(name)) {
+        PyErr_SetString(PyExc_TypeError, "a name is a str");
+        return NULL;
+    }
+    put_comm(comm, name);
+    return PyBytes_FromString(comm);
+}
+
+static PyMethodDef functions[] = {
+    {"switch_start", switch_start, METH_VARARGS, switch_start_doc},
+    {"switch_stop", switch_stop, METH_NOARGS, switch_stop_doc},
+    {"task_comm", task_comm, METH_O, task_comm_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+switch_exec(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,114 @@
+/* trio: what stands for Task._create, which every task is made by, and puts what traces it in the place of `task.coro`.
+ *
+ *     spawned: _create -> task.coro = Known(task.coro)          each step: task.coro.send(value)
+ */
+#include "tasks/tasks.h"
+
+static PyObject *create; /* the original */
+static PyObject *coro_name;
+
+/* What is known of a task, borrowed; NULL: nothing. */
+static Known *
+find_trio_task(PyObject *task)
+{
+    PyObject *coroutine = PyObject_GetAttr(task, coro_name);
+    if (coroutine == NULL) {
+        PyErr_Clear();
+        return NULL;
+    }
+    Py_DECREF(coroutine); /* the task holds it */
+    return Py_TYPE(coroutine) == coroutine_type && ((Known *)coroutine)->next != NULL ? (Known *)coroutine : NULL;
+}
+
+/* What stands for a task's coroutine, a new reference; NULL without an exception: there is nothing. */
+HOT static Known *
+know_trio_task(PyObject *task, int is_new)
+{
+    PyObject *coroutine = PyObject_GetAttr(task, coro_name);
+    Known *known = NULL;
+    if (coroutine == NULL)
+        PyErr_Clear();
+    else if (Py_TYPE(coroutine) == coroutine_type && ((Known *)coroutine)->next != NULL)
+        known = (Known *)Py_NewRef(coroutine);
+    else if (Py_TYPE(coroutine) == coroutine_type) /* of a tracer that was switched off in another thread */
+        known = know_task(task, ((Known *)coroutine)->inner, ON_TRIO, is_new);
+    else
+        known = know_task(task, coroutine, ON_TRIO, is_new);
+    Py_XDECREF(coroutine);
+    return known;
+}
+
+HOT static PyObject *
+traced_create(PyObject *Py_UNUSED(type), PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
+{
+    PyObject *task = PyObject_Vectorcall(create, args, (size_t)nargs, keywords);
+    Known *known = task != NULL && is_active ? know_trio_task(task, 1) : NULL;
+    if (known == NULL)
+        return task;
+    if (PyObject_SetAttr(task, coro_name, (PyObject *)known) < 0) {
+        PyErr_Clear();
+        forget_task(known);
+    }
+    tell_spawn(known, task);
+    Py_DECREF(known);
+    return task;
+}
+
+static PyMethodDef create_def = {"_create", (PyCFunction)(void (*)(void))traced_create, METH_FASTCALL | METH_KEYWORDS,
+                                 NULL};
+
+PyDoc_STRVAR(task_create_doc, "task_create(original)\n--\n\nWhat stands for the _create of trio's tasks.");
+
+static PyObject *
+task_create(PyObject *Py_UNUSED(module), PyObject *original)
+{
+    Py_XSETREF(create, Py_NewRef(original));
+    return PyCFunction_New(&create_def, NULL);
+}
+
+PyDoc_STRVAR(task_wrap_doc, "task_wrap(task)\n--\n\nWhat is to stand for the coroutine of a trio task that was there before.");
+
+static PyObject *
+task_wrap(PyObject *Py_UNUSED(module), PyObject *task)
+{
+    Known *known = know_trio_task(task, 0);
+    if (known == NULL)
+        return PyObject_GetAttr(task, coro_name);
+    tell_alive(known);
+    return (PyObject *)known;
+}
+
+PyDoc_STRVAR(task_cancelled_doc,
+             "task_cancelled(task, message, scope)\n--\n\nWhat runs here has cancelled a scope that a trio task is in.");
+
+static PyObject *
+task_cancelled(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *task, *message, *scope;
+    if (!PyArg_ParseTuple(args, "OUO:task_cancelled", &task, &message, &scope))
+        return NULL;
+    Known *known = find_trio_task(task);
+    if (unlikely(cancel_watch != NULL) && known != NULL && known->state == TRACES)
+        tell_watch(known, task, scope);
+    if (known != NULL && known->state == TRACES && !is_off(CANCEL)) {
+        int32_t id = known->id;
+        Name site = find_site();
+        EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), text_of(&site), Py_NewRef(message));
+    }
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"task_cancelled", task_cancelled, METH_VARARGS, task_cancelled_doc},
+    {"task_create", task_create, METH_O, task_create_doc},
+    {"task_wrap", task_wrap, METH_O, task_wrap_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+trio_exec(PyObject *module)
+{
+    if ((coro_name = PyUnicode_InternFromString("coro")) == NULL)
+        return -1;
+    return PyModule_AddFunctions(module, functions);
+}

@@ -1,0 +1,76 @@
+/* uvloop: Loop.call_soon, which all steps of tasks are scheduled by.
+ *
+ * It is a function of Cython's, an object that has a pointer to what is called, as its type says. That pointer is ours
+ * while tracing is on: the function stays the object that it was, and a call costs one call more.
+ */
+#include "tasks/tasks.h"
+
+static PyObject *function; /* Loop.call_soon; held */
+HOT_DATA static vectorcallfunc original;
+
+HOT static __attribute__((noinline)) PyObject *
+look_and_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
+{
+    if (is_active && PyVectorcall_NARGS(nargsf) > 1)
+        callback_scheduled(args[1], args[0]);
+    return original(callable, args, nargsf, keywords);
+}
+
+HOT static PyObject *
+traced_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
+{
+    if (PyVectorcall_NARGS(nargsf) > 1 && is_told(args[1]))
+        return original(callable, args, nargsf, keywords);
+    return look_and_call_soon(callable, args, nargsf, keywords);
+}
+
+/* Where a callable has the pointer to what is called; NULL: it has none. */
+static vectorcallfunc *
+find_vectorcall(PyObject *callable)
+{
+    PyTypeObject *type = Py_TYPE(callable);
+    if (!PyType_HasFeature(type, Py_TPFLAGS_HAVE_VECTORCALL) || PyType_Check(callable))
+        return NULL;
+    vectorcallfunc *place = (vectorcallfunc *)((char *)callable + type->tp_vectorcall_offset);
+    return *place == NULL ? NULL : place;
+}
+
+PyDoc_STRVAR(task_call_soon_doc,
+             "task_call_soon(function)\n--\n\n"
+             "Look at what that function of a class of loops is called with; None: no more.\n"
+             "ValueError if it is not as we know it.");
+
+static PyObject *
+task_call_soon(PyObject *Py_UNUSED(module), PyObject *wanted)
+{
+    if (function != NULL) {
+        vectorcallfunc *place = find_vectorcall(function);
+        if (place != NULL && *place == traced_call_soon)
+            *place = original;
+        Py_CLEAR(function);
+    }
+    if (wanted == Py_None)
+        Py_RETURN_NONE;
+    vectorcallfunc *place = find_vectorcall(wanted);
+    if (place == NULL || !PyType_HasFeature(Py_TYPE(wanted), Py_TPFLAGS_METHOD_DESCRIPTOR)) {
+        PyErr_Format(PyExc_ValueError, "%R is not as we know it", wanted);
+        return NULL;
+    }
+    if (*place != traced_call_soon) {
+        original = *place;
+        *place = traced_call_soon;
+    }
+    function = Py_NewRef(wanted);
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef functions[] = {
+    {"task_call_soon", task_call_soon, METH_O, task_call_soon_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+int
+uvloop_exec(PyObject *module)
+{
+    return PyModule_AddFunctions(module, functions);
+}
