@@ -18,7 +18,7 @@ setup(
             sources=sorted(str(path) for path in SOURCES.glob("**/*.c")),
             depends=sorted(str(path) for path in SOURCES.glob("**/*.h")),
             include_dirs=[str(SOURCES)],
-            extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra"],
+            extra_compile_args=["-O3", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wshadow"],
             optional=os.environ.get("AIOTRACE_REQUIRE_C") != "1",
         )
     ]

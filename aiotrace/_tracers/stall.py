@@ -85,7 +85,7 @@ class StallWriter(Writer):
 
     def __init__(self, pages: Pages, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
         assert c_module is not None
-        self.place: Any = c_module.StallPlace()
+        self.place: Any = c_module.WatcherCursor()
         self._quarter = pages.arena.page_size // 4
         super().__init__(pages, slot, clock, definitions, first_sequence)
 

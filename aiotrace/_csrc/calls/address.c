@@ -22,15 +22,15 @@
 static Py_ssize_t extra_index = -1;
 
 uint64_t
-find_address(PyObject *code)
+aiotrace_find_address(PyObject *code)
 {
     void *extra = (void *)(uintptr_t)peek(code);
     if (extra == NULL && get_extra(code, extra_index, &extra) < 0)
         extra = NULL;
     if (address_in((uint64_t)(uintptr_t)extra) < ADDRESS_END)
         return address_in((uint64_t)(uintptr_t)extra);
-    uint64_t chosen = tracing.choice; /* another thread may change both, while Python runs */
-    PyObject *finder = tracing.locate;
+    uint64_t chosen = aiotrace_tracing.choice; /* another thread may change both, while Python runs */
+    PyObject *finder = aiotrace_tracing.locate;
     Py_INCREF(finder);
     PyObject *found = PyObject_CallOneArg(finder, code);
     Py_DECREF(finder);
@@ -47,20 +47,20 @@ find_address(PyObject *code)
 
 /* Find out with this code object whether an extra lies where `peek` looks for it. */
 static int
-look_at_extra(PyObject *code)
+check_extra(PyObject *code)
 {
     static const uintptr_t mark = 0x5A5A;
     void *extra = NULL;
     if (set_extra(code, extra_index, (void *)mark) < 0)
         return -1;
-    tracing.plain_index = extra_index;
+    aiotrace_tracing.plain_index = extra_index;
     if (get_extra(code, extra_index, &extra) < 0 || (uintptr_t)extra != mark || peek(code) != mark)
-        tracing.plain_index = PY_SSIZE_T_MAX;
+        aiotrace_tracing.plain_index = PY_SSIZE_T_MAX;
     return set_extra(code, extra_index, NULL);
 }
 
 int
-find_extra(PyObject *code)
+aiotrace_find_extra(PyObject *code)
 {
     if (extra_index >= 0)
         return 0;
@@ -68,5 +68,5 @@ find_extra(PyObject *code)
         PyErr_SetString(PyExc_RuntimeError, "all places of co_extra are taken");
         return -1;
     }
-    return look_at_extra(code);
+    return check_extra(code);
 }

@@ -19,16 +19,16 @@ settle(Stack *stack)
 static Stack *
 prepare(uint64_t address)
 {
-    Stack *stack = this_stack;
-    if (stack == &no_stack && (stack = grow(stack)) == NULL)
+    Stack *stack = aiotrace_this_stack;
+    if (stack == &aiotrace_no_stack && (stack = aiotrace_grow_stack(stack)) == NULL)
         return NULL;
-    if (stack->generation != tracing.generation) {
-        stack->generation = tracing.generation;
+    if (stack->generation != aiotrace_tracing.generation) {
+        stack->generation = aiotrace_tracing.generation;
         stack->depth = stack->beyond = stack->silent = 0;
     }
     stack->silent += address == SILENT;
     if (!stack->silent && stack->depth == stack->room) {
-        Stack *grown = stack->beyond ? NULL : grow(stack);
+        Stack *grown = stack->beyond ? NULL : aiotrace_grow_stack(stack);
         if (grown == NULL)
             stack->beyond++;
         else
@@ -42,7 +42,7 @@ prepare(uint64_t address)
 static uint32_t
 find_call(Stack *stack, PyObject *code, uint64_t address)
 {
-    if (stack->generation != tracing.generation)
+    if (stack->generation != aiotrace_tracing.generation)
         return 0;
     if (stack->silent) {
         stack->silent -= address == SILENT;
@@ -72,18 +72,18 @@ enter_found(PyObject *code, uint64_t address)
 static __attribute__((noinline)) void
 leave_found(PyObject *code, uint64_t address)
 {
-    Stack *stack = this_stack;
+    Stack *stack = aiotrace_this_stack;
     uint32_t depth = find_call(stack, code, address);
     if (depth != 0)
         pop(stack, depth);
 }
 
 int
-enter_slowly(PyObject *code)
+aiotrace_enter_slowly(PyObject *code)
 {
-    if (tracing.locate == NULL)
+    if (aiotrace_tracing.locate == NULL)
         return 1;
-    uint64_t address = find_address(code);
+    uint64_t address = aiotrace_find_address(code);
     if (address == IGNORED)
         return 0;
     enter_found(code, address);
@@ -91,11 +91,11 @@ enter_slowly(PyObject *code)
 }
 
 int
-leave_slowly(PyObject *code)
+aiotrace_leave_slowly(PyObject *code)
 {
-    if (tracing.locate == NULL)
+    if (aiotrace_tracing.locate == NULL)
         return 1;
-    uint64_t address = find_address(code);
+    uint64_t address = aiotrace_find_address(code);
     if (address == IGNORED)
         return 0;
     leave_found(code, address);

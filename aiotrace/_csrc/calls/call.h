@@ -1,7 +1,7 @@
 /* A call begins, and ends: what the hooks have inlined.
  *
- *     enter   code --peek--> address     ready, and there is room?     --> push, record       else enter_slowly
- *     leave   code                       ready, and it is the last?    --> pop, record        else leave_slowly
+ *     enter   code --peek--> address     ready, and there is room?     --> push, record       else aiotrace_enter_slowly
+ *     leave   code                       ready, and it is the last?    --> pop, record        else aiotrace_leave_slowly
  *
  * The law: a call that is as most are runs no more than this file and what it includes. Whatever has to be found out
  * before a call is such a one stands in call.c.
@@ -14,8 +14,8 @@
 #pragma GCC visibility push(hidden)
 
 /* Both return 0 if the function is not traced. */
-int enter_slowly(PyObject *code);
-int leave_slowly(PyObject *code);
+int aiotrace_enter_slowly(PyObject *code);
+int aiotrace_leave_slowly(PyObject *code);
 
 #pragma GCC visibility pop
 
@@ -27,9 +27,9 @@ push(Stack *stack, PyObject *code, uint64_t address)
     Call *call = &stack->calls[depth];
     uint64_t caller = call->address;
     call[1] = (Call){code, address, now};
-    if (likely(tracing.entry.event != NULL))
+    if (likely(aiotrace_tracing.entry.event != NULL))
         record_entry(now, address, depth);
-    if (unlikely(tracing.call.event != NULL))
+    if (unlikely(aiotrace_tracing.call.event != NULL))
         record_call(now, address, caller);
 }
 
@@ -37,7 +37,7 @@ static inline __attribute__((always_inline)) void
 pop(Stack *stack, uint32_t depth)
 {
     stack->depth = depth - 1;
-    if (likely(tracing.exit.event != NULL)) {
+    if (likely(aiotrace_tracing.exit.event != NULL)) {
         const Call *call = &stack->calls[depth];
         record_exit(read_time(&stack->clock), call->address, depth - 1, call->began);
     }
@@ -47,11 +47,11 @@ pop(Stack *stack, uint32_t depth)
 static inline __attribute__((always_inline)) int
 enter(PyObject *code)
 {
-    Stack *stack = this_stack;
+    Stack *stack = aiotrace_this_stack;
     uint64_t address = address_in(peek(code));
-    if (unlikely(address - ADDRESS_MIN >= ADDRESS_END - ADDRESS_MIN || stack->ready != tracing.generation ||
+    if (unlikely(address - ADDRESS_MIN >= ADDRESS_END - ADDRESS_MIN || stack->ready != aiotrace_tracing.generation ||
                  stack->depth == stack->room))
-        return enter_slowly(code);
+        return aiotrace_enter_slowly(code);
     push(stack, code, address);
     return 1;
 }
@@ -60,10 +60,10 @@ enter(PyObject *code)
 static inline __attribute__((always_inline)) int
 leave(PyObject *code)
 {
-    Stack *stack = this_stack;
+    Stack *stack = aiotrace_this_stack;
     uint32_t depth = stack->depth;
-    if (unlikely(stack->ready != tracing.generation || stack->calls[depth].code != code))
-        return leave_slowly(code);
+    if (unlikely(stack->ready != aiotrace_tracing.generation || stack->calls[depth].code != code))
+        return aiotrace_leave_slowly(code);
     pop(stack, depth);
     return 1;
 }

@@ -20,8 +20,8 @@
  *   left out, and what stands above it on the stack is dropped: a depth is never wrong for more than one call.
  * - The interpreter calls no hook inside a hook, so what the slow way runs is not traced.
  * - A call that is as most are meets three branches before its time is read: the address is one, this thread's stack is
- *   of now (`ready`), and it has room, or the call on it is the one that ends. All else is `enter_slowly`'s and
- *   `leave_slowly`'s.
+ *   of now (`ready`), and it has room, or the call on it is the one that ends. All else is `aiotrace_enter_slowly`'s and
+ *   `aiotrace_leave_slowly`'s.
  */
 #ifndef AIOTRACE_FUNCTION_H
 #define AIOTRACE_FUNCTION_H
@@ -49,7 +49,7 @@ typedef struct {
 
 #pragma GCC visibility push(hidden)
 
-extern Tracing tracing;
+extern Tracing aiotrace_tracing;
 
 /* --- addresses (address.c) ---------------------------------------------------------------------- */
 
@@ -60,7 +60,7 @@ extern Tracing tracing;
 #define ADDRESS_END ((uint64_t)1 << ADDRESS_BITS)
 
 /* What a code object holds for us, or 0, without the checks that the interpreter's own function makes. The struct is
- * codeobject.c's own; `find_extra` looks whether it is so. */
+ * codeobject.c's own; `aiotrace_find_extra` looks whether it is so. */
 static inline uint64_t
 peek(PyObject *code)
 {
@@ -68,9 +68,9 @@ peek(PyObject *code)
         Py_ssize_t size;
         void *extras[];
     } *extra = ((PyCodeObject *)code)->co_extra;
-    return extra == NULL || tracing.plain_index >= extra->size
+    return extra == NULL || aiotrace_tracing.plain_index >= extra->size
                ? 0
-               : (uint64_t)(uintptr_t)extra->extras[tracing.plain_index];
+               : (uint64_t)(uintptr_t)extra->extras[aiotrace_tracing.plain_index];
 }
 
 /* The address that an extra holds. It is ADDRESS_END or more if none is known: of the present choice, that is, which
@@ -78,15 +78,15 @@ peek(PyObject *code)
 static inline uint64_t
 address_in(uint64_t extra)
 {
-    return extra - (tracing.choice << ADDRESS_BITS);
+    return extra - (aiotrace_tracing.choice << ADDRESS_BITS);
 }
 
 /* The address of a code object, asked for if it is not known. Runs Python; sets no exception. */
-uint64_t find_address(PyObject *code);
+uint64_t aiotrace_find_address(PyObject *code);
 
 /* Have a place in code objects, and find out with this one where it lies. Returns -1 with an exception set if there is
  * none. */
-int find_extra(PyObject *code);
+int aiotrace_find_extra(PyObject *code);
 
 /* --- the stack of a thread (stack.c) ------------------------------------------------------------ */
 
@@ -107,20 +107,20 @@ typedef struct {
     Call calls[]; /* the call at depth n (from 1) is calls[n]; calls[0] is nobody's: code and address are 0 */
 } Stack;
 
-extern Stack no_stack; /* of a thread that has none yet: never ready */
-extern AIOTRACE_THREAD_LOCAL Stack *this_stack;
+extern Stack aiotrace_no_stack; /* of a thread that has none yet: never ready */
+extern AIOTRACE_THREAD_LOCAL Stack *aiotrace_this_stack;
 
 /* The stack with more room, if that can be; or NULL, and it is as it was. */
-Stack *grow(Stack *stack);
+Stack *aiotrace_grow_stack(Stack *stack);
 
-int function_stack_exec(void);
+int aiotrace_call_stack_exec(void);
 
 /* --- the hooks: each adds its functions to the module ---------------------------------------------------- */
 
 #if PY_VERSION_HEX >= 0x030C0000
-int function_monitoring_exec(PyObject *module);
+int aiotrace_hooks_312_exec(PyObject *module);
 #else
-int function_profile_exec(PyObject *module);
+int aiotrace_hooks_311_exec(PyObject *module);
 #endif
 
 #pragma GCC visibility pop

@@ -6,12 +6,12 @@
 
 #define APART_MAX 1024 /* ticks that one look at both clocks takes: else somebody came between */
 
-HOT_DATA int has_tsc;
+HOT_DATA int aiotrace_calls_have_tsc;
 
 #if HAVE_TSC
 
 uint64_t
-read_both(Clock *clock)
+aiotrace_read_both_clocks(Clock *clock)
 {
     uint64_t before = __rdtsc(), mono = monotonic_ns(), apart = __rdtsc() - before, tick = before + apart / 2;
     uint64_t ticks = tick - clock->tick;

@@ -23,10 +23,11 @@ typedef struct {
 
 #pragma GCC visibility push(hidden)
 
-extern int has_tsc; /* the kernel makes CLOCK_MONOTONIC from it: so it is constant, and the same on all processors */
+/* the kernel makes CLOCK_MONOTONIC from it: so it is constant, and the same on all processors */
+extern int aiotrace_calls_have_tsc;
 
 /* Where the window has ended, or the rate is not known. */
-uint64_t read_both(Clock *clock);
+uint64_t aiotrace_read_both_clocks(Clock *clock);
 
 #pragma GCC visibility pop
 
@@ -44,11 +45,11 @@ static inline uint64_t
 read_time(Clock *clock)
 {
 #if HAVE_TSC
-    if (likely(has_tsc)) {
+    if (likely(aiotrace_calls_have_tsc)) {
         uint64_t ticks = __rdtsc() - clock->tick;
         if (likely(ticks < WINDOW && clock->rate != 0))
             return clock->mono + scale(ticks, clock->rate);
-        return read_both(clock);
+        return aiotrace_read_both_clocks(clock);
     }
 #endif
     (void)clock;

@@ -60,7 +60,7 @@ PyDoc_STRVAR(profile_thread_doc, "For threading.setprofile: puts the profile fun
 static PyObject *
 function_profile_thread(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
 {
-    if (_PyEval_SetProfile(PyThreadState_Get(), tracing.locate == NULL ? NULL : profile, NULL) < 0)
+    if (_PyEval_SetProfile(PyThreadState_Get(), aiotrace_tracing.locate == NULL ? NULL : profile, NULL) < 0)
         return NULL;
     Py_RETURN_NONE;
 }
@@ -73,7 +73,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-function_profile_exec(PyObject *module)
+aiotrace_hooks_311_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

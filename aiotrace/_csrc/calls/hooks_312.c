@@ -127,7 +127,7 @@ find_disable(void)
 }
 
 int
-function_monitoring_exec(PyObject *module)
+aiotrace_hooks_312_exec(PyObject *module)
 {
     return find_disable() < 0 ? -1 : add_hooks(module);
 }

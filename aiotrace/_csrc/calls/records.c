@@ -6,7 +6,7 @@
 #include "calls/records.h"
 
 void
-call_slowly(PyObject *event, const char *format, ...)
+aiotrace_call_event_slowly(PyObject *event, const char *format, ...)
 {
     va_list values;
     va_start(values, format);
@@ -22,7 +22,7 @@ call_slowly(PyObject *event, const char *format, ...)
 }
 
 void
-set_kind(Kind *kind, PyObject *event)
+aiotrace_set_kind(Kind *kind, PyObject *event)
 {
     PyObject *before = kind->event;
     if (event == Py_None) {

@@ -31,10 +31,10 @@ typedef struct __attribute__((packed, aligned(4))) {
 #pragma GCC visibility push(hidden)
 
 /* The slow way: the event is called with its fields as objects, which Py_BuildValue makes. */
-void call_slowly(PyObject *event, const char *format, ...);
+void aiotrace_call_event_slowly(PyObject *event, const char *format, ...);
 
 /* Record this event; None: it is not traced. */
-void set_kind(Kind *kind, PyObject *event);
+void aiotrace_set_kind(Kind *kind, PyObject *event);
 
 #pragma GCC visibility pop
 
@@ -64,7 +64,7 @@ static inline void
 record_call(uint64_t now, uint64_t address, uint64_t caller)
 {
     Cursor *cursor;
-    CallRecord *record = begin(&tracing.call, now, sizeof *record, &cursor);
+    CallRecord *record = begin(&aiotrace_tracing.call, now, sizeof *record, &cursor);
     if (likely(record != NULL)) {
         record->ip = address;
         record->parent_ip = caller;
@@ -72,15 +72,16 @@ record_call(uint64_t now, uint64_t address, uint64_t caller)
         return;
     }
     CallRecord copy = {.ip = address, .parent_ip = caller};
-    if (!aiotrace_event_at(tracing.call.event, now, &copy.ip))
-        call_slowly(tracing.call.event, "(KK)", (unsigned long long)address, (unsigned long long)caller);
+    if (!aiotrace_event_at(aiotrace_tracing.call.event, now, &copy.ip))
+        aiotrace_call_event_slowly(aiotrace_tracing.call.event, "(KK)", (unsigned long long)address,
+                                   (unsigned long long)caller);
 }
 
 static inline void
 record_entry(uint64_t now, uint64_t address, uint32_t depth)
 {
     Cursor *cursor;
-    EntryRecord *record = begin(&tracing.entry, now, sizeof *record, &cursor);
+    EntryRecord *record = begin(&aiotrace_tracing.entry, now, sizeof *record, &cursor);
     if (likely(record != NULL)) {
         record->func = address;
         record->depth = (int32_t)depth;
@@ -88,15 +89,15 @@ record_entry(uint64_t now, uint64_t address, uint32_t depth)
         return;
     }
     EntryRecord copy = {.func = address, .depth = (int32_t)depth};
-    if (!aiotrace_event_at(tracing.entry.event, now, &copy.func))
-        call_slowly(tracing.entry.event, "(Ki)", (unsigned long long)address, (int)depth);
+    if (!aiotrace_event_at(aiotrace_tracing.entry.event, now, &copy.func))
+        aiotrace_call_event_slowly(aiotrace_tracing.entry.event, "(Ki)", (unsigned long long)address, (int)depth);
 }
 
 static inline void
 record_exit(uint64_t now, uint64_t address, uint32_t depth, uint64_t began)
 {
     Cursor *cursor;
-    ExitRecord *record = begin(&tracing.exit, now, sizeof *record, &cursor);
+    ExitRecord *record = begin(&aiotrace_tracing.exit, now, sizeof *record, &cursor);
     if (likely(record != NULL)) {
         record->func = address;
         record->depth = (int32_t)depth;
@@ -107,9 +108,9 @@ record_exit(uint64_t now, uint64_t address, uint32_t depth, uint64_t began)
         return;
     }
     ExitRecord copy = {.func = address, .depth = (int32_t)depth, .calltime = began, .rettime = now};
-    if (!aiotrace_event_at(tracing.exit.event, now, &copy.func))
-        call_slowly(tracing.exit.event, "(KiIKK)", (unsigned long long)address, (int)depth, 0u,
-                    (unsigned long long)began, (unsigned long long)now);
+    if (!aiotrace_event_at(aiotrace_tracing.exit.event, now, &copy.func))
+        aiotrace_call_event_slowly(aiotrace_tracing.exit.event, "(KiIKK)", (unsigned long long)address, (int)depth, 0u,
+                                   (unsigned long long)began, (unsigned long long)now);
 }
 
 #endif

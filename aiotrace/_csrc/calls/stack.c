@@ -10,14 +10,14 @@
 
 #define DEPTH_MAX 65536
 
-Stack no_stack;
-AIOTRACE_THREAD_LOCAL Stack *this_stack = &no_stack;
+Stack aiotrace_no_stack;
+AIOTRACE_THREAD_LOCAL Stack *aiotrace_this_stack = &aiotrace_no_stack;
 static pthread_key_t stack_key; /* frees a thread's stack */
 
 Stack *
-grow(Stack *stack)
+aiotrace_grow_stack(Stack *stack)
 {
-    int is_first = stack == &no_stack;
+    int is_first = stack == &aiotrace_no_stack;
     uint32_t room = is_first ? 128 : 2 * stack->room;
     if (room > DEPTH_MAX)
         return NULL;
@@ -27,7 +27,7 @@ grow(Stack *stack)
     if (is_first)
         memset(grown, 0, sizeof(Stack) + sizeof(Call));
     grown->room = room;
-    this_stack = grown;
+    aiotrace_this_stack = grown;
     pthread_setspecific(stack_key, grown);
     return grown;
 }
@@ -35,12 +35,12 @@ grow(Stack *stack)
 static void
 free_stack(void *stack)
 {
-    this_stack = &no_stack;
+    aiotrace_this_stack = &aiotrace_no_stack;
     free(stack);
 }
 
 int
-function_stack_exec(void)
+aiotrace_call_stack_exec(void)
 {
     static int has_key;
     if (!has_key && pthread_key_create(&stack_key, free_stack) != 0) {

@@ -5,7 +5,7 @@
  */
 #include "calls/records.h"
 
-HOT_DATA Tracing tracing = {.generation = 1, .plain_index = PY_SSIZE_T_MAX};
+HOT_DATA Tracing aiotrace_tracing = {.generation = 1, .plain_index = PY_SSIZE_T_MAX};
 
 PyDoc_STRVAR(start_doc,
              "function_start(locate, call, entry, exit, has_tsc)\n--\n\n"
@@ -17,7 +17,7 @@ static PyObject *
 function_start(PyObject *Py_UNUSED(module), PyObject *args)
 {
     PyObject *finder, *events[3];
-    Kind *places[3] = {&tracing.call, &tracing.entry, &tracing.exit};
+    Kind *places[3] = {&aiotrace_tracing.call, &aiotrace_tracing.entry, &aiotrace_tracing.exit};
     int tsc;
     if (!PyArg_ParseTuple(args, "O!OOOp:function_start", &PyFunction_Type, &finder, &events[0], &events[1], &events[2],
                           &tsc))
@@ -28,15 +28,15 @@ function_start(PyObject *Py_UNUSED(module), PyObject *args)
             return NULL;
         }
     }
-    if (find_extra(PyFunction_GET_CODE(finder)) < 0)
+    if (aiotrace_find_extra(PyFunction_GET_CODE(finder)) < 0)
         return NULL;
-    has_tsc = tsc;
-    if (tracing.locate != finder)
-        tracing.choice = tracing.choice % 0xFFFF + 1;
+    aiotrace_calls_have_tsc = tsc;
+    if (aiotrace_tracing.locate != finder)
+        aiotrace_tracing.choice = aiotrace_tracing.choice % 0xFFFF + 1;
     Py_INCREF(finder);
-    Py_XSETREF(tracing.locate, finder);
+    Py_XSETREF(aiotrace_tracing.locate, finder);
     for (int i = 0; i < 3; i++)
-        set_kind(places[i], events[i]);
+        aiotrace_set_kind(places[i], events[i]);
     Py_RETURN_NONE;
 }
 
@@ -45,11 +45,11 @@ PyDoc_STRVAR(stop_doc, "function_stop()\n--\n\nRecord no more.");
 static PyObject *
 function_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    tracing.generation++;
-    Py_CLEAR(tracing.locate);
-    set_kind(&tracing.call, Py_None);
-    set_kind(&tracing.entry, Py_None);
-    set_kind(&tracing.exit, Py_None);
+    aiotrace_tracing.generation++;
+    Py_CLEAR(aiotrace_tracing.locate);
+    aiotrace_set_kind(&aiotrace_tracing.call, Py_None);
+    aiotrace_set_kind(&aiotrace_tracing.entry, Py_None);
+    aiotrace_set_kind(&aiotrace_tracing.exit, Py_None);
     Py_RETURN_NONE;
 }
 
@@ -60,12 +60,12 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_function_exec(PyObject *module)
+aiotrace_calls_exec(PyObject *module)
 {
 #if PY_VERSION_HEX >= 0x030C0000
-    const int failed = function_monitoring_exec(module);
+    const int failed = aiotrace_hooks_312_exec(module);
 #else
-    const int failed = function_profile_exec(module);
+    const int failed = aiotrace_hooks_311_exec(module);
 #endif
-    return failed || function_stack_exec() < 0 ? -1 : PyModule_AddFunctions(module, functions);
+    return failed || aiotrace_call_stack_exec() < 0 ? -1 : PyModule_AddFunctions(module, functions);
 }

@@ -94,23 +94,23 @@ aiotrace_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type, cons
 }
 
 /* Add the part's types and functions to the module. Return -1 with an exception set if that cannot be done. */
-int aiotrace_alarm_exec(PyObject *module);
+int aiotrace_eventfd_exec(PyObject *module);
 int aiotrace_columns_exec(PyObject *module);
-int aiotrace_crc_exec(PyObject *module);
+int aiotrace_crc32_exec(PyObject *module);
 int aiotrace_cursor_exec(PyObject *module);
 int aiotrace_delivery_exec(PyObject *module);
 int aiotrace_event_exec(PyObject *module);
-int aiotrace_files_batch_exec(PyObject *module);
-int aiotrace_files_frames_exec(PyObject *module);
-int aiotrace_files_runs_exec(PyObject *module);
-int aiotrace_function_exec(PyObject *module);
-int aiotrace_handover_exec(PyObject *module);
-int aiotrace_lease_exec(PyObject *module);
-int aiotrace_lines_exec(PyObject *module);
-int aiotrace_records_exec(PyObject *module);
+int aiotrace_batch_write_exec(PyObject *module);
+int aiotrace_page_frames_exec(PyObject *module);
+int aiotrace_journal_runs_exec(PyObject *module);
+int aiotrace_calls_exec(PyObject *module);
+int aiotrace_page_state_exec(PyObject *module);
+int aiotrace_thread_lease_exec(PyObject *module);
+int aiotrace_report_lines_exec(PyObject *module);
+int aiotrace_walk_exec(PyObject *module);
 int aiotrace_span_exec(PyObject *module);
-int aiotrace_stall_exec(PyObject *module);
-int aiotrace_task_exec(PyObject *module);
+int aiotrace_stalls_exec(PyObject *module);
+int aiotrace_tasks_exec(PyObject *module);
 int aiotrace_turn_exec(PyObject *module);
 
 /* crc32.c: zlib's crc32 of some bytes, after those whose crc32 is `crc` (0: none). */

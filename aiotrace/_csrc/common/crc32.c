@@ -172,7 +172,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_crc_exec(PyObject *module)
+aiotrace_crc32_exec(PyObject *module)
 {
     fill_table();
     is_folding = __builtin_cpu_supports("pclmul");
@@ -191,7 +191,7 @@ aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size)
 }
 
 int
-aiotrace_crc_exec(PyObject *Py_UNUSED(module))
+aiotrace_crc32_exec(PyObject *Py_UNUSED(module))
 {
     fill_table();
     return 0;

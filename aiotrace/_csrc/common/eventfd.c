@@ -27,7 +27,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_alarm_exec(PyObject *module)
+aiotrace_eventfd_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

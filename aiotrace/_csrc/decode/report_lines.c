@@ -348,7 +348,7 @@ static PyType_Spec lines_spec = {
 };
 
 int
-aiotrace_lines_exec(PyObject *module)
+aiotrace_report_lines_exec(PyObject *module)
 {
     PyTypeObject *type;
     if (aiotrace_add_type(module, &lines_spec, &type, "Lines") < 0)

@@ -198,7 +198,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_records_exec(PyObject *module)
+aiotrace_walk_exec(PyObject *module)
 {
     if (aiotrace_add_type(module, &walk_spec, &aiotrace_get_state(module)->walk_type, "Walk") < 0)
         return -1;

@@ -40,7 +40,8 @@ typedef struct {
     PyObject_HEAD
     vectorcallfunc vectorcall;
     uint64_t plain_epoch; /* `mode_epoch` if the mode is MODE_ALL, else 0, which no epoch is */
-    Py_ssize_t short_count; /* `fields_count` if there are numbers alone and no long record: see `record_short`; or -1 */
+    /* `fields_count` if there are numbers alone and no long record: see `record_short`; or -1 */
+    Py_ssize_t short_count;
     uint32_t id; /* 16 bits: with the flags and the count after it as a record begins */
     uint16_t fixed_size;
     uint16_t fields_count;

@@ -293,7 +293,8 @@ static void
 find_clock(void)
 {
 #if defined(__x86_64__) && defined(__GLIBC__)
-    void *libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD), *vdso = dlopen("linux-vdso.so.1", RTLD_LAZY | RTLD_NOLOAD);
+    void *libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD),
+ *vdso = dlopen("linux-vdso.so.1", RTLD_LAZY | RTLD_NOLOAD);
     if (libc != NULL && vdso != NULL && dlsym(libc, "clock_gettime") == (void *)clock_gettime) {
         void *found = dlsym(vdso, "__vdso_clock_gettime");
         if (found != NULL)

@@ -21,7 +21,7 @@ typedef struct {
     PyObject *position; /* borrowed from the positions; NULL: there is none yet */
     int moved;          /* since it was read */
     uint64_t writer, next_event, sequence, offset, events, timestamp;
-} run;
+} Run;
 
 static int
 set_number(PyObject *object, PyObject *name, uint64_t value)
@@ -33,7 +33,7 @@ set_number(PyObject *object, PyObject *name, uint64_t value)
 }
 
 static int
-end_run(run *run)
+end_run(Run *run)
 {
     if (!run->moved)
         return 0;
@@ -47,7 +47,7 @@ end_run(run *run)
 
 /* Returns 1: the sink knows this writer, 0: not, -1: an exception is set. */
 static int
-begin_run(run *run, PyObject *positions, uint64_t writer)
+begin_run(Run *run, PyObject *positions, uint64_t writer)
 {
     run->position = NULL;
     PyObject *key = PyLong_FromUnsignedLongLong(writer);
@@ -140,10 +140,11 @@ offer_sealed(PyObject *Py_UNUSED(module), PyObject *arguments)
     PyObject *pages, *positions, *by_page, *parts = NULL;
     PyTypeObject *part_type;
     if (!PyArg_ParseTuple(arguments, "w*y*nnO!nO!O!KnO!:offer_sealed", &descriptors, &memory, &first, &page_size,
-                          &PyList_Type, &pages, &start, &PyDict_Type, &positions, &PyDict_Type, &by_page, &number, &most,
+                          &PyList_Type, &pages, &start, &PyDict_Type, &positions, &PyDict_Type, &by_page, &number,
+                          &most,
                           &PyType_Type, &part_type))
         return NULL;
-    run run = {.position = NULL, .moved = 0};
+    Run run = {.position = NULL, .moved = 0};
     uint64_t events = 0;
     int failed = (parts = PyList_New(0)) == NULL;
     for (Py_ssize_t i = start; !failed && most > 0 && i < PyList_GET_SIZE(pages); i++, most--) {

@@ -78,7 +78,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_handover_exec(PyObject *module)
+aiotrace_page_state_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

@@ -144,7 +144,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_lease_exec(PyObject *module)
+aiotrace_thread_lease_exec(PyObject *module)
 {
     if (aiotrace_add_type(module, &lease_spec, &lease_type, "Lease") < 0)
         return -1;

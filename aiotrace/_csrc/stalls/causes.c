@@ -1,6 +1,6 @@
 /* Why a step lasts: what its thread's time went into, as the kernel counts it, and how the clerk waited for the GIL.
  *
- *     first sample ....... the step goes on ....... last sample --stall_judge--> Python, C, gc, the GIL, ...
+ *     first sample ....... the step goes on ....... last sample --aiotrace_stall_judge--> Python, C, gc, the GIL, ...
  *     the clerk asks for the GIL: ---waits---|
  *
  * The law: a cause is what most of the window went into; where nothing is known of it, it is "unknown" and not a guess.
@@ -17,7 +17,7 @@
 #define HELD_INTERVALS 3u /* switch intervals: who has the GIL longer, on the average, is in C, and does not hear */
 #define WAKE_INTERVALS 4u /* switch intervals: who waits for the GIL wakes at least as often, to ask for it */
 
-Cause stall_causes[CAUSES];
+Cause aiotrace_stall_causes[CAUSES];
 
 /* Read a file of /proc, which is short. Returns whether there is a text; it ends with a NUL. No GIL. */
 static int
@@ -35,7 +35,7 @@ read_proc(int32_t thread, const char *name, char *text, size_t size)
 }
 
 char
-stall_thread_state(int32_t thread)
+aiotrace_stall_thread_state(int32_t thread)
 {
     char text[128]; /* proc_pid_stat(5): pid (name) state ...; the name has up to 15 bytes, also brackets */
     if (!read_proc(thread, "stat", text, sizeof text))
@@ -63,29 +63,30 @@ static uint64_t
 read_cpu(int32_t thread)
 {
     struct timespec cpu;
-    /* The id of a thread's clock as the kernel makes it (include/linux/posix-timers_types.h): ~thread, 3 bits of kind. */
+    /* The id of a thread's clock as the kernel makes it (include/linux/posix-timers_types.h): ~thread,
+ 3 bits of kind. */
     clockid_t clock = (clockid_t)(~(unsigned)thread << 3 | 6);
     return clock_gettime(clock, &cpu) == 0 ? (uint64_t)cpu.tv_sec * 1000000000u + (uint64_t)cpu.tv_nsec : 0;
 }
 
 Sample
-stall_sample(const Slot *slot)
+aiotrace_stall_sample(const Slot *slot)
 {
-    Sample now = {.ns = aiotrace_monotonic_ns(), .late_ns = stalls.late_ns, .cpu_ns = read_cpu(slot->thread)};
+    Sample now = {.ns = aiotrace_monotonic_ns(), .late_ns = aiotrace_stalls.late_ns, .cpu_ns = read_cpu(slot->thread)};
     read_delay(slot->thread, &now.delay_ns, &now.slices);
-    uint64_t collecting = load(&slot->gc_began);
-    now.gc_ns = load(&slot->gc_ns) + (collecting ? since(collecting, now.ns) : 0);
+    uint64_t collecting = load_acquire(&slot->gc_began);
+    now.gc_ns = load_acquire(&slot->gc_ns) + (collecting ? since(collecting, now.ns) : 0);
     return now;
 }
 
 int
-stall_judge(const Sample *first, const Sample *last, const Waits *waits, char state)
+aiotrace_stall_judge(const Sample *first, const Sample *last, const Waits *waits, char state)
 {
     uint64_t window = since(first->ns, last->ns), cpu = since(first->cpu_ns, last->cpu_ns);
     uint64_t delay = since(first->delay_ns, last->delay_ns), late = since(first->late_ns, last->late_ns);
     uint64_t idle = since(cpu + delay, window), slices = since(first->slices, last->slices);
     /* Python code hears sooner that the GIL is asked for. */
-    uint64_t deaf = HELD_INTERVALS * stalls.interval * waits->count;
+    uint64_t deaf = HELD_INTERVALS * aiotrace_stalls.interval * waits->count;
     if (first->ns == 0 || window < PAUSE_MIN)
         return UNKNOWN;
     if (state == 'R') { /* it wants to run; that is counted when it does */
@@ -103,19 +104,19 @@ stall_judge(const Sample *first, const Sample *last, const Waits *waits, char st
         return waits->held_ns > deaf ? C_CALL : PYTHON;
     if (delay >= idle)
         return SCHEDULER;
-    if (waits->longest_ns >= stalls.interval / 2 && slices * WAKE_INTERVALS * stalls.interval >= idle)
+    if (waits->longest_ns >= aiotrace_stalls.interval / 2 && slices * WAKE_INTERVALS * aiotrace_stalls.interval >= idle)
         return GIL;
     return waits->asked_ns > deaf ? C_CALL : BLOCKED;
 }
 
 Waits
-stall_waits_until(const Slot *slot, uint64_t now)
+aiotrace_stall_waits_until(const Slot *slot, uint64_t now)
 {
     Waits waits = slot->waits;
     if (slot->waiting.ns) {
         uint64_t ns = since(slot->waiting.ns, now), ran = since(slot->waiting.cpu_ns, read_cpu(slot->thread));
         uint64_t delay_ns, slices;
-        read_delay(stalls.clerk, &delay_ns, &slices);
+        read_delay(aiotrace_stalls.sampler, &delay_ns, &slices);
         uint64_t kept = since(slot->waiting.delay_ns, delay_ns);
         waits.count++;
         waits.asked_ns += since(kept, ns);
@@ -127,10 +128,10 @@ stall_waits_until(const Slot *slot, uint64_t now)
 }
 
 void
-stall_begin_waiting(Slot *slot, uint64_t now)
+aiotrace_stall_begin_waiting(Slot *slot, uint64_t now)
 {
     uint64_t slices;
     slot->waiting.ns = now;
     slot->waiting.cpu_ns = read_cpu(slot->thread);
-    read_delay(stalls.clerk, &slot->waiting.delay_ns, &slices);
+    read_delay(aiotrace_stalls.sampler, &slot->waiting.delay_ns, &slices);
 }

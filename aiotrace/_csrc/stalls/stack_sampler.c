@@ -44,31 +44,31 @@ static int
 wait_for_work(uint64_t mine)
 {
     PyThreadState *state = PyEval_SaveThread();
-    pthread_mutex_lock(&stalls.lock);
-    while (!stalls.has_work && !stalls.is_stopping && stalls.run == mine)
-        pthread_cond_wait(&stalls.work, &stalls.lock);
-    int goes_on = !stalls.is_stopping && stalls.run == mine;
+    pthread_mutex_lock(&aiotrace_stalls.lock);
+    while (!aiotrace_stalls.has_work && !aiotrace_stalls.is_stopping && aiotrace_stalls.run == mine)
+        pthread_cond_wait(&aiotrace_stalls.work, &aiotrace_stalls.lock);
+    int goes_on = !aiotrace_stalls.is_stopping && aiotrace_stalls.run == mine;
     uint64_t now = aiotrace_monotonic_ns();
     if (goes_on) {
-        stalls.clerk_waits = 1;
-        for (Slot *slot = stalls.slots; slot != NULL; slot = slot->next)
+        aiotrace_stalls.sampler_waits = 1;
+        for (Slot *slot = aiotrace_stalls.slots; slot != NULL; slot = slot->next)
             if (slot->probed)
-                stall_begin_waiting(slot, now);
+                aiotrace_stall_begin_waiting(slot, now);
     }
-    pthread_mutex_unlock(&stalls.lock);
+    pthread_mutex_unlock(&aiotrace_stalls.lock);
     PyEval_RestoreThread(state); /* at the end of the interpreter this thread ends here, and holds nothing */
-    pthread_mutex_lock(&stalls.lock);
-    if (goes_on && stalls.run == mine) {
+    pthread_mutex_lock(&aiotrace_stalls.lock);
+    if (goes_on && aiotrace_stalls.run == mine) {
         now = aiotrace_monotonic_ns();
-        stalls.clerk_waits = 0;
-        stalls.has_work = 0;
-        for (Slot *slot = stalls.slots; slot != NULL; slot = slot->next) {
+        aiotrace_stalls.sampler_waits = 0;
+        aiotrace_stalls.has_work = 0;
+        for (Slot *slot = aiotrace_stalls.slots; slot != NULL; slot = slot->next) {
             if (slot->probed == slot->sampled)
-                slot->waits = stall_waits_until(slot, now);
+                slot->waits = aiotrace_stall_waits_until(slot, now);
             slot->waiting.ns = slot->probed = 0;
         }
     }
-    pthread_mutex_unlock(&stalls.lock);
+    pthread_mutex_unlock(&aiotrace_stalls.lock);
     return goes_on;
 }
 
@@ -85,32 +85,36 @@ stall_next(PyObject *Py_UNUSED(module), PyObject *argument)
     if (mine == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
     aiotrace_set_task(0);
-    pthread_mutex_lock(&stalls.lock);
-    stalls.clerk = (int32_t)syscall(SYS_gettid);
-    pthread_mutex_unlock(&stalls.lock);
+    pthread_mutex_lock(&aiotrace_stalls.lock);
+    aiotrace_stalls.sampler = (int32_t)syscall(SYS_gettid);
+    pthread_mutex_unlock(&aiotrace_stalls.lock);
     for (int is_first = 1;; is_first = 0) {
-        Slot found = {.news.step = 0};
+        Slot found = {.pending_report.step = 0};
         int is_short = 0;
-        pthread_mutex_lock(&stalls.lock);
-        for (int i = 0; i < stalls.places_count; i++)
-            is_short |= !stalls.places[i]->is_closed && room_of(stalls.places[i]) < stalls.places[i]->page_size / 4;
-        for (Slot *slot = stalls.slots; slot != NULL && !found.news.step; slot = slot->next) {
-            if (slot->news.step) {
+        pthread_mutex_lock(&aiotrace_stalls.lock);
+        for (int i = 0; i < aiotrace_stalls.cursors_count; i++) {
+            const WatcherCursor *cursor = aiotrace_stalls.cursors[i];
+            is_short |= !cursor->is_closed && room_of(cursor) < cursor->page_size / 4;
+        }
+        for (Slot *slot = aiotrace_stalls.slots; slot != NULL && !found.pending_report.step; slot = slot->next) {
+            if (slot->pending_report.step) {
                 found = *slot;
-                slot->news.step = 0;
+                slot->pending_report.step = 0;
             }
         }
-        pthread_mutex_unlock(&stalls.lock);
-        if (found.news.step) {
+        pthread_mutex_unlock(&aiotrace_stalls.lock);
+        if (found.pending_report.step) {
             /* Only who has the GIL ends a step, and we have it. */
-            int lasts = !found.is_free && found.sequence == found.news.step;
+            int lasts = !found.is_free && found.sequence == found.pending_report.step;
             PyObject *frames = lasts ? read_frames(found.state) : Py_NewRef(Py_None);
             if (frames == NULL)
                 return NULL;
-            aiotrace_set_task(found.news.task ? found.news.task : found.thread);
-            return Py_BuildValue("iiKKOiKN", (int)found.thread, (int)found.news.task,
-                                 (unsigned long long)found.news.began, (unsigned long long)found.news.lasted,
-                                 stall_causes[found.news.cause].text, found.news.is_written,
+            aiotrace_set_task(found.pending_report.task ? found.pending_report.task : found.thread);
+            return Py_BuildValue("iiKKOiKN", (int)found.thread, (int)found.pending_report.task,
+                                 (unsigned long long)found.pending_report.began,
+                                 (unsigned long long)found.pending_report.lasted,
+                                 aiotrace_stall_causes[found.pending_report.cause].text,
+                                 found.pending_report.is_written,
                                  (unsigned long long)found.waits.longest_ns, frames);
         }
         if (is_short && !is_first)
@@ -126,7 +130,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-stall_clerk_exec(PyObject *module)
+aiotrace_stack_sampler_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

@@ -27,10 +27,10 @@
 
 #include <pthread.h>
 
-#define load(place) __atomic_load_n(place, __ATOMIC_ACQUIRE)
-#define store(place, value) __atomic_store_n(place, value, __ATOMIC_RELEASE)
+#define load_acquire(cursor) __atomic_load_n(cursor, __ATOMIC_ACQUIRE)
+#define store_release(cursor, value) __atomic_store_n(cursor, value, __ATOMIC_RELEASE)
 
-#define PAGES_MAX 8        /* recordings that the watcher writes to by itself */
+#define CURSORS_MAX 8        /* recordings that the watcher writes to by itself */
 #define PAUSE_MIN 1000000u /* ns: the watcher rests at least as long */
 
 /* --- what is known of a thread -------------------------------------------------------------------------- */
@@ -77,7 +77,7 @@ typedef struct Slot {
         uint64_t began, lasted;
         int32_t task;
         int cause, is_written;
-    } news; /* for the clerk */
+    } pending_report; /* for the clerk */
     struct Slot *next;
 } Slot;
 
@@ -91,12 +91,12 @@ typedef struct {
     uint64_t last, written, dropped;
     int is_closed;
     Py_buffer view;
-} Place;
+} WatcherCursor;
 
 static inline uint32_t
-room_of(const Place *place)
+room_of(const WatcherCursor *cursor)
 {
-    return place->end < place->limit ? place->limit - place->end : 0;
+    return cursor->end < cursor->limit ? cursor->limit - cursor->end : 0;
 }
 
 /* --- what the parts share ------------------------------------------------------------------------------------ */
@@ -112,11 +112,11 @@ typedef struct {
     uint64_t threshold;
     uint64_t late_ns;  /* by which the watcher has woken too late, in all; its own */
     uint64_t interval; /* in which Python code gives up the GIL to who asks for it, ns */
-    int clerk_waits;   /* for the GIL */
-    int32_t clerk;     /* its thread */
+    int sampler_waits;   /* for the GIL */
+    int32_t sampler;     /* its thread */
     int has_work;
-    Place *places[PAGES_MAX]; /* held */
-    int places_count, writes_itself;
+    WatcherCursor *cursors[CURSORS_MAX]; /* held */
+    int cursors_count, writes_itself;
     uint16_t noticed_id; /* of stall:noticed; set before the watcher is */
     PyObject *end_event; /* stall:end; the GIL's */
 } Stalls;
@@ -136,39 +136,40 @@ since(uint64_t from, uint64_t to)
 
 #pragma GCC visibility push(hidden)
 
-extern Stalls stalls;
-extern Cause stall_causes[CAUSES]; /* as _tracers/stall.py's CAUSES, in that order; set before the watcher is */
-extern PyTypeObject *stall_place_type;
+extern Stalls aiotrace_stalls;
+/* as _tracers/stall.py's CAUSES, in that order; set before the watcher is */
+extern Cause aiotrace_stall_causes[CAUSES];
+extern PyTypeObject *aiotrace_watcher_cursor_type;
 
 /* watcher_cursor.c: write a record; what finds no room is counted. Under the lock; no GIL. */
-void stall_put(Place *place, uint64_t now, const void *payload, uint32_t size);
+void aiotrace_watcher_put(WatcherCursor *cursor, uint64_t now, const void *payload, uint32_t size);
 
 /* causes.c: how a thread has spent its time until now. */
-Sample stall_sample(const Slot *slot);
+Sample aiotrace_stall_sample(const Slot *slot);
 
 /* What most of the time went into between two samples: PYTHON to UNKNOWN.
  *
  *     waits  the clerk's, meanwhile
- *     state  of the thread now (stall_thread_state), if it is not the one that asks; or 0 */
-int stall_judge(const Sample *first, const Sample *last, const Waits *waits, char state);
+ *     state  of the thread now (aiotrace_stall_thread_state), if it is not the one that asks; or 0 */
+int aiotrace_stall_judge(const Sample *first, const Sample *last, const Waits *waits, char state);
 
 /* "S" sleeps, "R" runs or wants to; 0: not known. */
-char stall_thread_state(int32_t thread);
+char aiotrace_stall_thread_state(int32_t thread);
 
 /* The clerk waits for the GIL from now on; its waits in the step that runs in a slot, with the one that goes on. Under
  * the lock. */
-void stall_begin_waiting(Slot *slot, uint64_t now);
-Waits stall_waits_until(const Slot *slot, uint64_t now);
+void aiotrace_stall_begin_waiting(Slot *slot, uint64_t now);
+Waits aiotrace_stall_waits_until(const Slot *slot, uint64_t now);
 
 /* watcher.c: the watcher, until `is_stopping`. */
-void *stall_watch(void *ignored);
+void *aiotrace_stall_watch(void *ignored);
 
 /* steps.c: what a forked child has left of the threads. */
-void stall_forget_threads(void);
+void aiotrace_stall_forget_threads(void);
 
-int stall_clerk_exec(PyObject *module);
-int stall_place_exec(PyObject *module);
-int stall_steps_exec(PyObject *module);
+int aiotrace_stack_sampler_exec(PyObject *module);
+int aiotrace_watcher_cursor_exec(PyObject *module);
+int aiotrace_stall_steps_exec(PyObject *module);
 
 #pragma GCC visibility pop
 

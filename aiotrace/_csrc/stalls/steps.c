@@ -32,9 +32,9 @@ typedef struct {
 static void
 thread_ended(void *argument)
 {
-    pthread_mutex_lock(&stalls.lock);
+    pthread_mutex_lock(&aiotrace_stalls.lock);
     ((Slot *)argument)->is_free = 1;
-    pthread_mutex_unlock(&stalls.lock);
+    pthread_mutex_unlock(&aiotrace_stalls.lock);
     this_slot = NULL;
 }
 
@@ -42,13 +42,13 @@ thread_ended(void *argument)
 static Slot *
 take_slot(void)
 {
-    pthread_mutex_lock(&stalls.lock);
-    Slot *slot = stalls.slots;
+    pthread_mutex_lock(&aiotrace_stalls.lock);
+    Slot *slot = aiotrace_stalls.slots;
     while (slot != NULL && !slot->is_free)
         slot = slot->next;
     if (slot == NULL && (slot = PyMem_RawCalloc(1, sizeof *slot)) != NULL) {
-        slot->next = stalls.slots;
-        stalls.slots = slot;
+        slot->next = aiotrace_stalls.slots;
+        aiotrace_stalls.slots = slot;
     }
     if (slot != NULL) {
         slot->is_free = 0;
@@ -57,10 +57,10 @@ take_slot(void)
             slot->sequence++;
         slot->gc_began = 0;
         slot->thread = (int32_t)syscall(SYS_gettid);
-        slot->news.step = slot->probed = slot->waiting.ns = 0;
+        slot->pending_report.step = slot->probed = slot->waiting.ns = 0;
         pthread_setspecific(end_of_thread, slot);
     }
-    pthread_mutex_unlock(&stalls.lock);
+    pthread_mutex_unlock(&aiotrace_stalls.lock);
     return this_slot = slot;
 }
 
@@ -73,23 +73,23 @@ aiotrace_watch_begin(int32_t task, uint64_t began)
     if (slot->depth++)
         return 1;
     slot->state = PyThreadState_Get();
-    store(&slot->task, task);
-    store(&slot->began, began ? began : aiotrace_monotonic_ns());
-    store(&slot->sequence, slot->sequence + 1);
+    store_release(&slot->task, task);
+    store_release(&slot->began, began ? began : aiotrace_monotonic_ns());
+    store_release(&slot->sequence, slot->sequence + 1);
     return 1;
 }
 
 /* Tell the end of the step that has just ended in this thread. */
 static void
-tell_end(Slot *slot, uint64_t step)
+emit_end(Slot *slot, uint64_t step)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    pthread_mutex_lock(&stalls.lock);
-    Sample last = stall_sample(slot), first = slot->sampled == step ? slot->first : last;
-    Waits waits = stall_waits_until(slot, last.ns);
-    pthread_mutex_unlock(&stalls.lock);
-    int cause = stall_judge(&first, &last, &waits, 0);
+    pthread_mutex_lock(&aiotrace_stalls.lock);
+    Sample last = aiotrace_stall_sample(slot), first = slot->sampled == step ? slot->first : last;
+    Waits waits = aiotrace_stall_waits_until(slot, last.ns);
+    pthread_mutex_unlock(&aiotrace_stalls.lock);
+    int cause = aiotrace_stall_judge(&first, &last, &waits, 0);
     EndRecord record = {slot->thread,
                         slot->task,
                         slot->began,
@@ -98,15 +98,16 @@ tell_end(Slot *slot, uint64_t step)
                         since(first.delay_ns, last.delay_ns),
                         since(first.gc_ns, last.gc_ns),
                         waits.longest_ns,
-                        stall_causes[cause].key};
-    if (!aiotrace_event_numbers(stalls.end_event, last.ns, &record)) {
+                        aiotrace_stall_causes[cause].key};
+    if (!aiotrace_event_numbers(aiotrace_stalls.end_event, last.ns, &record)) {
         PyObject *result = PyObject_CallFunction(
-            stalls.end_event, "iiKKKKKKO", (int)record.thread, (int)record.task, (unsigned long long)record.began_ns,
+            aiotrace_stalls.end_event, "iiKKKKKKO", (int)record.thread, (int)record.task,
+                                                 (unsigned long long)record.began_ns,
             (unsigned long long)record.duration_ns, (unsigned long long)record.cpu_ns,
             (unsigned long long)record.delay_ns, (unsigned long long)record.gc_ns, (unsigned long long)record.gil_ns,
-            stall_causes[cause].text);
+            aiotrace_stall_causes[cause].text);
         if (result == NULL)
-            PyErr_WriteUnraisable(stalls.end_event);
+            PyErr_WriteUnraisable(aiotrace_stalls.end_event);
         Py_XDECREF(result);
     }
     PyErr_Restore(type, value, traceback);
@@ -119,10 +120,10 @@ aiotrace_watch_end(void)
     if (slot == NULL || --slot->depth)
         return;
     uint64_t step = slot->sequence;
-    store(&slot->sequence, step + 1);
+    store_release(&slot->sequence, step + 1);
     __atomic_signal_fence(__ATOMIC_SEQ_CST); /* the processor's order is seen to by the watcher: `be_seen` */
-    if (unlikely(load(&slot->noticed) == step))
-        tell_end(slot, step);
+    if (unlikely(load_acquire(&slot->noticed) == step))
+        emit_end(slot, step);
 }
 
 int
@@ -150,21 +151,21 @@ stall_gc(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs)
         Py_RETURN_NONE;
     uint64_t now = aiotrace_monotonic_ns(), began = slot->gc_began;
     if (PyUnicode_CompareWithASCIIString(args[0], "start") == 0) {
-        store(&slot->gc_began, now);
+        store_release(&slot->gc_began, now);
     }
     else if (began) {
-        store(&slot->gc_began, 0);
-        store(&slot->gc_ns, slot->gc_ns + since(began, now));
+        store_release(&slot->gc_began, 0);
+        store_release(&slot->gc_ns, slot->gc_ns + since(began, now));
     }
     Py_RETURN_NONE;
 }
 
 void
-stall_forget_threads(void)
+aiotrace_stall_forget_threads(void)
 {
-    for (Slot *slot = stalls.slots; slot != NULL; slot = slot->next) {
+    for (Slot *slot = aiotrace_stalls.slots; slot != NULL; slot = slot->next) {
         slot->is_free = slot != this_slot;
-        slot->noticed = slot->news.step = slot->probed = slot->waiting.ns = 0;
+        slot->noticed = slot->pending_report.step = slot->probed = slot->waiting.ns = 0;
     }
     if (this_slot != NULL)
         this_slot->thread = (int32_t)syscall(SYS_gettid);
@@ -177,7 +178,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-stall_steps_exec(PyObject *module)
+aiotrace_stall_steps_exec(PyObject *module)
 {
     static int has_key;
     if (!has_key && pthread_key_create(&end_of_thread, thread_ended) != 0) {

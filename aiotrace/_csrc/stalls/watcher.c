@@ -36,10 +36,10 @@ static void
 probe(Slot *slot, uint64_t step, uint64_t now)
 {
     slot->probed = step;
-    if (stalls.clerk_waits && !slot->waiting.ns)
-        stall_begin_waiting(slot, now); /* it does already */
-    stalls.has_work = 1;
-    pthread_cond_signal(&stalls.work);
+    if (aiotrace_stalls.sampler_waits && !slot->waiting.ns)
+        aiotrace_stall_begin_waiting(slot, now); /* it does already */
+    aiotrace_stalls.has_work = 1;
+    pthread_cond_signal(&aiotrace_stalls.work);
 }
 
 /* A step has lasted for the threshold. */
@@ -50,48 +50,48 @@ notice(Slot *slot, uint64_t step, uint64_t began, int32_t task)
     be_seen();
     if (__atomic_load_n(&slot->sequence, __ATOMIC_SEQ_CST) != step)
         return;
-    Sample now = stall_sample(slot);
-    Waits waits = stall_waits_until(slot, now.ns);
-    int cause = stall_judge(&slot->first, &now, &waits, stall_thread_state(slot->thread));
+    Sample now = aiotrace_stall_sample(slot);
+    Waits waits = aiotrace_stall_waits_until(slot, now.ns);
+    int cause = aiotrace_stall_judge(&slot->first, &now, &waits, aiotrace_stall_thread_state(slot->thread));
     struct {
         uint32_t common;
         int32_t pid;
         NoticedRecord fields;
-    } record = {stalls.noticed_id,
+    } record = {aiotrace_stalls.noticed_id,
                 task ? task : slot->thread,
-                {slot->thread, task, began, since(began, now.ns), stall_causes[cause].key}};
-    if (stalls.writes_itself)
-        for (int i = 0; i < stalls.places_count; i++)
-            stall_put(stalls.places[i], now.ns, &record, sizeof record);
-    slot->news.step = step;
-    slot->news.began = began;
-    slot->news.lasted = record.fields.lasted_ns;
-    slot->news.task = task;
-    slot->news.cause = cause;
-    slot->news.is_written = stalls.writes_itself;
+                {slot->thread, task, began, since(began, now.ns), aiotrace_stall_causes[cause].key}};
+    if (aiotrace_stalls.writes_itself)
+        for (int i = 0; i < aiotrace_stalls.cursors_count; i++)
+            aiotrace_watcher_put(aiotrace_stalls.cursors[i], now.ns, &record, sizeof record);
+    slot->pending_report.step = step;
+    slot->pending_report.began = began;
+    slot->pending_report.lasted = record.fields.lasted_ns;
+    slot->pending_report.task = task;
+    slot->pending_report.cause = cause;
+    slot->pending_report.is_written = aiotrace_stalls.writes_itself;
     probe(slot, step, now.ns);
 }
 
 /* Look at what runs in a thread. Returns when to look again. */
 static uint64_t
-look_at(Slot *slot, uint64_t now, uint64_t next)
+check_slot(Slot *slot, uint64_t now, uint64_t next)
 {
-    uint64_t step = load(&slot->sequence), began = load(&slot->began), due;
-    int32_t task = load(&slot->task);
-    if (slot->is_free || !(step & 1) || load(&slot->sequence) != step)
+    uint64_t step = load_acquire(&slot->sequence), began = load_acquire(&slot->began), due;
+    int32_t task = load_acquire(&slot->task);
+    if (slot->is_free || !(step & 1) || load_acquire(&slot->sequence) != step)
         return next;
     if (slot->sampled != step) {
-        due = began + stalls.threshold / 4;
+        due = began + aiotrace_stalls.threshold / 4;
         if (due > now)
             return due < next ? due : next;
-        slot->first = stall_sample(slot);
+        slot->first = aiotrace_stall_sample(slot);
         slot->sampled = step;
         memset(&slot->waits, 0, sizeof slot->waits);
         slot->waiting.ns = 0;
         probe(slot, step, now);
     }
     if (slot->noticed != step) {
-        due = began + stalls.threshold;
+        due = began + aiotrace_stalls.threshold;
         if (due > now)
             return due < next ? due : next;
         notice(slot, step, began, task);
@@ -100,23 +100,23 @@ look_at(Slot *slot, uint64_t now, uint64_t next)
 }
 
 void *
-stall_watch(void *Py_UNUSED(argument))
+aiotrace_stall_watch(void *Py_UNUSED(argument))
 {
-    pthread_mutex_lock(&stalls.lock);
-    while (!stalls.is_stopping) {
-        uint64_t now = aiotrace_monotonic_ns(), next = now + stalls.threshold / 4;
-        for (Slot *slot = stalls.slots; slot != NULL; slot = slot->next)
-            next = look_at(slot, now, next);
+    pthread_mutex_lock(&aiotrace_stalls.lock);
+    while (!aiotrace_stalls.is_stopping) {
+        uint64_t now = aiotrace_monotonic_ns(), next = now + aiotrace_stalls.threshold / 4;
+        for (Slot *slot = aiotrace_stalls.slots; slot != NULL; slot = slot->next)
+            next = check_slot(slot, now, next);
         now = aiotrace_monotonic_ns();
         if (next < now + PAUSE_MIN)
             next = now + PAUSE_MIN;
         struct timespec until = {(time_t)(next / 1000000000u), (long)(next % 1000000000u)};
-        if (pthread_cond_timedwait(&stalls.change, &stalls.lock, &until) == ETIMEDOUT) {
+        if (pthread_cond_timedwait(&aiotrace_stalls.change, &aiotrace_stalls.lock, &until) == ETIMEDOUT) {
             uint64_t late = since(next, aiotrace_monotonic_ns());
             if (late >= LATE_MIN)
-                stalls.late_ns += late;
+                aiotrace_stalls.late_ns += late;
         }
     }
-    pthread_mutex_unlock(&stalls.lock);
+    pthread_mutex_unlock(&aiotrace_stalls.lock);
     return NULL;
 }

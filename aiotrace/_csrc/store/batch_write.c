@@ -156,7 +156,7 @@ write_batch(Batch *batch)
         return;
     }
     for (Py_ssize_t n = 0; n < batch->pages_count; n++)
-        pack_header(batch->frames + n * FRAME_SIZE, batch->stream_id, batch->sequence + (uint64_t)n);
+        aiotrace_pack_header(batch->frames + n * FRAME_SIZE, batch->stream_id, batch->sequence + (uint64_t)n);
     struct iovec *end = add_iov(batch->iov, batch->prefix, batch->prefix_size);
     end = add_iov(end, batch->frames, (size_t)batch->pages_count * FRAME_SIZE);
     write_most(batch->journal, batch->iov, (int)(end - batch->iov), batch->journal_end, &batch->journal_error);
@@ -173,7 +173,7 @@ take_page(Batch *batch, Py_ssize_t n, PyObject *entry, PyObject *data)
         PyErr_SetString(PyExc_TypeError, "write_whole: pages' entries were expected");
         return -1;
     }
-    if (pack_entry(body, entry) < 0)
+    if (aiotrace_pack_entry(body, entry) < 0)
         return -1;
     if (PyObject_GetBuffer(data, &page->records, PyBUF_SIMPLE) < 0)
         return -1;
@@ -343,7 +343,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_files_batch_exec(PyObject *module)
+aiotrace_batch_write_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

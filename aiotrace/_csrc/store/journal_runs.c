@@ -31,7 +31,8 @@ read_whole(const unsigned char *frame, const char *stream_id, uint64_t page_size
     if (writer >= writers || expected[writer] == 0 || spooled > 1 || place % page_size != 0
         || expected[writer] != (place | spooled))
         return 0;
-    if (get(body + 4, 4) != 1 || get(body + 60, 4) != 0 || lost < 0 || offset + committed > PAGE_SIZE_MAX - PAGE_HEADER_SIZE
+    if (get(body + 4, 4) != 1 || get(body + 60, 4) != 0 || lost < 0 ||
+        offset + committed > PAGE_SIZE_MAX - PAGE_HEADER_SIZE
         || committed > page_size - PAGE_HEADER_SIZE)
         return 0;
     const uint64_t size = PAGE_HEADER_SIZE + committed + (lost ? LOST_COUNT_SIZE : 0);
@@ -174,7 +175,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_files_runs_exec(PyObject *module)
+aiotrace_journal_runs_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

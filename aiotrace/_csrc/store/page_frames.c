@@ -50,7 +50,7 @@ pack_flag(unsigned char *at, PyObject *item)
 }
 
 int
-pack_entry(unsigned char *body, PyObject *entry)
+aiotrace_pack_entry(unsigned char *body, PyObject *entry)
 {
     for (size_t n = 0; n < sizeof ENTRY_FIELDS / sizeof *ENTRY_FIELDS; n++)
         if (pack_field(body, entry, ENTRY_FIELDS[n]) < 0)
@@ -67,7 +67,7 @@ pack_body(unsigned char *body, PyObject *placed)
         return -1;
     }
     PyObject *entry = PyTuple_GET_ITEM(placed, 0);
-    if (pack_entry(body, entry) < 0)
+    if (aiotrace_pack_entry(body, entry) < 0)
         return -1;
     for (size_t n = 0; n < sizeof PLACE_FIELDS / sizeof *PLACE_FIELDS; n++)
         if (pack_field(body, placed, PLACE_FIELDS[n]) < 0)
@@ -76,7 +76,7 @@ pack_body(unsigned char *body, PyObject *placed)
 }
 
 void
-pack_header(unsigned char *frame, const char *stream_id, uint64_t sequence)
+aiotrace_pack_header(unsigned char *frame, const char *stream_id, uint64_t sequence)
 {
     memset(frame, 0, HEADER_SIZE);
     memcpy(frame, MAGIC, sizeof MAGIC);
@@ -109,13 +109,14 @@ pack_placed(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t 
     for (Py_ssize_t n = 0; n < pages; n++) {
         unsigned char *frame = (unsigned char *)PyBytes_AS_STRING(packed) + n * FRAME_SIZE;
         memset(frame, 0, FRAME_SIZE);
-        if (n >= PyList_GET_SIZE(arguments[2]) || pack_body(frame + HEADER_SIZE, PyList_GET_ITEM(arguments[2], n)) < 0) {
+        if (n >= PyList_GET_SIZE(arguments[2]) || pack_body(frame + HEADER_SIZE,
+                                                            PyList_GET_ITEM(arguments[2], n)) < 0) {
             Py_DECREF(packed);
             if (!PyErr_Occurred())
                 PyErr_SetString(PyExc_RuntimeError, "pack_placed: the list got shorter");
             return NULL;
         }
-        pack_header(frame, PyBytes_AS_STRING(arguments[0]), sequence + (uint64_t)n);
+        aiotrace_pack_header(frame, PyBytes_AS_STRING(arguments[0]), sequence + (uint64_t)n);
     }
     return packed;
 }
@@ -138,7 +139,7 @@ pack_whole(PyObject *Py_UNUSED(module), PyObject *arguments)
     for (Py_ssize_t n = 0; packed != NULL && n < pages; n++) {
         unsigned char *frame = (unsigned char *)PyBytes_AS_STRING(packed) + n * FRAME_SIZE;
         memcpy(frame + HEADER_SIZE, PyBytes_AS_STRING(bodies) + n * BODY_SIZE, BODY_SIZE);
-        pack_header(frame, PyBytes_AS_STRING(stream_id), sequence + (uint64_t)n);
+        aiotrace_pack_header(frame, PyBytes_AS_STRING(stream_id), sequence + (uint64_t)n);
     }
     return packed;
 }
@@ -150,7 +151,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_files_frames_exec(PyObject *module)
+aiotrace_page_frames_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

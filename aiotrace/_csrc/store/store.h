@@ -50,10 +50,10 @@ get(const unsigned char *at, int size)
 
 /* page_frames.c: what a body says of a page by itself; `entry` is a tuple of nine. Returns -1 with an exception set if
  * a number does not fit. */
-int pack_entry(unsigned char *body, PyObject *entry);
+int aiotrace_pack_entry(unsigned char *body, PyObject *entry);
 
 /* The header of a frame, before a body that is there. */
-void pack_header(unsigned char *frame, const char *stream_id, uint64_t sequence);
+void aiotrace_pack_header(unsigned char *frame, const char *stream_id, uint64_t sequence);
 
 #pragma GCC visibility pop
 

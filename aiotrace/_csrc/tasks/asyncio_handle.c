@@ -1,6 +1,6 @@
 /* asyncio: Handle, a C subclass of events.Handle, which every callback of every loop is made with.
  *
- *     made: callback_scheduled          _run: the callback in its context
+ *     made: aiotrace_callback_scheduled          _run: the callback in its context
  *
  * It is quicker than CPython's own, which is Python; what it does not know (debug mode, a context that is none) is done
  * by that one.
@@ -56,8 +56,8 @@ static inline void
 handle_made(PyObject *self)
 {
     PyObject *callback = SLOT(self, S_CALLBACK), *loop = SLOT(self, S_LOOP);
-    if (is_active && callback != NULL && loop != NULL)
-        callback_scheduled(callback, loop);
+    if (aiotrace_traces_tasks && callback != NULL && loop != NULL)
+        aiotrace_callback_scheduled(callback, loop);
 }
 
 static int
@@ -214,7 +214,7 @@ report_exception(PyObject *self)
     PyObject *handled = PyErr_GetHandledException();
     PyErr_SetHandledException(value);
     PyObject *stack[] = {self, value};
-    PyObject *result = PyObject_Vectorcall(report, stack, 2, NULL);
+    PyObject *result = PyObject_Vectorcall(aiotrace_report, stack, 2, NULL);
     PyErr_SetHandledException(handled);
     Py_XDECREF(handled);
     Py_XDECREF(type);
@@ -228,14 +228,16 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     PyObject *callback = Py_XNewRef(SLOT(self, S_CALLBACK)), *args = Py_XNewRef(SLOT(self, S_ARGS)),
              *context = Py_XNewRef(SLOT(self, S_CONTEXT)), *result;
-    if (unlikely(is_preset)) {
-        is_preset = 0;
+    if (unlikely(aiotrace_is_preset)) {
+        aiotrace_is_preset = 0;
         set_task(0);
     }
     int is_watched = 0;
-    if (unlikely(aiotrace_is_watched) && (callback == NULL || !is_known_step(callback))) /* that is watched as it is sent */
+    /* that is watched as it is sent */
+    if (unlikely(aiotrace_is_watched) && (callback == NULL || !aiotrace_is_traced_step(callback)))
         is_watched = begin_watched(0, 0);
-    if (likely(callback != NULL && args != NULL && PyTuple_CheckExact(args) && context != NULL && PyContext_CheckExact(context))) {
+    if (likely(callback != NULL && args != NULL && PyTuple_CheckExact(args) && context != NULL &&
+               PyContext_CheckExact(context))) {
         result = run_in_context(context, callback, args);
         end_watched(is_watched);
         if (unlikely(result == NULL)) {
@@ -289,7 +291,8 @@ task_handle(PyObject *Py_UNUSED(module), PyObject *args)
         PyObject *found = PyObject_GetAttrString((PyObject *)base, slot_names[i]);
         if (found == NULL)
             return NULL;
-        int is_slot = Py_TYPE(found) == &PyMemberDescr_Type && ((PyMemberDescrObject *)found)->d_member->type == T_OBJECT_EX;
+        int is_slot = Py_TYPE(found) == &PyMemberDescr_Type &&
+                                     ((PyMemberDescrObject *)found)->d_member->type == T_OBJECT_EX;
         slot_offsets[i] = is_slot ? ((PyMemberDescrObject *)found)->d_member->offset : -1;
         Py_DECREF(found);
         if (!is_slot)
@@ -306,7 +309,7 @@ task_handle(PyObject *Py_UNUSED(module), PyObject *args)
     if (get_debug_name == NULL || debug_name == NULL || python_init == NULL || python_run == NULL)
         return NULL;
     plain_get_debug = Py_NewRef(get_debug);
-    report = Py_NewRef(new_report);
+    aiotrace_report = Py_NewRef(new_report);
     PyType_Spec spec = {"asyncio.events.Handle", (int)size, 0,
                         Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, handle_slots};
     PyTypeObject *made = (PyTypeObject *)PyType_FromSpecWithBases(&spec, (PyObject *)base);
@@ -326,7 +329,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-handle_exec(PyObject *module)
+aiotrace_asyncio_handle_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

@@ -13,7 +13,7 @@ typedef struct {
 
 /* Record an iteration: its loop has just been told what files are ready. */
 static void
-tell_iteration(PyObject *selector, PyObject *found, uint64_t began)
+emit_iteration(PyObject *selector, PyObject *found, uint64_t began)
 {
     uint64_t now = task_clock(), late = 0;
     PyObject *loop = PyObject_CallNoArgs(get_running_loop);
@@ -32,9 +32,10 @@ tell_iteration(PyObject *selector, PyObject *found, uint64_t began)
         if (count >= 0 && more >= 0) {
             IterationRecord record = {(uint32_t)(count + more), 0, now > began ? now - began : 0, late};
             if (!aiotrace_event_numbers(iteration, now, &record))
-                call_event(iteration, 3,
-                           (PyObject *[]){PyLong_FromUnsignedLong(record.ready), PyLong_FromUnsignedLongLong(record.poll_ns),
-                                          PyLong_FromUnsignedLongLong(late)});
+                aiotrace_call_event(iteration, 3,
+                                    (PyObject *[]){PyLong_FromUnsignedLong(record.ready),
+                                                   PyLong_FromUnsignedLongLong(record.poll_ns),
+                                                   PyLong_FromUnsignedLongLong(late)});
         }
         Py_XDECREF(ready);
         Py_XDECREF(timers);
@@ -59,7 +60,7 @@ traced_select(PyObject *selector, PyObject *const *args, Py_ssize_t nargs, PyObj
     uint64_t began = is_wanted ? task_clock() : 0;
     PyObject *found = PyObject_Vectorcall(select_method, stack, (size_t)nargs + 1, keywords);
     if (is_wanted && found != NULL)
-        tell_iteration(selector, found, began);
+        emit_iteration(selector, found, began);
     return found;
 }
 
@@ -81,7 +82,7 @@ task_select(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_SetString(PyExc_TypeError, "task_select takes an event of ours");
         return NULL;
     }
-    start_clock();
+    aiotrace_start_task_clock();
     if ((selector_name = PyUnicode_InternFromString("_selector")) == NULL ||
         (ready_name = PyUnicode_InternFromString("_ready")) == NULL ||
         (scheduled_name = PyUnicode_InternFromString("_scheduled")) == NULL ||
@@ -99,7 +100,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-loop_exec(PyObject *module)
+aiotrace_asyncio_iterations_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

@@ -9,8 +9,8 @@
  */
 #include "tasks/tasks.h"
 
-HOT_DATA Py_ssize_t coroutine_offset, step_offset;
-HOT_DATA PyTypeObject *step_type;
+HOT_DATA Py_ssize_t aiotrace_coroutine_offset, aiotrace_step_offset;
+HOT_DATA PyTypeObject *aiotrace_step_type;
 static PyCFunction wakeup;          /* what C tasks give to futures */
 static PyObject *python_step, *python_wakeup; /* the functions of _PyTask */
 static PyObject *coro_name;
@@ -57,7 +57,7 @@ find_pointer(PyObject *object, PyObject *held)
 static inline PyObject *
 coroutine_of(PyObject *task)
 {
-    if (likely(is_fast(task)))
+    if (likely(is_c_task(task)))
         return *coroutine_place(task);
     PyObject *coroutine = PyObject_GetAttr(task, coro_name);
     if (coroutine == NULL)
@@ -70,7 +70,7 @@ coroutine_of(PyObject *task)
 HOT static void
 set_coroutine(PyObject *task, PyObject *coroutine)
 {
-    if (likely(is_fast(task))) {
+    if (likely(is_c_task(task))) {
         Py_SETREF(*coroutine_place(task), Py_NewRef(coroutine));
     }
     else if (PyObject_SetAttr(task, coro_name, coroutine) < 0) {
@@ -79,41 +79,41 @@ set_coroutine(PyObject *task, PyObject *coroutine)
 }
 
 /* What is known of a task, borrowed; NULL: nothing. */
-Known *
-find_task(PyObject *task)
+TracedTask *
+aiotrace_find_task(PyObject *task)
 {
     PyObject *coroutine = coroutine_of(task);
-    if (coroutine == NULL || Py_TYPE(coroutine) != coroutine_type || ((Known *)coroutine)->next == NULL)
+    if (coroutine == NULL || Py_TYPE(coroutine) != aiotrace_coroutine_type || ((TracedTask *)coroutine)->next == NULL)
         return NULL;
-    return (Known *)coroutine;
+    return (TracedTask *)coroutine;
 }
 
 /* Come to know a task. `coroutine`: that it ran, if it has none any more. A new reference, or NULL. */
-HOT static Known *
-know_asyncio_task(PyObject *task, PyObject *coroutine, int is_new)
+HOT static TracedTask *
+register_asyncio_task(PyObject *task, PyObject *coroutine, int is_new)
 {
     PyObject *own = Py_XNewRef(coroutine_of(task));
-    Known *known = NULL;
+    TracedTask *traced = NULL;
     if (own == NULL)
         own = Py_XNewRef(coroutine);
-    if (own != NULL && Py_TYPE(own) != coroutine_type)
-        known = know_task(task, own, ON_ASYNCIO, is_new);
-    if (known != NULL && coroutine_of(task) == own) /* still */
-        set_coroutine(task, (PyObject *)known);
+    if (own != NULL && Py_TYPE(own) != aiotrace_coroutine_type)
+        traced = aiotrace_register_task(task, own, ON_ASYNCIO, is_new);
+    if (traced != NULL && coroutine_of(task) == own) /* still */
+        set_coroutine(task, (PyObject *)traced);
     Py_XDECREF(own);
-    return known;
+    return traced;
 }
 
 /* Give a task its coroutine back. */
 HOT void
-unwrap_task(Known *known)
+aiotrace_unwrap_task(TracedTask *traced)
 {
-    PyObject *task = referent(known->ref);
+    PyObject *task = referent(traced->ref);
     if (task == NULL)
         return;
     Py_INCREF(task);
-    if (coroutine_of(task) == (PyObject *)known)
-        set_coroutine(task, known->inner);
+    if (coroutine_of(task) == (PyObject *)traced)
+        set_coroutine(task, traced->inner);
     Py_DECREF(task);
 }
 
@@ -125,9 +125,9 @@ task_of(PyObject *callback, int *is_step)
 {
     PyTypeObject *type = Py_TYPE(callback);
     *is_step = 0;
-    if (type == step_type) {
+    if (type == aiotrace_step_type) {
         *is_step = 1;
-        return *(PyObject **)((char *)callback + step_offset);
+        return *(PyObject **)((char *)callback + aiotrace_step_offset);
     }
     if (type == &PyCFunction_Type)
         return wakeup != NULL && PyCFunction_GET_FUNCTION(callback) == wakeup ? PyCFunction_GET_SELF(callback) : NULL;
@@ -141,47 +141,48 @@ task_of(PyObject *callback, int *is_step)
 }
 
 HOT static __attribute__((noinline)) void
-look_at_callback(PyObject *callback, PyObject *loop)
+examine_callback(PyObject *callback, PyObject *loop)
 {
     int is_step;
     PyObject *task = task_of(callback, &is_step);
     if (task == NULL)
         return;
-    Known *known = find_task(task);
-    if (likely(known != NULL)) {
-        made_ready(known, loop);
+    TracedTask *traced = aiotrace_find_task(task);
+    if (likely(traced != NULL)) {
+        made_ready(traced, loop);
         return;
     }
-    if ((known = know_asyncio_task(task, NULL, is_step)) == NULL)
+    if ((traced = register_asyncio_task(task, NULL, is_step)) == NULL)
         return;
     if (is_step)
-        tell_spawn(known, task);
+        aiotrace_emit_spawn(traced, task);
     int32_t here = aiotrace_task;
-    if (unlikely(here == known->id) && !door_is_true(&door_suspended, known->inner, PyCoro_CheckExact(known->inner)))
-        set_task(known->parent); /* a factory did not run it at once */
-    made_ready(known, loop);
+    if (unlikely(here == traced->id) && !aiotrace_field_is_true(&aiotrace_reader_suspended, traced->inner,
+                                                                PyCoro_CheckExact(traced->inner)))
+        set_task(traced->parent); /* a factory did not run it at once */
+    made_ready(traced, loop);
     set_task(here);
-    Py_DECREF(known);
+    Py_DECREF(traced);
 }
 
 /* A callback was scheduled in a loop: if it is a step of a task, the task is ready, and new if nobody knows it. */
 HOT void
-callback_scheduled(PyObject *callback, PyObject *loop)
+aiotrace_callback_scheduled(PyObject *callback, PyObject *loop)
 {
-    Known *known = known_by_step(callback);
-    if (likely(known != NULL))
-        made_ready(known, loop);
+    TracedTask *traced = traced_by_step(callback);
+    if (likely(traced != NULL))
+        made_ready(traced, loop);
     else
-        look_at_callback(callback, loop);
+        examine_callback(callback, loop);
 }
 
 /* Whether a callback is a step of a task that is known. */
 int
-is_known_step(PyObject *callback)
+aiotrace_is_traced_step(PyObject *callback)
 {
     int is_step;
     PyObject *task = task_of(callback, &is_step);
-    return task != NULL && find_task(task) != NULL;
+    return task != NULL && aiotrace_find_task(task) != NULL;
 }
 
 /* --- what a program calls ------------------------------------------------------------------------------------ */
@@ -189,9 +190,9 @@ is_known_step(PyObject *callback)
 static PyObject *
 unwrapped(PyObject *coroutine)
 {
-    if (coroutine == NULL || Py_TYPE(coroutine) != coroutine_type)
+    if (coroutine == NULL || Py_TYPE(coroutine) != aiotrace_coroutine_type)
         return coroutine;
-    PyObject *inner = Py_NewRef(((Known *)coroutine)->inner);
+    PyObject *inner = Py_NewRef(((TracedTask *)coroutine)->inner);
     Py_DECREF(coroutine);
     return inner;
 }
@@ -208,16 +209,16 @@ own_coro(PyObject *task, void *closure)
     return unwrapped(((getter)replaced[CORO_ATTRIBUTE].original)(task, closure));
 }
 
-PyObject *cancel_watch; /* (task, id, by, site, scope): a cancellation is asked for; NULL: nobody watches */
+PyObject *aiotrace_cancel_watch; /* (task, id, by, site, scope): a cancellation is asked for; NULL: nobody watches */
 
 /* `scope`: of trio's, that is cancelled; NULL: the task itself is. */
 void
-tell_watch(const Known *known, PyObject *task, PyObject *scope)
+aiotrace_call_cancel_watch(const TracedTask *traced, PyObject *task, PyObject *scope)
 {
-    Name site = find_site();
-    PyObject *text = text_of(&site);
-    PyObject *watch = Py_NewRef(cancel_watch);
-    PyObject *result = PyObject_CallFunction(watch, "OiiOO", task, (int)known->id, (int)aiotrace_task, text,
+    Name site = aiotrace_find_site();
+    PyObject *text = aiotrace_text_of(&site);
+    PyObject *watch = Py_NewRef(aiotrace_cancel_watch);
+    PyObject *result = PyObject_CallFunction(watch, "OiiOO", task, (int)traced->id, (int)aiotrace_task, text,
                                              scope != NULL ? scope : Py_None);
     if (result == NULL)
         PyErr_WriteUnraisable(watch);
@@ -230,29 +231,30 @@ tell_watch(const Known *known, PyObject *task, PyObject *scope)
 static void
 note_cancel(PyObject *task, PyObject *message)
 {
-    Known *known = find_task(task);
-    if (known == NULL || known->state != TRACES || door_is_true(&door_done, task, is_fast(task)))
+    TracedTask *traced = aiotrace_find_task(task);
+    if (traced == NULL || traced->state != TRACES || aiotrace_field_is_true(&aiotrace_reader_done, task,
+                                                                            is_c_task(task)))
         return;
-    known->cancels++;
+    traced->cancels++;
     if (is_off(CANCEL))
         return;
-    int32_t id = known->id;
-    Name site = find_site();
+    int32_t id = traced->id;
+    Name site = aiotrace_find_site();
     PyObject *text = message == NULL || message == Py_None ? PyUnicode_FromString("") : PyObject_Str(message);
     if (text == NULL) {
         PyErr_Clear();
         text = PyUnicode_FromString("?");
     }
-    EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), text_of(&site), text);
+    EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), aiotrace_text_of(&site), text);
 }
 
 /* What runs here has asked for it: the request stands. */
 static void
 watch_cancel(PyObject *task)
 {
-    Known *known = find_task(task);
-    if (known != NULL && known->state == TRACES)
-        tell_watch(known, task, NULL);
+    TracedTask *traced = aiotrace_find_task(task);
+    if (traced != NULL && traced->state == TRACES)
+        aiotrace_call_cancel_watch(traced, task, NULL);
 }
 
 static PyObject *
@@ -262,7 +264,7 @@ own_cancel(PyObject *task, PyObject *const *args, Py_ssize_t nargs, PyObject *ke
     note_cancel(task, all == 1 ? args[0] : NULL);
     PyObject *result =
         ((_PyCFunctionFastWithKeywords)replaced[CANCEL_METHOD].original)(task, args, nargs, keywords);
-    if (unlikely(cancel_watch != NULL) && result == Py_True)
+    if (unlikely(aiotrace_cancel_watch != NULL) && result == Py_True)
         watch_cancel(task);
     return result;
 }
@@ -290,15 +292,15 @@ find_function(PyTypeObject *type, const Replaced *wanted)
 static int
 replace_functions(PyObject *step, PyObject *task, PyObject *coroutine)
 {
-    if (coroutine_offset == 0)
-        coroutine_offset = find_pointer(task, coroutine);
-    if (step_offset == 0)
-        step_offset = find_pointer(step, task);
-    if (coroutine_offset == 0 || step_offset == 0)
+    if (aiotrace_coroutine_offset == 0)
+        aiotrace_coroutine_offset = find_pointer(task, coroutine);
+    if (aiotrace_step_offset == 0)
+        aiotrace_step_offset = find_pointer(step, task);
+    if (aiotrace_coroutine_offset == 0 || aiotrace_step_offset == 0)
         goto unknown;
     for (int i = 0; i < REPLACED; i++) {
         if (replaced[i].place == NULL) {
-            void **place = find_function(task_type, &replaced[i]);
+            void **place = find_function(aiotrace_task_type, &replaced[i]);
             if (place == NULL)
                 goto unknown;
             replaced[i].place = place;
@@ -307,16 +309,16 @@ replace_functions(PyObject *step, PyObject *task, PyObject *coroutine)
     }
     for (int i = 0; i < REPLACED; i++)
         *replaced[i].place = replaced[i].ours;
-    step_type = Py_TYPE(step);
+    aiotrace_step_type = Py_TYPE(step);
     return 0;
 unknown:
-    PyErr_Format(PyExc_ValueError, "%R is not as we know it", task_type);
+    PyErr_Format(PyExc_ValueError, "%R is not as we know it", aiotrace_task_type);
     return -1;
 }
 
 /* `parts`: see _tracers/task.py. -1 with an exception. */
 int
-enter_asyncio(PyObject *parts)
+aiotrace_install_asyncio(PyObject *parts)
 {
     PyObject *step, *woken, *task, *coroutine;
     if (!PyArg_ParseTuple(PyDict_GetItemString(parts, "sample"), "OOOO", &step, &woken, &task, &coroutine))
@@ -325,7 +327,7 @@ enter_asyncio(PyObject *parts)
     Py_XSETREF(python_wakeup, Py_NewRef(PyDict_GetItemString(parts, "python_wakeup")));
     if (coro_name == NULL && (coro_name = PyUnicode_InternFromString("_coro")) == NULL)
         return -1;
-    if (task_type == NULL)
+    if (aiotrace_task_type == NULL)
         return 0;
     wakeup = Py_TYPE(woken) == &PyCFunction_Type ? PyCFunction_GET_FUNCTION(woken) : NULL;
     return replace_functions(step, task, coroutine);
@@ -333,7 +335,7 @@ enter_asyncio(PyObject *parts)
 
 /* Get out, unless somebody else got in on top of us. */
 void
-leave_asyncio(void)
+aiotrace_uninstall_asyncio(void)
 {
     for (int i = 0; i < REPLACED; i++)
         if (replaced[i].place != NULL && *replaced[i].place == replaced[i].ours)
@@ -369,7 +371,7 @@ PyDoc_STRVAR(task_was_asked_doc,
 static PyObject *
 task_was_asked(PyObject *Py_UNUSED(module), PyObject *task)
 {
-    if (cancel_watch != NULL)
+    if (aiotrace_cancel_watch != NULL)
         watch_cancel(task);
     Py_RETURN_NONE;
 }
@@ -381,7 +383,7 @@ PyDoc_STRVAR(task_watch_doc,
 static PyObject *
 task_watch(PyObject *Py_UNUSED(module), PyObject *watch)
 {
-    Py_XSETREF(cancel_watch, watch == Py_None ? NULL : Py_NewRef(watch));
+    Py_XSETREF(aiotrace_cancel_watch, watch == Py_None ? NULL : Py_NewRef(watch));
     Py_RETURN_NONE;
 }
 
@@ -390,11 +392,11 @@ PyDoc_STRVAR(task_know_doc, "task_know(task)\n--\n\nA task that was there before
 static PyObject *
 task_know(PyObject *Py_UNUSED(module), PyObject *task)
 {
-    Known *known = find_task(task) == NULL ? know_asyncio_task(task, NULL, 0) : NULL;
-    if (known != NULL) {
-        known->cancels = (int)count_cancels(task);
-        tell_alive(known);
-        Py_DECREF(known);
+    TracedTask *traced = aiotrace_find_task(task) == NULL ? register_asyncio_task(task, NULL, 0) : NULL;
+    if (traced != NULL) {
+        traced->cancels = (int)aiotrace_count_cancels(task);
+        aiotrace_emit_alive(traced);
+        Py_DECREF(traced);
     }
     Py_RETURN_NONE;
 }
@@ -407,36 +409,36 @@ PyDoc_STRVAR(task_make_doc,
 static int
 ran_at_once(PyObject *task, PyObject *coroutine)
 {
-    return door_is_true(&door_done, task, 1) ||
-           (PyCoro_CheckExact(coroutine) && door_is_true(&door_suspended, coroutine, 1));
+    return aiotrace_field_is_true(&aiotrace_reader_done, task, 1) ||
+           (PyCoro_CheckExact(coroutine) && aiotrace_field_is_true(&aiotrace_reader_suspended, coroutine, 1));
 }
 
 /* The end of a first step that nobody saw. */
 static void
-end_first_step(Known *known, PyObject *task, uint64_t began)
+end_first_step(TracedTask *traced, PyObject *task, uint64_t began)
 {
     Step step;
     Outcome outcome = {NULL, NULL, 0};
-    PyObject *held = NULL, *name = known->name; /* some are given their name after that step */
-    uint64_t ready_ns = known->ready_ns;        /* it may be ready again */
-    int32_t waker = known->waker, is_named = known->is_named;
-    known->name = NULL;
-    known->is_named = 1;
-    begin_known(&step, known);
+    PyObject *held = NULL, *name = traced->name; /* some are given their name after that step */
+    uint64_t ready_ns = traced->ready_ns;        /* it may be ready again */
+    int32_t waker = traced->waker, is_named = traced->is_named;
+    traced->name = NULL;
+    traced->is_named = 1;
+    aiotrace_begin_step(&step, traced);
     step.began = began;
     step.ready_ns = 0;
     step.waker = 0;
-    known->ready_ns = ready_ns;
-    known->waker = waker;
-    known->name = name;
-    known->is_named = (char)is_named;
-    if (!door_is_true(&door_done, task, 1))
-        outcome.yielded = held = read_door(&door_waiter, task, 1);
-    else if (!(outcome.is_cancelled = (char)door_is_true(&door_cancelled, task, 1)))
-        held = read_door(&door_exception, task, 1);
+    traced->ready_ns = ready_ns;
+    traced->waker = waker;
+    traced->name = name;
+    traced->is_named = (char)is_named;
+    if (!aiotrace_field_is_true(&aiotrace_reader_done, task, 1))
+        outcome.yielded = held = read_field(&aiotrace_reader_waiter, task, 1);
+    else if (!(outcome.is_cancelled = (char)aiotrace_field_is_true(&aiotrace_reader_cancelled, task, 1)))
+        held = read_field(&aiotrace_reader_exception, task, 1);
     if (outcome.yielded == NULL && held != NULL && held != Py_None)
         outcome.error = held;
-    end_step(&step, &outcome);
+    aiotrace_end_step(&step, &outcome);
     Py_XDECREF(held);
 }
 
@@ -447,12 +449,12 @@ static void
 switch_from_making(Switch *made, int32_t id, PyObject *task, PyObject *coroutine)
 {
     int state = task == NULL ? ENDED : RUNS_ON;
-    if (task != NULL && is_fast(task) && ran_at_once(task, coroutine)) {
-        PyObject *awaited = read_door(&door_waiter, task, 1);
-        state = door_is_true(&door_done, task, 1) ? ENDED : awaited == Py_None ? RUNS_ON : WAITS;
+    if (task != NULL && is_c_task(task) && ran_at_once(task, coroutine)) {
+        PyObject *awaited = read_field(&aiotrace_reader_waiter, task, 1);
+        state = aiotrace_field_is_true(&aiotrace_reader_done, task, 1) ? ENDED : awaited == Py_None ? RUNS_ON : WAITS;
         Py_XDECREF(awaited);
     }
-    switch_out(made, id, unnamed, state, task_clock());
+    aiotrace_switch_out(made, id, unnamed, state, task_clock());
 }
 
 static PyObject *
@@ -462,30 +464,30 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
         PyErr_SetString(PyExc_TypeError, "task_make takes a factory, a loop and a coroutine");
         return NULL;
     }
-    if (!is_active || !aiotrace_is_recording())
+    if (!aiotrace_traces_tasks || !aiotrace_is_recording())
         return PyObject_Vectorcall(args[0], args + 1, 2, keywords);
-    Making here = {args[2], new_id(), aiotrace_task, NULL, making};
+    Making here = {args[2], aiotrace_new_id(), aiotrace_task, NULL, aiotrace_making};
     uint64_t began = task_clock();
-    making = &here;
+    aiotrace_making = &here;
     set_task(here.id);
     Switch made = {.is_made = 0};
-    if (unlikely(tells_switches))
-        switch_in(&made, here.parent, here.id, unnamed, began);
+    if (unlikely(aiotrace_emits_sched_events))
+        aiotrace_switch_in(&made, here.parent, here.id, unnamed, began);
     PyObject *task = PyObject_Vectorcall(args[0], args + 1, 2, keywords);
     if (unlikely(made.is_made))
         switch_from_making(&made, here.id, task, args[2]);
     set_task(here.parent);
-    if (task != NULL && is_fast(task) && ran_at_once(task, args[2])) {
+    if (task != NULL && is_c_task(task) && ran_at_once(task, args[2])) {
         here.task = task;
-        Known *known = (Known *)Py_XNewRef(find_task(task));
-        if (known == NULL && (known = know_asyncio_task(task, args[2], 1)) != NULL)
-            tell_spawn(known, task);
-        if (known != NULL) {
-            end_first_step(known, task, began);
-            Py_DECREF(known);
+        TracedTask *traced = (TracedTask *)Py_XNewRef(aiotrace_find_task(task));
+        if (traced == NULL && (traced = register_asyncio_task(task, args[2], 1)) != NULL)
+            aiotrace_emit_spawn(traced, task);
+        if (traced != NULL) {
+            end_first_step(traced, task, began);
+            Py_DECREF(traced);
         }
     }
-    making = here.outer;
+    aiotrace_making = here.outer;
     return task;
 }
 
@@ -500,7 +502,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-asyncio_exec(PyObject *module)
+aiotrace_asyncio_task_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

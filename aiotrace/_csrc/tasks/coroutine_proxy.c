@@ -1,6 +1,6 @@
 /* Coroutine: what stands for the coroutine of a task that is known, and is all that is known of the task.
  *
- *     task -> Known -> inner, the coroutine            sent, thrown into: begin_known, the same to `inner`, end_step
+ *     task -> TracedTask -> inner, the coroutine            sent, thrown into: aiotrace_begin_step, the same to `inner`, aiotrace_end_step
  *
  * asyncio's tasks are never seen with it (asyncio_task.c); trio's are, and there it answers for the coroutine. It is
  * destroyed with its task. If it is in the ring of those that are known by then, the task was pending: it is lost.
@@ -9,43 +9,43 @@
 
 #define FREE_MAX 256 /* objects whose memory is kept */
 
-HOT_DATA PyTypeObject *coroutine_type;
+HOT_DATA PyTypeObject *aiotrace_coroutine_type;
 
-static Known *free_known;
+static TracedTask *free_tasks;
 static int free_count;
 
 /* Holds both. Not in the ring yet. NULL with an exception. */
-HOT Known *
-new_known(PyObject *inner, PyObject *ref)
+HOT TracedTask *
+aiotrace_new_traced_task(PyObject *inner, PyObject *ref)
 {
-    Known *known = free_known;
-    if (likely(known != NULL)) {
-        free_known = known->next;
+    TracedTask *traced = free_tasks;
+    if (likely(traced != NULL)) {
+        free_tasks = traced->next;
         free_count--;
-        PyObject_Init((PyObject *)known, coroutine_type);
+        PyObject_Init((PyObject *)traced, aiotrace_coroutine_type);
     }
-    else if ((known = PyObject_GC_New(Known, coroutine_type)) == NULL) {
+    else if ((traced = PyObject_GC_New(TracedTask, aiotrace_coroutine_type)) == NULL) {
         return NULL;
     }
-    memset((char *)known + sizeof(PyObject), 0, sizeof *known - sizeof(PyObject));
-    known->inner = Py_NewRef(inner);
-    known->ref = Py_NewRef(ref);
-    PyObject_GC_Track(known);
-    return known;
+    memset((char *)traced + sizeof(PyObject), 0, sizeof *traced - sizeof(PyObject));
+    traced->inner = Py_NewRef(inner);
+    traced->ref = Py_NewRef(ref);
+    PyObject_GC_Track(traced);
+    return traced;
 }
 
 /* Whether a coroutine has ended; it may have in the step in which tracing was switched on, of which we see no end. */
 static int
 has_ended(PyObject *coroutine)
 {
-    PyObject *frame = PyCoro_CheckExact(coroutine) ? read_door(&door_frame, coroutine, 1) : NULL;
+    PyObject *frame = PyCoro_CheckExact(coroutine) ? read_field(&aiotrace_reader_frame, coroutine, 1) : NULL;
     int ended = frame == Py_None;
     Py_XDECREF(frame);
     return ended;
 }
 
 HOT static void
-coroutine_dealloc(Known *self)
+coroutine_dealloc(TracedTask *self)
 {
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
@@ -53,11 +53,11 @@ coroutine_dealloc(Known *self)
     if (self->next != NULL) {
         int is_lost = self->state == TRACES && (self->has_run || !has_ended(self->inner));
         int32_t id = self->id;
-        forget_task(self);
+        aiotrace_forget_task(self);
         if (is_lost) {
             PyObject *kind, *value, *traceback;
             PyErr_Fetch(&kind, &value, &traceback);
-            tell_end(id, &name_lost, &name_nothing, task_clock());
+            aiotrace_emit_end(id, &aiotrace_name_lost, &aiotrace_name_nothing, task_clock());
             PyErr_Restore(kind, value, traceback);
         }
     }
@@ -65,8 +65,8 @@ coroutine_dealloc(Known *self)
     Py_CLEAR(self->ref);
     Py_CLEAR(self->name);
     if (free_count < FREE_MAX) {
-        self->next = free_known;
-        free_known = self;
+        self->next = free_tasks;
+        free_tasks = self;
         free_count++;
     }
     else {
@@ -77,7 +77,7 @@ coroutine_dealloc(Known *self)
 }
 
 static int
-coroutine_traverse(Known *self, visitproc visit, void *arg)
+coroutine_traverse(TracedTask *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
     Py_VISIT(self->inner);
@@ -91,7 +91,7 @@ HOT static PyObject *
 coroutine_send(PyObject *self, PyObject *sent)
 {
     PyObject *result;
-    PySendResult how = send_step(self, sent, &result);
+    PySendResult how = aiotrace_send_step(self, sent, &result);
     if (likely(how == PYGEN_NEXT))
         return result;
     if (how == PYGEN_ERROR)
@@ -114,27 +114,27 @@ static int
 is_cancellation(PyObject *thrown)
 {
     PyTypeObject *kind = PyType_Check(thrown) ? (PyTypeObject *)thrown : Py_TYPE(thrown);
-    return PyType_IsSubtype(kind, (PyTypeObject *)cancelled_error);
+    return PyType_IsSubtype(kind, (PyTypeObject *)aiotrace_cancelled_error);
 }
 
 static PyObject *
 coroutine_throw(PyObject *self, PyObject *args)
 {
-    Known *known = (Known *)self;
-    PyObject *throw = PyObject_GetAttrString(known->inner, "throw");
-    if (throw == NULL || known->state == PASSES || PyTuple_GET_SIZE(args) == 0) {
+    TracedTask *traced = (TracedTask *)self;
+    PyObject *throw = PyObject_GetAttrString(traced->inner, "throw");
+    if (throw == NULL || traced->state == PASSES || PyTuple_GET_SIZE(args) == 0) {
         PyObject *result = throw == NULL ? NULL : PyObject_Call(throw, args, NULL);
         Py_XDECREF(throw);
         return result;
     }
     Step step;
-    begin_known(&step, known);
-    if (known->runtime == ON_ASYNCIO && known->cancels > 0 && known->state == TRACES &&
+    aiotrace_begin_step(&step, traced);
+    if (traced->runtime == ON_ASYNCIO && traced->cancels > 0 && traced->state == TRACES &&
         is_cancellation(PyTuple_GET_ITEM(args, 0)))
-        tell_delivered(&step);
+        aiotrace_emit_delivered(&step);
     PyObject *result = PyObject_Call(throw, args, NULL);
     Py_DECREF(throw);
-    end_sent(&step, result);
+    aiotrace_end_sent(&step, result);
     return result;
 }
 
@@ -148,19 +148,19 @@ coroutine_getattro(PyObject *self, PyObject *name)
     if (name == send_name || name == throw_name || PyUnicode_Compare(name, send_name) == 0 ||
         PyUnicode_Compare(name, throw_name) == 0)
         return PyObject_GenericGetAttr(self, name);
-    return PyObject_GetAttr(((Known *)self)->inner, name); /* __class__ too: it looks as it did */
+    return PyObject_GetAttr(((TracedTask *)self)->inner, name); /* __class__ too: it looks as it did */
 }
 
 static PyObject *
 coroutine_repr(PyObject *self)
 {
-    return PyObject_Repr(((Known *)self)->inner);
+    return PyObject_Repr(((TracedTask *)self)->inner);
 }
 
 static PyObject *
 coroutine_await(PyObject *self)
 {
-    return PyObject_CallMethodNoArgs(((Known *)self)->inner, await_name);
+    return PyObject_CallMethodNoArgs(((TracedTask *)self)->inner, await_name);
 }
 
 static PyMethodDef coroutine_methods[] = {
@@ -171,25 +171,25 @@ static PyMethodDef coroutine_methods[] = {
 
 static PyType_Slot coroutine_slots[] = {
     {Py_tp_getattro, coroutine_getattro}, {Py_tp_repr, coroutine_repr},       {Py_tp_traverse, coroutine_traverse},
-    {Py_tp_dealloc, coroutine_dealloc},   {Py_tp_methods, coroutine_methods}, {Py_am_send, send_step},
+    {Py_tp_dealloc, coroutine_dealloc},   {Py_tp_methods, coroutine_methods}, {Py_am_send, aiotrace_send_step},
     {Py_am_await, coroutine_await},       {0, NULL},
 };
 
 static PyType_Spec coroutine_spec = {
     "aiotrace._c.Coroutine",
-    sizeof(Known),
+    sizeof(TracedTask),
     0,
     Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     coroutine_slots,
 };
 
 int
-coroutine_exec(PyObject *module)
+aiotrace_coroutine_proxy_exec(PyObject *module)
 {
     if ((send_name = PyUnicode_InternFromString("send")) == NULL ||
         (throw_name = PyUnicode_InternFromString("throw")) == NULL ||
         (await_name = PyUnicode_InternFromString("__await__")) == NULL)
         return -1;
-    coroutine_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &coroutine_spec, NULL);
-    return coroutine_type == NULL ? -1 : 0;
+    aiotrace_coroutine_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &coroutine_spec, NULL);
+    return aiotrace_coroutine_type == NULL ? -1 : 0;
 }

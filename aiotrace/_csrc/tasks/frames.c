@@ -32,7 +32,7 @@ complete_frame(_PyInterpreterFrame *frame)
 }
 
 HOT Frame
-innermost_frame(void)
+aiotrace_innermost_frame(void)
 {
 #if PY_VERSION_HEX >= 0x030D0000
     return complete_frame(PyThreadState_Get()->current_frame);
@@ -42,7 +42,7 @@ innermost_frame(void)
 }
 
 HOT Frame
-outer_frame(const Frame *frame)
+aiotrace_outer_frame(const Frame *frame)
 {
     return complete_frame(((_PyInterpreterFrame *)frame->own)->previous);
 }
@@ -62,13 +62,14 @@ awaited_of(PyObject *coroutine)
     int awaits = ((PyCoroObject *)coroutine)->cr_frame_state == FRAME_SUSPENDED_YIELD_FROM;
 #else
     int awaits = ((PyCoroObject *)coroutine)->cr_frame_state == FRAME_SUSPENDED &&
-                 _Py_OPARG(frame->prev_instr[1]) >= 2; /* it goes on with RESUME: 2 in a `yield from`, 3 in an `await` */
+                 /* it goes on with RESUME: 2 in a `yield from`, 3 in an `await` */
+                 _Py_OPARG(frame->prev_instr[1]) >= 2;
 #endif
     return awaits ? _PyFrame_StackPeek(frame) : NULL;
 }
 
 HOT int
-find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer)
+aiotrace_find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer)
 {
     PyObject *next, *by = NULL;
     int depth = 0;
@@ -86,10 +87,10 @@ find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer)
 }
 
 int
-is_handling_cancellation(PyObject *coroutine)
+aiotrace_is_handling_cancellation(PyObject *coroutine)
 {
     for (int depth = 0; depth <= DEPTH_MAX && coroutine != NULL && PyCoro_CheckExact(coroutine); depth++) {
-        if (is_cancelled_error(((PyCoroObject *)coroutine)->cr_exc_state.exc_value))
+        if (aiotrace_is_cancelled_error(((PyCoroObject *)coroutine)->cr_exc_state.exc_value))
             return 1;
         coroutine = awaited_of(coroutine);
     }

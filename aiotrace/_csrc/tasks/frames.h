@@ -12,17 +12,17 @@ typedef struct {
     void *own;
 } Frame;
 
-Frame innermost_frame(void);
-Frame outer_frame(const Frame *frame);
+Frame aiotrace_innermost_frame(void);
+Frame aiotrace_outer_frame(const Frame *frame);
 
 /* Find out what a suspended coroutine waits in: the code of the innermost that it awaits, and of who awaits that, if
  * that is another. Borrowed of it.
  *
  * Returns how deep it lies, of which 0 is the coroutine itself; -1: it is none of Python's, and nothing is found. */
-int find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer);
+int aiotrace_find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer);
 
 /* Whether a suspended coroutine, or one that it awaits, is handling a cancellation just now. */
-int is_handling_cancellation(PyObject *coroutine);
+int aiotrace_is_handling_cancellation(PyObject *coroutine);
 
 #pragma GCC visibility pop
 

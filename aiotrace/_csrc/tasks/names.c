@@ -11,46 +11,48 @@
 
 /* --- doors --------------------------------------------------------------------------------------------------- */
 
-Door door_waiter = {.text = "_fut_waiter"}, door_must_cancel = {.text = "_must_cancel"},
-     door_exception = {.text = "_exception"}, door_done = {.text = "done", .is_call = 1},
-     door_cancelled = {.text = "cancelled", .is_call = 1}, door_cancelling = {.text = "cancelling", .is_call = 1},
-     door_name = {.text = "get_name", .is_call = 1}, door_code = {.text = "cr_code"},
-     door_suspended = {.text = "cr_suspended"}, door_frame = {.text = "cr_frame"}, door_trio_name = {.text = "name"};
+FieldReader aiotrace_reader_waiter = {.text = "_fut_waiter"}, aiotrace_reader_must_cancel = {.text = "_must_cancel"},
+     aiotrace_reader_exception = {.text = "_exception"}, aiotrace_reader_done = {.text = "done", .is_call = 1},
+     aiotrace_reader_cancelled = {.text = "cancelled", .is_call = 1},
+         aiotrace_reader_cancelling = {.text = "cancelling", .is_call = 1},
+     aiotrace_reader_name = {.text = "get_name", .is_call = 1}, aiotrace_reader_code = {.text = "cr_code"},
+     aiotrace_reader_suspended = {.text = "cr_suspended"}, aiotrace_reader_frame = {.text = "cr_frame"},
+         aiotrace_reader_trio_name = {.text = "name"};
 
 int
-open_door(Door *door, PyTypeObject *type)
+aiotrace_prepare_reader(FieldReader *reader, PyTypeObject *type)
 {
-    if (door->name == NULL && (door->name = PyUnicode_InternFromString(door->text)) == NULL)
+    if (reader->name == NULL && (reader->name = PyUnicode_InternFromString(reader->text)) == NULL)
         return -1;
-    door->method = NULL;
-    door->get = NULL;
-    door->offset = 0;
+    reader->method = NULL;
+    reader->get = NULL;
+    reader->offset = 0;
     if (type == NULL)
         return 0;
-    PyObject *found = PyObject_GetAttr((PyObject *)type, door->name);
+    PyObject *found = PyObject_GetAttr((PyObject *)type, reader->name);
     if (found == NULL) {
         PyErr_Clear();
         return 0;
     }
     if (Py_TYPE(found) == &PyGetSetDescr_Type) {
-        door->get = ((PyGetSetDescrObject *)found)->d_getset->get;
-        door->closure = ((PyGetSetDescrObject *)found)->d_getset->closure;
+        reader->get = ((PyGetSetDescrObject *)found)->d_getset->get;
+        reader->closure = ((PyGetSetDescrObject *)found)->d_getset->closure;
     }
     else if (Py_TYPE(found) == &PyMethodDescr_Type &&
              ((PyMethodDescrObject *)found)->d_method->ml_flags == METH_NOARGS) {
-        door->method = ((PyMethodDescrObject *)found)->d_method->ml_meth;
+        reader->method = ((PyMethodDescrObject *)found)->d_method->ml_meth;
     }
     else if (Py_TYPE(found) == &PyMemberDescr_Type && ((PyMemberDescrObject *)found)->d_member->type == T_OBJECT) {
-        door->offset = ((PyMemberDescrObject *)found)->d_member->offset;
+        reader->offset = ((PyMemberDescrObject *)found)->d_member->offset;
     }
     Py_DECREF(found);
     return 0;
 }
 
 int
-door_is_true(const Door *door, PyObject *object, int is_known)
+aiotrace_field_is_true(const FieldReader *reader, PyObject *object, int is_known)
 {
-    PyObject *value = read_door(door, object, is_known);
+    PyObject *value = read_field(reader, object, is_known);
     int is_true = value == Py_True;
     Py_XDECREF(value);
     return is_true;
@@ -58,11 +60,12 @@ door_is_true(const Door *door, PyObject *object, int is_known)
 
 /* --- names of code and types --------------------------------------------------------------------------------- */
 
-Name unknown_name, name_yield, name_done, name_nothing, name_returned, name_raised, name_cancelled, name_lost;
+Name aiotrace_unknown_name, aiotrace_name_yield, aiotrace_name_done, aiotrace_name_nothing, aiotrace_name_returned,
+    aiotrace_name_raised, aiotrace_name_cancelled, aiotrace_name_lost;
 
 static Name *names;
 static size_t names_size;
-size_t names_used;
+size_t aiotrace_names_used;
 
 static inline size_t
 hash_place(const PyObject *object, int place)
@@ -100,30 +103,30 @@ grow_names(void)
 
 /* The text of a code object (of the line of a place in it) or a type. May call Python, once for each. */
 HOT Name
-find_name(PyObject *object, int place)
+aiotrace_find_name(PyObject *object, int place)
 {
     if (likely(names_size)) {
         Name *found = probe_name(object, place);
         if (likely(found->object != NULL))
             return *found;
     }
-    if (names_used >= NAMES_MAX)
-        return unknown_name;
+    if (aiotrace_names_used >= NAMES_MAX)
+        return aiotrace_unknown_name;
     int line = place ? PyCode_Addr2Line((PyCodeObject *)object, place - 1) : 0;
-    PyObject *answer = PyObject_CallFunction(describe, "Oi", object, line);
+    PyObject *answer = PyObject_CallFunction(aiotrace_describe, "Oi", object, line);
     Name made = {object, place, 0, 0, NULL};
     unsigned long long key;
     if (answer == NULL || !PyArg_ParseTuple(answer, "OKi", &made.text, &key, &made.flags)) {
-        PyErr_WriteUnraisable(describe);
+        PyErr_WriteUnraisable(aiotrace_describe);
         Py_XDECREF(answer);
-        return unknown_name;
+        return aiotrace_unknown_name;
     }
     made.key = key;
     Py_INCREF(made.text);
     Py_DECREF(answer);
     /* From here on no Python. */
-    if (names_used * 2 >= names_size && grow_names() < 0) {
-        Name lost = unknown_name;
+    if (aiotrace_names_used * 2 >= names_size && grow_names() < 0) {
+        Name lost = aiotrace_unknown_name;
         lost.flags = made.flags;
         return lost;
     }
@@ -133,18 +136,18 @@ find_name(PyObject *object, int place)
         return *free;
     }
     Py_INCREF(object);
-    names_used++;
+    aiotrace_names_used++;
     return *free = made;
 }
 
 int
-take_name(Name *name, const char *text)
+aiotrace_fill_name(Name *name, const char *text)
 {
     PyObject *object = PyUnicode_InternFromString(text);
     if (object == NULL)
         return -1;
     if (name->text == NULL) {
-        PyObject *answer = PyObject_CallFunction(describe, "Oi", object, 0);
+        PyObject *answer = PyObject_CallFunction(aiotrace_describe, "Oi", object, 0);
         unsigned long long key;
         PyObject *shown;
         if (answer == NULL || !PyArg_ParseTuple(answer, "OKi", &shown, &key, &name->flags)) {
@@ -161,9 +164,9 @@ take_name(Name *name, const char *text)
 }
 
 PyObject *
-text_of(const Name *name)
+aiotrace_text_of(const Name *name)
 {
-    PyObject *text = name->text != NULL ? name->text : unknown_name.text;
+    PyObject *text = name->text != NULL ? name->text : aiotrace_unknown_name.text;
     return Py_NewRef(text);
 }
 
@@ -171,7 +174,7 @@ text_of(const Name *name)
 
 /* Call an event; steals the references to its arguments, any of which may be NULL after an error. */
 void
-call_event(PyObject *event, int count, PyObject **arguments)
+aiotrace_call_event(PyObject *event, int count, PyObject **arguments)
 {
     int complete = 1;
     for (int i = 0; i < count; i++)
@@ -187,9 +190,10 @@ call_event(PyObject *event, int count, PyObject **arguments)
 /* --- tasks and coroutines ------------------------------------------------------------------------------------ */
 
 HOT PyObject *
-name_of(PyObject *task, int runtime)
+aiotrace_name_of_task(PyObject *task, int runtime)
 {
-    PyObject *name = runtime == ON_TRIO ? read_door(&door_trio_name, task, 0) : read_door(&door_name, task, is_fast(task));
+    PyObject *name = runtime == ON_TRIO ? read_field(&aiotrace_reader_trio_name, task,
+                                                     0) : read_field(&aiotrace_reader_name, task, is_c_task(task));
     if (name != NULL && !PyUnicode_CheckExact(name)) {
         PyObject *text = PyObject_Str(name);
         Py_SETREF(name, text);
@@ -201,16 +205,16 @@ name_of(PyObject *task, int runtime)
 
 /* The text of the code that a coroutine runs, or of its type. */
 HOT Name
-name_coroutine(PyObject *coroutine)
+aiotrace_name_coroutine(PyObject *coroutine)
 {
     if (coroutine == NULL)
-        return unknown_name;
-    PyObject *code = read_door(&door_code, coroutine, PyCoro_CheckExact(coroutine));
+        return aiotrace_unknown_name;
+    PyObject *code = read_field(&aiotrace_reader_code, coroutine, PyCoro_CheckExact(coroutine));
     Name name;
     if (code != NULL && PyCode_Check(code))
-        name = find_name(code, 0);
+        name = aiotrace_find_name(code, 0);
     else
-        name = find_name((PyObject *)Py_TYPE(coroutine), 0);
+        name = aiotrace_find_name((PyObject *)Py_TYPE(coroutine), 0);
     Py_XDECREF(code);
     return name;
 }
@@ -220,20 +224,20 @@ name_coroutine(PyObject *coroutine)
  * Frames are read as the interpreter has them: an object for each, which PyThreadState_GetFrame makes, costs more than
  * all else of a spawn. */
 HOT Name
-find_site(void)
+aiotrace_find_site(void)
 {
-    Name innermost = unknown_name;
-    Frame frame = innermost_frame();
+    Name innermost = aiotrace_unknown_name;
+    Frame frame = aiotrace_innermost_frame();
     for (int is_first = 1; frame.code != NULL; is_first = 0) {
         PyObject *code = Py_NewRef(frame.code);
         int place = frame.offset + 1;
-        int is_found = !(find_name(code, 0).flags & IS_LIBRARY);
+        int is_found = !(aiotrace_find_name(code, 0).flags & IS_LIBRARY);
         if (is_first || is_found)
-            innermost = find_name(code, place);
+            innermost = aiotrace_find_name(code, place);
         Py_DECREF(code);
         if (is_found)
             break;
-        frame = outer_frame(&frame);
+        frame = aiotrace_outer_frame(&frame);
     }
     return innermost;
 }
@@ -241,12 +245,12 @@ find_site(void)
 /* --- cancellations ----------------------------------------------------------------------------------- */
 
 int
-is_cancelled_error(PyObject *error)
+aiotrace_is_cancelled_error(PyObject *error)
 {
-    PyObject *kinds[] = {cancelled_error, trio_cancelled};
+    PyObject *types[] = {aiotrace_cancelled_error, aiotrace_trio_cancelled};
     for (int depth = 0; error != NULL && error != Py_None && depth < 8; depth++) {
         for (int i = 0; i < 2; i++)
-            if (kinds[i] != NULL && PyObject_TypeCheck(error, (PyTypeObject *)kinds[i]))
+            if (types[i] != NULL && PyObject_TypeCheck(error, (PyTypeObject *)types[i]))
                 return 1;
         if (!PyExceptionInstance_Check(error))
             return 0;

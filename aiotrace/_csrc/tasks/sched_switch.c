@@ -12,12 +12,12 @@
 
 #define PRIO 120 /* of a process of the kernel's that asked for none */
 
-HOT_DATA int tells_switches;
+HOT_DATA int aiotrace_emits_sched_events;
 
 static PyObject *switch_event, *waking_event;
 static PyObject *name_thread; /* () -> (pid, name) */
-static unsigned round_of_ours; /* counts the starts: what a thread knows of an earlier one is out of date */
-static THREAD_LOCAL unsigned known_in;
+static unsigned start_count; /* counts the starts: what a thread knows of an earlier one is out of date */
+static THREAD_LOCAL unsigned identified_in;
 static THREAD_LOCAL Runner thread, running;
 
 static const Runner unknown = {0, "<...>"}; /* as the kernel writes it */
@@ -62,27 +62,27 @@ put_comm(char comm[COMM_SIZE], PyObject *name)
 }
 
 const char *
-comm_of(Known *known)
+aiotrace_comm_of(TracedTask *traced)
 {
-    PyObject *task = Py_XNewRef(referent(known->ref));
-    if (task != NULL && known->comm[0] == 0) {
-        PyObject *name = name_of(task, known->runtime);
+    PyObject *task = Py_XNewRef(referent(traced->ref));
+    if (task != NULL && traced->comm[0] == 0) {
+        PyObject *name = aiotrace_name_of_task(task, traced->runtime);
         if (name != NULL)
-            put_comm(known->comm, name);
+            put_comm(traced->comm, name);
         Py_XDECREF(name);
         PyErr_Clear();
     }
     Py_XDECREF(task);
-    return known->comm;
+    return traced->comm;
 }
 
 /* Come to know this thread. May call Python, once for each. */
 static void
-know_thread(void)
+identify_thread(void)
 {
-    if (likely(known_in == round_of_ours))
+    if (likely(identified_in == start_count))
         return;
-    known_in = round_of_ours;
+    identified_in = start_count;
     running = thread = unknown;
     PyObject *answer = PyObject_CallNoArgs(name_thread), *name;
     if (answer == NULL || !PyArg_ParseTuple(answer, "iU", &thread.pid, &name))
@@ -116,7 +116,7 @@ text_of_comm(const char *comm)
 
 /* An exception that is pending stays so. */
 static void
-tell_switch(const Runner *from, const Runner *to, int64_t state, uint64_t now)
+emit_switch(const Runner *from, const Runner *to, int64_t state, uint64_t now)
 {
     SwitchRecord record = {.prev_pid = from->pid, .prev_prio = PRIO, .prev_state = state, .next_pid = to->pid,
                            .next_prio = PRIO};
@@ -129,52 +129,52 @@ tell_switch(const Runner *from, const Runner *to, int64_t state, uint64_t now)
     PyObject *arguments[] = {text_of_comm(from->comm), PyLong_FromLong(from->pid), PyLong_FromLong(PRIO),
                              PyLong_FromLongLong(state), text_of_comm(to->comm),   PyLong_FromLong(to->pid),
                              PyLong_FromLong(PRIO)};
-    call_event(switch_event, 7, arguments);
+    aiotrace_call_event(switch_event, 7, arguments);
     PyErr_Restore(kind, value, traceback);
 }
 
 void
-tell_waking(Known *known)
+aiotrace_emit_waking(TracedTask *traced)
 {
-    WakingRecord record = {.pid = known->id, .prio = PRIO};
-    memcpy(record.comm, comm_of(known), COMM_SIZE);
-    if (unlikely(!aiotrace_event_numbers(waking_event, known->ready_ns, &record))) {
+    WakingRecord record = {.pid = traced->id, .prio = PRIO};
+    memcpy(record.comm, aiotrace_comm_of(traced), COMM_SIZE);
+    if (unlikely(!aiotrace_event_numbers(waking_event, traced->ready_ns, &record))) {
         PyObject *arguments[] = {text_of_comm(record.comm), PyLong_FromLong(record.pid), PyLong_FromLong(PRIO)};
-        call_event(waking_event, 3, arguments);
+        aiotrace_call_event(waking_event, 3, arguments);
     }
 }
 
 /* --- switches ------------------------------------------------------------------------------------------------ */
 
 void
-switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_t now)
+aiotrace_switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_t now)
 {
     Runner next = {.pid = pid};
-    know_thread();
+    identify_thread();
     memcpy(next.comm, comm, COMM_SIZE);
     made->before = previous == 0 ? thread : previous == running.pid ? running : unknown;
     if (previous != 0)
         made->before.pid = previous;
     made->is_made = 1;
     set_task(previous);
-    tell_switch(&made->before, &next, RUNS_ON, now);
+    emit_switch(&made->before, &next, RUNS_ON, now);
     set_task(pid);
     running = next;
 }
 
 void
-switch_out(Switch *made, int32_t pid, const char *comm, int state, uint64_t now)
+aiotrace_switch_out(Switch *made, int32_t pid, const char *comm, int state, uint64_t now)
 {
     Runner from = {.pid = pid};
     memcpy(from.comm, comm, COMM_SIZE);
     made->is_made = 0;
     running = made->before;
-    if (tells_switches)
-        tell_switch(&from, &made->before, state, now);
+    if (aiotrace_emits_sched_events)
+        emit_switch(&from, &made->before, state, now);
 }
 
 int
-state_after(const Outcome *outcome)
+aiotrace_state_after(const Outcome *outcome)
 {
     PyObject *yielded = outcome->yielded;
     if (yielded == NULL)
@@ -205,9 +205,9 @@ switch_start(PyObject *Py_UNUSED(module), PyObject *args)
     Py_XSETREF(switch_event, Py_NewRef(switched));
     Py_XSETREF(waking_event, Py_NewRef(waking));
     Py_XSETREF(name_thread, Py_NewRef(name));
-    round_of_ours++;
-    tells_switches = 1;
-    plain_round++;
+    start_count++;
+    aiotrace_emits_sched_events = 1;
+    aiotrace_plain_round++;
     Py_RETURN_NONE;
 }
 
@@ -216,7 +216,7 @@ PyDoc_STRVAR(switch_stop_doc, "switch_stop()\n--\n\nTell them no more.");
 static PyObject *
 switch_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    tells_switches = 0;
+    aiotrace_emits_sched_events = 0;
     Py_RETURN_NONE;
 }
 
@@ -242,7 +242,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-switch_exec(PyObject *module)
+aiotrace_sched_switch_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }

@@ -25,32 +25,34 @@
 
 /* --- time ---------------------------------------------------------------------------------------------------- */
 
-HOT_DATA Counter counter;
+HOT_DATA Counter aiotrace_task_counter;
 
 uint64_t
-anchor_clock(void)
+aiotrace_anchor_task_clock(void)
 {
     uint64_t now = monotonic_ns();
 #if HAVE_TSC
-    counter.tick = __rdtsc();
-    counter.ns = now;
-    if (counter.is_constant && counter.multiplier == 0 && now - counter.first_ns > CALIBRATION_NS)
-        counter.multiplier = (uint64_t)((double)(now - counter.first_ns) /
-                                        (double)(counter.tick - counter.first_tick) * 4294967296.0);
+    aiotrace_task_counter.tick = __rdtsc();
+    aiotrace_task_counter.ns = now;
+    if (aiotrace_task_counter.is_constant && aiotrace_task_counter.multiplier == 0 &&
+        now - aiotrace_task_counter.first_ns > CALIBRATION_NS)
+        aiotrace_task_counter.multiplier = (uint64_t)((double)(now - aiotrace_task_counter.first_ns) /
+                                                      (double)(aiotrace_task_counter.tick -
+                                                               aiotrace_task_counter.first_tick) * 4294967296.0);
 #endif
     return now;
 }
 
 void
-start_clock(void)
+aiotrace_start_task_clock(void)
 {
 #if HAVE_TSC
     unsigned a, b, c, d;
-    if (counter.is_constant || !__get_cpuid(0x80000007, &a, &b, &c, &d) || !(d & 1u << 8))
+    if (aiotrace_task_counter.is_constant || !__get_cpuid(0x80000007, &a, &b, &c, &d) || !(d & 1u << 8))
         return;
-    counter.first_ns = aiotrace_monotonic_ns();
-    counter.first_tick = __rdtsc();
-    counter.is_constant = 1;
+    aiotrace_task_counter.first_ns = aiotrace_monotonic_ns();
+    aiotrace_task_counter.first_tick = __rdtsc();
+    aiotrace_task_counter.is_constant = 1;
 #endif
 }
 
@@ -58,38 +60,38 @@ start_clock(void)
 
 static const char *const event_names[EVENTS] = {"spawn",  "name",      "ready",  "step",      "done",
                                                 "cancel", "delivered", "caught", "swallowed", "alive"};
-PyObject *events[EVENTS];
-HOT_DATA Kind kinds[EVENTS];
+PyObject *aiotrace_task_events[EVENTS];
+HOT_DATA Kind aiotrace_task_kinds[EVENTS];
 
 int
-look_whether_off(int event)
+aiotrace_recheck_off(int event)
 {
-    if (!aiotrace_event_is_off(events[event]))
+    if (!aiotrace_event_is_off(aiotrace_task_events[event]))
         return 0;
-    kinds[event].off_in = aiotrace_epoch;
+    aiotrace_task_kinds[event].off_in = aiotrace_epoch;
     return 1;
 }
 
 int
-look_whether_plain(int event)
+aiotrace_recheck_plain(int event)
 {
-    if (*aiotrace_event_plain_epoch(events[event]) != aiotrace_epoch)
+    if (*aiotrace_event_plain_epoch(aiotrace_task_events[event]) != aiotrace_epoch)
         return 0;
-    kinds[event].plain_in = aiotrace_epoch;
+    aiotrace_task_kinds[event].plain_in = aiotrace_epoch;
     return 1;
 }
 
-PyObject *describe;     /* (code or type, line) -> (text, key, flags) */
-PyObject *name_command; /* (pid, name) */
-PyObject *find_line;    /* (task) -> text: where it is suspended */
-PyObject *find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
-PyObject *report;       /* (handle, exception): what events.Handle does of an exception */
-PyObject *current_tasks; /* loop -> the task whose step runs, as asyncio has it */
-HOT_DATA PyTypeObject *task_type; /* _asyncio.Task */
-PyObject *cancelled_error, *trio_cancelled;
-HOT_DATA PyTypeObject *trio_error; /* outcome.Error */
+PyObject *aiotrace_describe;     /* (code or type, line) -> (text, key, flags) */
+PyObject *aiotrace_name_command; /* (pid, name) */
+PyObject *aiotrace_find_line;    /* (task) -> text: where it is suspended */
+PyObject *aiotrace_find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
+PyObject *aiotrace_report;       /* (handle, exception): what events.Handle does of an exception */
+PyObject *aiotrace_current_tasks; /* loop -> the task whose step runs, as asyncio has it */
+HOT_DATA PyTypeObject *aiotrace_task_type; /* _asyncio.Task */
+PyObject *aiotrace_cancelled_error, *aiotrace_trio_cancelled;
+HOT_DATA PyTypeObject *aiotrace_trio_error; /* outcome.Error */
 
-HOT_DATA int is_active;
+HOT_DATA int aiotrace_traces_tasks;
 
 /* --- start and stop --------------------------------------------------------------------------------------------------- */
 
@@ -113,6 +115,15 @@ take(PyObject **place, PyObject *dict, const char *name)
     return 0;
 }
 
+static const struct {
+    Name *name;
+    const char *text;
+} fixed_names[] = {
+    {&aiotrace_unknown_name, "?"},          {&aiotrace_name_yield, "yield"},         {&aiotrace_name_done, "done"},
+    {&aiotrace_name_nothing, ""},           {&aiotrace_name_returned, "returned"},   {&aiotrace_name_raised, "raised"},
+    {&aiotrace_name_cancelled, "cancelled"}, {&aiotrace_name_lost, "lost"},
+};
+
 PyDoc_STRVAR(task_start_doc,
              "task_start(parts)\n--\n\n"
              "Trace from now on what runs through our hooks. `parts`: events, functions and types, by name; see\n"
@@ -133,38 +144,39 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
             PyErr_Format(PyExc_TypeError, "%s is no event of ours", event_names[i]);
             return NULL;
         }
-        Py_XSETREF(events[i], Py_NewRef(event));
-        kinds[i] = (Kind){0, 0, (uint32_t)aiotrace_event_id(event)};
+        Py_XSETREF(aiotrace_task_events[i], Py_NewRef(event));
+        aiotrace_task_kinds[i] = (Kind){0, 0, (uint32_t)aiotrace_event_id(event)};
     }
-    if (take(&describe, parts, "describe") < 0 || take(&name_command, parts, "name_command") < 0 ||
-        take(&find_line, parts, "find_line") < 0 || take(&find_inner, parts, "find_inner") < 0 ||
-        take((PyObject **)&task_type, parts, "task_type") < 0 || take(&current_tasks, parts, "current_tasks") < 0 ||
-        take(&cancelled_error, parts, "cancelled_error") < 0 || take(&trio_cancelled, parts, "trio_cancelled") < 0 ||
-        take((PyObject **)&trio_error, parts, "trio_error") < 0)
+    if (take(&aiotrace_describe, parts, "describe") < 0 || take(&aiotrace_name_command, parts, "name_command") < 0 ||
+        take(&aiotrace_find_line, parts, "find_line") < 0 || take(&aiotrace_find_inner, parts, "find_inner") < 0 ||
+        take((PyObject **)&aiotrace_task_type, parts, "task_type") < 0 ||
+        take(&aiotrace_current_tasks, parts, "current_tasks") < 0 ||
+        take(&aiotrace_cancelled_error, parts, "cancelled_error") < 0 ||
+        take(&aiotrace_trio_cancelled, parts, "trio_cancelled") < 0 ||
+        take((PyObject **)&aiotrace_trio_error, parts, "trio_error") < 0)
         return NULL;
-    Door *of_task[] = {&door_waiter, &door_must_cancel, &door_exception, &door_done, &door_cancelled, &door_cancelling,
-                       &door_name};
+    FieldReader *of_task[] = {&aiotrace_reader_waiter, &aiotrace_reader_must_cancel, &aiotrace_reader_exception,
+                              &aiotrace_reader_done, &aiotrace_reader_cancelled, &aiotrace_reader_cancelling,
+                              &aiotrace_reader_name};
     for (size_t i = 0; i < sizeof of_task / sizeof *of_task; i++)
-        if (open_door(of_task[i], task_type) < 0)
+        if (aiotrace_prepare_reader(of_task[i], aiotrace_task_type) < 0)
             return NULL;
-    Door *of_coroutine[] = {&door_code, &door_suspended, &door_frame};
+    FieldReader *of_coroutine[] = {&aiotrace_reader_code, &aiotrace_reader_suspended, &aiotrace_reader_frame};
     for (size_t i = 0; i < sizeof of_coroutine / sizeof *of_coroutine; i++)
-        if (open_door(of_coroutine[i], &PyCoro_Type) < 0)
+        if (aiotrace_prepare_reader(of_coroutine[i], &PyCoro_Type) < 0)
             return NULL;
-    if (open_door(&door_trio_name, NULL) < 0)
+    if (aiotrace_prepare_reader(&aiotrace_reader_trio_name, NULL) < 0)
         return NULL;
-    if (take_name(&unknown_name, "?") < 0 || take_name(&name_yield, "yield") < 0 || take_name(&name_done, "done") < 0 ||
-        take_name(&name_nothing, "") < 0 || take_name(&name_returned, "returned") < 0 ||
-        take_name(&name_raised, "raised") < 0 || take_name(&name_cancelled, "cancelled") < 0 ||
-        take_name(&name_lost, "lost") < 0)
+    for (size_t i = 0; i < sizeof fixed_names / sizeof *fixed_names; i++)
+        if (aiotrace_fill_name(fixed_names[i].name, fixed_names[i].text) < 0)
+            return NULL;
+    if (aiotrace_first_id != aiotrace_base_id())
+        aiotrace_begin_ids(0);
+    if (aiotrace_install_asyncio(parts) < 0)
         return NULL;
-    if (first_id != base_id())
-        begin_ids(0);
-    if (enter_asyncio(parts) < 0)
-        return NULL;
-    start_clock();
-    begin_rounds();
-    is_active = 1;
+    aiotrace_start_task_clock();
+    aiotrace_begin_keyframes();
+    aiotrace_traces_tasks = 1;
     Py_RETURN_NONE;
 }
 
@@ -172,13 +184,13 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
 static void
 forget_all(void)
 {
-    Known *known;
-    while ((known = first_known()) != NULL) {
-        Py_INCREF(known);
-        forget_task(known);
-        if (known->runtime == ON_ASYNCIO)
-            unwrap_task(known);
-        Py_DECREF(known);
+    TracedTask *traced;
+    while ((traced = aiotrace_first_traced_task()) != NULL) {
+        Py_INCREF(traced);
+        aiotrace_forget_task(traced);
+        if (traced->runtime == ON_ASYNCIO)
+            aiotrace_unwrap_task(traced);
+        Py_DECREF(traced);
     }
 }
 
@@ -187,7 +199,7 @@ PyDoc_STRVAR(task_round_doc, "task_round()\n--\n\nWrite a keyframe of all tasks 
 static PyObject *
 task_round(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    write_whole_round();
+    aiotrace_write_keyframe();
     Py_RETURN_NONE;
 }
 
@@ -198,9 +210,9 @@ static PyObject *
 task_forked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     set_task(0);
-    forget_names();
+    aiotrace_forget_pid_names();
     forget_all();
-    begin_ids(0);
+    aiotrace_begin_ids(0);
     Py_RETURN_NONE;
 }
 
@@ -212,8 +224,8 @@ task_ids(PyObject *Py_UNUSED(module), PyObject *argument)
     unsigned long next = PyLong_AsUnsignedLong(argument);
     if (next == (unsigned long)-1 && PyErr_Occurred())
         return NULL;
-    begin_ids((uint32_t)next);
-    return PyLong_FromLong(first_id);
+    aiotrace_begin_ids((uint32_t)next);
+    return PyLong_FromLong(aiotrace_first_id);
 }
 
 PyDoc_STRVAR(task_running_doc,
@@ -222,10 +234,10 @@ PyDoc_STRVAR(task_running_doc,
 static PyObject *
 task_running(PyObject *Py_UNUSED(module), PyObject *task)
 {
-    Known *known = find_task(task);
-    if (known != NULL && known->state == TRACES) {
-        is_preset = 1;
-        set_task(known->id);
+    TracedTask *traced = aiotrace_find_task(task);
+    if (traced != NULL && traced->state == TRACES) {
+        aiotrace_is_preset = 1;
+        set_task(traced->id);
     }
     Py_RETURN_NONE;
 }
@@ -250,21 +262,21 @@ PyDoc_STRVAR(task_sweep_doc,
 static PyObject *
 task_sweep(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    Known *next, *known = (Known *)Py_XNewRef(first_known());
-    for (; known != NULL; known = next) { /* what is held stays in the ring, unless its task ends meanwhile */
-        PyObject *task = Py_XNewRef(referent(known->ref));
-        if (task != NULL && known->state == TRACES && known->runtime == ON_ASYNCIO && is_stranded(task)) {
-            next = (Known *)Py_XNewRef(next_known(known));
-            tell_end(known->id, &name_lost, &name_nothing, task_clock());
-            forget_task(known);
-            unwrap_task(known);
+    TracedTask *next, *traced = (TracedTask *)Py_XNewRef(aiotrace_first_traced_task());
+    for (; traced != NULL; traced = next) { /* what is held stays in the ring, unless its task ends meanwhile */
+        PyObject *task = Py_XNewRef(referent(traced->ref));
+        if (task != NULL && traced->state == TRACES && traced->runtime == ON_ASYNCIO && is_stranded(task)) {
+            next = (TracedTask *)Py_XNewRef(aiotrace_next_traced_task(traced));
+            aiotrace_emit_end(traced->id, &aiotrace_name_lost, &aiotrace_name_nothing, task_clock());
+            aiotrace_forget_task(traced);
+            aiotrace_unwrap_task(traced);
         }
         else {
-            tell_alive(known);
-            next = (Known *)Py_XNewRef(next_known(known));
+            aiotrace_emit_alive(traced);
+            next = (TracedTask *)Py_XNewRef(aiotrace_next_traced_task(traced));
         }
         Py_XDECREF(task);
-        Py_DECREF(known);
+        Py_DECREF(traced);
     }
     Py_RETURN_NONE;
 }
@@ -274,10 +286,10 @@ PyDoc_STRVAR(task_stop_doc, "task_stop()\n--\n\nTrace no more, and forget all ta
 static PyObject *
 task_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    is_active = 0;
-    name_pids(INT_MAX);
+    aiotrace_traces_tasks = 0;
+    aiotrace_name_pids(INT_MAX);
     forget_all();
-    leave_asyncio();
+    aiotrace_uninstall_asyncio();
     set_task(0);
     Py_RETURN_NONE;
 }
@@ -287,8 +299,8 @@ PyDoc_STRVAR(task_id_doc, "task_id(task)\n--\n\nThe id of a task; 0 if it is not
 static PyObject *
 task_id(PyObject *Py_UNUSED(module), PyObject *task)
 {
-    Known *known = find_task(task);
-    return PyLong_FromLong(known == NULL || known->state != TRACES ? 0 : known->id);
+    TracedTask *traced = aiotrace_find_task(task);
+    return PyLong_FromLong(traced == NULL || traced->state != TRACES ? 0 : traced->id);
 }
 
 PyDoc_STRVAR(task_counts_doc, "task_counts()\n--\n\nHow many tasks and names are known, for tests.");
@@ -296,7 +308,7 @@ PyDoc_STRVAR(task_counts_doc, "task_counts()\n--\n\nHow many tasks and names are
 static PyObject *
 task_counts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return Py_BuildValue("nn", known_count, (Py_ssize_t)names_used);
+    return Py_BuildValue("nn", aiotrace_traced_count, (Py_ssize_t)aiotrace_names_used);
 }
 
 PyDoc_STRVAR(task_hooked_doc,
@@ -306,7 +318,8 @@ PyDoc_STRVAR(task_hooked_doc,
 static PyObject *
 task_hooked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
-    return Py_BuildValue("KK", (unsigned long long)steps_hooked[ON_ASYNCIO], (unsigned long long)steps_hooked[ON_TRIO]);
+    return Py_BuildValue("KK", (unsigned long long)aiotrace_steps_hooked[ON_ASYNCIO],
+                         (unsigned long long)aiotrace_steps_hooked[ON_TRIO]);
 }
 
 static PyMethodDef functions[] = {
@@ -324,10 +337,12 @@ static PyMethodDef functions[] = {
 };
 
 int
-aiotrace_task_exec(PyObject *module)
+aiotrace_tasks_exec(PyObject *module)
 {
-    if (coroutine_exec(module) < 0 || asyncio_exec(module) < 0 || handle_exec(module) < 0 || uvloop_exec(module) < 0 ||
-        trio_exec(module) < 0 || loop_exec(module) < 0 || switch_exec(module) < 0)
+    if (aiotrace_coroutine_proxy_exec(module) < 0 || aiotrace_asyncio_task_exec(module) < 0 ||
+        aiotrace_asyncio_handle_exec(module) < 0 || aiotrace_uvloop_exec(module) < 0 ||
+        aiotrace_trio_exec(module) < 0 || aiotrace_asyncio_iterations_exec(module) < 0 ||
+        aiotrace_sched_switch_exec(module) < 0)
         return -1;
     return PyModule_AddFunctions(module, functions);
 }

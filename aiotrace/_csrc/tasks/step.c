@@ -1,16 +1,16 @@
 /* What the hooks call: a task is made ready, a step of it begins and ends; what becomes of its cancellation.
  *
- *     made_ready -> begin_known -> (it runs) -> end_step: task:step, and task:done if that was its end
+ *     made_ready -> aiotrace_begin_step -> (it runs) -> aiotrace_end_step: task:step, and task:done if that was its end
  *
- * Nearly all steps are plain: nothing but a record is due at their end. `send_step` does those in one stretch, with what
+ * Nearly all steps are plain: nothing but a record is due at their end. `aiotrace_send_step` does those in one stretch, with what
  * it has to remember in registers, and hands the others over. Whether the next step of a task will be plain is found out
  * when it is made, and at the end of one that is not; that stands until something happens to the task, or to all of them.
  */
 #include "tasks/frames.h"
 
-HOT_DATA uint32_t plain_round = 1;
-THREAD_LOCAL int is_preset;
-uint64_t steps_hooked[2];
+HOT_DATA uint32_t aiotrace_plain_round = 1;
+THREAD_LOCAL int aiotrace_is_preset;
+uint64_t aiotrace_steps_hooked[2];
 
 /* What follows a step in the same call of asyncio's, as waking those who wait for the task, is the task's doing too. */
 static THREAD_LOCAL struct {
@@ -24,7 +24,7 @@ static THREAD_LOCAL struct {
 HOT static int32_t
 find_waker(PyObject *loop)
 {
-    PyObject *current = current_tasks == NULL ? NULL : PyDict_GetItemWithError(current_tasks, loop);
+    PyObject *current = aiotrace_current_tasks == NULL ? NULL : PyDict_GetItemWithError(aiotrace_current_tasks, loop);
     if (current == NULL || current != just_ended.task) {
         PyErr_Clear();
         just_ended.id = 0;
@@ -34,28 +34,28 @@ find_waker(PyObject *loop)
 
 /* A step of a task is scheduled in a loop, by what runs here, which is known now; or everybody is to know of it. */
 HOT void
-tell_ready(Known *known, PyObject *loop)
+aiotrace_emit_ready(TracedTask *traced, PyObject *loop)
 {
-    if (unlikely(known->state != TRACES))
+    if (unlikely(traced->state != TRACES))
         return;
     int32_t here = aiotrace_task;
-    if (known->ready_ns == 0) { /* else its own step has noted it at its end */
-        known->ready_ns = task_clock();
-        known->waker = here == 0 && just_ended.id != 0 ? find_waker(loop) : here;
-        if (unlikely(tells_switches))
-            tell_waking(known);
+    if (traced->ready_ns == 0) { /* else its own step has noted it at its end */
+        traced->ready_ns = task_clock();
+        traced->waker = here == 0 && just_ended.id != 0 ? find_waker(loop) : here;
+        if (unlikely(aiotrace_emits_sched_events))
+            aiotrace_emit_waking(traced);
     }
     if (is_off(READY))
         return;
-    set_task(known->waker);
+    set_task(traced->waker);
     struct { RECORD_HEAD; int32_t task; } *record;
     Cursor *writer;
-    if (likely((record = begin_record(READY, known->ready_ns, sizeof *record, &writer)) != NULL)) {
-        record->task = known->id;
-        end_record(writer, known->ready_ns, sizeof *record);
+    if (likely((record = begin_record(READY, traced->ready_ns, sizeof *record, &writer)) != NULL)) {
+        record->task = traced->id;
+        end_record(writer, traced->ready_ns, sizeof *record);
     }
-    else if (!aiotrace_event_numbers(events[READY], known->ready_ns, &known->id)) {
-        EMIT(READY, PyLong_FromLong(known->id));
+    else if (!aiotrace_event_numbers(aiotrace_task_events[READY], traced->ready_ns, &traced->id)) {
+        EMIT(READY, PyLong_FromLong(traced->id));
     }
     set_task(here);
 }
@@ -63,39 +63,40 @@ tell_ready(Known *known, PyObject *loop)
 /* --- the begin ----------------------------------------------------------------------------------------------- */
 
 HOT void
-begin_known(Step *step, Known *known)
+aiotrace_begin_step(Step *step, TracedTask *traced)
 {
-    steps_hooked[(int)known->runtime]++;
-    step->known = (Known *)Py_NewRef(known);
-    step->ready_ns = known->ready_ns;
-    step->waker = known->waker;
+    aiotrace_steps_hooked[(int)traced->runtime]++;
+    step->traced = (TracedTask *)Py_NewRef(traced);
+    step->ready_ns = traced->ready_ns;
+    step->waker = traced->waker;
     step->previous = aiotrace_task;
     step->is_delivered = 0;
-    known->ready_ns = 0;
-    known->waker = 0;
-    known->has_run = 1;
+    traced->ready_ns = 0;
+    traced->waker = 0;
+    traced->has_run = 1;
     step->is_watched = 0;
     step->made.is_made = 0;
-    if (unlikely(known->state == SILENT)) {
+    if (unlikely(traced->state == SILENT)) {
         set_task(0);
         return;
     }
-    set_task(known->id);
-    if (unlikely(known->name != NULL || (!known->is_named && commands_left > 0)))
-        tell_name(known);
+    set_task(traced->id);
+    if (unlikely(traced->name != NULL || (!traced->is_named && aiotrace_commands_left > 0)))
+        aiotrace_emit_name(traced);
     step->began = task_clock();
-    if (unlikely(tells_switches) && !(making != NULL && making->task != NULL)) /* else it has run: task_make */
-        switch_in(&step->made, step->previous, known->id, comm_of(known), step->began);
-    step->is_watched = (char)begin_watched(known->id, step->began);
+    /* else it has run: task_make */
+    if (unlikely(aiotrace_emits_sched_events) && !(aiotrace_making != NULL && aiotrace_making->task != NULL))
+        aiotrace_switch_in(&step->made, step->previous, traced->id, aiotrace_comm_of(traced), step->began);
+    step->is_watched = (char)begin_watched(traced->id, step->began);
 }
 
 /* --- cancellation -------------------------------------------------------------------------------------------- */
 
 /* The requests to cancel a task that nobody took back. */
 long
-count_cancels(PyObject *task)
+aiotrace_count_cancels(PyObject *task)
 {
-    PyObject *value = read_door(&door_cancelling, task, is_fast(task));
+    PyObject *value = read_field(&aiotrace_reader_cancelling, task, is_c_task(task));
     if (value == NULL)
         return 0;
     long count = PyLong_Check(value) ? PyLong_AsLong(value) : 0;
@@ -106,76 +107,76 @@ count_cancels(PyObject *task)
 }
 
 void
-tell_delivered(Step *step)
+aiotrace_emit_delivered(Step *step)
 {
     step->is_delivered = 1;
-    step->known->is_cancelled = 1;
-    step->known->plain_in = 0;
-    step->known->is_swallowed = 0;
+    step->traced->is_cancelled = 1;
+    step->traced->plain_in = 0;
+    step->traced->is_swallowed = 0;
     if (!is_off(DELIVERED))
-        EMIT(DELIVERED, PyLong_FromLong(step->known->id));
+        EMIT(DELIVERED, PyLong_FromLong(step->traced->id));
 }
 
 static PyObject *
-line_of(Known *known)
+line_of(TracedTask *traced)
 {
-    PyObject *line = PyObject_CallOneArg(find_line, known->inner);
+    PyObject *line = PyObject_CallOneArg(aiotrace_find_line, traced->inner);
     if (line == NULL) {
-        PyErr_WriteUnraisable(find_line);
-        line = text_of(&unknown_name);
+        PyErr_WriteUnraisable(aiotrace_find_line);
+        line = aiotrace_text_of(&aiotrace_unknown_name);
     }
     return line;
 }
 
 /* The same, or the whole coroutine, if it has ended and is at no line any more. */
 static PyObject *
-place_of(Known *known, int is_done)
+place_of(TracedTask *traced, int is_done)
 {
     if (!is_done)
-        return line_of(known);
-    return Py_NewRef(known->coroutine != NULL ? known->coroutine : unknown_name.text);
+        return line_of(traced);
+    return Py_NewRef(traced->coroutine != NULL ? traced->coroutine : aiotrace_unknown_name.text);
 }
 
 static int
 is_handling_one(const Step *step, const Outcome *outcome)
 {
-    return outcome->yielded != NULL && is_handling_cancellation(step->known->inner);
+    return outcome->yielded != NULL && aiotrace_is_handling_cancellation(step->traced->inner);
 }
 
 /* What became of a cancellation of asyncio's that was delivered: at the end of this step, and of later ones until it is
  * clear. */
 static void
-tell_outcome(Step *step, const Outcome *outcome)
+emit_outcome(Step *step, const Outcome *outcome)
 {
-    Known *known = step->known;
+    TracedTask *traced = step->traced;
     int is_done = outcome->yielded == NULL, is_handling = is_handling_one(step, outcome);
     if (is_done && outcome->is_cancelled)
         return;
-    PyObject *task = referent(known->ref);
-    long cancels = task != NULL ? count_cancels(task) : 0;
+    PyObject *task = referent(traced->ref);
+    long cancels = task != NULL ? aiotrace_count_cancels(task) : 0;
     if (step->is_delivered && !is_off(CAUGHT))
-        EMIT(CAUGHT, PyLong_FromLong(known->id), place_of(known, is_done));
+        EMIT(CAUGHT, PyLong_FromLong(traced->id), place_of(traced, is_done));
     if (is_handling)
         return;
-    if (cancels > 0 && !(is_done && known->is_swallowed) && !is_off(SWALLOWED))
-        EMIT(SWALLOWED, PyLong_FromLong(known->id), place_of(known, is_done));
-    known->is_cancelled = 0;
-    known->is_swallowed = cancels > 0;
+    if (cancels > 0 && !(is_done && traced->is_swallowed) && !is_off(SWALLOWED))
+        EMIT(SWALLOWED, PyLong_FromLong(traced->id), place_of(traced, is_done));
+    traced->is_cancelled = 0;
+    traced->is_swallowed = cancels > 0;
 }
 
 /* The same on trio. Only now is it delivered: every sleep of trio's ends by a cancellation that the sleep itself takes
  * back. */
 static void
-tell_trio_outcome(Step *step, const Outcome *outcome)
+emit_trio_outcome(Step *step, const Outcome *outcome)
 {
-    Known *known = step->known;
+    TracedTask *traced = step->traced;
     if (!(outcome->yielded == NULL ? outcome->is_cancelled : is_handling_one(step, outcome)))
         return;
-    if (!known->is_cancelled && !is_off(DELIVERED))
-        EMIT(DELIVERED, PyLong_FromLong(known->id));
-    known->is_cancelled = 1;
+    if (!traced->is_cancelled && !is_off(DELIVERED))
+        EMIT(DELIVERED, PyLong_FromLong(traced->id));
+    traced->is_cancelled = 1;
     if (outcome->yielded != NULL && !is_off(CAUGHT))
-        EMIT(CAUGHT, PyLong_FromLong(known->id), line_of(known));
+        EMIT(CAUGHT, PyLong_FromLong(traced->id), line_of(traced));
 }
 
 /* --- the end ------------------------------------------------------------------------------------------------- */
@@ -190,36 +191,36 @@ typedef struct {
 static Name
 name_awaited(PyObject *yielded, int depth, PyObject *innermost, PyObject *outer)
 {
-    Name name = depth >= 0 ? find_name(innermost, 0) : unknown_name;
+    Name name = depth >= 0 ? aiotrace_find_name(innermost, 0) : aiotrace_unknown_name;
     if (name.flags & IS_TRAP && --depth > 0)
-        name = find_name(outer, 0);
+        name = aiotrace_find_name(outer, 0);
     if (depth > 0)
         return name;
-    return yielded == Py_None ? name_yield : find_name((PyObject *)Py_TYPE(yielded), 0);
+    return yielded == Py_None ? aiotrace_name_yield : aiotrace_find_name((PyObject *)Py_TYPE(yielded), 0);
 }
 
 /* The key of what a task waits for now, and remember it: mostly it waits for the same again. The names hold the code. */
 HOT static __attribute__((noinline)) uint64_t
-find_awaited(Known *known, PyObject *yielded, int depth, PyObject *innermost, PyObject *outer)
+find_awaited(TracedTask *traced, PyObject *yielded, int depth, PyObject *innermost, PyObject *outer)
 {
     Name name = name_awaited(yielded, depth, innermost, outer);
     int is_own = depth > 0 && name.object == innermost && !(name.flags & IS_TRAP);
     int is_of_both = depth > 1 && name.object == outer;
-    known->awaited_code = is_own || is_of_both ? innermost : NULL;
-    known->awaited_by = is_own ? NULL : outer;
-    known->awaited_key = name.key;
+    traced->awaited_code = is_own || is_of_both ? innermost : NULL;
+    traced->awaited_by = is_own ? NULL : outer;
+    traced->awaited_key = name.key;
     return name.key;
 }
 
 static inline __attribute__((always_inline)) uint64_t
-key_of_awaited(Known *known, PyObject *yielded)
+key_of_awaited(TracedTask *traced, PyObject *yielded)
 {
     PyObject *innermost = NULL, *outer = NULL;
-    int depth = find_innermost(known->inner, &innermost, &outer);
-    if (likely(depth > 0 && innermost == known->awaited_code &&
-               (known->awaited_by == NULL || (depth > 1 && outer == known->awaited_by))))
-        return known->awaited_key;
-    return find_awaited(known, yielded, depth, innermost, outer);
+    int depth = aiotrace_find_innermost(traced->inner, &innermost, &outer);
+    if (likely(depth > 0 && innermost == traced->awaited_code &&
+               (traced->awaited_by == NULL || (depth > 1 && outer == traced->awaited_by))))
+        return traced->awaited_key;
+    return find_awaited(traced, yielded, depth, innermost, outer);
 }
 
 typedef struct { RECORD_HEAD; StepFields fields; } StepRecord;
@@ -244,85 +245,87 @@ HOT static void
 record_step(const Step *step, const Outcome *outcome, uint64_t now)
 {
     PyObject *yielded = outcome->yielded;
-    uint64_t key = yielded == NULL ? name_done.key : key_of_awaited(step->known, yielded);
+    uint64_t key = yielded == NULL ? aiotrace_name_done.key : key_of_awaited(step->traced, yielded);
     if (likely(record_plainly(key, step->began, now, step->ready_ns, step->waker)))
         return;
     StepFields fields = {step->ready_ns, now > step->began ? now - step->began : 0, key, step->waker};
-    if (likely(aiotrace_event_numbers(events[STEP], now, &fields)))
+    if (likely(aiotrace_event_numbers(aiotrace_task_events[STEP], now, &fields)))
         return;
-    Name awaited = name_done;
+    Name awaited = aiotrace_name_done;
     if (yielded != NULL) {
         PyObject *innermost = NULL, *outer = NULL;
-        int depth = find_innermost(step->known->inner, &innermost, &outer);
+        int depth = aiotrace_find_innermost(step->traced->inner, &innermost, &outer);
         awaited = name_awaited(yielded, depth, innermost, outer);
     }
     EMIT(STEP, PyLong_FromUnsignedLongLong(fields.ready_ns), PyLong_FromUnsignedLongLong(fields.duration_ns),
-         text_of(&awaited), PyLong_FromLong(fields.waker));
+         aiotrace_text_of(&awaited), PyLong_FromLong(fields.waker));
 }
 
 HOT static void
-tell_done(Known *known, const Outcome *outcome)
+emit_done(TracedTask *traced, const Outcome *outcome)
 {
-    Name exception = name_nothing;
-    const Name *result = outcome->is_cancelled ? &name_cancelled : outcome->error != NULL ? &name_raised : &name_returned;
-    if (result == &name_raised)
-        exception = find_name((PyObject *)Py_TYPE(outcome->error), 0);
-    tell_end(known->id, result, &exception, task_clock());
+    Name exception = aiotrace_name_nothing;
+    const Name *result = outcome->is_cancelled ? &aiotrace_name_cancelled : outcome->error != NULL ?
+ &aiotrace_name_raised : &aiotrace_name_returned;
+    if (result == &aiotrace_name_raised)
+        exception = aiotrace_find_name((PyObject *)Py_TYPE(outcome->error), 0);
+    aiotrace_emit_end(traced->id, result, &exception, task_clock());
 }
 
 /* What is known after a step of asyncio's: who may wake others now; and that it is ready at once, if it only yielded. */
 static inline void
-note_end(Known *known, PyObject *yielded, uint64_t now)
+note_end(TracedTask *traced, PyObject *yielded, uint64_t now)
 {
     if (yielded == Py_None) {
-        known->ready_ns = now;
-        known->waker = known->id;
+        traced->ready_ns = now;
+        traced->waker = traced->id;
     }
-    just_ended.task = known->task;
-    just_ended.id = known->id;
+    just_ended.task = traced->task;
+    just_ended.id = traced->id;
 }
 
 HOT static void
 leave(Step *step, const Outcome *outcome)
 {
     if (unlikely(step->made.is_made))
-        switch_out(&step->made, step->known->id, step->known->comm, state_after(outcome), task_clock());
+        aiotrace_switch_out(&step->made, step->traced->id, step->traced->comm, aiotrace_state_after(outcome),
+                            task_clock());
     set_task(step->previous);
-    Py_DECREF(step->known);
+    Py_DECREF(step->traced);
 }
 
 /* A step has ended, with no exception pending. */
 HOT void
-end_step(Step *step, const Outcome *outcome)
+aiotrace_end_step(Step *step, const Outcome *outcome)
 {
-    Known *known = step->known;
+    TracedTask *traced = step->traced;
     end_watched(step->is_watched);
-    if (unlikely(known->state != TRACES)) { /* ours; or tracing ended meanwhile */
-        if (known->state == SILENT && outcome->yielded == NULL)
-            forget_task(known);
+    if (unlikely(traced->state != TRACES)) { /* ours; or tracing ended meanwhile */
+        if (traced->state == SILENT && outcome->yielded == NULL)
+            aiotrace_forget_task(traced);
         leave(step, outcome);
         return;
     }
     uint64_t now = task_clock();
     if (!is_off(STEP))
         record_step(step, outcome, now);
-    if (known->runtime == ON_ASYNCIO) {
-        if (unlikely(known->is_cancelled || (outcome->yielded == NULL && known->cancels > 0)))
-            tell_outcome(step, outcome);
-        note_end(known, outcome->yielded, now);
+    if (traced->runtime == ON_ASYNCIO) {
+        if (unlikely(traced->is_cancelled || (outcome->yielded == NULL && traced->cancels > 0)))
+            emit_outcome(step, outcome);
+        note_end(traced, outcome->yielded, now);
     }
     else if (unlikely(step->is_delivered)) {
-        tell_trio_outcome(step, outcome);
+        emit_trio_outcome(step, outcome);
     }
     if (outcome->yielded == NULL) {
-        tell_done(known, outcome);
-        forget_task(known);
-        if (known->runtime == ON_ASYNCIO)
-            unwrap_task(known);
+        emit_done(traced, outcome);
+        aiotrace_forget_task(traced);
+        if (traced->runtime == ON_ASYNCIO)
+            aiotrace_unwrap_task(traced);
     }
-    if (unlikely(now >= round_due))
-        go_on_with_round(now);
-    look_at_next(known);
+    if (unlikely(now >= aiotrace_keyframe_due))
+        aiotrace_continue_keyframe(now);
+    predict_next_step(traced);
     leave(step, outcome);
 }
 
@@ -330,17 +333,17 @@ end_step(Step *step, const Outcome *outcome)
 
 /* Whether a task of asyncio's that returns is cancelled all the same: it was asked for in its last step. */
 static int
-must_cancel(Known *known)
+must_cancel(TracedTask *traced)
 {
-    PyObject *task = referent(known->ref);
-    return task != NULL && door_is_true(&door_must_cancel, task, is_fast(task));
+    PyObject *task = referent(traced->ref);
+    return task != NULL && aiotrace_field_is_true(&aiotrace_reader_must_cancel, task, is_c_task(task));
 }
 
 /* The end of a step that was sent something. `yielded`: NULL if it is done, with the exception that it is done by. */
 HOT void
-end_sent(Step *step, PyObject *yielded)
+aiotrace_end_sent(Step *step, PyObject *yielded)
 {
-    Known *known = step->known;
+    TracedTask *traced = step->traced;
     Outcome outcome = {yielded, NULL, 0};
     PyObject *kind = NULL, *value = NULL, *traceback = NULL;
     if (yielded == NULL) {
@@ -348,103 +351,104 @@ end_sent(Step *step, PyObject *yielded)
         if (kind != NULL)
             PyErr_NormalizeException(&kind, &value, &traceback);
         if (value == NULL || PyObject_TypeCheck(value, (PyTypeObject *)PyExc_StopIteration))
-            outcome.is_cancelled = known->runtime == ON_ASYNCIO && known->cancels > 0 && must_cancel(known);
-        else if (known->runtime == ON_TRIO)
-            outcome.is_cancelled = is_cancelled_error(value) != 0;
+            outcome.is_cancelled = traced->runtime == ON_ASYNCIO && traced->cancels > 0 && must_cancel(traced);
+        else if (traced->runtime == ON_TRIO)
+            outcome.is_cancelled = aiotrace_is_cancelled_error(value) != 0;
         else
-            outcome.is_cancelled = PyObject_TypeCheck(value, (PyTypeObject *)cancelled_error);
+            outcome.is_cancelled = PyObject_TypeCheck(value, (PyTypeObject *)aiotrace_cancelled_error);
         if (value != NULL && !PyObject_TypeCheck(value, (PyTypeObject *)PyExc_StopIteration))
             outcome.error = value;
     }
-    end_step(step, &outcome);
+    aiotrace_end_step(step, &outcome);
     if (kind != NULL)
         PyErr_Restore(kind, value, traceback);
 }
 
 /* trio sends errors as values. */
 static void
-look_at_sent(Step *step, PyObject *sent)
+examine_sent(Step *step, PyObject *sent)
 {
-    if (Py_TYPE(sent) != trio_error)
+    if (Py_TYPE(sent) != aiotrace_trio_error)
         return;
     PyObject *error = PyObject_GetAttrString(sent, "error");
     if (error == NULL)
         PyErr_Clear();
-    else if (trio_cancelled != NULL && PyObject_TypeCheck(error, (PyTypeObject *)trio_cancelled))
+    else if (aiotrace_trio_cancelled != NULL && PyObject_TypeCheck(error, (PyTypeObject *)aiotrace_trio_cancelled))
         step->is_delivered = 1;
     Py_XDECREF(error);
 }
 
 HOT static __attribute__((noinline)) PySendResult
-send_with_care(Known *known, PyObject *sent, PyObject **result)
+send_with_care(TracedTask *traced, PyObject *sent, PyObject **result)
 {
-    if (known->state == PASSES)
-        return PyIter_Send(known->inner, sent, result);
+    if (traced->state == PASSES)
+        return PyIter_Send(traced->inner, sent, result);
     Step step;
-    begin_known(&step, known);
-    if (known->runtime == ON_TRIO)
-        look_at_sent(&step, sent);
-    PySendResult how = PyIter_Send(known->inner, sent, result);
-    end_sent(&step, how == PYGEN_NEXT ? *result : NULL);
+    aiotrace_begin_step(&step, traced);
+    if (traced->runtime == ON_TRIO)
+        examine_sent(&step, sent);
+    PySendResult how = PyIter_Send(traced->inner, sent, result);
+    aiotrace_end_sent(&step, how == PYGEN_NEXT ? *result : NULL);
     return how;
 }
 
 /* A step that was plain so far returned from the coroutine. Returns 0, without effect, if its end is not as plain. */
 HOT static __attribute__((noinline)) int
-end_plainly(Known *known, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
+end_plainly(TracedTask *traced, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
 {
     uint64_t now = task_clock();
-    if (known->plain_in != plain_round || known->cancels > 0 || now >= round_due ||
-        !record_plainly(name_done.key, began, now, ready_ns, waker))
+    if (traced->plain_in != aiotrace_plain_round || traced->cancels > 0 || now >= aiotrace_keyframe_due ||
+        !record_plainly(aiotrace_name_done.key, began, now, ready_ns, waker))
         return 0;
-    tell_end(known->id, &name_returned, &name_nothing, now);
-    forget_task(known);
-    if (known->runtime == ON_ASYNCIO) {
-        note_end(known, NULL, now);
-        unwrap_task(known);
+    aiotrace_emit_end(traced->id, &aiotrace_name_returned, &aiotrace_name_nothing, now);
+    aiotrace_forget_task(traced);
+    if (traced->runtime == ON_ASYNCIO) {
+        note_end(traced, NULL, now);
+        aiotrace_unwrap_task(traced);
     }
     set_task(previous);
-    Py_DECREF(known);
+    Py_DECREF(traced);
     return 1;
 }
 
 HOT static __attribute__((noinline)) void
-end_otherwise(Known *known, PyObject *yielded, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
+end_otherwise(TracedTask *traced, PyObject *yielded, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
 {
-    Step step = {.known = known, .began = began, .ready_ns = ready_ns, .waker = waker, .previous = previous};
-    end_sent(&step, yielded);
+    Step step = {.traced = traced, .began = began, .ready_ns = ready_ns, .waker = waker, .previous = previous};
+    aiotrace_end_sent(&step, yielded);
 }
 
 /* Send what stands for a task's coroutine something, which is a step. As PyIter_Send. */
 HOT PySendResult
-send_step(PyObject *self, PyObject *sent, PyObject **result)
+aiotrace_send_step(PyObject *self, PyObject *sent, PyObject **result)
 {
-    Known *known = (Known *)self;
-    PyObject *inner = known->inner;
-    if (unlikely(known->plain_in != plain_round || aiotrace_is_watched || Py_TYPE(sent) == trio_error))
-        return send_with_care(known, sent, result);
-    uint64_t ready_ns = known->ready_ns;
-    int32_t waker = known->waker, previous = aiotrace_task;
-    Py_INCREF(known);
-    known->ready_ns = 0;
-    known->waker = 0;
-    known->has_run = 1;
-    set_task(known->id);
+    TracedTask *traced = (TracedTask *)self;
+    PyObject *inner = traced->inner;
+    if (unlikely(traced->plain_in != aiotrace_plain_round || aiotrace_is_watched ||
+                 Py_TYPE(sent) == aiotrace_trio_error))
+        return send_with_care(traced, sent, result);
+    uint64_t ready_ns = traced->ready_ns;
+    int32_t waker = traced->waker, previous = aiotrace_task;
+    Py_INCREF(traced);
+    traced->ready_ns = 0;
+    traced->waker = 0;
+    traced->has_run = 1;
+    set_task(traced->id);
     uint64_t began = task_clock();
     PySendResult how = PyCoro_Type.tp_as_async->am_send(inner, sent, result);
-    if (likely(how == PYGEN_NEXT && known->plain_in == plain_round)) {
+    if (likely(how == PYGEN_NEXT && traced->plain_in == aiotrace_plain_round)) {
         uint64_t now = task_clock();
-        if (likely(now < round_due) &&
-            likely(record_plainly(key_of_awaited(known, *result), began, now, ready_ns, waker))) {
-            if (known->runtime == ON_ASYNCIO)
-                note_end(known, *result, now);
+        if (likely(now < aiotrace_keyframe_due) &&
+            likely(record_plainly(key_of_awaited(traced, *result), began, now, ready_ns, waker))) {
+            if (traced->runtime == ON_ASYNCIO)
+                note_end(traced, *result, now);
             set_task(previous);
-            Py_DECREF(known);
+            Py_DECREF(traced);
             return how;
         }
     }
-    if (how == PYGEN_RETURN && end_plainly(known, began, ready_ns, waker, previous))
+    if (how == PYGEN_RETURN && end_plainly(traced, began, ready_ns, waker, previous))
         return how;
-    end_otherwise(known, how == PYGEN_NEXT ? *result : NULL, began, ready_ns, waker, previous);
+    end_otherwise(traced, how == PYGEN_NEXT ? *result : NULL, began, ready_ns, waker, previous);
     return how;
 }

@@ -37,9 +37,9 @@ typedef struct {
     uint64_t multiplier; /* nanoseconds a tick, in 2**-32; 0: not known yet, or the rate is not constant */
 } Counter;
 
-extern Counter counter;
+extern Counter aiotrace_task_counter;
 
-uint64_t anchor_clock(void); /* read CLOCK_MONOTONIC, and go on from there */
+uint64_t aiotrace_anchor_task_clock(void); /* read CLOCK_MONOTONIC, and go on from there */
 
 /* CLOCK_MONOTONIC in nanoseconds, mostly by the processor's counter: two readings a step are what it costs most. May
  * go backwards by what the counter has strayed in ANCHOR_NS. */
@@ -47,34 +47,34 @@ static inline uint64_t
 task_clock(void)
 {
 #if HAVE_TSC
-    uint64_t multiplier = counter.multiplier;
+    uint64_t multiplier = aiotrace_task_counter.multiplier;
     if (likely(multiplier)) {
-        uint64_t passed = (uint64_t)(((unsigned __int128)(__rdtsc() - counter.tick) * multiplier) >> 32);
+        uint64_t passed = (uint64_t)(((unsigned __int128)(__rdtsc() - aiotrace_task_counter.tick) * multiplier) >> 32);
         if (likely(passed < ANCHOR_NS))
-            return counter.ns + passed;
+            return aiotrace_task_counter.ns + passed;
     }
 #endif
-    return anchor_clock();
+    return aiotrace_anchor_task_clock();
 }
 
-void start_clock(void);
+void aiotrace_start_task_clock(void);
 
 /* --- what Python gave us (start_stop.c) ------------------------------------------------------------------- */
 
 enum { SPAWN, NAME, READY, STEP, DONE, CANCEL, DELIVERED, CAUGHT, SWALLOWED, ALIVE, EVENTS };
-extern PyObject *events[EVENTS];
+extern PyObject *aiotrace_task_events[EVENTS];
 
-extern PyObject *describe;     /* (code or type, line) -> (text, key, flags) */
-extern PyObject *name_command; /* (pid, name) */
-extern PyObject *find_line;    /* (coroutine) -> text: where it is suspended */
-extern PyObject *find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
-extern PyObject *report;       /* (handle, exception): what events.Handle does of an exception */
-extern PyObject *current_tasks; /* loop -> the task whose step runs, as asyncio has it */
-extern PyTypeObject *task_type; /* _asyncio.Task */
-extern PyObject *cancelled_error, *trio_cancelled;
-extern PyTypeObject *trio_error; /* outcome.Error */
+extern PyObject *aiotrace_describe;     /* (code or type, line) -> (text, key, flags) */
+extern PyObject *aiotrace_name_command; /* (pid, name) */
+extern PyObject *aiotrace_find_line;    /* (coroutine) -> text: where it is suspended */
+extern PyObject *aiotrace_find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
+extern PyObject *aiotrace_report;       /* (handle, exception): what events.Handle does of an exception */
+extern PyObject *aiotrace_current_tasks; /* loop -> the task whose step runs, as asyncio has it */
+extern PyTypeObject *aiotrace_task_type; /* _asyncio.Task */
+extern PyObject *aiotrace_cancelled_error, *aiotrace_trio_cancelled;
+extern PyTypeObject *aiotrace_trio_error; /* outcome.Error */
 
-extern int is_active;
+extern int aiotrace_traces_tasks;
 
 /* --- doors (names.c) ------------------------------------------------------------------------------- */
 
@@ -87,38 +87,39 @@ typedef struct {
     getter get;
     void *closure;
     Py_ssize_t offset; /* of an object in the object; 0: it is not so simple */
-} Door;
+} FieldReader;
 
-extern Door door_waiter, door_must_cancel, door_exception, door_done, door_cancelled, door_cancelling, door_name, door_code,
-            door_suspended, door_frame, door_trio_name;
+extern FieldReader aiotrace_reader_waiter, aiotrace_reader_must_cancel, aiotrace_reader_exception, aiotrace_reader_done,
+    aiotrace_reader_cancelled, aiotrace_reader_cancelling, aiotrace_reader_name, aiotrace_reader_code,
+            aiotrace_reader_suspended, aiotrace_reader_frame, aiotrace_reader_trio_name;
 
-int open_door(Door *door, PyTypeObject *type);
-int door_is_true(const Door *door, PyObject *object, int is_known);
+int aiotrace_prepare_reader(FieldReader *reader, PyTypeObject *type);
+int aiotrace_field_is_true(const FieldReader *reader, PyObject *object, int is_known);
 
 /* A new reference, or NULL without an exception. `is_known`: the object is of the type that the door was opened on. */
 static inline PyObject *
-read_door(const Door *door, PyObject *object, int is_known)
+read_field(const FieldReader *reader, PyObject *object, int is_known)
 {
     PyObject *value;
-    if (is_known && door->offset)
-        return Py_XNewRef(*(PyObject **)((char *)object + door->offset));
-    if (likely(is_known && door->get != NULL))
-        value = door->get(object, door->closure);
-    else if (likely(is_known && door->method != NULL))
-        value = door->method(object, NULL);
-    else if (door->is_call)
-        value = PyObject_CallMethodNoArgs(object, door->name);
+    if (is_known && reader->offset)
+        return Py_XNewRef(*(PyObject **)((char *)object + reader->offset));
+    if (likely(is_known && reader->get != NULL))
+        value = reader->get(object, reader->closure);
+    else if (likely(is_known && reader->method != NULL))
+        value = reader->method(object, NULL);
+    else if (reader->is_call)
+        value = PyObject_CallMethodNoArgs(object, reader->name);
     else
-        value = PyObject_GetAttr(object, door->name);
+        value = PyObject_GetAttr(object, reader->name);
     if (unlikely(value == NULL))
         PyErr_Clear();
     return value;
 }
 
 static inline int
-is_fast(PyObject *task)
+is_c_task(PyObject *task)
 {
-    return task_type != NULL && PyObject_TypeCheck(task, task_type);
+    return aiotrace_task_type != NULL && PyObject_TypeCheck(task, aiotrace_task_type);
 }
 
 /* --- names of code and types (names.c) ---------------------------------------------------------- */
@@ -133,25 +134,26 @@ typedef struct {
     PyObject *text;
 } Name;
 
-extern Name unknown_name; /* "?" */
-extern Name name_yield, name_done, name_nothing, name_returned, name_raised, name_cancelled, name_lost;
-extern size_t names_used;
+extern Name aiotrace_unknown_name; /* "?" */
+extern Name aiotrace_name_yield, aiotrace_name_done, aiotrace_name_nothing, aiotrace_name_returned,
+    aiotrace_name_raised, aiotrace_name_cancelled, aiotrace_name_lost;
+extern size_t aiotrace_names_used;
 
-Name find_name(PyObject *object, int place);
-Name find_site(void);
-Name name_coroutine(PyObject *coroutine);
-int take_name(Name *name, const char *text);
-PyObject *text_of(const Name *name);
-PyObject *name_of(PyObject *task, int runtime);
-int is_cancelled_error(PyObject *error);
+Name aiotrace_find_name(PyObject *object, int place);
+Name aiotrace_find_site(void);
+Name aiotrace_name_coroutine(PyObject *coroutine);
+int aiotrace_fill_name(Name *name, const char *text);
+PyObject *aiotrace_text_of(const Name *name);
+PyObject *aiotrace_name_of_task(PyObject *task, int runtime);
+int aiotrace_is_cancelled_error(PyObject *error);
 /* --- records (names.c) ------------------------------------------------------------------------------ */
 
-void call_event(PyObject *event, int count, PyObject **arguments);
+void aiotrace_call_event(PyObject *event, int count, PyObject **arguments);
 
 #define EMIT(event, ...)                                                                      \
     do {                                                                                      \
         PyObject *arguments_[] = {__VA_ARGS__};                                               \
-        call_event(events[event], (int)(sizeof arguments_ / sizeof *arguments_), arguments_); \
+        aiotrace_call_event(aiotrace_task_events[event], (int)(sizeof arguments_ / sizeof *arguments_), arguments_); \
     } while (0)
 
 typedef struct {
@@ -160,15 +162,15 @@ typedef struct {
     uint32_t id;
 } Kind;
 
-extern Kind kinds[EVENTS];
+extern Kind aiotrace_task_kinds[EVENTS];
 
-int look_whether_off(int event);
-int look_whether_plain(int event);
+int aiotrace_recheck_off(int event);
+int aiotrace_recheck_plain(int event);
 
 static inline int
 is_off(int event)
 {
-    return likely(kinds[event].off_in == aiotrace_epoch) || look_whether_off(event);
+    return likely(aiotrace_task_kinds[event].off_in == aiotrace_epoch) || aiotrace_recheck_off(event);
 }
 
 /* What a record of an event of numbers begins with; a struct of its fields, in their order, follows. */
@@ -184,7 +186,7 @@ begin_record(int event, uint64_t now, uint32_t size, Cursor **writer)
 {
     Lease *lease = aiotrace_lease;
     uint64_t epoch = aiotrace_epoch;
-    if (unlikely(kinds[event].plain_in != epoch) && !look_whether_plain(event))
+    if (unlikely(aiotrace_task_kinds[event].plain_in != epoch) && !aiotrace_recheck_plain(event))
         return NULL;
     if (unlikely(lease == NULL || lease->epoch != epoch))
         return NULL;
@@ -196,7 +198,7 @@ begin_record(int event, uint64_t now, uint32_t size, Cursor **writer)
         return NULL;
     struct { RECORD_HEAD; } *record = (void *)(cursor->page + cursor->end);
     record->header = (size - 4) >> 2 | (uint32_t)delta << 5;
-    record->kind = kinds[event].id;
+    record->kind = aiotrace_task_kinds[event].id;
     record->pid = lease->pid;
     *writer = cursor;
     return record;
@@ -219,7 +221,7 @@ enum { PASSES, SILENT, TRACES };
 #define COMM_SIZE 16 /* of the kernel's char comm[], its NUL included */
 
 /* A task that is known: the object that stands for its coroutine, which the task holds. */
-typedef struct Known {
+typedef struct TracedTask {
     PyObject_HEAD
     /* For each step. */
     PyObject *inner; /* the coroutine */
@@ -229,7 +231,7 @@ typedef struct Known {
     char is_named;     /* its pid is */
     char is_cancelled; /* a cancellation was delivered, and it is not known yet what became of it */
     char is_swallowed; /* the last one was, and that was told */
-    uint32_t plain_in; /* its next step is plain in that round of `plain_round`; 0: in none */
+    uint32_t plain_in; /* its next step is plain in that round of `aiotrace_plain_round`; 0: in none */
     int32_t id;
     int32_t waker;     /* who made it ready */
     uint64_t ready_ns; /* when; 0: it was not, or nobody knows */
@@ -240,13 +242,13 @@ typedef struct Known {
     const PyObject *task;   /* only to be compared */
     /* Seldom. */
     PyObject *ref; /* weak, to the task */
-    struct Known *next, *previous; /* in the ring of all that are known; NULL: it is not, or no more */
+    struct TracedTask *next, *previous; /* in the ring of all that are known; NULL: it is not, or no more */
     PyObject *coroutine; /* its text; borrowed of the names */
     int32_t parent;
     int cancels;    /* requests to cancel it that were made */
-    uint32_t round; /* of its last keyframe */
+    uint32_t keyframe; /* of its last keyframe */
     char comm[COMM_SIZE]; /* its name, for switches; empty: not asked for yet */
-} Known;
+} TracedTask;
 
 static inline PyObject *
 referent(PyObject *ref)
@@ -263,28 +265,28 @@ typedef struct Making {
     struct Making *outer;
 } Making;
 
-extern THREAD_LOCAL Making *making;
-extern Py_ssize_t known_count;
-extern int32_t first_id;  /* of this process */
-extern int commands_left; /* pids that may be named until the next keyframe */
-extern uint64_t round_due; /* when a step has to go on with the keyframe */
+extern THREAD_LOCAL Making *aiotrace_making;
+extern Py_ssize_t aiotrace_traced_count;
+extern int32_t aiotrace_first_id;  /* of this process */
+extern int aiotrace_commands_left; /* pids that may be named until the next keyframe */
+extern uint64_t aiotrace_keyframe_due; /* when a step has to go on with the keyframe */
 
-Known *know_task(PyObject *task, PyObject *coroutine, int runtime, int is_new);
-void tell_spawn(Known *known, PyObject *task);
-void forget_task(Known *known);
-Known *first_known(void);
-Known *next_known(const Known *known);
-int32_t new_id(void);
-int32_t base_id(void);
-void begin_ids(uint32_t next);
-void tell_name(Known *known);
-void forget_names(void);
-void name_pids(int most);
-void tell_end(int32_t id, const Name *result, const Name *exception, uint64_t now);
-void tell_alive(Known *known);
-void begin_rounds(void);
-void go_on_with_round(uint64_t now);
-void write_whole_round(void);
+TracedTask *aiotrace_register_task(PyObject *task, PyObject *coroutine, int runtime, int is_new);
+void aiotrace_emit_spawn(TracedTask *traced, PyObject *task);
+void aiotrace_forget_task(TracedTask *traced);
+TracedTask *aiotrace_first_traced_task(void);
+TracedTask *aiotrace_next_traced_task(const TracedTask *traced);
+int32_t aiotrace_new_id(void);
+int32_t aiotrace_base_id(void);
+void aiotrace_begin_ids(uint32_t next);
+void aiotrace_emit_name(TracedTask *traced);
+void aiotrace_forget_pid_names(void);
+void aiotrace_name_pids(int most);
+void aiotrace_emit_end(int32_t id, const Name *result, const Name *exception, uint64_t now);
+void aiotrace_emit_alive(TracedTask *traced);
+void aiotrace_begin_keyframes(void);
+void aiotrace_continue_keyframe(uint64_t now);
+void aiotrace_write_keyframe(void);
 
 /* --- switches (sched_switch.c) ---------------------------------------------------------------------------------- */
 
@@ -302,19 +304,19 @@ typedef struct {
 
 enum { RUNS_ON = 0, WAITS = 1, ENDED = 0x10 }; /* prev_state as trace-cmd reads it: R, S, Z */
 
-extern int tells_switches;
+extern int aiotrace_emits_sched_events;
 
 /* This thread turns from what runs under `previous` (0: itself) to a task of this pid, which is set then. `comm`:
  * COMM_SIZE bytes. */
-void switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_t now);
+void aiotrace_switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_t now);
 
 /* And back. The pid is still the task's. */
-void switch_out(Switch *made, int32_t pid, const char *comm, int state, uint64_t now);
+void aiotrace_switch_out(Switch *made, int32_t pid, const char *comm, int state, uint64_t now);
 
 /* --- steps (step.c) ------------------------------------------------------------------------------------- */
 
 typedef struct {
-    Known *known; /* held */
+    TracedTask *traced; /* held */
     uint64_t began;
     uint64_t ready_ns;
     int32_t waker;
@@ -331,9 +333,9 @@ typedef struct {
     char is_cancelled; /* and that is a cancellation */
 } Outcome;
 
-int state_after(const Outcome *outcome);
-const char *comm_of(Known *known);
-void tell_waking(Known *known);
+int aiotrace_state_after(const Outcome *outcome);
+const char *aiotrace_comm_of(TracedTask *traced);
+void aiotrace_emit_waking(TracedTask *traced);
 
 /* A step, or a callback that is no task's (0), begins for the watch over stalls. Returns whether `end_watched` is due.
  *
@@ -351,94 +353,97 @@ end_watched(int is_watched)
         aiotrace_watch_end();
 }
 
-extern uint32_t plain_round; /* goes on when what was plain may be so no more */
-extern uint64_t steps_hooked[2]; /* that did not go the short way, so far, by runtime */
-extern THREAD_LOCAL int is_preset; /* the task that runs was running when tracing began: its step has no end for us */
+extern uint32_t aiotrace_plain_round; /* goes on when what was plain may be so no more */
+extern uint64_t aiotrace_steps_hooked[2]; /* that did not go the short way, so far, by runtime */
+/* the task that runs was running when tracing began: its step has no end for us */
+extern THREAD_LOCAL int aiotrace_is_preset;
 
 /* Find out whether the next step of a task will be plain. */
 static inline void
-look_at_next(Known *known)
+predict_next_step(TracedTask *traced)
 {
-    if (known->state == TRACES && !known->is_cancelled && known->name == NULL && (known->is_named || commands_left <= 0) &&
-        !tells_switches && PyCoro_CheckExact(known->inner))
-        known->plain_in = plain_round;
+    if (traced->state == TRACES && !traced->is_cancelled && traced->name == NULL &&
+        (traced->is_named || aiotrace_commands_left <= 0) &&
+        !aiotrace_emits_sched_events && PyCoro_CheckExact(traced->inner))
+        traced->plain_in = aiotrace_plain_round;
 }
 
-void tell_ready(Known *known, PyObject *loop);
-PySendResult send_step(PyObject *self, PyObject *sent, PyObject **result);
-void begin_known(Step *step, Known *known);
-void end_step(Step *step, const Outcome *outcome);
-void end_sent(Step *step, PyObject *yielded);
-void tell_delivered(Step *step);
-long count_cancels(PyObject *task);
+void aiotrace_emit_ready(TracedTask *traced, PyObject *loop);
+PySendResult aiotrace_send_step(PyObject *self, PyObject *sent, PyObject **result);
+void aiotrace_begin_step(Step *step, TracedTask *traced);
+void aiotrace_end_step(Step *step, const Outcome *outcome);
+void aiotrace_end_sent(Step *step, PyObject *yielded);
+void aiotrace_emit_delivered(Step *step);
+long aiotrace_count_cancels(PyObject *task);
 
 /* A step of a task is scheduled in a loop, by what runs here. */
 static inline void
-made_ready(Known *known, PyObject *loop)
+made_ready(TracedTask *traced, PyObject *loop)
 {
-    if (known->ready_ns == 0 || unlikely(!is_off(READY))) /* else its own step has noted it at its end */
-        tell_ready(known, loop);
+    if (traced->ready_ns == 0 || unlikely(!is_off(READY))) /* else its own step has noted it at its end */
+        aiotrace_emit_ready(traced, loop);
 }
 
 /* --- coroutines (coroutine_proxy.c) --------------------------------------------------------------------------- */
 
-extern PyTypeObject *coroutine_type;
+extern PyTypeObject *aiotrace_coroutine_type;
 
-Known *new_known(PyObject *inner, PyObject *ref);
+TracedTask *aiotrace_new_traced_task(PyObject *inner, PyObject *ref);
 
 /* --- asyncio's tasks (asyncio_task.c) ------------------------------------------------------------------------ */
 
-extern Py_ssize_t coroutine_offset; /* in a task of task_type */
-extern Py_ssize_t step_offset;      /* of the task in a step_type */
-extern PyTypeObject *step_type;     /* TaskStepMethWrapper */
+extern Py_ssize_t aiotrace_coroutine_offset; /* in a task of aiotrace_task_type */
+extern Py_ssize_t aiotrace_step_offset;      /* of the task in a aiotrace_step_type */
+extern PyTypeObject *aiotrace_step_type;     /* TaskStepMethWrapper */
 
 static inline PyObject **
 coroutine_place(PyObject *task)
 {
-    return (PyObject **)((char *)task + coroutine_offset);
+    return (PyObject **)((char *)task + aiotrace_coroutine_offset);
 }
 
-/* The task that a callback is a step of, if it is one of task_type itself and known; else NULL: look closer. */
-static inline Known *
-known_by_step(PyObject *callback)
+/* The task that a callback is a step of, if it is one of aiotrace_task_type itself and known; else NULL: look closer. */
+static inline TracedTask *
+traced_by_step(PyObject *callback)
 {
-    if (unlikely(Py_TYPE(callback) != step_type))
+    if (unlikely(Py_TYPE(callback) != aiotrace_step_type))
         return NULL;
-    PyObject *task = *(PyObject **)((char *)callback + step_offset);
-    if (unlikely(Py_TYPE(task) != task_type))
+    PyObject *task = *(PyObject **)((char *)callback + aiotrace_step_offset);
+    if (unlikely(Py_TYPE(task) != aiotrace_task_type))
         return NULL;
-    Known *known = (Known *)*coroutine_place(task);
-    return likely(known != NULL && Py_TYPE(known) == coroutine_type && known->state != PASSES) ? known : NULL;
+    TracedTask *traced = (TracedTask *)*coroutine_place(task);
+    return likely(traced != NULL && Py_TYPE(traced) == aiotrace_coroutine_type &&
+                  traced->state != PASSES) ? traced : NULL;
 }
 
 /* Whether a callback that is scheduled is a step that everything is known of already: it is ready since its last ended. */
 static inline int
-is_told(PyObject *callback)
+is_already_ready(PyObject *callback)
 {
-    Known *known = known_by_step(callback);
-    return known != NULL && known->ready_ns != 0 && kinds[READY].off_in == aiotrace_epoch;
+    TracedTask *traced = traced_by_step(callback);
+    return traced != NULL && traced->ready_ns != 0 && aiotrace_task_kinds[READY].off_in == aiotrace_epoch;
 }
 
-void callback_scheduled(PyObject *callback, PyObject *loop);
-int is_known_step(PyObject *callback);
-Known *find_task(PyObject *task);
-void unwrap_task(Known *known);
-extern PyObject *cancel_watch;
-void tell_watch(const Known *known, PyObject *task, PyObject *scope);
-int enter_asyncio(PyObject *parts);
-void leave_asyncio(void);
+void aiotrace_callback_scheduled(PyObject *callback, PyObject *loop);
+int aiotrace_is_traced_step(PyObject *callback);
+TracedTask *aiotrace_find_task(PyObject *task);
+void aiotrace_unwrap_task(TracedTask *traced);
+extern PyObject *aiotrace_cancel_watch;
+void aiotrace_call_cancel_watch(const TracedTask *traced, PyObject *task, PyObject *scope);
+int aiotrace_install_asyncio(PyObject *parts);
+void aiotrace_uninstall_asyncio(void);
 
 /* --- the hooks: each adds its functions to the module ------------------------------------------------------------- */
 
 #define FREE_HANDLES 64 /* callbacks whose memory is kept */
 
-int handle_exec(PyObject *module);
-int uvloop_exec(PyObject *module);
-int trio_exec(PyObject *module);
-int loop_exec(PyObject *module);
-int coroutine_exec(PyObject *module);
-int switch_exec(PyObject *module);
-int asyncio_exec(PyObject *module);
+int aiotrace_asyncio_handle_exec(PyObject *module);
+int aiotrace_uvloop_exec(PyObject *module);
+int aiotrace_trio_exec(PyObject *module);
+int aiotrace_asyncio_iterations_exec(PyObject *module);
+int aiotrace_coroutine_proxy_exec(PyObject *module);
+int aiotrace_sched_switch_exec(PyObject *module);
+int aiotrace_asyncio_task_exec(PyObject *module);
 
 #pragma GCC visibility pop
 

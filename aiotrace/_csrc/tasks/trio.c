@@ -1,6 +1,6 @@
 /* trio: what stands for Task._create, which every task is made by, and puts what traces it in the place of `task.coro`.
  *
- *     spawned: _create -> task.coro = Known(task.coro)          each step: task.coro.send(value)
+ *     spawned: _create -> task.coro = TracedTask(task.coro)          each step: task.coro.send(value)
  */
 #include "tasks/tasks.h"
 
@@ -8,7 +8,7 @@ static PyObject *create; /* the original */
 static PyObject *coro_name;
 
 /* What is known of a task, borrowed; NULL: nothing. */
-static Known *
+static TracedTask *
 find_trio_task(PyObject *task)
 {
     PyObject *coroutine = PyObject_GetAttr(task, coro_name);
@@ -17,40 +17,41 @@ find_trio_task(PyObject *task)
         return NULL;
     }
     Py_DECREF(coroutine); /* the task holds it */
-    return Py_TYPE(coroutine) == coroutine_type && ((Known *)coroutine)->next != NULL ? (Known *)coroutine : NULL;
+    return Py_TYPE(coroutine) == aiotrace_coroutine_type && ((TracedTask *)coroutine)->next != NULL ?
+ (TracedTask *)coroutine : NULL;
 }
 
 /* What stands for a task's coroutine, a new reference; NULL without an exception: there is nothing. */
-HOT static Known *
-know_trio_task(PyObject *task, int is_new)
+HOT static TracedTask *
+register_trio_task(PyObject *task, int is_new)
 {
     PyObject *coroutine = PyObject_GetAttr(task, coro_name);
-    Known *known = NULL;
+    TracedTask *traced = NULL;
     if (coroutine == NULL)
         PyErr_Clear();
-    else if (Py_TYPE(coroutine) == coroutine_type && ((Known *)coroutine)->next != NULL)
-        known = (Known *)Py_NewRef(coroutine);
-    else if (Py_TYPE(coroutine) == coroutine_type) /* of a tracer that was switched off in another thread */
-        known = know_task(task, ((Known *)coroutine)->inner, ON_TRIO, is_new);
+    else if (Py_TYPE(coroutine) == aiotrace_coroutine_type && ((TracedTask *)coroutine)->next != NULL)
+        traced = (TracedTask *)Py_NewRef(coroutine);
+    else if (Py_TYPE(coroutine) == aiotrace_coroutine_type) /* of a tracer that was switched off in another thread */
+        traced = aiotrace_register_task(task, ((TracedTask *)coroutine)->inner, ON_TRIO, is_new);
     else
-        known = know_task(task, coroutine, ON_TRIO, is_new);
+        traced = aiotrace_register_task(task, coroutine, ON_TRIO, is_new);
     Py_XDECREF(coroutine);
-    return known;
+    return traced;
 }
 
 HOT static PyObject *
 traced_create(PyObject *Py_UNUSED(type), PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
     PyObject *task = PyObject_Vectorcall(create, args, (size_t)nargs, keywords);
-    Known *known = task != NULL && is_active ? know_trio_task(task, 1) : NULL;
-    if (known == NULL)
+    TracedTask *traced = task != NULL && aiotrace_traces_tasks ? register_trio_task(task, 1) : NULL;
+    if (traced == NULL)
         return task;
-    if (PyObject_SetAttr(task, coro_name, (PyObject *)known) < 0) {
+    if (PyObject_SetAttr(task, coro_name, (PyObject *)traced) < 0) {
         PyErr_Clear();
-        forget_task(known);
+        aiotrace_forget_task(traced);
     }
-    tell_spawn(known, task);
-    Py_DECREF(known);
+    aiotrace_emit_spawn(traced, task);
+    Py_DECREF(traced);
     return task;
 }
 
@@ -71,11 +72,11 @@ PyDoc_STRVAR(task_wrap_doc, "task_wrap(task)\n--\n\nWhat is to stand for the cor
 static PyObject *
 task_wrap(PyObject *Py_UNUSED(module), PyObject *task)
 {
-    Known *known = know_trio_task(task, 0);
-    if (known == NULL)
+    TracedTask *traced = register_trio_task(task, 0);
+    if (traced == NULL)
         return PyObject_GetAttr(task, coro_name);
-    tell_alive(known);
-    return (PyObject *)known;
+    aiotrace_emit_alive(traced);
+    return (PyObject *)traced;
 }
 
 PyDoc_STRVAR(task_cancelled_doc,
@@ -87,13 +88,13 @@ task_cancelled(PyObject *Py_UNUSED(module), PyObject *args)
     PyObject *task, *message, *scope;
     if (!PyArg_ParseTuple(args, "OUO:task_cancelled", &task, &message, &scope))
         return NULL;
-    Known *known = find_trio_task(task);
-    if (unlikely(cancel_watch != NULL) && known != NULL && known->state == TRACES)
-        tell_watch(known, task, scope);
-    if (known != NULL && known->state == TRACES && !is_off(CANCEL)) {
-        int32_t id = known->id;
-        Name site = find_site();
-        EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), text_of(&site), Py_NewRef(message));
+    TracedTask *traced = find_trio_task(task);
+    if (unlikely(aiotrace_cancel_watch != NULL) && traced != NULL && traced->state == TRACES)
+        aiotrace_call_cancel_watch(traced, task, scope);
+    if (traced != NULL && traced->state == TRACES && !is_off(CANCEL)) {
+        int32_t id = traced->id;
+        Name site = aiotrace_find_site();
+        EMIT(CANCEL, PyLong_FromLong(id), PyLong_FromLong(aiotrace_task), aiotrace_text_of(&site), Py_NewRef(message));
     }
     Py_RETURN_NONE;
 }
@@ -106,7 +107,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-trio_exec(PyObject *module)
+aiotrace_trio_exec(PyObject *module)
 {
     if ((coro_name = PyUnicode_InternFromString("coro")) == NULL)
         return -1;

@@ -9,19 +9,19 @@ static PyObject *function; /* Loop.call_soon; held */
 HOT_DATA static vectorcallfunc original;
 
 HOT static __attribute__((noinline)) PyObject *
-look_and_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
+trace_and_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
-    if (is_active && PyVectorcall_NARGS(nargsf) > 1)
-        callback_scheduled(args[1], args[0]);
+    if (aiotrace_traces_tasks && PyVectorcall_NARGS(nargsf) > 1)
+        aiotrace_callback_scheduled(args[1], args[0]);
     return original(callable, args, nargsf, keywords);
 }
 
 HOT static PyObject *
 traced_call_soon(PyObject *callable, PyObject *const *args, size_t nargsf, PyObject *keywords)
 {
-    if (PyVectorcall_NARGS(nargsf) > 1 && is_told(args[1]))
+    if (PyVectorcall_NARGS(nargsf) > 1 && is_already_ready(args[1]))
         return original(callable, args, nargsf, keywords);
-    return look_and_call_soon(callable, args, nargsf, keywords);
+    return trace_and_call_soon(callable, args, nargsf, keywords);
 }
 
 /* Where a callable has the pointer to what is called; NULL: it has none. */
@@ -70,7 +70,7 @@ static PyMethodDef functions[] = {
 };
 
 int
-uvloop_exec(PyObject *module)
+aiotrace_uvloop_exec(PyObject *module)
 {
     return PyModule_AddFunctions(module, functions);
 }
