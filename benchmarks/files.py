@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace import _layout as L
@@ -37,6 +36,7 @@ from aiotrace._frames import PageEntry
 from aiotrace._page import encode_record, pack_header
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo, WriterLedger
 from aiotrace.formats import StoredPage
+from aiotrace_sinks import FileSink
 
 from .table import Cell, Table
 

@@ -25,13 +25,13 @@ from typing import ClassVar, NamedTuple
 from unittest import mock
 
 import anyio
-from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace import _layout as L
 from aiotrace import _pages
 from aiotrace._pool import Pool
 from aiotrace.abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
+from aiotrace_sinks import FileSink
 
 from .table import Table
 

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from arenas import PAGE, Filled
-from fakes import make_info
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +25,8 @@ from aiotrace._crc import crc32
 from aiotrace._definitions import SymbolDefinition
 from aiotrace._errors import TraceFormatError
 from aiotrace._look import BadPage
+from support.arenas import PAGE, Filled
+from support.fakes import make_info
 
 shapes = st.builds(
     Shape,

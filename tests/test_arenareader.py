@@ -7,7 +7,6 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from arenas import PAGE, Filled, numbers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from aiotrace._arenafile import HEADER_SIZE
 from aiotrace._arenareader import ArenaReader
 from aiotrace._errors import TraceFormatError
 from aiotrace._look import BadPage, Copy
+from support.arenas import PAGE, Filled, numbers
 
 IN_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 PAGES = 6

@@ -7,9 +7,9 @@ import sys
 import types
 
 import pytest
-from programs import environment
 
 from aiotrace import _backend
+from support.programs import environment
 
 pytestmark = pytest.mark.once
 

@@ -15,10 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
-import fakes
 import pytest
-from laws import check_closed
-from programs import environment
 
 import aiotrace
 from aiotrace import _budgetthread, _tracing
@@ -27,6 +24,9 @@ from aiotrace._budget import STRETCH_MAX, Period
 from aiotrace._commands import main
 from aiotrace._meter import Meter, Reading
 from aiotrace._statistics import BudgetStatistics
+from support import fakes
+from support.laws import check_closed
+from support.programs import environment
 
 request = aiotrace.event("budgeted:request", n="u64")
 other = aiotrace.event("unbudgeted:other", n="u64")

@@ -16,11 +16,11 @@ from typing import Any
 
 import anyio
 import pytest
-from aiotrace_sinks import MemorySink
 
 import aiotrace
 from aiotrace._backend import c_module
 from aiotrace._tracers import cancellations
+from aiotrace_sinks import MemorySink
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: tasks are traced in C alone")
 TIMEOUT = 0.02

@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from programs import environment
 
 from aiotrace import ConfigurationError, _clock
 from aiotrace._backend import c_module
 from aiotrace._clock import get_clock, take_anchor
+from support.programs import environment
 
 has_tsc = c_module is not None and c_module.tsc_calibrate(_clock.TSC_CALIBRATION)
 

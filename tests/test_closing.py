@@ -6,10 +6,7 @@ import errno
 import os
 from pathlib import Path
 
-import fakes
 import pytest
-import stores
-from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, flip, make_store, numbers, report, rest
 
 from aiotrace import TraceFormatError, open_trace
 from aiotrace import _tracedat as trace_dat
@@ -18,6 +15,8 @@ from aiotrace._files import journal_path, remove
 from aiotrace._frames import MAGIC
 from aiotrace._growing import is_unfinished, page_entry
 from aiotrace._journal import PLACED_SIZE, JournalReader, Placed
+from support import fakes, stores
+from support.stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, flip, make_store, numbers, report, rest
 
 pytestmark = pytest.mark.once
 

@@ -13,11 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import fakes
 import pytest
-import senders
-import stores
-from senders import Sender, happens
 
 from aiotrace._collect import collect
 from aiotrace._collectfolder import Folder
@@ -26,6 +22,8 @@ from aiotrace._definitions import SymbolDefinition
 from aiotrace._frames import Level
 from aiotrace.abc import Page
 from aiotrace.decode import open_trace
+from support import fakes, senders, stores
+from support.senders import Sender, happens
 
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 LEDGER = stores.LEDGER

@@ -7,10 +7,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import fakes
 import pytest
-import stores
-from stores import EIO, INFO, LEDGER
 
 from aiotrace import _store
 from aiotrace._collectfolder import BudgetError, Folder
@@ -18,6 +15,8 @@ from aiotrace._collectstream import StoredStream, check_after_power_loss
 from aiotrace._growing import is_unfinished
 from aiotrace._store import TraceStore
 from aiotrace.decode import open_trace
+from support import fakes, stores
+from support.stores import EIO, INFO, LEDGER
 
 pytestmark = pytest.mark.once
 

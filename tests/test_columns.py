@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import EVERYTHING, FORMATS, KERNEL_FORMATS, NUMBERS, OUR_FORMATS, SYMBOL, good_pages, pages  # tests/pages.py
 
 from aiotrace import _columns as columns
 from aiotrace._backend import c_module
@@ -18,6 +17,7 @@ from aiotrace._errors import TraceFormatError
 from aiotrace._format import compile_reader
 from aiotrace._page import encode_record
 from aiotrace._records import ALL, PythonWalk, walk
+from support.pages import EVERYTHING, FORMATS, KERNEL_FORMATS, NUMBERS, OUR_FORMATS, SYMBOL, good_pages, pages
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
 

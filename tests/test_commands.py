@@ -12,8 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from programs import environment
-from test_decode import DATA, INFO, definitions, numbers, page, store
 
 import aiotrace
 from aiotrace._backend import WHY_PYTHON
@@ -23,6 +21,9 @@ from aiotrace._commands.report import to_json
 from aiotrace._store import TraceStore
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
+from support import DATA
+from support.programs import environment
+from support.traces import INFO, definitions, numbers, page, store
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,7 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from aiotrace_sinks import FileSink
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from aiotrace._backend import c_module
 from aiotrace._derived import with_derived
 from aiotrace._filter import compile_filter
 from aiotrace.decode import Event, open_trace
+from aiotrace_sinks import FileSink
 
 TIMES = st.integers(1, 1 << 62)
 

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
-from laws import PAGE, Collect, check_closed
 
 import aiotrace
 from aiotrace import DefinitionError
+from support.laws import PAGE, Collect, check_closed
 
 number = aiotrace.event("test_event:number", n="u16", text="str")
 

@@ -15,7 +15,6 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import fakes
 import pytest
 
 from aiotrace._page import unpack_header
@@ -23,6 +22,7 @@ from aiotrace._tracedat import CHECKED_HEAD, OPTION_CHECK
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
 from aiotrace.formats import TraceFormatError, TraceStore
+from support import fakes
 
 PAGE = 4096
 LEDGER = Ledger((WriterLedger(0, 40, 1, 2, 3, 4), WriterLedger(1, 30, 0, 0, 0, 0)))

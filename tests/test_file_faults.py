@@ -17,11 +17,11 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
-from aiotrace_sinks import FileSink, NullSink
-from programs import environment
 
 import aiotrace
 from aiotrace.formats import restore
+from aiotrace_sinks import FileSink, NullSink
+from support.programs import environment
 
 pytestmark = pytest.mark.once
 

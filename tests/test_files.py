@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import fakes
 import pytest
-import stores
-from stores import NO_SPACE, make_store, rest
 
 from aiotrace._closing import restore
 from aiotrace._files import remove
+from support import fakes, stores
+from support.stores import NO_SPACE, make_store, rest
 
 
 @pytest.fixture

@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent
+from support import TESTS
+
 PRELUDE = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads is what is tested
 import aiotrace
-from laws import PAGE, Collect, check_closed, check_sink_has, number
+from support.laws import PAGE, Collect, check_closed, check_sink_has, number
 
 def in_child(function):
     pid = os.fork()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zlib
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,6 +13,7 @@ from aiotrace import TraceFormatError
 from aiotrace import _frames as frames
 from aiotrace._frames import Damage, Frame, FrameReader, Kind, PageEntry, encode_frame
 from aiotrace.abc import CommandDefinition, EventDefinition, FunctionDefinition, Ledger, SymbolDefinition, WriterLedger
+from support import fakes
 
 pytestmark = pytest.mark.once
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from types import CodeType
 
 import pytest
-from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace import ConfigurationError, _definitions
 from aiotrace._tracers import functions
 from aiotrace.abc import PageStream
 from aiotrace.decode import Decoder, Event
+from aiotrace_sinks import FileSink
 
 pytestmark = pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions are traced by the C module alone")
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import fakes
 import pytest
-from stores import INFO, LEDGER, finish, flip, make_store
 
 from aiotrace import TraceFormatError
 from aiotrace._files import journal_path
 from aiotrace._frames import MAGIC
 from aiotrace._growing import UnfinishedTrace
+from support import fakes
+from support.stores import INFO, LEDGER, finish, flip, make_store
 
 
 @pytest.fixture

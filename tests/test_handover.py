@@ -7,7 +7,6 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from arenas import EVENT_ID, PAGE, SCHEMA, Filled
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from aiotrace._handover import hand_over, taken_over
 from aiotrace._page import transition, walk
 from aiotrace._pages import Pages
 from aiotrace._writer import Writers
+from support.arenas import EVENT_ID, PAGE, SCHEMA, Filled
 
 pytestmark = pytest.mark.once
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fakes
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,6 +9,7 @@ from aiotrace._frames import Damage, Kind, encode_frame
 from aiotrace._growing import page_entry
 from aiotrace._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
 from aiotrace.abc import Ledger, WriterLedger
+from support import fakes
 
 INFO = fakes.make_info()
 LEDGER = Ledger((WriterLedger(0, 10, 1, 2, 3, 4),))

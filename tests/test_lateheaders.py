@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +14,7 @@ from aiotrace import _tracedat as T
 from aiotrace._definitions import Definition
 from aiotrace._lateheaders import FILLER_SIZE, LateHeaders
 from aiotrace._tracefile import TraceFile
+from support import fakes
 
 
 def write(path: Path, waits: int, definitions: list[Definition] = fakes.DEFINITIONS) -> Path:

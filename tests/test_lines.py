@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import FORMATS, NUMBERS, SYMBOLS, good_pages, kernel_format, pages  # tests/pages.py
 
 from aiotrace import _lines as lines
 from aiotrace._backend import c_module
@@ -20,6 +19,7 @@ from aiotrace._lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
 from aiotrace._page import encode_absolute_timestamp, encode_record
 from aiotrace._records import ALL, PythonWalk, walk
 from aiotrace.decode import Event, format_line
+from support.pages import FORMATS, NUMBERS, SYMBOLS, good_pages, kernel_format, pages
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
 

@@ -7,13 +7,13 @@ import random
 from collections.abc import Callable
 
 import pytest
-from arenas import PAGE, Filled, numbers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _layout as L
 from aiotrace._arena import Arena
 from aiotrace._look import BadPage, Copy, Looker, Planned
+from support.arenas import PAGE, Filled, numbers
 
 
 def look(looker: Looker) -> list[Copy]:

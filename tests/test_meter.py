@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 import anyio
 import anyio.lowlevel
 import pytest
-from laws import check_laws
 
 import aiotrace
 from aiotrace import _meter
 from aiotrace._backend import c_module
 from aiotrace._meter import Meter, Prices, ThreadTimes, cpu_ns
 from aiotrace._statistics import Statistics
+from support.laws import check_laws
 
 first = aiotrace.event("meter:first", n="u64")
 second = aiotrace.event("other:second", n="u64", text="str")

@@ -10,13 +10,13 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import fakes
 import pytest
 
 import aiotrace
 from aiotrace import _layout as L
 from aiotrace._arena import Arena
 from aiotrace._pool import Pool
+from support import fakes
 
 filler = aiotrace.event("own:filler", body="bytes")
 BODY = bytes(1000)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import Link, make_producer, open_link
 
 from aiotrace import TraceFormatError
 from aiotrace import _protocol as protocol
 from aiotrace.abc import SymbolDefinition
 from aiotrace.protocol import Grant, Level, Request
+from support import fakes
+from support.peers import Link, make_producer, open_link
 
 pytestmark = pytest.mark.once
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pickle
 from typing import Any
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import give, make_producer, open_link, take_all
 
 from aiotrace._frames import PAGE_ENTRY_SIZE, Kind, PageEntry, encode_frame, pack_definitions, pack_end, pack_page_entry
 from aiotrace._protocol import pack_request
@@ -30,6 +28,8 @@ from aiotrace.protocol import (
     Refused,
     Request,
 )
+from support import fakes
+from support.peers import give, make_producer, open_link, take_all
 
 pytestmark = pytest.mark.once
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from peers import give, make_producer, open_link, take, take_all
 
 from aiotrace._frames import Frame, FrameReader, Kind, encode_frame
 from aiotrace._protocol import pack_acknowledgement, pack_grant
@@ -28,6 +26,8 @@ from aiotrace.protocol import (
     Refused,
     Request,
 )
+from support import fakes
+from support.peers import give, make_producer, open_link, take, take_all
 
 pytestmark = pytest.mark.once
 

@@ -14,8 +14,6 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import Timeout, make_info
-from laws import PAGE, Collect, check_closed
 
 import aiotrace
 from aiotrace import _reader, _recording, _stream
@@ -26,6 +24,8 @@ from aiotrace._pages import Pages
 from aiotrace._reader import Attachment, Service, SinkOptions
 from aiotrace._writer import Writers
 from aiotrace.abc import Page, PageStream
+from support.fakes import Timeout, make_info
+from support.laws import PAGE, Collect, check_closed
 
 number = aiotrace.event("laws:number", n="u64", text="str")
 FILL = "x" * 3000

@@ -17,7 +17,6 @@ from typing import Any
 
 import anyio
 import pytest
-from arenas import Filled
 
 import aiotrace
 import aiotrace.abc
@@ -26,6 +25,7 @@ from aiotrace._arenareader import ArenaReader
 from aiotrace._backend import c_module
 from aiotrace._commands import main
 from aiotrace._recorder import Followed, Recorder
+from support.arenas import Filled
 
 pytestmark = pytest.mark.once
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import pages  # tests/pages.py
 
 from aiotrace import _page
 from aiotrace import _records as records
@@ -16,6 +15,7 @@ from aiotrace._backend import c_module
 from aiotrace._errors import TraceFormatError
 from aiotrace._page import encode_absolute_timestamp
 from aiotrace._records import ALL, PythonWalk, Selection
+from support.pages import pages
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
 timestamps = st.one_of(st.integers(0, 1 << 61), st.integers(0, (1 << 64) - 1))

@@ -18,9 +18,9 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 import aiotrace
+from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 CORE = str(Path(aiotrace.__file__).parent)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from arenas import Filled
 
 import aiotrace
 from aiotrace import _layout as L
@@ -17,6 +16,7 @@ from aiotrace._arenareader import ArenaReader
 from aiotrace._errors import TraceFormatError
 from aiotrace._rescue import find_arenas, restore_arena, save
 from aiotrace.decode import open_trace
+from support.arenas import Filled
 
 
 def numbers_in(path: Path) -> list[tuple[int, int]]:

@@ -14,7 +14,6 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from aiotrace_sinks import FileSink
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +22,7 @@ from aiotrace._backend import c_module
 from aiotrace._schema import COMM, Schema
 from aiotrace._selection import Selection
 from aiotrace._tracedat import _command_lines
+from aiotrace_sinks import FileSink
 
 mark = aiotrace.event("sched_test:mark", number="u32")
 needs_c = pytest.mark.skipif(c_module is None, reason="tasks are traced by the C module")

@@ -17,18 +17,16 @@ from typing import Any
 
 import anyio
 import pytest
-from aiotrace_sinks import TraceCmdSink, _tracecmd
-from aiotrace_sinks._socket_channel import Address, Channel
-from laws import PAGE, Collect, check_closed, number
-from listeners import FakeListener, faking, rinit
 
 import aiotrace
 from aiotrace import ConfigurationError
 from aiotrace.abc import PageStream
 from aiotrace.decode import open_trace
 from aiotrace.testing import check_sink
-
-TESTS = Path(__file__).resolve().parent
+from aiotrace_sinks import TraceCmdSink, _tracecmd
+from aiotrace_sinks._socket_channel import Address, Channel
+from support.laws import PAGE, Collect, check_closed, number
+from support.listeners import FakeListener, faking, rinit
 
 
 async def send(count: int, first: int = 0) -> None:

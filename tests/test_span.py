@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from aiotrace_sinks import MemorySink
 
 import aiotrace
 from aiotrace.abc import PageStream
+from aiotrace_sinks import MemorySink
 
 
 def events_of(program: object) -> int:

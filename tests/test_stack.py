@@ -8,12 +8,12 @@ import sys
 import threading
 from pathlib import Path
 
-import fakes
 import pytest
-from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace.decode import Event
+from aiotrace_sinks import FileSink
+from support import fakes
 
 hit = aiotrace.event("stack:hit", x="u32")
 LINE = 0

@@ -22,11 +22,11 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from aiotrace_sinks import MemorySink
-from laws import check_closed
 
 import aiotrace
 from aiotrace._backend import c_module
+from aiotrace_sinks import MemorySink
+from support.laws import check_closed
 
 MS = 1_000_000
 THRESHOLD = 0.03

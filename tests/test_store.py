@@ -11,12 +11,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import fakes
 import pytest
-import stores
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
 
 from aiotrace._closing import restore
 from aiotrace._errors import TraceFormatError
@@ -25,6 +22,8 @@ from aiotrace._growing import UnfinishedTrace, is_unfinished
 from aiotrace._journal import PLACED_SIZE
 from aiotrace._store import TraceStore, stored_positions
 from aiotrace.decode import open_trace
+from support import fakes, stores
+from support.stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
 
 pytestmark = pytest.mark.once
 
@@ -377,7 +376,7 @@ def test_a_forked_child_leaves_the_files_alone_and_the_lock_to_the_parent(path: 
 
 KILLED = """
 import sys, itertools
-import fakes
+from support import fakes
 from aiotrace._errors import TraceFormatError
 from aiotrace._store import TraceStore, stored_positions
 from aiotrace.decode import open_trace
@@ -391,7 +390,7 @@ for start in itertools.count(0, 6):
 
 def run_and_kill(path: str, lines: int, delay: float) -> int:
     """Run a program that writes pages until it is killed; returns how many it knew to be in the trace."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path])}
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE, text=True, env=environment
     ) as program:

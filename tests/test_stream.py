@@ -10,7 +10,6 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import make_info
 
 from aiotrace import _stream
 from aiotrace._arena import Arena
@@ -23,6 +22,7 @@ from aiotrace._pages import Pages
 from aiotrace._stream import Stream
 from aiotrace._writer import Writers
 from aiotrace.abc import Ledger, Page, WriterLedger
+from support.fakes import make_info
 
 pytestmark = pytest.mark.anyio
 

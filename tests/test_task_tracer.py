@@ -19,10 +19,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace._backend import c_module
+from aiotrace_sinks import FileSink
 
 mark = aiotrace.event("task_tracer:mark", number="u32")
 needs_c = pytest.mark.skipif(c_module is None, reason="tasks are traced by the C module")

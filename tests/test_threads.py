@@ -8,10 +8,10 @@ from pathlib import Path
 
 import anyio
 import pytest
-from aiotrace_sinks import FileSink
-from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 import aiotrace
+from aiotrace_sinks import FileSink
+from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 
 def run_all(count: int, function: Callable[[int], None], at_once: int) -> None:

@@ -8,13 +8,13 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _tracedat as trace_dat
 from aiotrace.abc import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from support import fakes
 
 KEY = fakes.SYMBOL_KEY
 

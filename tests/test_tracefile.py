@@ -17,8 +17,8 @@ from aiotrace._errors import TraceFormatError
 from aiotrace._eventtables import Functions, unescaped
 from aiotrace._tracefile import TraceFile
 from aiotrace.decode import open_trace
+from support import DATA
 
-DATA = Path(__file__).parent / "data"
 V6 = (DATA / "sched-v6.dat").read_bytes()
 ZSTD = (DATA / "sched-v7-zstd.dat").read_bytes()
 ZLIB = (DATA / "sched-v7-zlib.dat").read_bytes()

@@ -13,11 +13,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from aiotrace_sinks import MemorySink
 
 import aiotrace
 from aiotrace._tracers.task import find_inner
 from aiotrace._tracing import TRACERS
+from aiotrace_sinks import MemorySink
 
 foreign = aiotrace.event("foreign:thread")
 OF_OURS = {"audit:gc_get_referents", "audit:object___getattr__", "audit:its_own"}

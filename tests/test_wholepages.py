@@ -6,7 +6,6 @@ import struct
 from array import array
 from typing import Any
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from aiotrace._wholepages import (
     python_take_whole,
     take_whole,
 )
+from support import fakes
 
 INFO = fakes.make_info()
 STREAM = INFO.stream_id

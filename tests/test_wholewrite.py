@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +24,7 @@ from aiotrace._growing import StoredPage
 from aiotrace._journal import PLACED_SIZE, Placed
 from aiotrace._wholepages import python_pack_placed
 from aiotrace._wholewrite import Lane, Outcome, python_write_whole, write_whole
+from support import fakes
 
 STREAM = fakes.make_info().stream_id
 SIZE = 2 * L.BLOCK

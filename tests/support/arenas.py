@@ -6,8 +6,6 @@ import itertools
 import struct
 from pathlib import Path
 
-from fakes import make_info
-
 from aiotrace import _arenafile
 from aiotrace._arena import Arena, Shape
 from aiotrace._arenafile import ArenaFile
@@ -17,6 +15,7 @@ from aiotrace._page import walk
 from aiotrace._pages import Pages
 from aiotrace._schema import Schema
 from aiotrace._writer import Writers
+from support.fakes import make_info
 
 PAGE = 4096
 SCHEMA = Schema("arenas:number", {"n": "u64", "text": "bytes"})

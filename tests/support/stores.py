@@ -8,12 +8,12 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import fakes
 import pytest
 
 from aiotrace._store import TraceStore
 from aiotrace._wholewrite import python_write_whole
 from aiotrace.abc import Ledger, WriterLedger
+from support import fakes
 
 INFO = fakes.make_info()
 LEDGER = Ledger((WriterLedger(0, 1200, 1, 2, 3, 4),))

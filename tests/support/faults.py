@@ -30,10 +30,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from programs import environment
-
 from aiotrace.decode import open_trace
 from aiotrace.formats import restore
+from support.programs import environment
 
 PATIENCE = 60.0
 """Seconds after which a wait is a hang."""

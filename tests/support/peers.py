@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import fakes
-
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo
 from aiotrace.protocol import (
     Acknowledged,
@@ -34,6 +32,7 @@ from aiotrace.protocol import (
     Refused,
     Request,
 )
+from support import fakes
 
 Part = tuple[int, int, int]
 """Writer, sequence and offset."""

@@ -19,7 +19,6 @@ from pathlib import Path
 import anyio
 import anyio.abc
 from anyio.streams.tls import TLSListener
-from peers import Stored
 
 from aiotrace.abc import Ledger, StreamInfo
 from aiotrace.protocol import (
@@ -34,6 +33,8 @@ from aiotrace.protocol import (
     Refused,
     Request,
 )
+from support.laws import numbers_on
+from support.peers import Stored
 
 
 @dataclass
@@ -209,3 +210,8 @@ async def collecting(
             group.cancel_scope.cancel()
     finally:
         shutil.rmtree(folder)
+
+
+def numbers_in(stored: Stored) -> list[int]:
+    """The numbers of all events that a collector stored, in the order of its pages."""
+    return [n for data in stored.data for n in numbers_on(memoryview(data), 0)]

@@ -9,11 +9,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-import fakes
 
 from aiotrace._protocol import Broken, Refused, Request
 from aiotrace._protocol_producer import Acknowledged, Ended, Granted, Producer, ProducerEvent
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo
+from support import fakes
 
 DEADLINE = 30.0
 """Seconds: for hangs alone."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
-from aiotrace_sinks import _tracecmd_messages as M
 from anyio.streams.buffered import BufferedByteReceiveStream
-from laws import numbers_on
 
 from aiotrace._layout import COMMIT_MASK
+from aiotrace_sinks import _tracecmd_messages as M
+from support.laws import numbers_on
 
 
 @dataclass
