@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import abc
 from ._active import strict
-from ._backend import BACKEND
-from ._errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
+from ._base.backend import BACKEND
+from ._base.errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
 from ._event import Event, event
 from ._reader import SinkOptions
 from ._recording import Recording, record

@@ -18,8 +18,8 @@ from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
 from . import _layout as L
-from ._backend import c_module
-from ._clock import Clock
+from ._base.backend import c_module
+from ._base.clock import Clock
 from ._definitions import DEFINITIONS
 from ._loop import Waker
 from ._selection import Selection, Trigger

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from . import _layout as L
-from ._crc import crc32
+from ._base.crc32 import crc32
 from ._page import transition
 
 _WORDS: Final = tuple(struct.Struct(f"={count}Q") for count in range(L.DESCRIPTOR_WORDS + 1))

@@ -28,11 +28,11 @@ from typing import Final
 
 from . import _layout as L
 from ._arena import Shape
-from ._crc import crc32
+from ._base.crc32 import crc32
+from ._base.errors import TraceFormatError
+from ._base.high_fds import out_of_the_way
+from ._base.reentrancy import Guard
 from ._definitions import Definition
-from ._descriptors import out_of_the_way
-from ._errors import TraceFormatError
-from ._guard import Guard
 from ._journal import JournalWriter
 from .abc import StreamInfo
 

@@ -17,9 +17,9 @@ from typing import Final
 
 from . import _layout as L
 from ._arenafile import HEADER_SIZE, READ, Header, is_owned, unpack_header
-from ._clock import MONO, Anchor
+from ._base.clock import MONO, Anchor
+from ._base.errors import TraceFormatError
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._frames import Damage
 from ._journal import JournalReader
 from ._look import BadPage, Copy, Looker, Planned, with_definitions

@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ._errors import ConfigurationError
+from ._base.errors import ConfigurationError
 from ._statistics import BudgetStatistics, BudgetSwitch
 
 SHARE_MIN: Final = 0.001

@@ -20,7 +20,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ._active import open_selections, reconsider
-from ._backend import c_module
+from ._base.backend import c_module
+from ._base.warn import warn
 from ._budget import IDLE, Budget, group_of, title
 from ._definitions import DEFINITIONS
 from ._event import Event, define, defined_events
@@ -29,7 +30,6 @@ from ._meter import Meter, Reading
 from ._selection import Selection
 from ._statistics import BudgetStatistics, BudgetSwitch
 from ._tracing import follow_open
-from ._warn import warn
 from ._writer import Writers
 
 PERIOD: Final = 0.25

@@ -7,13 +7,13 @@ enable, disable, filter, trigger, ... --> the recording's selection --> a new ep
 from __future__ import annotations
 
 from ._active import open_selections, reconsider
+from ._base.errors import ConfigurationError
+from ._base.warn import warn
 from ._derived import DERIVED
-from ._errors import ConfigurationError
 from ._event import defined_events
 from ._filter import Filter, compile_filter
 from ._selection import STALL_MIN, Selection, matches, parse_trigger
 from ._tracing import follow
-from ._warn import warn
 
 
 def _check_fields(glob: str, filter: Filter | None) -> None:

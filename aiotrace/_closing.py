@@ -25,7 +25,7 @@ from typing import ClassVar, Final
 
 from . import _layout as L
 from . import _tracedat as T
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 from ._files import TraceFiles, copy_range, journal_path, sync_folder, write_all
 from ._frames import Damage
 from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions

@@ -21,8 +21,8 @@ import stat
 import time
 from typing import Final, NamedTuple
 
-from ._clock import boot_id
-from ._errors import ConfigurationError
+from ._base.clock import boot_id
+from ._base.errors import ConfigurationError
 from ._files import remove
 from ._growing import is_unfinished
 from .abc import StreamInfo

@@ -20,10 +20,10 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
 
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape
 from ._collectfolder import BudgetError, Folder
 from ._collectstream import Closing, StoredStream, restoring
-from ._errors import TraceFormatError
-from ._escape import escape
 from .abc import StreamInfo
 from .worker import Worker
 

@@ -20,10 +20,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from ._base.errors import TraceFormatError
 from ._closing import restore
 from ._collectfolder import Folder, TraceName
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._files import journal_path, remove
 from ._growing import is_unfinished
 from ._journal import Positions

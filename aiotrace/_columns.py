@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import Any, Final, overload
 
 from . import _layout as L
-from ._backend import c_module
-from ._errors import TraceFormatError
+from ._base.backend import c_module
+from ._base.errors import TraceFormatError
 from ._format import EventFormat, Field, Kind, Place, Value, compile_convert
 from ._records import Buffer, PythonWalk, Walk, walk
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from . import _layout as L
-from ._backend import c_module
-from ._clock import Clock
+from ._base.backend import c_module
+from ._base.clock import Clock
 from ._page import encode_record
 
 _SHORT_MAX: Final = L.SHORT_PAYLOAD_MAX  # looked up once, not with each event

@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from . import _layout as L
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape, format_pairs
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
-from ._errors import TraceFormatError
-from ._escape import escape, format_pairs
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
 from ._lines import format_time
 from ._print import compile_print

@@ -26,7 +26,7 @@ from typing import Final, Literal, NamedTuple
 
 from . import _layout as L
 from ._arena import Arena
-from ._backend import c_module
+from ._base.backend import c_module
 from ._frames import PageEntry
 
 OnFull = Literal["wait", "skip"]

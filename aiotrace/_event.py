@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any, Final
 from anyio.lowlevel import checkpoint
 
 from ._active import Target, active, get_pid, get_task, in_service, is_strict, local, renew
-from ._backend import c_module
+from ._base.backend import c_module
+from ._base.errors import DefinitionError
+from ._base.warn import warn
 from ._definitions import DEFINITIONS, EventDefinition
 from ._derived import DERIVED, with_derived
-from ._errors import DefinitionError
 from ._loop import Loop, Waker
 from ._schema import COMM, FieldType, Schema, WrongValueError
 from ._selection import PLAIN, Decision
 from ._stack import pack_current_stack
-from ._warn import warn
 from ._writer import Writer
 
 FIRST_ID: Final = 2048

@@ -14,7 +14,7 @@ from typing import Final
 
 from . import _ftrace
 from . import _layout as L
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 from ._format import EventFormat, parse_format, text_of
 from ._found import DamageLog, PageShape
 from ._source import Cursor

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 from ._format import EventFormat, Field, Kind, Value
 from ._operators import BINARY, MASK, as_bytes, cpu_list, cut, item
 from ._tokens import split_tokens, unquoted

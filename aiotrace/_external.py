@@ -26,8 +26,8 @@ import anyio
 
 from . import _layout as L
 from ._asked import AskingSnapshots
+from ._base.high_fds import out_of_the_way
 from ._definitions import DEFINITIONS
-from ._descriptors import out_of_the_way
 from ._handover import hand_over
 from ._loop import Waker
 from ._recording import Overrun, Recording

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import _layout as L
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 
 __all__ = [
     "EventFormat",

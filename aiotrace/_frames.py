@@ -33,10 +33,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from . import _layout as L
-from ._clock import Anchor
-from ._crc import crc32
+from ._base.clock import Anchor
+from ._base.crc32 import crc32
+from ._base.errors import TraceFormatError
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
-from ._errors import TraceFormatError
 from .abc import Ledger, StreamInfo, WriterLedger
 
 MAGIC: Final = b"\xf7aio"

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Final
 
 from . import _tracedat as T
+from ._base.errors import TraceFormatError
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._files import READ, journal_path, spool_path
 from ._frames import Damage, PageEntry
 from ._journal import JournalReader, Placed

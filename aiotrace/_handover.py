@@ -33,10 +33,10 @@ from typing import Final, NamedTuple
 
 from . import _layout as L
 from ._arena import Arena
-from ._backend import c_module
-from ._crc import crc32
+from ._base.backend import c_module
+from ._base.crc32 import crc32
+from ._base.errors import ConfigurationError, TraceFormatError
 from ._delivery import Mark
-from ._errors import ConfigurationError, TraceFormatError
 from ._look import BadPage
 from ._page import transition
 from ._pages import Pages

@@ -22,9 +22,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from . import _layout as L
-from ._crc import crc32
+from ._base.crc32 import crc32
+from ._base.errors import TraceFormatError
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._frames import (
     HEADER_SIZE,
     PAGE_ENTRY_SIZE,

@@ -28,8 +28,8 @@ from typing import Any, Final, Literal
 
 import anyio
 
+from ._base.errors import AiotraceError, ConfigurationError
 from ._derived import DERIVED
-from ._errors import AiotraceError, ConfigurationError
 from ._event import defined_events
 from ._external import ExternalRecording
 from ._files import journal_path, remove

@@ -22,9 +22,9 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from . import _layout as L
-from ._backend import c_module
-from ._errors import TraceFormatError
-from ._escape import escape, escape_literal
+from ._base.backend import c_module
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape, escape_literal
 from ._format import EventFormat, Field, Kind, Place, text_of
 from ._printf import CONVERSION, INTEGER_BITS, WIDTH_MAX
 from ._records import PythonWalk, Walk

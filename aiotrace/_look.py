@@ -22,8 +22,8 @@ from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 from . import _layout as L
-from ._crc import crc32
-from ._errors import TraceFormatError
+from ._base.crc32 import crc32
+from ._base.errors import TraceFormatError
 from ._page import pack_header, pack_lost_count
 from ._records import new_totals, tally, walk
 

@@ -29,9 +29,9 @@ from typing import Any, Final
 from . import _layout as L
 from ._active import active, local
 from ._arena import Arena
-from ._backend import c_module
+from ._base.backend import c_module
+from ._base.clock import Clock
 from ._budget import Period, group_of
-from ._clock import Clock
 from ._event import MODE_ALL, defined_events, make_twin
 from ._filter import compile_filter
 from ._loop import our_threads

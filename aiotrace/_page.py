@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from . import _layout as L
-from ._backend import c_module
-from ._errors import TraceFormatError
+from ._base.backend import c_module
+from ._base.errors import TraceFormatError
 
 __all__ = [
     "PageHeader",

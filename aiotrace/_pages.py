@@ -25,9 +25,9 @@ from typing import Final, Protocol
 
 from . import _layout as L
 from ._arena import Arena
-from ._backend import c_module
+from ._base.backend import c_module
+from ._base.reentrancy import Guard
 from ._delivery import Delivery, Mark, Part, Position
-from ._guard import Guard
 from ._pool import Pool
 from ._ring import Ring
 

@@ -12,8 +12,8 @@ This module knows no page, no file and no terminal.
 
 from __future__ import annotations
 
-from ._errors import TraceFormatError
-from ._escape import escape, format_pairs
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape, format_pairs
 from ._expression import Values, parse_print_format
 from ._format import EventFormat
 from ._operators import MASK

@@ -14,8 +14,8 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from ._errors import TraceFormatError
-from ._escape import escape, escape_literal
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape, escape_literal
 from ._expression import Expression, PrintFormat, Values
 from ._operators import MASK, as_bytes
 

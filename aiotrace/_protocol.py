@@ -32,7 +32,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 from ._frames import Buffer, Level, pack_hello, unpack_hello
 from .abc import StreamInfo
 

@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from . import _layout as L
+from ._base.errors import TraceFormatError
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._frames import (
     HEADER_SIZE,
     LENGTH_MAX,

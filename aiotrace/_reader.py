@@ -19,12 +19,12 @@ from typing import Final, Literal
 import anyio
 
 from ._active import in_service
+from ._base.warn import warn
 from ._definitions import Definition
 from ._delivery import Delivery, OnError, OnFull
 from ._loop import Loop, Task, Waker, Wrap
 from ._pages import Pages
 from ._stream import Stream
-from ._warn import warn
 from ._writer import Writers
 from .abc import Ledger, Sink, StreamInfo, WriterLedger
 

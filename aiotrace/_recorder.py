@@ -34,18 +34,18 @@ from . import _layout as L
 from ._arena import Arena, Shape
 from ._arenareader import ArenaReader
 from ._asked import AskedSnapshots
+from ._base.errors import AiotraceError, TraceFormatError
+from ._base.reentrancy import Guard
+from ._base.warn import warn
 from ._delivery import Mark
-from ._errors import AiotraceError, TraceFormatError
 from ._external import READING, REFUSED
 from ._files import remove
-from ._guard import Guard
 from ._handover import TakenRing, taken_over
 from ._launch import FILE, Plan, child_path, child_url, file_of
 from ._reader import Attachment, Service
 from ._rescue import save
 from ._sinkoptions import open_path, share_pages, sink
 from ._snapshot import name_for
-from ._warn import warn
 from ._writer import Writers
 
 PAUSE: Final = 0.005

@@ -26,12 +26,12 @@ import anyio
 from . import _layout as L
 from ._active import activate, deactivate, open_selections, reconsider
 from ._arena import Arena, Shape
+from ._base.clock import MONO, get_clock, take_anchor
+from ._base.errors import ConfigurationError
 from ._budget import check_share
 from ._budgetthread import BudgetThread
 from ._chooser import Chooser
-from ._clock import MONO, get_clock, take_anchor
 from ._definitions import DEFINITIONS
-from ._errors import ConfigurationError
 from ._loop import Waker
 from ._meter import Meter
 from ._own import has_free_list, tell

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
 from . import _layout as L
-from ._backend import c_module
-from ._errors import TraceFormatError
+from ._base.backend import c_module
+from ._base.errors import TraceFormatError
 
 __all__ = ["ALL", "Found", "PythonWalk", "Selection", "Walk", "new_totals", "tally", "walk"]
 

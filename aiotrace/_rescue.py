@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ._arenareader import ArenaReader
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 from ._files import remove
 from ._frames import Damage
 from ._look import BadPage, Copy

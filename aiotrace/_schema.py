@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from . import _layout as L
-from ._errors import DefinitionError
+from ._base.errors import DefinitionError
 
 IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FIXED_MAX: Final = 3072

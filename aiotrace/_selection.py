@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ._errors import ConfigurationError
+from ._base.errors import ConfigurationError
 from ._filter import Filter, compile_filter
 
 Action = Literal["traceon", "traceoff", "stacktrace", "snapshot"]

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from ._backend import c_module
+from ._base.backend import c_module
 from ._loop import Loop, block_signals
 from ._threadloop import ThreadLoop
 

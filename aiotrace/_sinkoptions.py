@@ -11,8 +11,8 @@ from __future__ import annotations
 from types import MethodType
 from typing import Final, get_args
 
+from ._base.errors import ConfigurationError
 from ._delivery import OnError, OnFull
-from ._errors import ConfigurationError
 from ._reader import SinkOptions
 from .abc import Sink
 

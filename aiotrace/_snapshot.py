@@ -27,11 +27,11 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._active import in_service
 from ._arena import Arena
+from ._base.errors import AcknowledgeError
+from ._base.warn import warn
 from ._definitions import Definition
-from ._errors import AcknowledgeError
 from ._look import BadPage, Copy, Looker, Planned, with_definitions
 from ._loop import Loop, Task
-from ._warn import warn
 from .abc import Ledger, Page, Sink, StreamInfo, WriterLedger
 
 PAUSE: Final = 10.0

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 from ._format import text_of
 
 __all__ = ["SECTION_MAX", "Cursor", "Expand", "FileCursor", "Source", "decompressor"]

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from ._active import is_recording
-from ._backend import c_module
-from ._errors import DefinitionError
+from ._base.backend import c_module
+from ._base.errors import DefinitionError
 from ._event import Event, define, event
 from ._schema import FieldType
 

@@ -27,10 +27,10 @@ from typing import Final
 
 from . import _layout as L
 from . import _tracedat as T
+from ._base.crc32 import crc32
+from ._base.errors import TraceFormatError
 from ._closing import RestoreReport, is_intact, make_trace
-from ._crc import crc32
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._files import Buffer, TraceFiles, reserve_for, sync_folder, write_all, write_most
 from ._frames import MAGIC, VERSION, Kind, PageEntry
 from ._growing import page_entry

@@ -18,9 +18,9 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from . import _layout as L
 from ._arena import Arena
+from ._base.errors import AcknowledgeError
 from ._definitions import Definition
 from ._delivery import Delivery, Part
-from ._errors import AcknowledgeError
 from ._frames import PageEntry
 from ._page import pack_header, pack_lost_count
 from ._pages import Pages

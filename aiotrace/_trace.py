@@ -24,13 +24,13 @@ from typing import Any
 
 from ._account import EventCount, Loss, TraceStatistics
 from ._arenatrace import ArenaTrace
-from ._clock import Anchor
+from ._base.clock import Anchor
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape
 from ._cpustreams import CpuStreams
 from ._decoded import Event, Tables, format_line
 from ._derived import ALL as DERIVED
 from ._derived import with_derived
-from ._errors import TraceFormatError
-from ._escape import escape
 from ._filter import Filter, compile_filter
 from ._format import EventFormat
 from ._found import Damage, FoundPage

@@ -25,9 +25,9 @@ from typing import Final, NamedTuple
 
 from . import _ftrace
 from . import _layout as L
-from ._crc import crc32
+from ._base.crc32 import crc32
+from ._base.errors import TraceFormatError
 from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
-from ._errors import TraceFormatError
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from . import _layout as L
+from ._base.errors import TraceFormatError
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._eventtables import EventTables, Functions
 from ._filepages import FilePages
 from ._format import EventFormat, text_of

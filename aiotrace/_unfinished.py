@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from ._base.errors import TraceFormatError
 from ._definitions import Definition
-from ._errors import TraceFormatError
 from ._eventtables import OwnTables
 from ._files import journal_path
 from ._found import (

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from . import _layout as L
 from . import _tracedat as T
-from ._backend import c_module
-from ._crc import crc32
+from ._base.backend import c_module
+from ._base.crc32 import crc32
 from ._frames import HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, PageEntry
 from ._page import pack_header, pack_lost_count
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
 from . import _layout as L
-from ._backend import c_module
-from ._crc import crc32
+from ._base.backend import c_module
+from ._base.crc32 import crc32
 from ._files import Buffer, reserve_for, write_most
 from ._frames import PageEntry
 from ._page import pack_header, pack_lost_count

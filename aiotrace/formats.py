@@ -7,8 +7,8 @@ sockets and brokers, without any socket. `LateHeaders` is for a trace.dat that s
 
 from __future__ import annotations
 
+from ._base.errors import TraceFormatError
 from ._closing import RestoreReport, restore
-from ._errors import TraceFormatError
 from ._files import remove
 from ._frames import (
     LENGTH_MAX,

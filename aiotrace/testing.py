@@ -25,7 +25,7 @@ from typing import Final, Self
 
 import anyio
 
-from ._errors import AcknowledgeError
+from ._base.errors import AcknowledgeError
 from ._event import event
 from ._reader import SinkOptions
 from ._recording import Recording, record

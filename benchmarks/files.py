@@ -28,8 +28,8 @@ import anyio
 
 import aiotrace
 from aiotrace import _layout as L
-from aiotrace._clock import take_anchor
-from aiotrace._crc import crc32
+from aiotrace._base.clock import take_anchor
+from aiotrace._base.crc32 import crc32
 from aiotrace._definitions import DEFINITIONS
 from aiotrace._files import RESERVED, reserve
 from aiotrace._frames import PageEntry

@@ -31,7 +31,7 @@ import anyio
 
 import aiotrace
 from aiotrace import _layout as L
-from aiotrace._clock import take_anchor
+from aiotrace._base.clock import take_anchor
 from aiotrace._definitions import DEFINITIONS
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo, WriterLedger
 from aiotrace.protocol import Collector, Finished, Grant, Greeted, PageReceived

@@ -21,9 +21,9 @@ from aiotrace import _layout as L
 from aiotrace._arena import Shape
 from aiotrace._arenafile import HEADER_SIZE, is_arena, is_owned, pack_header, unpack_header
 from aiotrace._arenareader import ArenaReader
-from aiotrace._crc import crc32
+from aiotrace._base.crc32 import crc32
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._definitions import SymbolDefinition
-from aiotrace._errors import TraceFormatError
 from aiotrace._look import BadPage
 from support.arenas import PAGE, Filled
 from support.fakes import make_info

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aiotrace import _layout as L
 from aiotrace._arenafile import HEADER_SIZE
 from aiotrace._arenareader import ArenaReader
-from aiotrace._errors import TraceFormatError
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._look import BadPage, Copy
 from support.arenas import PAGE, Filled, numbers
 

@@ -11,7 +11,7 @@ import pytest
 
 from aiotrace import _layout as L
 from aiotrace._asked import AskedSnapshots, AskingSnapshots
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._look import Copy
 from aiotrace.abc import PageStream, Sink
 from support.arenas import Filled, numbers

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from aiotrace import ConfigurationError
-from aiotrace._backend import WHY_PYTHON, c_module
+from aiotrace._base.backend import WHY_PYTHON, c_module
 from benchmarks import __main__ as command
 from benchmarks import flat, page_allocations
 from benchmarks.table import Table

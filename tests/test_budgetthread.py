@@ -19,7 +19,7 @@ import pytest
 
 import aiotrace
 from aiotrace import _budgetthread, _tracing
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._budget import STRETCH_MAX, Period
 from aiotrace._commands import main
 from aiotrace._meter import Meter, Reading

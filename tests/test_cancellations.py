@@ -18,7 +18,7 @@ import anyio
 import pytest
 
 import aiotrace
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._tracers import cancellations
 from aiotrace_sinks import MemorySink
 

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _columns as columns
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._columns import ColumnPlan, Texts, decode_columns
-from aiotrace._errors import TraceFormatError
 from aiotrace._format import compile_reader
 from aiotrace._page import encode_record
 from aiotrace._records import ALL, PythonWalk, walk

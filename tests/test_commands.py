@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace._backend import WHY_PYTHON
-from aiotrace._clock import Anchor
+from aiotrace._base.backend import WHY_PYTHON
+from aiotrace._base.clock import Anchor
 from aiotrace._commands import main
 from aiotrace._commands.report import to_json
 from aiotrace._store import TraceStore

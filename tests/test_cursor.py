@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiotrace import _layout as L
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._cursor import PythonCursor
 from aiotrace._page import encode_record, unpack_header, walk
 

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import aiotrace
 from aiotrace import _layout as L
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._decoded import Tables
 from aiotrace._definitions import CommandDefinition, EventDefinition, FunctionDefinition, SymbolDefinition
-from aiotrace._errors import TraceFormatError
 from aiotrace._frames import PageEntry
 from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_record, walk
 from aiotrace._records import walk as quick_walk

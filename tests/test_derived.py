@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiotrace
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._derived import with_derived
 from aiotrace._filter import compile_filter
 from aiotrace.decode import Event, open_trace

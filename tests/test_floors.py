@@ -78,14 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._errors": "_base",
-    "aiotrace._backend": "_base",
-    "aiotrace._clock": "_base",
-    "aiotrace._crc": "_base",
-    "aiotrace._guard": "_base",
-    "aiotrace._warn": "_base",
-    "aiotrace._descriptors": "_base",
-    "aiotrace._escape": "_base",
     "aiotrace._loop": "_threads",
     "aiotrace._threadloop": "_threads",
     "aiotrace._servicethread": "_threads",

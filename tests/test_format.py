@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _layout as L
-from aiotrace._errors import TraceFormatError
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._format import FIELDS_MAX, EventFormat, Kind, Place, Value, compile_reader, parse_format, text_of
 
 pytestmark = pytest.mark.once

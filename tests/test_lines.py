@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _lines as lines
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._decoded import Tables
-from aiotrace._errors import TraceFormatError
 from aiotrace._lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
 from aiotrace._page import encode_absolute_timestamp, encode_record
 from aiotrace._records import ALL, PythonWalk, walk

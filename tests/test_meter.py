@@ -13,7 +13,7 @@ import pytest
 
 import aiotrace
 from aiotrace import _meter
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._meter import Meter, Prices, ThreadTimes, cpu_ns
 from aiotrace._statistics import Statistics
 from support.laws import check_laws

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import aiotrace
 from aiotrace import _active, _event
 from aiotrace import _layout as L
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._page import encode_record, unpack_header, walk
 from aiotrace._schema import Schema, WrongValueError
 
@@ -407,7 +407,7 @@ def test_gaps_between_fields_are_zero() -> None:
 
 def test_the_tsc_is_the_monotonic_clock() -> None:
     try:
-        clock = aiotrace._clock.get_clock("tsc")
+        clock = aiotrace._base.clock.get_clock("tsc")
     except aiotrace.ConfigurationError as error:
         pytest.skip(f"NOT RUN: {error}")
     native, page = Native(a="u64"), bytearray(PAGE)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._escape import escape, format_pairs, format_value
+from aiotrace._base.terminal_text import escape, format_pairs, format_value
 from aiotrace._format import EventFormat, parse_format
 from aiotrace._print import compile_print
 

@@ -22,7 +22,7 @@ import aiotrace
 import aiotrace.abc
 from aiotrace import _recorder
 from aiotrace._arenareader import ArenaReader
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._commands import main
 from aiotrace._recorder import Followed, Recorder
 from support.arenas import Filled

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from aiotrace import _page
 from aiotrace import _records as records
-from aiotrace._backend import c_module
-from aiotrace._errors import TraceFormatError
+from aiotrace._base.backend import c_module
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._page import encode_absolute_timestamp
 from aiotrace._records import ALL, PythonWalk, Selection
 from support.pages import pages

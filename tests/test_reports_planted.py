@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._commands import main
 from support import ROOT
 

@@ -13,7 +13,7 @@ import aiotrace
 from aiotrace import _layout as L
 from aiotrace import _rescue
 from aiotrace._arenareader import ArenaReader
-from aiotrace._errors import TraceFormatError
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._rescue import find_arenas, restore_arena, save
 from aiotrace.decode import open_trace
 from support.arenas import Filled

@@ -24,7 +24,7 @@ import anyio.lowlevel
 import pytest
 
 import aiotrace
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace_sinks import MemorySink
 from support.laws import check_closed
 

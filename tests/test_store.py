@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._closing import restore
-from aiotrace._errors import TraceFormatError
 from aiotrace._files import RESERVE_FROM, RESERVED, remove, reserve
 from aiotrace._growing import UnfinishedTrace, is_unfinished
 from aiotrace._journal import PLACED_SIZE
@@ -377,7 +377,7 @@ def test_a_forked_child_leaves_the_files_alone_and_the_lock_to_the_parent(path: 
 KILLED = """
 import sys, itertools
 from support import fakes
-from aiotrace._errors import TraceFormatError
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._store import TraceStore, stored_positions
 from aiotrace.decode import open_trace
 store = TraceStore(sys.argv[1], fakes.make_info())

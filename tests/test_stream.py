@@ -13,8 +13,8 @@ import pytest
 
 from aiotrace import _stream
 from aiotrace._arena import Arena
+from aiotrace._base.errors import AcknowledgeError
 from aiotrace._delivery import Delivery
-from aiotrace._errors import AcknowledgeError
 from aiotrace._frames import PageEntry
 from aiotrace._growing import page_entry
 from aiotrace._page import unpack_header, walk

@@ -21,7 +21,7 @@ import anyio.lowlevel
 import pytest
 
 import aiotrace
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace_sinks import FileSink
 
 mark = aiotrace.event("task_tracer:mark", number="u32")

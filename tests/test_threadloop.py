@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from aiotrace import _threadloop
-from aiotrace._backend import c_module
-from aiotrace._descriptors import FIRST
+from aiotrace._base.backend import c_module
+from aiotrace._base.high_fds import FIRST
 from aiotrace._threadloop import STEPS_MAX, STEPS_TIME, ThreadLoop
 
 

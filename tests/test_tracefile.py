@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiotrace import _filepages, _source, _tracefile
-from aiotrace._errors import TraceFormatError
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._eventtables import Functions, unescaped
 from aiotrace._tracefile import TraceFile
 from aiotrace.decode import open_trace

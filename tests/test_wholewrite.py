@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _layout as L
-from aiotrace._backend import c_module
-from aiotrace._crc import crc32
+from aiotrace._base.backend import c_module
+from aiotrace._base.crc32 import crc32
 from aiotrace._files import RESERVE_FROM, RESERVED, reserve
 from aiotrace._frames import PageEntry
 from aiotrace._growing import StoredPage

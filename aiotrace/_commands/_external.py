@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from .._errors import ConfigurationError
+from .._base.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from .._launch import Plan

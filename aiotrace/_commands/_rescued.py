@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 from . import _losses
 
 if TYPE_CHECKING:

@@ -33,7 +33,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .._errors import ConfigurationError
+from .._base.errors import ConfigurationError
 from .._selection import STALL_MIN, parse_trigger
 from .._tracing import TRACERS
 from . import _programs

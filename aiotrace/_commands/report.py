@@ -27,10 +27,10 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from .._clock import MONO
+from .._base.clock import MONO
+from .._base.errors import ConfigurationError
+from .._base.terminal_text import escape
 from .._derived import ALL as DERIVED
-from .._errors import ConfigurationError
-from .._escape import escape
 from .._filter import OF_EVENT, Filter, compile_filter
 from .._format import EventFormat
 from .._trace import matches

@@ -16,8 +16,8 @@ import os
 import sys
 from typing import Final
 
-from .._errors import ConfigurationError
-from .._escape import escape
+from .._base.errors import ConfigurationError
+from .._base.terminal_text import escape
 from . import _losses, _rescued
 
 NAME: Final = "restore"

@@ -16,7 +16,7 @@ import os
 import time
 from typing import Final
 
-from .._errors import ConfigurationError
+from .._base.errors import ConfigurationError
 from . import _rescued
 
 NAME: Final = "snapshot"

@@ -14,7 +14,7 @@ import sys
 import threading
 from typing import Any, Final
 
-from .._errors import DefinitionError
+from .._base.errors import DefinitionError
 from .._event import Event, define
 from .._stack import walking
 

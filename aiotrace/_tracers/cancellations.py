@@ -26,8 +26,8 @@ from collections.abc import Iterable
 from types import FrameType, ModuleType
 from typing import Any, Final
 
-from .._backend import c_module
-from .._errors import ConfigurationError
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
 from .._event import define
 from .._loop import block_signals
 from .._selection import CANCEL_NS, Selection

@@ -16,7 +16,7 @@ from functools import wraps
 from types import CodeType, TracebackType
 from typing import Any, Final
 
-from .._errors import ConfigurationError
+from .._base.errors import ConfigurationError
 from .._event import define
 from ._patch import Patch
 

@@ -28,9 +28,9 @@ from types import CodeType, FrameType, ModuleType
 from typing import Final
 
 from .. import _ftrace
-from .._backend import c_module
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
 from .._definitions import DEFINITIONS
-from .._errors import ConfigurationError
 from .._event import define_kernel
 from .._selection import Functions, Selection
 from .._stack import is_ours

@@ -12,8 +12,8 @@ import asyncio
 import selectors
 from typing import Final
 
-from .._backend import c_module
-from .._errors import ConfigurationError
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
 from .._event import define
 from ._runtimes import Method
 

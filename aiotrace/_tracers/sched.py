@@ -21,8 +21,8 @@ from types import ModuleType
 from typing import Final
 
 from .._active import thread_name
-from .._backend import c_module
-from .._errors import ConfigurationError
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
 from .._event import define
 from .._schema import COMM
 from . import task as tasks

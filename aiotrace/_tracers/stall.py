@@ -28,10 +28,10 @@ from types import CodeType, ModuleType
 from typing import Any, Final
 
 from .._active import Target, active, local
-from .._backend import c_module
-from .._clock import Clock
+from .._base.backend import c_module
+from .._base.clock import Clock
+from .._base.errors import ConfigurationError
 from .._definitions import DEFINITIONS
-from .._errors import ConfigurationError
 from .._event import define
 from .._ftrace import pack_stack
 from .._loop import block_signals

@@ -28,9 +28,9 @@ from types import CodeType, ModuleType
 from typing import Any, Final
 
 from .. import _schema
-from .._backend import c_module
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
 from .._definitions import DEFINITIONS
-from .._errors import ConfigurationError
 from .._event import define
 from ._runtimes import Asyncio, Hook, Trio, Uvloop
 

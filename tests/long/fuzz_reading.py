@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 with atheris.instrument_imports(include=["aiotrace"]):
-    from aiotrace._clock import Anchor
-    from aiotrace._errors import ConfigurationError, TraceFormatError
+    from aiotrace._base.clock import Anchor
+    from aiotrace._base.errors import ConfigurationError, TraceFormatError
     from aiotrace._filter import compile_filter
     from aiotrace._format import compile_reader, parse_format, text_of
     from aiotrace._journal import JournalWriter

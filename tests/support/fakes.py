@@ -17,9 +17,9 @@ from typing import Any
 import anyio
 import pytest
 
-from aiotrace._clock import Anchor
+from aiotrace._base.clock import Anchor
+from aiotrace._base.errors import AcknowledgeError
 from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
-from aiotrace._errors import AcknowledgeError
 from aiotrace._page import encode_record, pack_header, pack_lost_count
 from aiotrace.abc import Ledger, Page, PageStream, StreamInfo, WriterLedger
 from aiotrace.decode import Decoder, Event

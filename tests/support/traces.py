@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from aiotrace._clock import Anchor
+from aiotrace._base.clock import Anchor
 from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
 from aiotrace._frames import PageEntry
 from aiotrace._page import encode_record

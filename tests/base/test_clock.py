@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from aiotrace import ConfigurationError, _clock
-from aiotrace._backend import c_module
-from aiotrace._clock import get_clock, take_anchor
+from aiotrace import ConfigurationError
+from aiotrace._base import clock as _clock
+from aiotrace._base.backend import c_module
+from aiotrace._base.clock import get_clock, take_anchor
 from support.programs import environment
 
 has_tsc = c_module is not None and c_module.tsc_calibrate(_clock.TSC_CALIBRATION)

@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from aiotrace import _backend
+from aiotrace._base import backend
 from support.programs import environment
 
 pytestmark = pytest.mark.once
@@ -43,31 +43,31 @@ def test_where_nothing_was_compiled_the_twin_runs_and_the_folder_is_named(
     monkeypatch: pytest.MonkeyPatch, found: types.ModuleType | None
 ) -> None:
     monkeypatch.setitem(sys.modules, "aiotrace._c", found)
-    module, why = _backend._load()
+    module, why = backend._load()
     assert module is None
     assert "not compiled in /" in why and "C compiler" in why
     monkeypatch.setenv("AIOTRACE_REQUIRE_C", "1")
     with pytest.raises(ImportError, match=r"AIOTRACE_REQUIRE_C=1, but .* not compiled"):
-        _backend._load()
+        backend._load()
 
 
 def test_a_free_threaded_python_has_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "abiflags", "t")
-    module, why = _backend._load()
+    module, why = backend._load()
     assert module is None
     assert "needs the GIL" in why
     monkeypatch.setenv("AIOTRACE_REQUIRE_C", "1")
     with pytest.raises(ImportError, match="free-threaded"):
-        _backend._load()
+        backend._load()
 
 
 def test_who_asks_for_the_twin_gets_it_whatever_else_was_required(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOTRACE_REQUIRE_C", "1")
     monkeypatch.setenv("AIOTRACE_PURE", "1")
-    assert _backend._load() == (None, "AIOTRACE_PURE=1")
+    assert backend._load() == (None, "AIOTRACE_PURE=1")
 
 
-@pytest.mark.skipif(_backend.c_module is None, reason="NOT RUN: the C module refuses sub-interpreters")
+@pytest.mark.skipif(backend.c_module is None, reason="NOT RUN: the C module refuses sub-interpreters")
 def test_a_sub_interpreter_has_the_twin() -> None:
     command = [sys.executable, "-W", "ignore", "-c", REFUSED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())

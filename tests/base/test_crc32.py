@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._crc import crc32
+from aiotrace._base.crc32 import crc32
 
 
 @given(st.binary(max_size=400), st.integers(0, (1 << 32) - 1), st.integers(0, 20))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace._descriptors import FIRST, out_of_the_way
+from aiotrace._base.high_fds import FIRST, out_of_the_way
 
 pytestmark = pytest.mark.once
 

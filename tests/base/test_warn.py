@@ -1,4 +1,4 @@
-"""aiotrace._warn: told, or nothing, but never raised."""
+"""aiotrace._base.warn: told, or nothing, but never raised."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from aiotrace._warn import warn
+from aiotrace._base.warn import warn
 
 pytestmark = pytest.mark.once
 

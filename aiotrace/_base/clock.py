@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ._backend import c_module
-from ._errors import ConfigurationError
+from .backend import c_module
+from .errors import ConfigurationError
 
 Clock = Callable[[], int]
 """Returns nanoseconds; must not go backwards within a thread."""

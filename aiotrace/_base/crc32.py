@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-from ._backend import c_module
+from .backend import c_module
 
 __all__ = ["crc32"]
 
