@@ -6,12 +6,12 @@ that needed the page.
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from types import CodeType, FrameType
 from typing import Final
 
+from ._base.package import PACKAGE_FOLDER
 from ._definitions import DEFINITIONS
 from ._ftrace import STACK_MAX, pack_stack
 
@@ -23,12 +23,11 @@ class _Walking(threading.local):
 
 
 walking: Final = _Walking()
-_FOLDER: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "")
 
 
 def is_ours(code: CodeType) -> bool:
     """Whether a function is aiotrace's own."""
-    return code.co_filename.startswith(_FOLDER)
+    return code.co_filename.startswith(PACKAGE_FOLDER)
 
 
 def pack_current_stack(pid: int) -> bytes:

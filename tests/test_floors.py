@@ -68,7 +68,7 @@ DOORS = {
 """All that sinks and examples, aiotrace's or anyone's, may import of it."""
 
 PLACED = {"aiotrace.abc": "_page", "aiotrace.__main__": "_cli"}
-"""Modules outside of the rooms' folders. `abc` holds types alone, in which the rooms speak: it counts with the pages."""
+"""Modules outside of the rooms' folders. `abc` is the types in which the rooms speak: it counts with the pages."""
 
 NO_IO = {"asyncio", "selectors", "socket", "ssl", "subprocess"}
 SANS_IO = {"_base", "_page", "_ring", "_formats", "_decode", "_protocol"}

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, the choice of implementation, clocks, crc32, warnings. The standard library alone."""
+"""What everything stands on: errors, clocks, crc32, warnings, C or Python. The standard library alone."""

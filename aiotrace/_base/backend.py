@@ -17,6 +17,8 @@ import sys
 from types import ModuleType
 from typing import Final
 
+from .package import PACKAGE_FOLDER
+
 __all__ = ["BACKEND", "WHY_PYTHON", "c_module"]
 
 
@@ -41,7 +43,9 @@ def _import() -> ModuleType:
         # The folder of the sources has the same name: where nothing was compiled, it is imported, as an empty package.
         if module.__file__ is not None:
             return module
-    raise ImportError(f"not compiled in {os.path.dirname(__file__)}; `pip install .` does it where a C compiler is")
+    raise ImportError(
+        f"not compiled in {os.path.dirname(PACKAGE_FOLDER)}; `pip install .` does it where a C compiler is"
+    )
 
 
 _loaded: Final = _load()

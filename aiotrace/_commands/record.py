@@ -34,6 +34,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._base.errors import ConfigurationError
+from .._base.package import PACKAGE_FOLDER
 from .._selection import STALL_MIN, parse_trigger
 from .._tracing import TRACERS
 from . import _programs
@@ -261,9 +262,7 @@ def _environment(plan: Plan) -> dict[str, str]:
     Raises:
         ConfigurationError: Python could not find us.
     """
-    from .. import _launch
-
-    shim = os.path.join(os.path.dirname(os.path.abspath(_launch.__file__)), "_shim")
+    shim = os.path.join(PACKAGE_FOLDER, "_shim")
     if os.pathsep in shim:
         raise ConfigurationError(
             f"{shim!r} cannot stand in PYTHONPATH: install aiotrace where no {os.pathsep!r} is in the path"

@@ -20,7 +20,6 @@ those are seen that one of them takes. With sys.monitoring the others cost nothi
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -30,6 +29,7 @@ from typing import Final
 from .. import _ftrace
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
+from .._base.package import PACKAGE_FOLDER
 from .._definitions import DEFINITIONS
 from .._event import define_kernel
 from .._selection import Functions, Selection
@@ -42,11 +42,9 @@ IGNORED: Final = 1
 """The address of what is not traced, but what it calls is: those of us that the program runs in."""
 SILENT: Final = 2
 """The address of what is not traced, nor is what it calls: in the middle of a writer no event can be written."""
-_TRANSPARENT: Final = tuple(
-    os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), name)
-    for name in ("_tracers", "_span.py", "_launch.py", "_children.py", "testing.py")
-)
-"""Our modules that call the program."""
+_CALLERS: Final = ("_tracers", "_span.py", "_launch.py", "_children.py", "testing.py")
+_TRANSPARENT: Final = tuple(PACKAGE_FOLDER + name for name in _CALLERS)
+"""The files of aiotrace that call the program."""
 
 CALL: Final = define_kernel("function:call", {"ip": "u64", "parent_ip": "u64"}, _ftrace.FUNCTION)
 ENTRY: Final = define_kernel("function_graph:entry", {"func": "u64", "depth": "s32"}, _ftrace.FUNCGRAPH_ENTRY)
