@@ -21,8 +21,8 @@ from . import _layout as L
 from ._base.backend import c_module
 from ._base.clock import Clock
 from ._definitions import DEFINITIONS
-from ._loop import Waker
 from ._selection import Selection, Trigger
+from ._threads.loop import Waker
 from ._writer import Writer, Writers
 
 in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)

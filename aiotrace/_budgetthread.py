@@ -25,10 +25,10 @@ from ._base.warn import warn
 from ._budget import IDLE, Budget, group_of, title
 from ._definitions import DEFINITIONS
 from ._event import Event, define, defined_events
-from ._loop import block_signals
 from ._meter import Meter, Reading
 from ._selection import Selection
 from ._statistics import BudgetStatistics, BudgetSwitch
+from ._threads.loop import block_signals
 from ._tracing import follow_open
 from ._writer import Writers
 

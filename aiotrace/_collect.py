@@ -23,7 +23,7 @@ from ._collectkeeper import Keeper, Rotation
 from ._collector import Collector
 from ._collectstream import check_after_power_loss
 from ._collecttext import LiveText
-from .worker import worker_thread
+from ._threads.worker import worker_thread
 
 __all__ = ["collect"]
 

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from ._base.terminal_text import escape
 from ._collectkeeper import Stream
-from ._loop import block_signals
+from ._threads.loop import block_signals
 from .abc import Page
 from .decode import Decoder, format_line
 

@@ -28,10 +28,10 @@ from ._base.errors import DefinitionError
 from ._base.warn import warn
 from ._definitions import DEFINITIONS, EventDefinition
 from ._derived import DERIVED, with_derived
-from ._loop import Loop, Waker
 from ._schema import COMM, FieldType, Schema, WrongValueError
 from ._selection import PLAIN, Decision
 from ._stack import pack_current_stack
+from ._threads.loop import Loop, Waker
 from ._writer import Writer
 
 FIRST_ID: Final = 2048

@@ -29,9 +29,9 @@ from ._asked import AskingSnapshots
 from ._base.high_fds import out_of_the_way
 from ._definitions import DEFINITIONS
 from ._handover import hand_over
-from ._loop import Waker
 from ._recording import Overrun, Recording
 from ._sinkoptions import open_path
+from ._threads.loop import Waker
 
 LOOK: Final = 0.002
 """Seconds after which a `send` that waits looks again whether a page is free."""

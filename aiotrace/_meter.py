@@ -34,11 +34,11 @@ from ._base.clock import Clock
 from ._budget import Period, group_of
 from ._event import MODE_ALL, defined_events, make_twin
 from ._filter import compile_filter
-from ._loop import our_threads
 from ._pages import Pages
 from ._records import new_totals, tally, walk
 from ._schema import Schema
 from ._selection import Decision, Selection
+from ._threads.loop import our_threads
 from ._writer import Writer, Writers
 
 ON_3_11: Final = sys.version_info < (3, 12)

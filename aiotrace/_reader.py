@@ -22,9 +22,9 @@ from ._active import in_service
 from ._base.warn import warn
 from ._definitions import Definition
 from ._delivery import Delivery, OnError, OnFull
-from ._loop import Loop, Task, Waker, Wrap
 from ._pages import Pages
 from ._stream import Stream
+from ._threads.loop import Loop, Task, Waker, Wrap
 from ._writer import Writers
 from .abc import Ledger, Sink, StreamInfo, WriterLedger
 

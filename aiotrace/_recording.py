@@ -32,16 +32,16 @@ from ._budget import check_share
 from ._budgetthread import BudgetThread
 from ._chooser import Chooser
 from ._definitions import DEFINITIONS
-from ._loop import Waker
 from ._meter import Meter
 from ._own import has_free_list, tell
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
 from ._selection import AFTER_MAX, Selection, Trigger
-from ._servicethread import ServiceThread, cede
 from ._sinkoptions import QUOTA_MIN, AnySink, is_count, is_same, open_path, share_pages, sink
 from ._snapshot import Snapshots, SnapshotStatistics
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
+from ._threads.loop import Waker
+from ._threads.service_thread import ServiceThread, cede
 from ._tracing import follow
 from ._writer import CAUSES, Writers
 from .abc import Sink, StreamInfo

@@ -31,7 +31,7 @@ from ._base.errors import AcknowledgeError
 from ._base.warn import warn
 from ._definitions import Definition
 from ._look import BadPage, Copy, Looker, Planned, with_definitions
-from ._loop import Loop, Task
+from ._threads.loop import Loop, Task
 from .abc import Ledger, Page, Sink, StreamInfo, WriterLedger
 
 PAUSE: Final = 10.0

@@ -78,10 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._loop": "_threads",
-    "aiotrace._threadloop": "_threads",
-    "aiotrace._servicethread": "_threads",
-    "aiotrace.worker": "_threads",
     "aiotrace._layout": "_page",
     "aiotrace._page": "_page",
     "aiotrace._records": "_page",

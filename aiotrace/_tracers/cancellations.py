@@ -29,9 +29,9 @@ from typing import Any, Final
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
 from .._event import define
-from .._loop import block_signals
 from .._selection import CANCEL_NS, Selection
 from .._stack import is_ours
+from .._threads.loop import block_signals
 from . import task as tasks
 
 OVERDUE: Final = define(

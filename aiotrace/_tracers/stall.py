@@ -34,10 +34,10 @@ from .._base.errors import ConfigurationError
 from .._definitions import DEFINITIONS
 from .._event import define
 from .._ftrace import pack_stack
-from .._loop import block_signals
 from .._pages import Pages
 from .._selection import PLAIN, STALL_NS, Selection
 from .._stack import is_ours
+from .._threads.loop import block_signals
 from .._writer import Writer
 from . import task as tasks
 

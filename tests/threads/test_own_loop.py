@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from aiotrace import _threadloop
 from aiotrace._base.backend import c_module
 from aiotrace._base.high_fds import FIRST
-from aiotrace._threadloop import STEPS_MAX, STEPS_TIME, ThreadLoop
+from aiotrace._threads import own_loop
+from aiotrace._threads.own_loop import STEPS_MAX, STEPS_TIME, ThreadLoop
 
 
 class CountingPoll:
@@ -47,7 +47,7 @@ def counting(loop: ThreadLoop) -> CountingPoll:
 
 def test_a_step_of_a_task_is_no_look_at_the_descriptors(loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look gives the interpreter up: a busy thread has it for 5 ms then."""
-    monkeypatch.setattr(_threadloop, "monotonic", lambda: 1000.0)  # whatever other programs take
+    monkeypatch.setattr(own_loop, "monotonic", lambda: 1000.0)  # whatever other programs take
 
     async def steps() -> None:
         for _ in range(4 * STEPS_MAX):
@@ -80,7 +80,7 @@ def test_while_steps_are_long_it_looks_at_its_descriptors_after_each(
     loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(_threadloop, "monotonic", lambda: now)
+    monkeypatch.setattr(own_loop, "monotonic", lambda: now)
 
     async def steps() -> None:
         nonlocal now
@@ -152,7 +152,7 @@ def test_its_alarm_is_not_closed_while_somebody_is_about_to_ring_it(monkeypatch:
         loop.close()
         is_open.append(os.readlink(f"/proc/self/fd/{fd}"))
 
-    monkeypatch.setattr(_threadloop, "_ring", ring)
+    monkeypatch.setattr(own_loop, "_ring", ring)
     alarm = loop.fileno()
     loop._write_to_self()
     assert is_open == ["anon_inode:[eventfd]"]

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aiotrace._loop import Loop, Waker
+from aiotrace._threads.loop import Loop, Waker
 
 pytestmark = pytest.mark.anyio
 

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final
 
-from ._base.backend import c_module
-from ._base.high_fds import out_of_the_way
+from .._base.backend import c_module
+from .._base.high_fds import out_of_the_way
 
 STEPS_MAX: Final = 16
 """Steps of the loop without a look at its descriptors."""

@@ -21,9 +21,9 @@ from typing import Any, Final, TypeVar
 
 import anyio
 
-from ._base.backend import c_module
-from ._loop import Loop, block_signals
-from ._threadloop import ThreadLoop
+from .._base.backend import c_module
+from .loop import Loop, block_signals
+from .own_loop import ThreadLoop
 
 T = TypeVar("T")
 
