@@ -17,10 +17,10 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any, Final, Protocol
 
-from . import _layout as L
 from ._base.backend import c_module
 from ._base.clock import Clock
-from ._definitions import DEFINITIONS
+from ._page import layout as L
+from ._page.definitions import DEFINITIONS
 from ._selection import Selection, Trigger
 from ._threads.loop import Waker
 from ._writer import Writer, Writers

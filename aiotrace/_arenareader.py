@@ -15,14 +15,14 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from . import _layout as L
 from ._arenafile import HEADER_SIZE, READ, Header, is_owned, unpack_header
 from ._base.clock import MONO, Anchor
 from ._base.errors import TraceFormatError
-from ._definitions import Definition
 from ._frames import Damage
 from ._journal import JournalReader
 from ._look import BadPage, Copy, Looker, Planned, with_definitions
+from ._page import layout as L
+from ._page.definitions import Definition
 from .abc import StreamInfo
 
 _DESCRIPTOR: Final = struct.Struct(f"={L.DESCRIPTOR_WORDS}Q")

@@ -23,9 +23,9 @@ from ._active import open_selections, reconsider
 from ._base.backend import c_module
 from ._base.warn import warn
 from ._budget import IDLE, Budget, group_of, title
-from ._definitions import DEFINITIONS
 from ._event import Event, define, defined_events
 from ._meter import Meter, Reading
+from ._page.definitions import DEFINITIONS
 from ._selection import Selection
 from ._statistics import BudgetStatistics, BudgetSwitch
 from ._threads.loop import block_signals

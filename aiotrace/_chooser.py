@@ -9,9 +9,9 @@ from __future__ import annotations
 from ._active import open_selections, reconsider
 from ._base.errors import ConfigurationError
 from ._base.warn import warn
-from ._derived import DERIVED
 from ._event import defined_events
-from ._filter import Filter, compile_filter
+from ._page.derived_fields import DERIVED
+from ._page.filter import Filter, compile_filter
 from ._selection import STALL_MIN, Selection, matches, parse_trigger
 from ._tracing import follow
 

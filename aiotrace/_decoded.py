@@ -16,12 +16,12 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from . import _layout as L
 from ._base.errors import TraceFormatError
 from ._base.terminal_text import escape, format_pairs
-from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from ._format import EventFormat, Reader, Value, compile_reader, parse_format
 from ._lines import format_time
+from ._page import layout as L
+from ._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from ._print import compile_print
 from ._printf import Names, Printer
 

@@ -26,9 +26,9 @@ from ._active import Target, active, get_pid, get_task, in_service, is_strict, l
 from ._base.backend import c_module
 from ._base.errors import DefinitionError
 from ._base.warn import warn
-from ._definitions import DEFINITIONS, EventDefinition
-from ._derived import DERIVED, with_derived
-from ._schema import COMM, FieldType, Schema, WrongValueError
+from ._page.definitions import DEFINITIONS, EventDefinition
+from ._page.derived_fields import DERIVED, with_derived
+from ._page.event_schema import COMM, FieldType, Schema, WrongValueError
 from ._selection import PLAIN, Decision
 from ._stack import pack_current_stack
 from ._threads.loop import Loop, Waker

@@ -24,11 +24,11 @@ from typing import Final, Self
 
 import anyio
 
-from . import _layout as L
 from ._asked import AskingSnapshots
 from ._base.high_fds import out_of_the_way
-from ._definitions import DEFINITIONS
 from ._handover import hand_over
+from ._page import layout as L
+from ._page.definitions import DEFINITIONS
 from ._recording import Overrun, Recording
 from ._sinkoptions import open_path
 from ._threads.loop import Waker

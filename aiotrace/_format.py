@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from . import _layout as L
 from ._base.errors import TraceFormatError
+from ._page import layout as L
 
 __all__ = [
     "EventFormat",

@@ -16,11 +16,11 @@ from typing import Final
 
 from . import _tracedat as T
 from ._base.errors import TraceFormatError
-from ._definitions import Definition
 from ._files import READ, journal_path, spool_path
 from ._frames import Damage, PageEntry
 from ._journal import JournalReader, Placed
-from ._page import pack_header, pack_lost_count
+from ._page.definitions import Definition
+from ._page.encode import pack_header, pack_lost_count
 from .abc import Ledger, Page, StreamInfo
 
 _JOURNAL_CHUNK: Final = 1 << 20

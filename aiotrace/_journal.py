@@ -21,10 +21,8 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from . import _layout as L
 from ._base.crc32 import crc32
 from ._base.errors import TraceFormatError
-from ._definitions import Definition
 from ._frames import (
     HEADER_SIZE,
     PAGE_ENTRY_SIZE,
@@ -46,6 +44,8 @@ from ._frames import (
     unpack_page_entry,
     unpack_positions,
 )
+from ._page import layout as L
+from ._page.definitions import Definition
 from ._wholepages import BODY_SIZE, Expected, Run, pack_placed, pack_whole, take_whole
 from .abc import Ledger, StreamInfo
 

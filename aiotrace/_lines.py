@@ -21,13 +21,13 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
-from . import _layout as L
 from ._base.backend import c_module
 from ._base.errors import TraceFormatError
 from ._base.terminal_text import escape, escape_literal
 from ._format import EventFormat, Field, Kind, Place, text_of
+from ._page import layout as L
+from ._page.walk import PythonWalk, Walk
 from ._printf import CONVERSION, INTEGER_BITS, WIDTH_MAX
-from ._records import PythonWalk, Walk
 from ._tokens import unquoted
 
 __all__ = ["Chunk", "LineTables", "Lines", "chunk_of", "format_time", "merge"]

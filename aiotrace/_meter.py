@@ -26,17 +26,17 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
 
-from . import _layout as L
 from ._active import active, local
 from ._arena import Arena
 from ._base.backend import c_module
 from ._base.clock import Clock
 from ._budget import Period, group_of
 from ._event import MODE_ALL, defined_events, make_twin
-from ._filter import compile_filter
+from ._page import layout as L
+from ._page.event_schema import Schema
+from ._page.filter import compile_filter
+from ._page.walk import new_totals, tally, walk
 from ._pages import Pages
-from ._records import new_totals, tally, walk
-from ._schema import Schema
 from ._selection import Decision, Selection
 from ._threads.loop import our_threads
 from ._writer import Writer, Writers

@@ -23,11 +23,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from . import _layout as L
 from ._arena import Arena
 from ._base.backend import c_module
 from ._base.reentrancy import Guard
 from ._delivery import Delivery, Mark, Part, Position
+from ._page import layout as L
 from ._pool import Pool
 from ._ring import Ring
 

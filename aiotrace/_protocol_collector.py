@@ -31,9 +31,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from . import _layout as L
 from ._base.errors import TraceFormatError
-from ._definitions import Definition
 from ._frames import (
     HEADER_SIZE,
     LENGTH_MAX,
@@ -47,6 +45,8 @@ from ._frames import (
     unpack_error,
     unpack_page,
 )
+from ._page import layout as L
+from ._page.definitions import Definition
 from ._protocol import (
     ERROR_MAX,
     HANDSHAKE_MAX,

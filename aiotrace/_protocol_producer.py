@@ -29,7 +29,6 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from ._base.errors import TraceFormatError
-from ._definitions import Definition
 from ._frames import (
     Buffer,
     Kind,
@@ -39,6 +38,7 @@ from ._frames import (
     pack_error,
     unpack_error,
 )
+from ._page.definitions import Definition
 from ._protocol import (
     ERROR_MAX,
     HANDSHAKE_MAX,

@@ -20,8 +20,8 @@ import anyio
 
 from ._active import in_service
 from ._base.warn import warn
-from ._definitions import Definition
 from ._delivery import Delivery, OnError, OnFull
+from ._page.definitions import Definition
 from ._pages import Pages
 from ._stream import Stream
 from ._threads.loop import Loop, Task, Waker, Wrap

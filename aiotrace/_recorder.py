@@ -30,7 +30,6 @@ from typing import Final, cast
 
 import anyio
 
-from . import _layout as L
 from ._arena import Arena, Shape
 from ._arenareader import ArenaReader
 from ._asked import AskedSnapshots
@@ -42,6 +41,7 @@ from ._external import READING, REFUSED
 from ._files import remove
 from ._handover import TakenRing, taken_over
 from ._launch import FILE, Plan, child_path, child_url, file_of
+from ._page import layout as L
 from ._reader import Attachment, Service
 from ._rescue import save
 from ._sinkoptions import open_path, share_pages, sink

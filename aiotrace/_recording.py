@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, get_args
 
 import anyio
 
-from . import _layout as L
 from ._active import activate, deactivate, open_selections, reconsider
 from ._arena import Arena, Shape
 from ._base.clock import MONO, get_clock, take_anchor
@@ -31,9 +30,10 @@ from ._base.errors import ConfigurationError
 from ._budget import check_share
 from ._budgetthread import BudgetThread
 from ._chooser import Chooser
-from ._definitions import DEFINITIONS
 from ._meter import Meter
 from ._own import has_free_list, tell
+from ._page import layout as L
+from ._page.definitions import DEFINITIONS
 from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
 from ._selection import AFTER_MAX, Selection, Trigger

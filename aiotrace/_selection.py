@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from ._base.errors import ConfigurationError
-from ._filter import Filter, compile_filter
+from ._page.filter import Filter, compile_filter
 
 Action = Literal["traceon", "traceoff", "stacktrace", "snapshot"]
 ACTIONS: Final = ("traceon", "traceoff", "stacktrace", "snapshot")

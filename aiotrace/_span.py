@@ -22,7 +22,7 @@ from ._active import is_recording
 from ._base.backend import c_module
 from ._base.errors import DefinitionError
 from ._event import Event, define, event
-from ._schema import FieldType
+from ._page.event_schema import FieldType
 
 _current: Final[ContextVar[int]] = ContextVar("aiotrace_span", default=0)
 _ids: Final = itertools.count(1)

@@ -12,8 +12,8 @@ from types import CodeType, FrameType
 from typing import Final
 
 from ._base.package import PACKAGE_FOLDER
-from ._definitions import DEFINITIONS
-from ._ftrace import STACK_MAX, pack_stack
+from ._page.definitions import DEFINITIONS
+from ._page.kernel_events import STACK_MAX, pack_stack
 
 
 class _Walking(threading.local):

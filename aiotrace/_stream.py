@@ -16,13 +16,13 @@ from typing import Final, Self
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from . import _layout as L
 from ._arena import Arena
 from ._base.errors import AcknowledgeError
-from ._definitions import Definition
 from ._delivery import Delivery, Part
 from ._frames import PageEntry
-from ._page import pack_header, pack_lost_count
+from ._page import layout as L
+from ._page.definitions import Definition
+from ._page.encode import pack_header, pack_lost_count
 from ._pages import Pages
 from .abc import Ledger, Page, StreamInfo
 

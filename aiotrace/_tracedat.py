@@ -23,11 +23,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from . import _ftrace
-from . import _layout as L
 from ._base.crc32 import crc32
 from ._base.errors import TraceFormatError
-from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from ._page import kernel_events
+from ._page import layout as L
+from ._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 
@@ -216,7 +216,7 @@ def _encode_sections(offset: int, page_size: int, table: _Tables) -> tuple[bytes
     encoded = b""
     for kind, content in (
         (SECTION_HEADER_INFO, _header_info(page_size)),
-        (SECTION_FTRACE_EVENTS, _formats([_encode(event.format) for event in _ftrace.EVENTS])),
+        (SECTION_FTRACE_EVENTS, _formats([_encode(event.format) for event in kernel_events.EVENTS])),
         (SECTION_EVENT_FORMATS, _event_formats(table.events)),
         (SECTION_KALLSYMS, _sized(_U32, _kallsyms(table.symbols, table.functions))),
         (SECTION_PRINTK, _sized(_U32, _printk_formats(table.symbols))),

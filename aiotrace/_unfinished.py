@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator
 
 from ._base.errors import TraceFormatError
-from ._definitions import Definition
 from ._eventtables import OwnTables
 from ._files import journal_path
 from ._found import (
@@ -26,6 +25,7 @@ from ._found import (
 )
 from ._growing import UnfinishedTrace
 from ._journal import Placed
+from ._page.definitions import Definition
 
 __all__ = ["UnfinishedFile"]
 

@@ -18,11 +18,11 @@ from collections import deque
 from collections.abc import Callable, Sized
 from typing import TypeVar
 
-from . import _layout as L
 from ._base.clock import Clock
 from ._base.reentrancy import Guard
 from ._cursor import Cursor
 from ._delivery import Mark
+from ._page import layout as L
 from ._pages import Pages, Told
 
 CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")

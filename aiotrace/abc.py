@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ._base.clock import Anchor
-from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from ._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 
 __all__ = [
     "Anchor",

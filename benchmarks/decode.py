@@ -38,7 +38,7 @@ from aiotrace import _columns
 from aiotrace._columns import ColumnPlan
 from aiotrace._cpustreams import read_page_header
 from aiotrace._found import FoundPage
-from aiotrace._records import ALL, PythonWalk, walk
+from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace._tracefile import TraceFile
 from aiotrace.decode import Trace, open_trace
 from aiotrace_sinks import FileSink

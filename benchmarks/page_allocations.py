@@ -27,8 +27,8 @@ from unittest import mock
 import anyio
 
 import aiotrace
-from aiotrace import _layout as L
 from aiotrace import _pages
+from aiotrace._page import layout as L
 from aiotrace._pool import Pool
 from aiotrace.abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
 from aiotrace_sinks import FileSink

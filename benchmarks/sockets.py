@@ -30,9 +30,9 @@ from typing import Final
 import anyio
 
 import aiotrace
-from aiotrace import _layout as L
 from aiotrace._base.clock import take_anchor
-from aiotrace._definitions import DEFINITIONS
+from aiotrace._page import layout as L
+from aiotrace._page.definitions import DEFINITIONS
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo, WriterLedger
 from aiotrace.protocol import Collector, Finished, Grant, Greeted, PageReceived
 from aiotrace_sinks import SocketSink

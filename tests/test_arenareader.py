@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiotrace import _layout as L
 from aiotrace._arenafile import HEADER_SIZE
 from aiotrace._arenareader import ArenaReader
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._look import BadPage, Copy
+from aiotrace._page import layout as L
 from support.arenas import PAGE, Filled, numbers
 
 IN_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

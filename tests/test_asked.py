@@ -9,10 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from aiotrace import _layout as L
 from aiotrace._asked import AskedSnapshots, AskingSnapshots
 from aiotrace._base.backend import c_module
 from aiotrace._look import Copy
+from aiotrace._page import layout as L
 from aiotrace.abc import PageStream, Sink
 from support.arenas import Filled, numbers
 

@@ -18,8 +18,8 @@ import pytest
 from aiotrace._collect import collect
 from aiotrace._collectfolder import Folder
 from aiotrace._collector import Collector
-from aiotrace._definitions import SymbolDefinition
 from aiotrace._frames import Level
+from aiotrace._page.definitions import SymbolDefinition
 from aiotrace.abc import Page
 from aiotrace.decode import open_trace
 from support import fakes, senders, stores

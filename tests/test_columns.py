@@ -15,8 +15,8 @@ from aiotrace._base.backend import c_module
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._columns import ColumnPlan, Texts, decode_columns
 from aiotrace._format import compile_reader
-from aiotrace._page import encode_record
-from aiotrace._records import ALL, PythonWalk, walk
+from aiotrace._page.encode import encode_record
+from aiotrace._page.walk import ALL, PythonWalk, walk
 from support.pages import EVERYTHING, FORMATS, KERNEL_FORMATS, NUMBERS, OUR_FORMATS, SYMBOL, good_pages, pages
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aiotrace import _layout as L
 from aiotrace._base.backend import c_module
 from aiotrace._cursor import PythonCursor
-from aiotrace._page import encode_record, unpack_header, walk
+from aiotrace._page import layout as L
+from aiotrace._page.encode import encode_record, unpack_header, walk
 
 CURSORS = [pytest.param(PythonCursor, id="python")]
 if c_module is not None:

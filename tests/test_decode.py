@@ -17,14 +17,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import aiotrace
-from aiotrace import _layout as L
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._decoded import Tables
-from aiotrace._definitions import CommandDefinition, EventDefinition, FunctionDefinition, SymbolDefinition
 from aiotrace._frames import PageEntry
-from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_record, walk
-from aiotrace._records import walk as quick_walk
-from aiotrace._schema import TYPES, Schema
+from aiotrace._page import layout as L
+from aiotrace._page.definitions import CommandDefinition, EventDefinition, FunctionDefinition, SymbolDefinition
+from aiotrace._page.encode import encode_absolute_timestamp, encode_padding, encode_record, walk
+from aiotrace._page.event_schema import TYPES, Schema
+from aiotrace._page.walk import walk as quick_walk
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import Decoder, format_line, open_trace
 from aiotrace.formats import StoredPage, TraceStore

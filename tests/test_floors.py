@@ -78,14 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._layout": "_page",
-    "aiotrace._page": "_page",
-    "aiotrace._records": "_page",
-    "aiotrace._definitions": "_page",
-    "aiotrace._schema": "_page",
-    "aiotrace._ftrace": "_page",
-    "aiotrace._filter": "_page",
-    "aiotrace._derived": "_page",
     "aiotrace._arena": "_ring",
     "aiotrace._pool": "_ring",
     "aiotrace._ring": "_ring",

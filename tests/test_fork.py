@@ -114,7 +114,7 @@ check_sink_has(sink, statistics)
 def test_a_child_can_work_although_another_thread_held_every_lock_at_the_fork() -> None:
     run("""
 from aiotrace import _active, _event
-from aiotrace._definitions import DEFINITIONS
+from aiotrace._page.definitions import DEFINITIONS
 with aiotrace.recording():  # what is imported lazily is: the import system's own locks are not ours
     pass
 held, done = threading.Event(), threading.Event()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _layout as L
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._format import FIELDS_MAX, EventFormat, Kind, Place, Value, compile_reader, parse_format, text_of
+from aiotrace._page import layout as L
 
 pytestmark = pytest.mark.once
 

@@ -16,7 +16,8 @@ from types import CodeType
 import pytest
 
 import aiotrace
-from aiotrace import ConfigurationError, _definitions
+from aiotrace import ConfigurationError
+from aiotrace._page import definitions
 from aiotrace._tracers import functions
 from aiotrace.abc import PageStream
 from aiotrace.decode import Decoder, Event
@@ -474,7 +475,7 @@ def test_a_hook_that_is_called_with_no_function_does_nothing(name: str) -> None:
 
 
 def test_a_function_that_cannot_be_located_is_passed_over(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
-    locate = _definitions.DEFINITIONS.locate
+    locate = definitions.DEFINITIONS.locate
 
     def fail(code: CodeType, line: int | None) -> int:
         if code is leaf.__code__:
@@ -482,7 +483,7 @@ def test_a_function_that_cannot_be_located_is_passed_over(calls: Calls, monkeypa
         return locate(code, line)
 
     with aiotrace.recording(calls) as recording:
-        monkeypatch.setattr(_definitions.DEFINITIONS, "locate", fail)
+        monkeypatch.setattr(definitions.DEFINITIONS, "locate", fail)
         recording.enable("function_graph:*")
         middle()
         recording.disable("function_graph")
@@ -495,12 +496,12 @@ def test_functions_that_the_table_has_no_room_for_are_passed_over(
     with aiotrace.recording(calls) as recording:
         recording.enable("function_graph:*")
         call(leaf)
-        monkeypatch.setattr(_definitions, "FUNCTIONS_MAX", 0)
-        refused = _definitions.DEFINITIONS.refused
+        monkeypatch.setattr(definitions, "FUNCTIONS_MAX", 0)
+        refused = definitions.DEFINITIONS.refused
         call(lambda: middle())
         monkeypatch.undo()
         recording.disable("function_graph")
-    assert _definitions.DEFINITIONS.refused > refused
+    assert definitions.DEFINITIONS.refused > refused
     known = [">call 0", ">leaf 1", "<leaf 1", ">leaf 1", "<leaf 1", "<call 0"]
     assert relative(calls.calls)[:6] == known
     rest = [name for name in relative(calls.calls)[6:] if "middle" not in name]

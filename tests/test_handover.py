@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _handover
-from aiotrace import _layout as L
 from aiotrace._arena import Arena, Shape
 from aiotrace._base.backend import c_module
 from aiotrace._base.errors import ConfigurationError
-from aiotrace._definitions import Definitions
 from aiotrace._delivery import Delivery
 from aiotrace._handover import hand_over, taken_over
-from aiotrace._page import transition, walk
+from aiotrace._page import layout as L
+from aiotrace._page.definitions import Definitions
+from aiotrace._page.encode import transition, walk
 from aiotrace._pages import Pages
 from aiotrace._writer import Writers
 from support.arenas import EVENT_ID, PAGE, SCHEMA, Filled

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from aiotrace import _lateheaders
 from aiotrace import _tracedat as T
-from aiotrace._definitions import Definition
 from aiotrace._lateheaders import FILLER_SIZE, LateHeaders
+from aiotrace._page.definitions import Definition
 from aiotrace._tracefile import TraceFile
 from support import fakes
 

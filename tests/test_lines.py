@@ -16,8 +16,8 @@ from aiotrace._base.backend import c_module
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._decoded import Tables
 from aiotrace._lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
-from aiotrace._page import encode_absolute_timestamp, encode_record
-from aiotrace._records import ALL, PythonWalk, walk
+from aiotrace._page.encode import encode_absolute_timestamp, encode_record
+from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace.decode import Event, format_line
 from support.pages import FORMATS, NUMBERS, SYMBOLS, good_pages, kernel_format, pages
 

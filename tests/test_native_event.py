@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 
 import aiotrace
 from aiotrace import _active, _event
-from aiotrace import _layout as L
 from aiotrace._base.backend import c_module
-from aiotrace._page import encode_record, unpack_header, walk
-from aiotrace._schema import Schema, WrongValueError
+from aiotrace._page import layout as L
+from aiotrace._page.encode import encode_record, unpack_header, walk
+from aiotrace._page.event_schema import Schema, WrongValueError
 
 if c_module is None:
     pytest.skip("needs the C module", allow_module_level=True)

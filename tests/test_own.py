@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace import _layout as L
 from aiotrace._arena import Arena
+from aiotrace._page import layout as L
 from aiotrace._pool import Pool
 from support import fakes
 

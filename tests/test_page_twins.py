@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _delivery, _pages
-from aiotrace import _layout as L
 from aiotrace._arena import Arena
 from aiotrace._base.backend import c_module
 from aiotrace._delivery import Delivery, Mark, Part
+from aiotrace._page import layout as L
 from aiotrace._pages import Pages
 from aiotrace._writer import Writer, Writers
 

@@ -19,7 +19,7 @@ import aiotrace
 from aiotrace import _reader, _recording, _stream
 from aiotrace._active import in_service
 from aiotrace._arena import Arena
-from aiotrace._page import walk
+from aiotrace._page.encode import walk
 from aiotrace._pages import Pages
 from aiotrace._reader import Attachment, Service, SinkOptions
 from aiotrace._writer import Writers

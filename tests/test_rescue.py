@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace import _layout as L
 from aiotrace import _rescue
 from aiotrace._arenareader import ArenaReader
 from aiotrace._base.errors import TraceFormatError
+from aiotrace._page import layout as L
 from aiotrace._rescue import find_arenas, restore_arena, save
 from aiotrace.decode import open_trace
 from support.arenas import Filled

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from aiotrace import _layout as L
 from aiotrace._arena import Arena
+from aiotrace._page import layout as L
 from aiotrace._pool import Pool
 from aiotrace._ring import Ring
 

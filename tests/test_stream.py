@@ -17,7 +17,7 @@ from aiotrace._base.errors import AcknowledgeError
 from aiotrace._delivery import Delivery
 from aiotrace._frames import PageEntry
 from aiotrace._growing import page_entry
-from aiotrace._page import unpack_header, walk
+from aiotrace._page.encode import unpack_header, walk
 from aiotrace._pages import Pages
 from aiotrace._stream import Stream
 from aiotrace._writer import Writers

@@ -15,13 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _layout as L
 from aiotrace._base.backend import c_module
 from aiotrace._base.crc32 import crc32
 from aiotrace._files import RESERVE_FROM, RESERVED, reserve
 from aiotrace._frames import PageEntry
 from aiotrace._growing import StoredPage
 from aiotrace._journal import PLACED_SIZE, Placed
+from aiotrace._page import layout as L
 from aiotrace._wholepages import python_pack_placed
 from aiotrace._wholewrite import Lane, Outcome, python_write_whole, write_whole
 from support import fakes

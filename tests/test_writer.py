@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _layout as L
 from aiotrace._arena import Arena
 from aiotrace._delivery import Delivery
-from aiotrace._page import unpack_header, walk
+from aiotrace._page import layout as L
+from aiotrace._page.encode import unpack_header, walk
 from aiotrace._pages import Pages
 from aiotrace._writer import CAUSES, Writer, Writers, payload_max
 

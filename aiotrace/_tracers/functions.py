@@ -26,12 +26,12 @@ from collections.abc import Callable, Iterable
 from types import CodeType, FrameType, ModuleType
 from typing import Final
 
-from .. import _ftrace
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
 from .._base.package import PACKAGE_FOLDER
-from .._definitions import DEFINITIONS
 from .._event import define_kernel
+from .._page import kernel_events
+from .._page.definitions import DEFINITIONS
 from .._selection import Functions, Selection
 from .._stack import is_ours
 
@@ -46,12 +46,12 @@ _CALLERS: Final = ("_tracers", "_span.py", "_launch.py", "_children.py", "testin
 _TRANSPARENT: Final = tuple(PACKAGE_FOLDER + name for name in _CALLERS)
 """The files of aiotrace that call the program."""
 
-CALL: Final = define_kernel("function:call", {"ip": "u64", "parent_ip": "u64"}, _ftrace.FUNCTION)
-ENTRY: Final = define_kernel("function_graph:entry", {"func": "u64", "depth": "s32"}, _ftrace.FUNCGRAPH_ENTRY)
+CALL: Final = define_kernel("function:call", {"ip": "u64", "parent_ip": "u64"}, kernel_events.FUNCTION)
+ENTRY: Final = define_kernel("function_graph:entry", {"func": "u64", "depth": "s32"}, kernel_events.FUNCGRAPH_ENTRY)
 EXIT: Final = define_kernel(
     "function_graph:exit",
     {"func": "u64", "depth": "s32", "overrun": "u32", "calltime": "u64", "rettime": "u64"},
-    _ftrace.FUNCGRAPH_EXIT,
+    kernel_events.FUNCGRAPH_EXIT,
 )
 
 _wanted: Final[set[str]] = set()

@@ -24,7 +24,7 @@ from .._active import thread_name
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
 from .._event import define
-from .._schema import COMM
+from .._page.event_schema import COMM
 from . import task as tasks
 
 _STATES: Final = '{ 0, "R" }, { 1, "S" }, { 16, "Z" }'

@@ -31,9 +31,9 @@ from .._active import Target, active, local
 from .._base.backend import c_module
 from .._base.clock import Clock
 from .._base.errors import ConfigurationError
-from .._definitions import DEFINITIONS
 from .._event import define
-from .._ftrace import pack_stack
+from .._page.definitions import DEFINITIONS
+from .._page.kernel_events import pack_stack
 from .._pages import Pages
 from .._selection import PLAIN, STALL_NS, Selection
 from .._stack import is_ours

@@ -27,15 +27,15 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, Final
 
-from .. import _schema
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
 from .._base.package import PACKAGE_FOLDER
-from .._definitions import DEFINITIONS
 from .._event import define
+from .._page import event_schema
+from .._page.definitions import DEFINITIONS
 from ._runtimes import Asyncio, Hook, Trio, Uvloop
 
-FIELDS: Final[dict[str, dict[str, _schema.FieldType]]] = {
+FIELDS: Final[dict[str, dict[str, event_schema.FieldType]]] = {
     "spawn": {"task": "s32", "parent": "s32", "name": "str", "coro": "symbol", "site": "symbol"},
     "name": {"task": "s32", "name": "str"},
     "ready": {"task": "s32"},

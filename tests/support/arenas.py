@@ -9,11 +9,11 @@ from pathlib import Path
 from aiotrace import _arenafile
 from aiotrace._arena import Arena, Shape
 from aiotrace._arenafile import ArenaFile
-from aiotrace._definitions import Definitions, EventDefinition
 from aiotrace._look import Copy
-from aiotrace._page import walk
+from aiotrace._page.definitions import Definitions, EventDefinition
+from aiotrace._page.encode import walk
+from aiotrace._page.event_schema import Schema
 from aiotrace._pages import Pages
-from aiotrace._schema import Schema
 from aiotrace._writer import Writers
 from support.fakes import make_info
 

@@ -19,8 +19,8 @@ import pytest
 
 from aiotrace._base.clock import Anchor
 from aiotrace._base.errors import AcknowledgeError
-from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
-from aiotrace._page import encode_record, pack_header, pack_lost_count
+from aiotrace._page.definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from aiotrace._page.encode import encode_record, pack_header, pack_lost_count
 from aiotrace.abc import Ledger, Page, PageStream, StreamInfo, WriterLedger
 from aiotrace.decode import Decoder, Event
 

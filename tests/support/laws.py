@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import aiotrace
 from aiotrace import Statistics
-from aiotrace._page import walk
+from aiotrace._page.encode import walk
 from aiotrace.abc import Ledger, Page, PageStream
 
 number = aiotrace.event("laws:number", n="u64", text="str")

@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 from anyio.streams.buffered import BufferedByteReceiveStream
 
-from aiotrace._layout import COMMIT_MASK
+from aiotrace._page.layout import COMMIT_MASK
 from aiotrace_sinks import _tracecmd_messages as M
 from support.laws import numbers_on
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aiotrace._base.clock import Anchor
-from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
 from aiotrace._frames import PageEntry
-from aiotrace._page import encode_record
-from aiotrace._schema import Schema
+from aiotrace._page.definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
+from aiotrace._page.encode import encode_record
+from aiotrace._page.event_schema import Schema
 from aiotrace.abc import Ledger, StreamInfo
 from aiotrace.decode import Event
 from aiotrace.formats import StoredPage, TraceStore

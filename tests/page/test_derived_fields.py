@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 import aiotrace
 from aiotrace._base.backend import c_module
-from aiotrace._derived import with_derived
-from aiotrace._filter import compile_filter
+from aiotrace._page.derived_fields import with_derived
+from aiotrace._page.filter import compile_filter
 from aiotrace.decode import Event, open_trace
 from aiotrace_sinks import FileSink
 

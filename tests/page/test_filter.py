@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._base.errors import ConfigurationError
-from aiotrace._filter import compile_filter
+from aiotrace._page.filter import compile_filter
 
 FIELDS = {"n": 5, "f": 2.5, "s": "x y", "empty": "", "yes": True, "no": False, "flags": 0x12, "data": b"x", "neg": -3}
 

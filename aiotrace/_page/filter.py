@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, Protocol
 
-from ._base.errors import ConfigurationError
+from .._base.errors import ConfigurationError
 
 __all__ = ["Filter", "compile_filter"]
 

@@ -16,9 +16,9 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Protocol
 
-from . import _layout as L
-from ._base.backend import c_module
-from ._base.errors import TraceFormatError
+from .._base.backend import c_module
+from .._base.errors import TraceFormatError
+from . import layout as L
 
 __all__ = ["ALL", "Found", "PythonWalk", "Selection", "Walk", "new_totals", "tally", "walk"]
 

@@ -24,9 +24,9 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from . import _layout as L
-from ._base.backend import c_module
-from ._base.errors import TraceFormatError
+from .._base.backend import c_module
+from .._base.errors import TraceFormatError
+from . import layout as L
 
 __all__ = [
     "PageHeader",

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _page
-from aiotrace import _records as records
 from aiotrace._base.backend import c_module
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._page import encode_absolute_timestamp
-from aiotrace._records import ALL, PythonWalk, Selection
+from aiotrace._page import encode
+from aiotrace._page import walk as records
+from aiotrace._page.encode import encode_absolute_timestamp
+from aiotrace._page.walk import ALL, PythonWalk, Selection
 from support.pages import pages
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
@@ -67,7 +67,7 @@ def test_the_quick_walk_finds_what_the_plain_one_does(make: Any, data: bytes, ti
     plain: list[tuple[int, int, int]] = []
     failed = False
     try:
-        for record in _page.walk(data, timestamp):
+        for record in encode.walk(data, timestamp):
             if record.length < 8 or record.timestamp >= 1 << 63:
                 return  # the plain walk knows no common fields, and no limits of a clock
             plain.append(tuple(record))

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _definitions
-from aiotrace._definitions import (
+from aiotrace._page import definitions as _definitions
+from aiotrace._page.definitions import (
     FUNCTION_BASE,
     SYMBOL_BASE,
     CommandDefinition,

@@ -16,8 +16,8 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
-from . import _layout as L
-from ._definitions import EventDefinition
+from . import layout as L
+from .definitions import EventDefinition
 
 SYSTEM: Final = "ftrace"
 STACK_MAX: Final = 64

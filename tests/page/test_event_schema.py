@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import DefinitionError
-from aiotrace import _layout as L
 from aiotrace._format import parse_format
-from aiotrace._schema import FIXED_MAX, TYPES, FieldType, Schema, WrongValueError
+from aiotrace._page import layout as L
+from aiotrace._page.event_schema import FIXED_MAX, TYPES, FieldType, Schema, WrongValueError
 
 INTEGERS = {name: type for name, type in TYPES.items() if name[0] in "us" and name[1:].isdigit()}
 ID, PID = 2048, -7

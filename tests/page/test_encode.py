@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import TraceFormatError
-from aiotrace import _layout as L
-from aiotrace._page import (
+from aiotrace._page import layout as L
+from aiotrace._page.encode import (
     encode_absolute_timestamp,
     encode_padding,
     encode_record,

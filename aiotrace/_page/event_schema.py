@@ -20,8 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from . import _layout as L
-from ._base.errors import DefinitionError
+from .._base.errors import DefinitionError
+from . import layout as L
 
 IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FIXED_MAX: Final = 3072
