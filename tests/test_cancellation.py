@@ -16,8 +16,8 @@ import anyio
 import pytest
 
 from aiotrace import record
-from aiotrace._threads.worker import worker_thread
 from aiotrace.abc import Page, PageStream
+from aiotrace.worker import worker_thread
 from support.cancellation import random_cancellation
 from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number, numbers_on
 

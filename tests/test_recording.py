@@ -20,8 +20,8 @@ import pytest
 import aiotrace
 from aiotrace import ConfigurationError, record
 from aiotrace._threads.loop import Loop
-from aiotrace._threads.worker import worker_thread
 from aiotrace.abc import PageStream
+from aiotrace.worker import worker_thread
 from support.fakes import Timeout
 from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 

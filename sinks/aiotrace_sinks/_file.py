@@ -28,9 +28,9 @@ from urllib.parse import parse_qsl
 import anyio
 
 from aiotrace import ConfigurationError
-from aiotrace._threads.worker import Job, Worker, worker_thread
 from aiotrace.abc import Page, PageStream
 from aiotrace.formats import TraceStore, remove
+from aiotrace.worker import Job, Worker, worker_thread
 
 BATCH_BYTES: Final = 2 << 20
 """A hop to the thread costs some 100 µs, and several times that while a program keeps the interpreter busy: with

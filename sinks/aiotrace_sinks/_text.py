@@ -19,9 +19,9 @@ from typing import TextIO
 import anyio
 from anyio.lowlevel import current_token
 
-from aiotrace._threads.worker import worker_thread
 from aiotrace.abc import Page, PageStream
 from aiotrace.decode import Decoder, format_line
+from aiotrace.worker import worker_thread
 
 
 class TextSink:

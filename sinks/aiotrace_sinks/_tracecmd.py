@@ -29,9 +29,9 @@ from typing import Final
 import anyio
 
 from aiotrace import AcknowledgeError, ConfigurationError
-from aiotrace._threads.worker import block_signals
 from aiotrace.abc import Page, PageStream, StreamInfo
 from aiotrace.formats import CpuStatistics, LateHeaders
+from aiotrace.worker import block_signals
 
 from . import _tracecmd_messages as M
 from ._socket_channel import CONNECT_TIMEOUT, Address, Buffer, Channel, connect, parse_address

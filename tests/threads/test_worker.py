@@ -7,7 +7,7 @@ import threading
 import anyio
 import pytest
 
-from aiotrace._threads.worker import Worker, worker_thread
+from aiotrace.worker import Worker, worker_thread
 
 pytestmark = pytest.mark.anyio
 
