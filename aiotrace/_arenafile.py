@@ -26,7 +26,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ._arena import Shape
 from ._base.crc32 import crc32
 from ._base.errors import TraceFormatError
 from ._base.high_fds import out_of_the_way
@@ -34,6 +33,7 @@ from ._base.reentrancy import Guard
 from ._journal import JournalWriter
 from ._page import layout as L
 from ._page.definitions import Definition
+from ._ring.arena import Shape
 from .abc import StreamInfo
 
 DEFINITIONS_SIZE: Final = 16 << 20

@@ -26,11 +26,11 @@ from ._budget import IDLE, Budget, group_of, title
 from ._event import Event, define, defined_events
 from ._meter import Meter, Reading
 from ._page.definitions import DEFINITIONS
+from ._ring.writer import Writers
 from ._selection import Selection
 from ._statistics import BudgetStatistics, BudgetSwitch
 from ._threads.loop import block_signals
 from ._tracing import follow_open
-from ._writer import Writers
 
 PERIOD: Final = 0.25
 """Seconds from one reading to the next, at least."""

@@ -29,10 +29,10 @@ from ._base.warn import warn
 from ._page.definitions import DEFINITIONS, EventDefinition
 from ._page.derived_fields import DERIVED, with_derived
 from ._page.event_schema import COMM, FieldType, Schema, WrongValueError
+from ._ring.writer import Writer
 from ._selection import PLAIN, Decision
 from ._stack import pack_current_stack
 from ._threads.loop import Loop, Waker
-from ._writer import Writer
 
 FIRST_ID: Final = 2048
 """common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""

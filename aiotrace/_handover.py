@@ -31,18 +31,18 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from ._arena import Arena
 from ._base.backend import c_module
 from ._base.crc32 import crc32
 from ._base.errors import ConfigurationError, TraceFormatError
-from ._delivery import Mark
 from ._look import BadPage
 from ._page import layout as L
 from ._page.encode import transition
 from ._page.walk import new_totals, tally, walk
-from ._pages import Pages
-from ._pool import Pool
-from ._ring import Ring
+from ._ring.arena import Arena
+from ._ring.delivery import Mark
+from ._ring.page_cycle import Pages
+from ._ring.pool import Pool
+from ._ring.ring import Ring
 from ._takenarena import TakenArena
 
 _IDENTITY: Final = struct.Struct("=QQQ")

@@ -27,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from ._active import active, local
-from ._arena import Arena
 from ._base.backend import c_module
 from ._base.clock import Clock
 from ._budget import Period, group_of
@@ -36,10 +35,11 @@ from ._page import layout as L
 from ._page.event_schema import Schema
 from ._page.filter import compile_filter
 from ._page.walk import new_totals, tally, walk
-from ._pages import Pages
+from ._ring.arena import Arena
+from ._ring.page_cycle import Pages
+from ._ring.writer import Writer, Writers
 from ._selection import Decision, Selection
 from ._threads.loop import our_threads
-from ._writer import Writer, Writers
 
 ON_3_11: Final = sys.version_info < (3, 12)
 PRICES: Final[Mapping[str, tuple[float, float]]] = {

@@ -20,12 +20,12 @@ import anyio
 
 from ._active import in_service
 from ._base.warn import warn
-from ._delivery import Delivery, OnError, OnFull
 from ._page.definitions import Definition
-from ._pages import Pages
+from ._ring.delivery import Delivery, OnError, OnFull
+from ._ring.page_cycle import Pages
+from ._ring.writer import Writers
 from ._stream import Stream
 from ._threads.loop import Loop, Task, Waker, Wrap
-from ._writer import Writers
 from .abc import Ledger, Sink, StreamInfo, WriterLedger
 
 RETRY_PAUSE_FIRST: Final = 0.05

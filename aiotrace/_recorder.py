@@ -30,13 +30,11 @@ from typing import Final, cast
 
 import anyio
 
-from ._arena import Arena, Shape
 from ._arenareader import ArenaReader
 from ._asked import AskedSnapshots
 from ._base.errors import AiotraceError, TraceFormatError
 from ._base.reentrancy import Guard
 from ._base.warn import warn
-from ._delivery import Mark
 from ._external import READING, REFUSED
 from ._files import remove
 from ._handover import TakenRing, taken_over
@@ -44,9 +42,11 @@ from ._launch import FILE, Plan, child_path, child_url, file_of
 from ._page import layout as L
 from ._reader import Attachment, Service
 from ._rescue import save
+from ._ring.arena import Arena, Shape
+from ._ring.delivery import Mark
+from ._ring.writer import Writers
 from ._sinkoptions import open_path, share_pages, sink
 from ._snapshot import name_for
-from ._writer import Writers
 
 PAUSE: Final = 0.005
 """Seconds between two looks. The default buffer, 4 MiB, takes ten times as long to fill at two million events a second;

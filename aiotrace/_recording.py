@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, get_args
 import anyio
 
 from ._active import activate, deactivate, open_selections, reconsider
-from ._arena import Arena, Shape
 from ._base.clock import MONO, get_clock, take_anchor
 from ._base.errors import ConfigurationError
 from ._budget import check_share
@@ -34,8 +33,10 @@ from ._meter import Meter
 from ._own import has_free_list, tell
 from ._page import layout as L
 from ._page.definitions import DEFINITIONS
-from ._pages import Pages
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
+from ._ring.arena import Arena, Shape
+from ._ring.page_cycle import Pages
+from ._ring.writer import CAUSES, Writers
 from ._selection import AFTER_MAX, Selection, Trigger
 from ._sinkoptions import QUOTA_MIN, AnySink, is_count, is_same, open_path, share_pages, sink
 from ._snapshot import Snapshots, SnapshotStatistics
@@ -43,7 +44,6 @@ from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._threads.loop import Waker
 from ._threads.service_thread import ServiceThread, cede
 from ._tracing import follow
-from ._writer import CAUSES, Writers
 from .abc import Sink, StreamInfo
 
 if TYPE_CHECKING:

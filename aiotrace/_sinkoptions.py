@@ -12,8 +12,8 @@ from types import MethodType
 from typing import Final, get_args
 
 from ._base.errors import ConfigurationError
-from ._delivery import OnError, OnFull
 from ._reader import SinkOptions
+from ._ring.delivery import OnError, OnFull
 from .abc import Sink
 
 AnySink = Sink | SinkOptions | str

@@ -26,11 +26,11 @@ import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._active import in_service
-from ._arena import Arena
 from ._base.errors import AcknowledgeError
 from ._base.warn import warn
 from ._look import BadPage, Copy, Looker, Planned, with_definitions
 from ._page.definitions import Definition
+from ._ring.arena import Arena
 from ._threads.loop import Loop, Task
 from .abc import Ledger, Page, Sink, StreamInfo, WriterLedger
 

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _arenafile
-from aiotrace._arena import Shape
 from aiotrace._arenafile import HEADER_SIZE, is_arena, is_owned, pack_header, unpack_header
 from aiotrace._arenareader import ArenaReader
 from aiotrace._base.crc32 import crc32
@@ -25,6 +24,7 @@ from aiotrace._base.errors import TraceFormatError
 from aiotrace._look import BadPage
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import SymbolDefinition
+from aiotrace._ring.arena import Shape
 from support.arenas import PAGE, Filled
 from support.fakes import make_info
 

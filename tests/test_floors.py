@@ -78,13 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._arena": "_ring",
-    "aiotrace._pool": "_ring",
-    "aiotrace._ring": "_ring",
-    "aiotrace._delivery": "_ring",
-    "aiotrace._pages": "_ring",
-    "aiotrace._cursor": "_ring",
-    "aiotrace._writer": "_ring",
     "aiotrace._selection": "_events",
     "aiotrace._active": "_events",
     "aiotrace._event": "_events",
@@ -185,7 +178,7 @@ NOT_MOVED = {
 """Modules that are still in the old flat folder, and the room that each goes to."""
 
 KNOWN_FAULTS = {
-    ("aiotrace._delivery", "aiotrace._frames"),
+    ("aiotrace._ring.delivery", "aiotrace._frames"),
     ("aiotrace._store", "aiotrace._tracefile"),
     ("aiotrace._budget", "aiotrace._statistics"),
     ("aiotrace._budgetthread", "aiotrace._statistics"),

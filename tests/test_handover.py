@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import _handover
-from aiotrace._arena import Arena, Shape
 from aiotrace._base.backend import c_module
 from aiotrace._base.errors import ConfigurationError
-from aiotrace._delivery import Delivery
 from aiotrace._handover import hand_over, taken_over
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import Definitions
 from aiotrace._page.encode import transition, walk
-from aiotrace._pages import Pages
-from aiotrace._writer import Writers
+from aiotrace._ring.arena import Arena, Shape
+from aiotrace._ring.delivery import Delivery
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import Writers
 from support.arenas import EVENT_ID, PAGE, SCHEMA, Filled
 
 pytestmark = pytest.mark.once

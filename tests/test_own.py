@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace._arena import Arena
 from aiotrace._page import layout as L
-from aiotrace._pool import Pool
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.pool import Pool
 from support import fakes
 
 filler = aiotrace.event("own:filler", body="bytes")
@@ -61,7 +61,7 @@ def test_an_allocation_has_the_stack_of_the_call_that_needed_the_page() -> None:
     assert len(stacks) == len(sink.named("aiotrace:page_alloc")) > 0
     for stack in stacks:
         assert stack.text().splitlines()[1].startswith("=> fill (test_own.py:")
-        assert "_writer.py" not in stack.text()
+        assert "_ring/writer.py" not in stack.text()
 
 
 async def send(pages: int) -> None:

@@ -34,11 +34,11 @@ from .._base.errors import ConfigurationError
 from .._event import define
 from .._page.definitions import DEFINITIONS
 from .._page.kernel_events import pack_stack
-from .._pages import Pages
+from .._ring.page_cycle import Pages
+from .._ring.writer import Writer
 from .._selection import PLAIN, STALL_NS, Selection
 from .._stack import is_ours
 from .._threads.loop import block_signals
-from .._writer import Writer
 from . import task as tasks
 
 CAUSES: Final = ("python", "c_call", "gc", "gil", "blocked", "scheduler", "unknown")

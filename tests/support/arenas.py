@@ -7,14 +7,14 @@ import struct
 from pathlib import Path
 
 from aiotrace import _arenafile
-from aiotrace._arena import Arena, Shape
 from aiotrace._arenafile import ArenaFile
 from aiotrace._look import Copy
 from aiotrace._page.definitions import Definitions, EventDefinition
 from aiotrace._page.encode import walk
 from aiotrace._page.event_schema import Schema
-from aiotrace._pages import Pages
-from aiotrace._writer import Writers
+from aiotrace._ring.arena import Arena, Shape
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import Writers
 from support.fakes import make_info
 
 PAGE = 4096

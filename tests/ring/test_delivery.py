@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._arena import Arena
-from aiotrace._delivery import Delivery, OnFull, Part, Position
 from aiotrace._frames import PageEntry
 from aiotrace._page import layout as L
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.delivery import Delivery, OnFull, Part, Position
 
 EVENT = 100
 """Bytes that an event takes on these pages."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from aiotrace._arena import Arena
-from aiotrace._delivery import Delivery
-from aiotrace._pages import Pages
-from aiotrace._writer import Writers
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.delivery import Delivery
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import Writers
 
 PAYLOAD = bytes(1000)
 

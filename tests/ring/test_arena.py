@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._arena import Arena
 from aiotrace._page import layout as L
+from aiotrace._ring.arena import Arena
 
 
 @pytest.mark.parametrize(("page_size", "pages"), [(4096, 1), (4096, 33), (65536, 3), (1 << 20, 2)])

@@ -9,8 +9,8 @@ Callers hold the recording's guard. Who waits for a page is not known here: `_wr
 
 from __future__ import annotations
 
-from ._arena import Arena
-from ._page import layout as L
+from .._page import layout as L
+from .arena import Arena
 
 
 class Pool:

@@ -23,13 +23,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from ._arena import Arena
-from ._base.backend import c_module
-from ._base.reentrancy import Guard
-from ._delivery import Delivery, Mark, Part, Position
-from ._page import layout as L
-from ._pool import Pool
-from ._ring import Ring
+from .._base.backend import c_module
+from .._base.reentrancy import Guard
+from .._page import layout as L
+from .arena import Arena
+from .delivery import Delivery, Mark, Part, Position
+from .pool import Pool
+from .ring import Ring
 
 _c_turn_page: Final = getattr(c_module, "turn_page", None)
 

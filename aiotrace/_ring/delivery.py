@@ -24,10 +24,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from ._arena import Arena
-from ._base.backend import c_module
-from ._frames import PageEntry
-from ._page import layout as L
+from .._base.backend import c_module
+from .._frames import PageEntry
+from .._page import layout as L
+from .arena import Arena
 
 OnFull = Literal["wait", "skip"]
 OnError = Literal["retry", "detach"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from aiotrace._arena import Arena
 from aiotrace._page import layout as L
-from aiotrace._pool import Pool
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.pool import Pool
 
 
 def go_home(pool: Pool, arena: Arena, page: int) -> None:

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from aiotrace._base.backend import c_module
-from aiotrace._cursor import PythonCursor
 from aiotrace._page import layout as L
 from aiotrace._page.encode import encode_record, unpack_header, walk
+from aiotrace._ring.cursor import PythonCursor
 
 CURSORS = [pytest.param(PythonCursor, id="python")]
 if c_module is not None:

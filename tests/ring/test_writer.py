@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._arena import Arena
-from aiotrace._delivery import Delivery
 from aiotrace._page import layout as L
 from aiotrace._page.encode import unpack_header, walk
-from aiotrace._pages import Pages
-from aiotrace._writer import CAUSES, Writer, Writers, payload_max
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.delivery import Delivery
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import CAUSES, Writer, Writers, payload_max
 
 PAGE = 4096
 PAYLOAD = bytes(1000)

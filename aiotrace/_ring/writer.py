@@ -18,12 +18,12 @@ from collections import deque
 from collections.abc import Callable, Sized
 from typing import TypeVar
 
-from ._base.clock import Clock
-from ._base.reentrancy import Guard
-from ._cursor import Cursor
-from ._delivery import Mark
-from ._page import layout as L
-from ._pages import Pages, Told
+from .._base.clock import Clock
+from .._base.reentrancy import Guard
+from .._page import layout as L
+from .cursor import Cursor
+from .delivery import Mark
+from .page_cycle import Pages, Told
 
 CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")
 """Why an event is refused."""

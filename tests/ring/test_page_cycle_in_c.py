@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _delivery, _pages
-from aiotrace._arena import Arena
 from aiotrace._base.backend import c_module
-from aiotrace._delivery import Delivery, Mark, Part
 from aiotrace._page import layout as L
-from aiotrace._pages import Pages
-from aiotrace._writer import Writer, Writers
+from aiotrace._ring import delivery, page_cycle
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.delivery import Delivery, Mark, Part
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import Writer, Writers
 
 pytestmark = [pytest.mark.once, pytest.mark.skipif(c_module is None, reason="both twins are needed")]
 
@@ -52,9 +52,9 @@ class World:
     def step(self, step: tuple[str, int, int]) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if self.plain:
-                patch.setattr(_delivery, "_c_offer_sealed", None)
-                patch.setattr(_delivery, "_c_settle", None)
-                patch.setattr(_pages, "_c_turn_page", None)
+                patch.setattr(delivery, "_c_offer_sealed", None)
+                patch.setattr(delivery, "_c_settle", None)
+                patch.setattr(page_cycle, "_c_turn_page", None)
             getattr(self, step[0])(*step[1:])
 
     def attach(self, which: int, _: int) -> None:

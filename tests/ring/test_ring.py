@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from aiotrace._arena import Arena
 from aiotrace._page import layout as L
-from aiotrace._pool import Pool
-from aiotrace._ring import Ring
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.pool import Pool
+from aiotrace._ring.ring import Ring
 
 
 @pytest.fixture

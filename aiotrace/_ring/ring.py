@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
-from ._arena import Arena
-from ._page import layout as L
+from .._page import layout as L
+from .arena import Arena
 
 
 class Ring:

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ._base.backend import c_module
-from ._base.clock import Clock
-from ._page import layout as L
-from ._page.encode import encode_record
+from .._base.backend import c_module
+from .._base.clock import Clock
+from .._page import layout as L
+from .._page.encode import encode_record
 
 _SHORT_MAX: Final = L.SHORT_PAYLOAD_MAX  # looked up once, not with each event
 _DELTA_MAX: Final = L.TIME_DELTA_MAX
