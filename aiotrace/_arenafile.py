@@ -30,7 +30,7 @@ from ._base.crc32 import crc32
 from ._base.errors import TraceFormatError
 from ._base.high_fds import out_of_the_way
 from ._base.reentrancy import Guard
-from ._journal import JournalWriter
+from ._formats.journal import JournalWriter
 from ._page import layout as L
 from ._page.definitions import Definition
 from ._ring.arena import Shape

@@ -18,8 +18,8 @@ from typing import Final
 from ._arenafile import HEADER_SIZE, READ, Header, is_owned, unpack_header
 from ._base.clock import MONO, Anchor
 from ._base.errors import TraceFormatError
-from ._frames import Damage
-from ._journal import JournalReader
+from ._formats.frames import Damage
+from ._formats.journal import JournalReader
 from ._look import BadPage, Copy, Looker, Planned, with_definitions
 from ._page import layout as L
 from ._page.definitions import Definition

@@ -23,14 +23,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from . import _tracedat as T
 from ._base.errors import TraceFormatError
 from ._files import TraceFiles, copy_range, journal_path, sync_folder, write_all
-from ._frames import Damage
-from ._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions
+from ._formats import tracedat as T
+from ._formats.frames import Damage
+from ._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions
+from ._formats.journal_runs import Expected, Run
 from ._page import layout as L
 from ._page.encode import pack_header, pack_lost_count
-from ._wholepages import Expected, Run
 from .abc import StreamInfo
 
 _JOURNAL_CHUNK: Final = 1 << 20

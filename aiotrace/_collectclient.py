@@ -27,7 +27,7 @@ from ._collectaccess import Access, Listener
 from ._collectkeeper import LOG, FullError, Keeper, Stream
 from ._collectstream import UNSYNCED_MAX
 from ._collecttransport import Transport
-from ._frames import Level
+from ._formats.frames import Level
 from ._growing import StoredPage
 from ._protocol import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
 from ._protocol_collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived

@@ -24,8 +24,8 @@ from ._base.errors import TraceFormatError
 from ._closing import restore
 from ._collectfolder import Folder, TraceName
 from ._files import journal_path, remove
+from ._formats.journal import Positions
 from ._growing import is_unfinished
-from ._journal import Positions
 from ._page.definitions import Definition
 from ._store import TraceStore, stored_positions
 from .abc import Ledger, Page, StreamInfo

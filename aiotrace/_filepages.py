@@ -15,10 +15,10 @@ from typing import Final
 
 from ._base.crc32 import crc32
 from ._base.errors import TraceFormatError
+from ._formats.tracedat import PAGE_DAMAGED, PageRow, pack_page_rows, page_crc, unpack_page_rows
 from ._found import Buffer, CpuData, DamageLog, FoundPage, PageShape
 from ._page import layout as L
 from ._source import Cursor, Expand, Source
-from ._tracedat import PAGE_DAMAGED, PageRow, pack_page_rows, page_crc, unpack_page_rows
 
 __all__ = ["CHUNK_MAX", "FilePages"]
 

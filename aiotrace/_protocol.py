@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ._base.errors import TraceFormatError
-from ._frames import Buffer, Level, pack_hello, unpack_hello
+from ._formats.frames import Buffer, Level, pack_hello, unpack_hello
 from .abc import StreamInfo
 
 PROTOCOL_VERSION: Final = 1

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ._base.errors import TraceFormatError
-from ._frames import (
+from ._formats.frames import (
     HEADER_SIZE,
     LENGTH_MAX,
     PAGE_ENTRY_SIZE,

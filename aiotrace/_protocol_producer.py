@@ -29,15 +29,7 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from ._base.errors import TraceFormatError
-from ._frames import (
-    Buffer,
-    Kind,
-    pack_definitions,
-    pack_end,
-    pack_entry,
-    pack_error,
-    unpack_error,
-)
+from ._formats.frames import Buffer, Kind, pack_definitions, pack_end, pack_entry, pack_error, unpack_error
 from ._page.definitions import Definition
 from ._protocol import (
     ERROR_MAX,

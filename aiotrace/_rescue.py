@@ -19,7 +19,7 @@ from typing import Final
 from ._arenareader import ArenaReader
 from ._base.errors import TraceFormatError
 from ._files import remove
-from ._frames import Damage
+from ._formats.frames import Damage
 from ._look import BadPage, Copy
 from ._store import TraceStore
 

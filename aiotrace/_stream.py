@@ -17,7 +17,7 @@ import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from ._base.errors import AcknowledgeError
-from ._frames import PageEntry
+from ._formats.frames import PageEntry
 from ._page import layout as L
 from ._page.definitions import Definition
 from ._page.encode import pack_header, pack_lost_count

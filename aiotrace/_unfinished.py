@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from ._base.errors import TraceFormatError
 from ._eventtables import OwnTables
 from ._files import journal_path
+from ._formats.journal import Placed
 from ._found import (
     DAMAGE_MAX,
     Buffer,
@@ -24,7 +25,6 @@ from ._found import (
     with_writers_of,
 )
 from ._growing import UnfinishedTrace
-from ._journal import Placed
 from ._page.definitions import Definition
 
 __all__ = ["UnfinishedFile"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ._base.errors import TraceFormatError
 from ._closing import RestoreReport, restore
 from ._files import remove
-from ._frames import (
+from ._formats.frames import (
     LENGTH_MAX,
     Damage,
     Frame,
@@ -31,11 +31,11 @@ from ._frames import (
     unpack_hello,
     unpack_page,
 )
+from ._formats.journal import JournalReader, Placed
+from ._formats.tracedat import CpuStatistics
+from ._formats.tracedat_stream import LateHeaders
 from ._growing import StoredPage, UnfinishedTrace, is_unfinished, page_entry
-from ._journal import JournalReader, Placed
-from ._lateheaders import LateHeaders
 from ._store import TraceStore
-from ._tracedat import CpuStatistics
 
 __all__ = [
     "LENGTH_MAX",

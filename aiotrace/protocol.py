@@ -6,7 +6,7 @@ has every byte, for other languages.
 
 from __future__ import annotations
 
-from ._frames import Level
+from ._formats.frames import Level
 from ._protocol import PROTOCOL_VERSION, Broken, Grant, Position, Positions, Refused, Request
 from ._protocol_collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
 from ._protocol_producer import Acknowledged, Ended, Granted, Producer, ProducerEvent

@@ -18,7 +18,7 @@ import pytest
 from aiotrace._collect import collect
 from aiotrace._collectfolder import Folder
 from aiotrace._collector import Collector
-from aiotrace._frames import Level
+from aiotrace._formats.frames import Level
 from aiotrace._page.definitions import SymbolDefinition
 from aiotrace.abc import Page
 from aiotrace.decode import open_trace

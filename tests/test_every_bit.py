@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from aiotrace._formats.tracedat import CHECKED_HEAD, OPTION_CHECK
 from aiotrace._page.encode import unpack_header
-from aiotrace._tracedat import CHECKED_HEAD, OPTION_CHECK
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
 from aiotrace.formats import TraceFormatError, TraceStore

@@ -96,11 +96,6 @@ NOT_MOVED = {
     "aiotrace._recording": "_recording",
     "aiotrace._syncrecording": "_recording",
     "aiotrace._statistics": "_recording",
-    "aiotrace._frames": "_formats",
-    "aiotrace._journal": "_formats",
-    "aiotrace._wholepages": "_formats",
-    "aiotrace._tracedat": "_formats",
-    "aiotrace._lateheaders": "_formats",
     "aiotrace._files": "_store",
     "aiotrace._store": "_store",
     "aiotrace._wholewrite": "_store",
@@ -178,7 +173,7 @@ NOT_MOVED = {
 """Modules that are still in the old flat folder, and the room that each goes to."""
 
 KNOWN_FAULTS = {
-    ("aiotrace._ring.delivery", "aiotrace._frames"),
+    ("aiotrace._ring.delivery", "aiotrace._formats.frames"),
     ("aiotrace._store", "aiotrace._tracefile"),
     ("aiotrace._budget", "aiotrace._statistics"),
     ("aiotrace._budgetthread", "aiotrace._statistics"),

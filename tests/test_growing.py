@@ -8,7 +8,7 @@ import pytest
 
 from aiotrace import TraceFormatError
 from aiotrace._files import journal_path
-from aiotrace._frames import MAGIC
+from aiotrace._formats.frames import MAGIC
 from aiotrace._growing import UnfinishedTrace
 from support import fakes
 from support.stores import INFO, LEDGER, finish, flip, make_store

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._frames import PAGE_ENTRY_SIZE, Kind, PageEntry, encode_frame, pack_definitions, pack_end, pack_page_entry
+from aiotrace._formats.frames import (
+    PAGE_ENTRY_SIZE,
+    Kind,
+    PageEntry,
+    encode_frame,
+    pack_definitions,
+    pack_end,
+    pack_page_entry,
+)
 from aiotrace._protocol import pack_request
 from aiotrace._protocol_wire import Outbox
 from aiotrace.abc import SymbolDefinition

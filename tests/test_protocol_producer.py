@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._frames import Frame, FrameReader, Kind, encode_frame
+from aiotrace._formats.frames import Frame, FrameReader, Kind, encode_frame
 from aiotrace._protocol import pack_acknowledgement, pack_grant
 from aiotrace._protocol_wire import Outbox
 from aiotrace.abc import SymbolDefinition

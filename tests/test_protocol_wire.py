@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aiotrace import TraceFormatError
 from aiotrace import _protocol_wire as wire
-from aiotrace._frames import HEADER_SIZE, Kind, encode_frame, pack_frame_header
+from aiotrace._formats.frames import HEADER_SIZE, Kind, encode_frame, pack_frame_header
 
 pytestmark = pytest.mark.once
 

@@ -19,7 +19,7 @@ import trustme
 
 import aiotrace
 from aiotrace import ConfigurationError
-from aiotrace._frames import Kind, encode_frame
+from aiotrace._formats.frames import Kind, encode_frame
 from aiotrace._protocol import pack_grant
 from aiotrace.protocol import Grant, Level
 from aiotrace.testing import check_sink

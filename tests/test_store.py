@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._closing import restore
 from aiotrace._files import RESERVE_FROM, RESERVED, remove, reserve
+from aiotrace._formats.journal import PLACED_SIZE
 from aiotrace._growing import UnfinishedTrace, is_unfinished
-from aiotrace._journal import PLACED_SIZE
 from aiotrace._store import TraceStore, stored_positions
 from aiotrace.decode import open_trace
 from support import fakes, stores

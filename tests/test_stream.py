@@ -13,7 +13,7 @@ import pytest
 
 from aiotrace import _stream
 from aiotrace._base.errors import AcknowledgeError
-from aiotrace._frames import PageEntry
+from aiotrace._formats.frames import PageEntry
 from aiotrace._growing import page_entry
 from aiotrace._page.encode import unpack_header, walk
 from aiotrace._ring.arena import Arena

@@ -281,6 +281,6 @@ def test_escapes_of_printk_formats_are_resolved() -> None:
 
 @given(st.text())
 def test_symbols_come_back_as_they_were_escaped(text: str) -> None:
-    from aiotrace._tracedat import escape
+    from aiotrace._formats.tracedat import escape
 
     assert unescaped(escape(text)) == text

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 from aiotrace._base.backend import c_module
 from aiotrace._base.crc32 import crc32
 from aiotrace._files import RESERVE_FROM, RESERVED, reserve
-from aiotrace._frames import PageEntry
+from aiotrace._formats.frames import PageEntry
+from aiotrace._formats.journal import PLACED_SIZE, Placed
+from aiotrace._formats.journal_runs import python_pack_placed
 from aiotrace._growing import StoredPage
-from aiotrace._journal import PLACED_SIZE, Placed
 from aiotrace._page import layout as L
-from aiotrace._wholepages import python_pack_placed
 from aiotrace._wholewrite import Lane, Outcome, python_write_whole, write_whole
 from support import fakes
 

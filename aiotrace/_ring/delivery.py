@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from .._base.backend import c_module
-from .._frames import PageEntry
+from .._formats.frames import PageEntry
 from .._page import layout as L
 from .arena import Arena
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._frames import PageEntry
+from aiotrace._formats.frames import PageEntry
 from aiotrace._page import layout as L
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery, OnFull, Part, Position

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aiotrace._base.clock import Anchor
-from aiotrace._frames import PageEntry
+from aiotrace._formats.frames import PageEntry
 from aiotrace._page.definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
 from aiotrace._page.encode import encode_record
 from aiotrace._page.event_schema import Schema

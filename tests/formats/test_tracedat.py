@@ -1,4 +1,4 @@
-"""aiotrace._tracedat: the sections and options, read back by the real trace-cmd."""
+"""aiotrace._formats.tracedat: the sections and options, read back by the real trace-cmd."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _tracedat as trace_dat
+from aiotrace._formats import tracedat as trace_dat
 from aiotrace.abc import CommandDefinition, Definition, EventDefinition, SymbolDefinition
 from support import fakes
 

@@ -32,12 +32,12 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from ._base.clock import Anchor
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._page import layout as L
-from ._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
-from .abc import Ledger, StreamInfo, WriterLedger
+from .._base.clock import Anchor
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._page import layout as L
+from .._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from ..abc import Ledger, StreamInfo, WriterLedger
 
 MAGIC: Final = b"\xf7aio"
 """No UTF-8 text holds its first byte."""

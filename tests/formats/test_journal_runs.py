@@ -1,4 +1,4 @@
-"""aiotrace._wholepages: the twins pack and take the same, and take nothing that is not as expected."""
+"""aiotrace._formats.journal_runs: the twins pack and take the same, and take nothing that is not as expected."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _tracedat as T
-from aiotrace._frames import HEADER_SIZE
-from aiotrace._growing import page_entry
-from aiotrace._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
-from aiotrace._wholepages import (
+from aiotrace._formats import tracedat as T
+from aiotrace._formats.frames import HEADER_SIZE
+from aiotrace._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
+from aiotrace._formats.journal_runs import (
     Expected,
     Run,
     pack_placed,
@@ -24,6 +23,7 @@ from aiotrace._wholepages import (
     python_take_whole,
     take_whole,
 )
+from aiotrace._growing import page_entry
 from support import fakes
 
 INFO = fakes.make_info()

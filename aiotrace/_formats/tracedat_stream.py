@@ -17,9 +17,9 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
-from . import _tracedat as T
-from ._page import layout as L
-from ._page.definitions import Definition
+from .._page import layout as L
+from .._page.definitions import Definition
+from . import tracedat as T
 
 __all__ = ["LateHeaders"]
 

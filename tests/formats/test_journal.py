@@ -1,13 +1,13 @@
-"""aiotrace._journal: what stands in a trace that is not finished."""
+"""aiotrace._formats.journal: what stands in a trace that is not finished."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._frames import Damage, Kind, encode_frame
+from aiotrace._formats.frames import Damage, Kind, encode_frame
+from aiotrace._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
 from aiotrace._growing import page_entry
-from aiotrace._journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
 from aiotrace.abc import Ledger, WriterLedger
 from support import fakes
 

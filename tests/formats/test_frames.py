@@ -1,4 +1,4 @@
-"""aiotrace._frames: the framing, and what is in the bodies."""
+"""aiotrace._formats.frames: the framing, and what is in the bodies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import TraceFormatError
-from aiotrace import _frames as frames
-from aiotrace._frames import Damage, Frame, FrameReader, Kind, PageEntry, encode_frame
+from aiotrace._formats import frames
+from aiotrace._formats.frames import Damage, Frame, FrameReader, Kind, PageEntry, encode_frame
 from aiotrace.abc import CommandDefinition, EventDefinition, FunctionDefinition, Ledger, SymbolDefinition, WriterLedger
 from support import fakes
 

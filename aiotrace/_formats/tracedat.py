@@ -23,11 +23,11 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._page import kernel_events
-from ._page import layout as L
-from ._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._page import kernel_events
+from .._page import layout as L
+from .._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 

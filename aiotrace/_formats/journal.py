@@ -21,9 +21,12 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._frames import (
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._page import layout as L
+from .._page.definitions import Definition
+from ..abc import Ledger, StreamInfo
+from .frames import (
     HEADER_SIZE,
     PAGE_ENTRY_SIZE,
     Buffer,
@@ -44,10 +47,7 @@ from ._frames import (
     unpack_page_entry,
     unpack_positions,
 )
-from ._page import layout as L
-from ._page.definitions import Definition
-from ._wholepages import BODY_SIZE, Expected, Run, pack_placed, pack_whole, take_whole
-from .abc import Ledger, StreamInfo
+from .journal_runs import BODY_SIZE, Expected, Run, pack_placed, pack_whole, take_whole
 
 _PLACE = struct.Struct("<QIIII")
 _CHECKPOINT = struct.Struct("<QQII")

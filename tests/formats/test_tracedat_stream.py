@@ -1,4 +1,4 @@
-"""aiotrace._lateheaders: whatever was said while nothing was known, the headers that follow are found."""
+"""aiotrace._formats.tracedat_stream: whatever was said while nothing was known, the headers that follow are found."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _lateheaders
-from aiotrace import _tracedat as T
-from aiotrace._lateheaders import FILLER_SIZE, LateHeaders
+from aiotrace._formats import tracedat as T
+from aiotrace._formats import tracedat_stream
+from aiotrace._formats.tracedat_stream import FILLER_SIZE, LateHeaders
 from aiotrace._page.definitions import Definition
 from aiotrace._tracefile import TraceFile
 from support import fakes
@@ -44,7 +44,7 @@ def test_the_headers_are_found_behind_any_number_of_fillers(
     tmp_path_factory: pytest.TempPathFactory, waits: int, filler: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_lateheaders, "FILLER_SIZE", filler)
+        patch.setattr(tracedat_stream, "FILLER_SIZE", filler)
         check(write(tmp_path_factory.mktemp("late") / "t.dat", waits))
 
 

@@ -16,12 +16,12 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from . import _tracedat as T
-from ._base.backend import c_module
-from ._base.crc32 import crc32
-from ._frames import HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, PageEntry
-from ._page import layout as L
-from ._page.encode import pack_header, pack_lost_count
+from .._base.backend import c_module
+from .._base.crc32 import crc32
+from .._page import layout as L
+from .._page.encode import pack_header, pack_lost_count
+from . import tracedat as T
+from .frames import HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, PageEntry
 
 __all__ = [
     "BODY_SIZE",
