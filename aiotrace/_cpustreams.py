@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from ._account import Loss, WriterCount
 from ._arenatrace import ArenaTrace
 from ._base.errors import TraceFormatError
-from ._decoded import Event, Tables, make_lost
+from ._decode.event import Event, Tables, make_lost
 from ._found import Buffer, CpuData, FoundPage, PageShape
 from ._page import layout as L
 from ._page.walk import ALL, Selection, Walk, tally, walk

@@ -13,7 +13,7 @@ import re
 from typing import Final
 
 from ._base.errors import TraceFormatError
-from ._format import EventFormat, parse_format, text_of
+from ._decode.event_format import EventFormat, parse_format, text_of
 from ._found import DamageLog, PageShape
 from ._page import kernel_events
 from ._page import layout as L

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ._base.errors import TraceFormatError
-from ._format import text_of
+from ._decode.event_format import text_of
 
 __all__ = ["SECTION_MAX", "Cursor", "Expand", "FileCursor", "Source", "decompressor"]
 

@@ -23,9 +23,9 @@ from collections.abc import Iterator
 from typing import Final
 
 from ._base.errors import TraceFormatError
+from ._decode.event_format import EventFormat, text_of
 from ._eventtables import EventTables, Functions
 from ._filepages import FilePages
-from ._format import EventFormat, text_of
 from ._formats.journal import JournalReader
 from ._formats.tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION_STREAM, check_of, unpack_check
 from ._found import (

@@ -21,11 +21,11 @@ from collections.abc import Iterator, Sequence
 from ._account import EventCount, Loss, TraceStatistics, WriterCount
 from ._arenafile import is_arena
 from ._arenatrace import ArenaTrace
-from ._decoded import LOST, Event, Tables, format_line, make_lost
-from ._format import parse_format
+from ._decode.event import LOST, Event, Tables, format_line, make_lost
+from ._decode.event_format import parse_format
+from ._decode.report_lines import format_time
 from ._found import Damage
 from ._growing import is_unfinished
-from ._lines import format_time
 from ._page import kernel_events
 from ._page.definitions import Definition
 from ._page.walk import walk

@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Final
 
 import aiotrace
-from aiotrace import _columns
-from aiotrace._columns import ColumnPlan
 from aiotrace._cpustreams import read_page_header
+from aiotrace._decode import columns as _columns
+from aiotrace._decode.columns import ColumnPlan
 from aiotrace._found import FoundPage
 from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace._tracefile import TraceFile

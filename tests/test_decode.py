@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import aiotrace
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._decoded import Tables
+from aiotrace._decode.event import Tables
 from aiotrace._formats.frames import PageEntry
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import CommandDefinition, EventDefinition, FunctionDefinition, SymbolDefinition

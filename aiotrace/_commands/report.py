@@ -30,7 +30,7 @@ from typing import Any, Final
 from .._base.clock import MONO
 from .._base.errors import ConfigurationError
 from .._base.terminal_text import escape
-from .._format import EventFormat
+from .._decode.event_format import EventFormat
 from .._page.derived_fields import ALL as DERIVED
 from .._page.filter import OF_EVENT, Filter, compile_filter
 from .._trace import matches

@@ -26,7 +26,8 @@ sys.path.insert(0, str(ROOT))
 with atheris.instrument_imports(include=["aiotrace"]):
     from aiotrace._base.clock import Anchor
     from aiotrace._base.errors import ConfigurationError, TraceFormatError
-    from aiotrace._format import compile_reader, parse_format, text_of
+    from aiotrace._decode.event_format import compile_reader, parse_format, text_of
+    from aiotrace._decode.print_fmt import compile_print
     from aiotrace._formats.journal import JournalWriter
     from aiotrace._formats.tracedat import (
         CHECK_PLACE,
@@ -41,7 +42,6 @@ with atheris.instrument_imports(include=["aiotrace"]):
     )
     from aiotrace._page.encode import encode_padding, encode_record, pack_header, pack_lost_count, unpack_header
     from aiotrace._page.filter import compile_filter
-    from aiotrace._print import compile_print
     from aiotrace.abc import StreamInfo
     from aiotrace.decode import format_line, open_trace
 

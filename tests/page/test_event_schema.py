@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import DefinitionError
-from aiotrace._format import parse_format
+from aiotrace._decode.event_format import parse_format
 from aiotrace._page import layout as L
 from aiotrace._page.event_schema import FIXED_MAX, TYPES, FieldType, Schema, WrongValueError
 

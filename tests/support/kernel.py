@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from aiotrace._format import Field, Kind, Place
+from aiotrace._decode.event_format import Field, Kind, Place
 from aiotrace.decode import Event, Trace
 
 LINE = re.compile(

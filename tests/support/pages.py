@@ -7,7 +7,7 @@ from typing import Final
 
 from hypothesis import strategies as st
 
-from aiotrace._format import EventFormat, parse_format
+from aiotrace._decode.event_format import EventFormat, parse_format
 from aiotrace._page.encode import encode_absolute_timestamp, encode_padding, encode_record, encode_time_extend
 from aiotrace._page.event_schema import Schema
 

@@ -15,10 +15,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-from ._base.errors import TraceFormatError
-from ._format import EventFormat, Field, Kind, Value
-from ._operators import BINARY, MASK, as_bytes, cpu_list, cut, item
-from ._tokens import split_tokens, unquoted
+from .._base.errors import TraceFormatError
+from .c_operators import BINARY, MASK, as_bytes, cpu_list, cut, item
+from .c_tokens import split_tokens, unquoted
+from .event_format import EventFormat, Field, Kind, Value
 
 __all__ = ["Expression", "PrintFormat", "Values", "parse_print_format"]
 

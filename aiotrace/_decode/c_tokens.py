@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from ._base.errors import TraceFormatError
+from .._base.errors import TraceFormatError
 
 __all__ = ["split_tokens", "unquoted"]
 

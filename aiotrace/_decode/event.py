@@ -16,14 +16,14 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ._base.errors import TraceFormatError
-from ._base.terminal_text import escape, format_pairs
-from ._format import EventFormat, Reader, Value, compile_reader, parse_format
-from ._lines import format_time
-from ._page import layout as L
-from ._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
-from ._print import compile_print
-from ._printf import Names, Printer
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape, format_pairs
+from .._page import layout as L
+from .._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from .event_format import EventFormat, Reader, Value, compile_reader, parse_format
+from .print_fmt import compile_print
+from .printf import Names, Printer
+from .report_lines import format_time
 
 __all__ = ["LOST", "Event", "Tables", "format_line", "make_lost"]
 

@@ -14,10 +14,10 @@ import re
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-from ._base.errors import TraceFormatError
-from ._base.terminal_text import escape, escape_literal
-from ._expression import Expression, PrintFormat, Values
-from ._operators import MASK, as_bytes
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape, escape_literal
+from .c_expression import Expression, PrintFormat, Values
+from .c_operators import MASK, as_bytes
 
 __all__ = ["CONVERSION", "INTEGER_BITS", "WIDTH_MAX", "Names", "Printer", "compile_printf", "symbol"]
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._base.terminal_text import escape, format_pairs, format_value
-from aiotrace._format import EventFormat, parse_format
-from aiotrace._print import compile_print
+from aiotrace._decode.event_format import EventFormat, parse_format
+from aiotrace._decode.print_fmt import compile_print
 
 pytestmark = pytest.mark.once
 

@@ -12,12 +12,12 @@ This module knows no page, no file and no terminal.
 
 from __future__ import annotations
 
-from ._base.errors import TraceFormatError
-from ._base.terminal_text import escape, format_pairs
-from ._expression import Values, parse_print_format
-from ._format import EventFormat
-from ._operators import MASK
-from ._printf import Names, Printer, compile_printf, symbol
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape, format_pairs
+from .c_expression import Values, parse_print_format
+from .c_operators import MASK
+from .event_format import EventFormat
+from .printf import Names, Printer, compile_printf, symbol
 
 __all__ = ["compile_print"]
 

@@ -5,7 +5,7 @@
 
 A print fmt whose arguments are plain fields (`"status=%u path=%s", REC->status, __get_str(path)`, as all of ours are)
 becomes a list of parts, each a literal or one conversion of one field, which `Lines` in lines.c prints by itself. Any
-other is printed by the interpreter of `_print.py`, as is a string that is not printable ASCII and a record that does
+other is printed by the interpreter of `_decode/print_fmt.py`, as is a string that is not printable ASCII and a record that does
 not fit its format.
 
 The law: **the text is the same, byte for byte, whoever prints it**: what is not surely the same is not a part.
@@ -21,14 +21,14 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
-from ._base.backend import c_module
-from ._base.errors import TraceFormatError
-from ._base.terminal_text import escape, escape_literal
-from ._format import EventFormat, Field, Kind, Place, text_of
-from ._page import layout as L
-from ._page.walk import PythonWalk, Walk
-from ._printf import CONVERSION, INTEGER_BITS, WIDTH_MAX
-from ._tokens import unquoted
+from .._base.backend import c_module
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape, escape_literal
+from .._page import layout as L
+from .._page.walk import PythonWalk, Walk
+from .c_tokens import unquoted
+from .event_format import EventFormat, Field, Kind, Place, text_of
+from .printf import CONVERSION, INTEGER_BITS, WIDTH_MAX
 
 __all__ = ["Chunk", "LineTables", "Lines", "chunk_of", "format_time", "merge"]
 

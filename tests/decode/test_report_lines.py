@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _lines as lines
 from aiotrace._base.backend import c_module
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._decoded import Tables
-from aiotrace._lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
+from aiotrace._decode import report_lines as lines
+from aiotrace._decode.event import Tables
+from aiotrace._decode.report_lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
 from aiotrace._page.encode import encode_absolute_timestamp, encode_record
 from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace.decode import Event, format_line

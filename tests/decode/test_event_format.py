@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._format import FIELDS_MAX, EventFormat, Kind, Place, Value, compile_reader, parse_format, text_of
+from aiotrace._decode.event_format import (
+    FIELDS_MAX,
+    EventFormat,
+    Kind,
+    Place,
+    Value,
+    compile_reader,
+    parse_format,
+    text_of,
+)
 from aiotrace._page import layout as L
 
 pytestmark = pytest.mark.once

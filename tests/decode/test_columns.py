@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _columns as columns
 from aiotrace._base.backend import c_module
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._columns import ColumnPlan, Texts, decode_columns
-from aiotrace._format import compile_reader
+from aiotrace._decode import columns
+from aiotrace._decode.columns import ColumnPlan, Texts, decode_columns
+from aiotrace._decode.event_format import compile_reader
 from aiotrace._page.encode import encode_record
 from aiotrace._page.walk import ALL, PythonWalk, walk
 from support.pages import EVERYTHING, FORMATS, KERNEL_FORMATS, NUMBERS, OUR_FORMATS, SYMBOL, good_pages, pages

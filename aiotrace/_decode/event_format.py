@@ -15,7 +15,7 @@
 The law: **the text is hostile**. Whatever it says, reading it takes time in proportion to its length, and no field
 reaches over a record: what lies outside reads as a `TraceFormatError`, never as something else's memory.
 
-How an event is printed is `_print.py`'s; this module knows no page and no file.
+How an event is printed is `_decode/print_fmt.py`'s; this module knows no page and no file.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ._base.errors import TraceFormatError
-from ._page import layout as L
+from .._base.errors import TraceFormatError
+from .._page import layout as L
 
 __all__ = [
     "EventFormat",

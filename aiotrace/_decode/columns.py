@@ -22,11 +22,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, overload
 
-from ._base.backend import c_module
-from ._base.errors import TraceFormatError
-from ._format import EventFormat, Field, Kind, Place, Value, compile_convert
-from ._page import layout as L
-from ._page.walk import Buffer, PythonWalk, Walk, walk
+from .._base.backend import c_module
+from .._base.errors import TraceFormatError
+from .._page import layout as L
+from .._page.walk import Buffer, PythonWalk, Walk, walk
+from .event_format import EventFormat, Field, Kind, Place, Value, compile_convert
 
 __all__ = ["ColumnPlan", "Columns", "EventColumns", "Texts", "decode_columns"]
 
