@@ -29,13 +29,13 @@ from typing import Any, Final, Literal
 import anyio
 
 from ._base.errors import AiotraceError, ConfigurationError
-from ._event import defined_events
+from ._events.event import defined_events
+from ._events.selection import matches, parse_trigger
 from ._external import ExternalRecording
 from ._files import journal_path, remove
 from ._page.derived_fields import DERIVED
 from ._page.filter import compile_filter
 from ._recording import SNAPSHOTS, Overrun
-from ._selection import matches, parse_trigger
 from ._statistics import Statistics
 from ._syncrecording import SyncRecording, recording
 

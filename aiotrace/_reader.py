@@ -18,8 +18,8 @@ from typing import Final, Literal
 
 import anyio
 
-from ._active import in_service
 from ._base.warn import warn
+from ._events.open_recordings import in_service
 from ._page.definitions import Definition
 from ._ring.delivery import Delivery, OnError, OnFull
 from ._ring.page_cycle import Pages

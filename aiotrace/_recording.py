@@ -23,27 +23,27 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, get_args
 
 import anyio
 
-from ._active import activate, deactivate, open_selections, reconsider
 from ._base.clock import MONO, get_clock, take_anchor
 from ._base.errors import ConfigurationError
 from ._budget import check_share
 from ._budgetthread import BudgetThread
 from ._chooser import Chooser
+from ._events.internal_events import has_free_list, tell
+from ._events.open_recordings import activate, deactivate, open_selections, reconsider
+from ._events.selection import AFTER_MAX, Selection, Trigger
+from ._events.tracer_switch import follow
 from ._meter import Meter
-from ._own import has_free_list, tell
 from ._page import layout as L
 from ._page.definitions import DEFINITIONS
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
 from ._ring.arena import Arena, Shape
 from ._ring.page_cycle import Pages
 from ._ring.writer import CAUSES, Writers
-from ._selection import AFTER_MAX, Selection, Trigger
 from ._sinkoptions import QUOTA_MIN, AnySink, is_count, is_same, open_path, share_pages, sink
 from ._snapshot import Snapshots, SnapshotStatistics
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._threads.loop import Waker
 from ._threads.service_thread import ServiceThread, cede
-from ._tracing import follow
 from .abc import Sink, StreamInfo
 
 if TYPE_CHECKING:

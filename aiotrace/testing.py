@@ -26,7 +26,7 @@ from typing import Final, Self
 import anyio
 
 from ._base.errors import AcknowledgeError
-from ._event import event
+from ._events.event import event
 from ._reader import SinkOptions
 from ._recording import Recording, record
 from ._sinkoptions import sink

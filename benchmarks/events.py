@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiotrace
-from aiotrace._active import activate, deactivate
+from aiotrace._events.open_recordings import activate, deactivate
 from aiotrace_sinks import NullSink
 
 from .floor import NotCompiledError, compile_extension

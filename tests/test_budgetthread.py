@@ -18,10 +18,11 @@ import anyio.lowlevel
 import pytest
 
 import aiotrace
-from aiotrace import _budgetthread, _tracing
+from aiotrace import _budgetthread
 from aiotrace._base.backend import c_module
 from aiotrace._budget import STRETCH_MAX, Period
 from aiotrace._commands import main
+from aiotrace._events import tracer_switch
 from aiotrace._meter import Meter, Reading
 from aiotrace._statistics import BudgetStatistics
 from support import fakes
@@ -184,9 +185,9 @@ def test_a_reader_that_is_to_wake_rarely_waits_for_a_quarter_of_the_pool() -> No
 def test_a_tracer_whose_group_is_off_has_no_hook_in_the_program(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         recording.enable("function_graph:*")
-        assert "function_graph" in _tracing._running
+        assert "function_graph" in tracer_switch._running
         costs.shares = {"function_graph:*": 0.5}
-        wait_until(lambda: "function_graph" not in _tracing._running)
+        wait_until(lambda: "function_graph" not in tracer_switch._running)
         costs.shares = {}
         before = recording.statistics().calls
         callee()
@@ -204,7 +205,7 @@ def test_a_part_of_a_tracer_goes_off_alone(costs: Costs) -> None:
         costs.shares = {"task:ready": 0.5}
         wait_until(lambda: budget_of(recording).off == ("task:ready",))
         costs.shares = {}
-        assert "task" in _tracing._running
+        assert "task" in tracer_switch._running
         assert not recording.selection.is_enabled("task:ready", by_default=False)
         assert recording.selection.is_enabled("task:step", by_default=False)
 
@@ -217,8 +218,8 @@ def test_stalls_are_watched_for_whatever_is_off(costs: Costs) -> None:
         costs.shares = {"task:*": 0.5}
         wait_until(lambda: budget_of(recording).off == ("task",))
         costs.shares = {}
-        wait_until(lambda: "task" not in _tracing._running)
-        assert "stall" in _tracing._running
+        wait_until(lambda: "task" not in tracer_switch._running)
+        assert "stall" in tracer_switch._running
 
 
 def test_what_the_user_enables_while_it_is_off_stays_off(costs: Costs) -> None:

@@ -78,13 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._selection": "_events",
-    "aiotrace._active": "_events",
-    "aiotrace._event": "_events",
-    "aiotrace._span": "_events",
-    "aiotrace._own": "_events",
-    "aiotrace._stack": "_events",
-    "aiotrace._tracing": "_events",
     "aiotrace._budget": "_budget",
     "aiotrace._budgetthread": "_budget",
     "aiotrace._meter": "_budget",

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace import _children, _stack
+from aiotrace import _children
 from aiotrace._base import backend
 from aiotrace._base.package import PACKAGE_FOLDER
 from aiotrace._commands import record
+from aiotrace._events import python_stack
 from aiotrace._launch import Plan
 from aiotrace._recording import Recording
 from aiotrace._syncrecording import recording
@@ -28,9 +29,9 @@ def test_the_package_folder_is_that_of_the_package() -> None:
 
 
 def test_a_stack_leaves_out_the_frames_of_all_rooms_and_no_others() -> None:
-    assert _stack.is_ours(Recording.__init__.__code__)
-    assert _stack.is_ours(record._environment.__code__)
-    assert not _stack.is_ours(test_the_package_folder_is_that_of_the_package.__code__)
+    assert python_stack.is_ours(Recording.__init__.__code__)
+    assert python_stack.is_ours(record._environment.__code__)
+    assert not python_stack.is_ours(test_the_package_folder_is_that_of_the_package.__code__)
 
 
 def test_the_task_tracer_knows_the_code_of_all_rooms() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import aiotrace
 from aiotrace import _reader, _recording, _stream
-from aiotrace._active import in_service
+from aiotrace._events.open_recordings import in_service
 from aiotrace._page.encode import walk
 from aiotrace._reader import Attachment, Service, SinkOptions
 from aiotrace._ring.arena import Arena

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 
 import aiotrace
 from aiotrace._base.backend import c_module
+from aiotrace._events.selection import Selection
 from aiotrace._formats.tracedat import _command_lines
 from aiotrace._page.event_schema import COMM, Schema
-from aiotrace._selection import Selection
 from aiotrace_sinks import FileSink
 
 mark = aiotrace.event("sched_test:mark", number="u32")

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import aiotrace
+from aiotrace._events.tracer_switch import TRACERS
 from aiotrace._tracers.task import find_inner
-from aiotrace._tracing import TRACERS
 from aiotrace_sinks import MemorySink
 
 foreign = aiotrace.event("foreign:thread")
@@ -216,7 +216,7 @@ def test_a_tracer_that_cannot_run_is_refused_by_name_and_left_out_of_all(monkeyp
         raise aiotrace.ConfigurationError("not here")
 
     monkeypatch.setattr(tracer, "start", refuse)
-    monkeypatch.setattr("aiotrace._tracing.TRACERS", {"gc": "aiotrace._tracers.garbage"})
+    monkeypatch.setattr("aiotrace._events.tracer_switch.TRACERS", {"gc": "aiotrace._tracers.garbage"})
     with aiotrace.recording() as recording:
         recording.enable("all")
         with pytest.raises(aiotrace.ConfigurationError, match="not here"):

@@ -15,7 +15,7 @@ from typing import Final
 
 from .._base.backend import WHY_PYTHON
 from .._base.terminal_text import escape
-from .._tracing import TRACERS
+from .._events.tracer_switch import TRACERS
 from ..decode import open_trace
 
 NAME: Final = "list"

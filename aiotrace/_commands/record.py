@@ -35,8 +35,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from .._base.errors import ConfigurationError
 from .._base.package import PACKAGE_FOLDER
-from .._selection import STALL_MIN, parse_trigger
-from .._tracing import TRACERS
+from .._events.selection import STALL_MIN, parse_trigger
+from .._events.tracer_switch import TRACERS
 from . import _programs
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from .._base.errors import DefinitionError
 from .._base.package import PACKAGE_FOLDER
-from .._event import Event, define
-from .._stack import walking
+from .._events.event import Event, define
+from .._events.python_stack import walking
 
 KINDS_MAX: Final = 512
 """Audit events that get a name of their own; a program can make up any number of them."""

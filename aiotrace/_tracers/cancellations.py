@@ -28,9 +28,9 @@ from typing import Any, Final
 
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
-from .._event import define
-from .._selection import CANCEL_NS, Selection
-from .._stack import is_ours
+from .._events.event import define
+from .._events.python_stack import is_ours
+from .._events.selection import CANCEL_NS, Selection
 from .._threads.loop import block_signals
 from . import task as tasks
 

@@ -17,7 +17,7 @@ from types import CodeType, TracebackType
 from typing import Any, Final
 
 from .._base.errors import ConfigurationError
-from .._event import define
+from .._events.event import define
 from ._patch import Patch
 
 _unhandled: Final = define(

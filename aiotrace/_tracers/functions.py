@@ -29,11 +29,11 @@ from typing import Final
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
 from .._base.package import PACKAGE_FOLDER
-from .._event import define_kernel
+from .._events.event import define_kernel
+from .._events.python_stack import is_ours
+from .._events.selection import Functions, Selection
 from .._page import kernel_events
 from .._page.definitions import DEFINITIONS
-from .._selection import Functions, Selection
-from .._stack import is_ours
 
 TOOL_NAME: Final = "aiotrace functions"
 TOOLS: Final = (4, 3, 2, 1, 0, 5)
@@ -42,7 +42,7 @@ IGNORED: Final = 1
 """The address of what is not traced, but what it calls is: those of us that the program runs in."""
 SILENT: Final = 2
 """The address of what is not traced, nor is what it calls: in the middle of a writer no event can be written."""
-_CALLERS: Final = ("_tracers", "_span.py", "_launch.py", "_children.py", "testing.py")
+_CALLERS: Final = ("_tracers", "_events/span.py", "_launch.py", "_children.py", "testing.py")
 _TRANSPARENT: Final = tuple(PACKAGE_FOLDER + name for name in _CALLERS)
 """The files of aiotrace that call the program."""
 

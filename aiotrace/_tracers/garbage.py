@@ -9,7 +9,7 @@ import gc
 import time
 from typing import Any, Final
 
-from .._event import define
+from .._events.event import define
 
 _start: Final = define("gc:start", {"generation": "u8"}, by_default=False)
 _stop: Final = define(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Final
 
-from .._event import define
+from .._events.event import define
 from ._patch import Patch
 
 _record: Final = define(

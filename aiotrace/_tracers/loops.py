@@ -14,7 +14,7 @@ from typing import Final
 
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
-from .._event import define
+from .._events.event import define
 from ._runtimes import Method
 
 _EVENT: Final = define("loop:iteration", {"ready": "u32", "poll_ns": "u64", "late_ns": "u64"}, by_default=False)

@@ -20,10 +20,10 @@ import threading
 from types import ModuleType
 from typing import Final
 
-from .._active import thread_name
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
-from .._event import define
+from .._events.event import define
+from .._events.open_recordings import thread_name
 from .._page.event_schema import COMM
 from . import task as tasks
 

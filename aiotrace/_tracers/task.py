@@ -30,7 +30,7 @@ from typing import Any, Final
 from .._base.backend import c_module
 from .._base.errors import ConfigurationError
 from .._base.package import PACKAGE_FOLDER
-from .._event import define
+from .._events.event import define
 from .._page import event_schema
 from .._page.definitions import DEFINITIONS
 from ._runtimes import Asyncio, Hook, Trio, Uvloop

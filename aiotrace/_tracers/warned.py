@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Final
 
-from .._event import define
+from .._events.event import define
 from ._patch import Patch
 
 _shown: Final = define("warning:shown", {"category": "symbol", "message": "str", "site": "symbol"}, by_default=False)

@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from anyio.lowlevel import checkpoint
 
-from ._active import Target, active, get_pid, get_task, in_service, is_strict, local, renew
-from ._base.backend import c_module
-from ._base.errors import DefinitionError
-from ._base.warn import warn
-from ._page.definitions import DEFINITIONS, EventDefinition
-from ._page.derived_fields import DERIVED, with_derived
-from ._page.event_schema import COMM, FieldType, Schema, WrongValueError
-from ._ring.writer import Writer
-from ._selection import PLAIN, Decision
-from ._stack import pack_current_stack
-from ._threads.loop import Loop, Waker
+from .._base.backend import c_module
+from .._base.errors import DefinitionError
+from .._base.warn import warn
+from .._page.definitions import DEFINITIONS, EventDefinition
+from .._page.derived_fields import DERIVED, with_derived
+from .._page.event_schema import COMM, FieldType, Schema, WrongValueError
+from .._ring.writer import Writer
+from .._threads.loop import Loop, Waker
+from .open_recordings import Target, active, get_pid, get_task, in_service, is_strict, local, renew
+from .python_stack import pack_current_stack
+from .selection import PLAIN, Decision
 
 FIRST_ID: Final = 2048
 """common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""

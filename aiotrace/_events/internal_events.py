@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from ._event import define
+from .event import define
 
 FREE_LIST_OFF: Final = "AIOTRACE_DEBUG_NO_FREE_LIST"
 

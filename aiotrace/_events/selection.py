@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from ._base.errors import ConfigurationError
-from ._page.filter import Filter, compile_filter
+from .._base.errors import ConfigurationError
+from .._page.filter import Filter, compile_filter
 
 Action = Literal["traceon", "traceoff", "stacktrace", "snapshot"]
 ACTIONS: Final = ("traceon", "traceoff", "stacktrace", "snapshot")

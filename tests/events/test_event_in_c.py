@@ -20,8 +20,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aiotrace
-from aiotrace import _active, _event
 from aiotrace._base.backend import c_module
+from aiotrace._events import event as _event
+from aiotrace._events import open_recordings
 from aiotrace._page import layout as L
 from aiotrace._page.encode import encode_record, unpack_header, walk
 from aiotrace._page.event_schema import Schema, WrongValueError
@@ -62,7 +63,7 @@ class Native:
             yield
         finally:
             del lease
-            _active.active.set(_active.active.targets)
+            open_recordings.active.set(open_recordings.active.targets)
 
 
 class Asked(c_module.Cursor):  # type: ignore[misc, name-defined]  # C has no types
@@ -374,7 +375,7 @@ def test_with_no_recording_open_it_does_nothing_unless_strict() -> None:
         native.call(1)
         assert native.handed_over == [((1,), {})]
     finally:
-        _active.active.set(_active.active.targets)
+        open_recordings.active.set(open_recordings.active.targets)
 
 
 def test_an_event_that_c_cannot_do_is_refused() -> None:

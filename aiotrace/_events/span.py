@@ -18,11 +18,11 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from ._active import is_recording
-from ._base.backend import c_module
-from ._base.errors import DefinitionError
-from ._event import Event, define, event
-from ._page.event_schema import FieldType
+from .._base.backend import c_module
+from .._base.errors import DefinitionError
+from .._page.event_schema import FieldType
+from .event import Event, define, event
+from .open_recordings import is_recording
 
 _current: Final[ContextVar[int]] = ContextVar("aiotrace_span", default=0)
 _ids: Final = itertools.count(1)

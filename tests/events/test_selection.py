@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import aiotrace
-from aiotrace._selection import PLAIN, Selection, matches, parse_trigger
+from aiotrace._events.selection import PLAIN, Selection, matches, parse_trigger
 
 hit = aiotrace.event("selection:hit", x="u32", name="str")
 miss = aiotrace.event("selection:miss", x="u32")

@@ -1,4 +1,4 @@
-"""aiotrace._stack and the trigger "stacktrace": after an event, the Python stack that it happened in."""
+"""aiotrace._events.python_stack and the trigger "stacktrace": after an event, the Python stack that it happened in."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_after_the_event_comes_its_stack_innermost_first_without_our_frames() ->
     calls = stack_of(stack)
     assert calls[0] == f"inner (test_stack.py:{LINE})"
     assert calls[1].startswith("Outer.method (test_stack.py:")
-    assert not any("PythonEvent" in call or "_event.py" in call for call in calls)
+    assert not any("PythonEvent" in call or "_events/event.py" in call for call in calls)
 
 
 def test_a_count_and_a_filter_hold() -> None:

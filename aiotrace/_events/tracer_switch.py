@@ -15,8 +15,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol, runtime_checkable
 
-from ._base.warn import warn
-from ._selection import EXPLICIT, Selection
+from .._base.warn import warn
+from .selection import EXPLICIT, Selection
 
 
 class Tracer(Protocol):

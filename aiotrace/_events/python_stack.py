@@ -11,9 +11,9 @@ import threading
 from types import CodeType, FrameType
 from typing import Final
 
-from ._base.package import PACKAGE_FOLDER
-from ._page.definitions import DEFINITIONS
-from ._page.kernel_events import STACK_MAX, pack_stack
+from .._base.package import PACKAGE_FOLDER
+from .._page.definitions import DEFINITIONS
+from .._page.kernel_events import STACK_MAX, pack_stack
 
 
 class _Walking(threading.local):
