@@ -27,7 +27,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from ._base.errors import ConfigurationError
-from ._protocol import TOKEN_MAX
+from ._protocol.messages import TOKEN_MAX
 
 __all__ = ["Access", "Listener", "listen", "make_access", "peer_of"]
 

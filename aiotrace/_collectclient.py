@@ -29,8 +29,8 @@ from ._collectstream import UNSYNCED_MAX
 from ._collecttransport import Transport
 from ._formats.frames import Level
 from ._growing import StoredPage
-from ._protocol import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
-from ._protocol_collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
+from ._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
+from ._protocol.messages import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
 from .abc import Ledger, Page, StreamInfo
 
 __all__ = ["Client"]

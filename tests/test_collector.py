@@ -412,7 +412,7 @@ async def _shout(sock: socket.socket, data: bytes) -> None:
 
 
 async def test_who_says_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._protocol_collector.HANDSHAKE_PATIENCE", 0.1)
+    monkeypatch.setattr("aiotrace._protocol.collector.HANDSHAKE_PATIENCE", 0.1)
     async with collector(tmp_path) as collecting:
         idle = await senders.connect(collecting.addresses[0])
         with anyio.fail_after(senders.DEADLINE):

@@ -20,7 +20,7 @@ import trustme
 import aiotrace
 from aiotrace import ConfigurationError
 from aiotrace._formats.frames import Kind, encode_frame
-from aiotrace._protocol import pack_grant
+from aiotrace._protocol.messages import pack_grant
 from aiotrace.protocol import Grant, Level
 from aiotrace.testing import check_sink
 from aiotrace_sinks import SocketSink, _socket

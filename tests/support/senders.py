@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import anyio
 
-from aiotrace._protocol import Broken, Refused, Request
-from aiotrace._protocol_producer import Acknowledged, Ended, Granted, Producer, ProducerEvent
+from aiotrace._protocol.messages import Broken, Refused, Request
+from aiotrace._protocol.producer import Acknowledged, Ended, Granted, Producer, ProducerEvent
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo
 from support import fakes
 

@@ -31,8 +31,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from ._base.errors import TraceFormatError
-from ._formats.frames import (
+from .._base.errors import TraceFormatError
+from .._formats.frames import (
     HEADER_SIZE,
     LENGTH_MAX,
     PAGE_ENTRY_SIZE,
@@ -45,9 +45,11 @@ from ._formats.frames import (
     unpack_error,
     unpack_page,
 )
-from ._page import layout as L
-from ._page.definitions import Definition
-from ._protocol import (
+from .._page import layout as L
+from .._page.definitions import Definition
+from ..abc import Ledger, StreamInfo
+from .framing import Arrived, Block, Inbox, Outbox
+from .messages import (
     ERROR_MAX,
     HANDSHAKE_MAX,
     HANDSHAKE_PATIENCE,
@@ -61,8 +63,6 @@ from ._protocol import (
     pack_grant,
     unpack_request,
 )
-from ._protocol_wire import Arrived, Block, Inbox, Outbox
-from .abc import Ledger, StreamInfo
 
 BLOCK_PAGES: Final = (2, 16)
 """Pages that fit into a block, at least and at most; in between a quarter of the credit, so that what is received with

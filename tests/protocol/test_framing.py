@@ -1,4 +1,4 @@
-"""aiotrace._protocol_wire: frames in and out, in place."""
+"""aiotrace._protocol.framing: frames in and out, in place."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import TraceFormatError
-from aiotrace import _protocol_wire as wire
 from aiotrace._formats.frames import HEADER_SIZE, Kind, encode_frame, pack_frame_header
+from aiotrace._protocol import framing as wire
 
 pytestmark = pytest.mark.once
 

@@ -28,10 +28,12 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from ._base.errors import TraceFormatError
-from ._formats.frames import Buffer, Kind, pack_definitions, pack_end, pack_entry, pack_error, unpack_error
-from ._page.definitions import Definition
-from ._protocol import (
+from .._base.errors import TraceFormatError
+from .._formats.frames import Buffer, Kind, pack_definitions, pack_end, pack_entry, pack_error, unpack_error
+from .._page.definitions import Definition
+from ..abc import Ledger, Page, StreamInfo
+from .framing import Arrived, Inbox, Outbox
+from .messages import (
     ERROR_MAX,
     HANDSHAKE_MAX,
     Broken,
@@ -45,8 +47,6 @@ from ._protocol import (
     unpack_acknowledgement,
     unpack_grant,
 )
-from ._protocol_wire import Arrived, Inbox, Outbox
-from .abc import Ledger, Page, StreamInfo
 
 
 class Granted(NamedTuple):

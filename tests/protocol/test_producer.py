@@ -1,4 +1,4 @@
-"""aiotrace._protocol_producer: what it keeps, and what no collector can make it let go."""
+"""aiotrace._protocol.producer: what it keeps, and what no collector can make it let go."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._formats.frames import Frame, FrameReader, Kind, encode_frame
-from aiotrace._protocol import pack_acknowledgement, pack_grant
-from aiotrace._protocol_wire import Outbox
+from aiotrace._protocol.framing import Outbox
+from aiotrace._protocol.messages import pack_acknowledgement, pack_grant
 from aiotrace.abc import SymbolDefinition
 from aiotrace.protocol import (
     Acknowledged,

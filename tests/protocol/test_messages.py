@@ -1,4 +1,4 @@
-"""aiotrace._protocol, and both sides of it against each other over a wire that is cut anywhere."""
+"""aiotrace._protocol.messages, and both sides of it against each other over a wire that is cut anywhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import TraceFormatError
-from aiotrace import _protocol as protocol
+from aiotrace._protocol import messages as protocol
 from aiotrace.abc import SymbolDefinition
 from aiotrace.protocol import Grant, Level, Request
 from support import fakes

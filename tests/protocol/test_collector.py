@@ -1,4 +1,4 @@
-"""aiotrace._protocol_collector: what it takes, and what no producer can make it take."""
+"""aiotrace._protocol.collector: what it takes, and what no producer can make it take."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from aiotrace._formats.frames import (
     pack_end,
     pack_page_entry,
 )
-from aiotrace._protocol import pack_request
-from aiotrace._protocol_wire import Outbox
+from aiotrace._protocol.framing import Outbox
+from aiotrace._protocol.messages import pack_request
 from aiotrace.abc import SymbolDefinition
 from aiotrace.protocol import (
     Broken,

@@ -18,9 +18,9 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._formats.frames import FLAG_BODY_UNCHECKED, HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, pack_frame_header
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._formats.frames import FLAG_BODY_UNCHECKED, HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, pack_frame_header
 
 _HEADER = struct.Struct("<4sBBHII16sQII")
 _HEAD = struct.Struct("<8sII16sQI")

@@ -32,9 +32,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from ._base.errors import TraceFormatError
-from ._formats.frames import Buffer, Level, pack_hello, unpack_hello
-from .abc import StreamInfo
+from .._base.errors import TraceFormatError
+from .._formats.frames import Buffer, Level, pack_hello, unpack_hello
+from ..abc import StreamInfo
 
 PROTOCOL_VERSION: Final = 1
 HANDSHAKE_MAX: Final = 4096
