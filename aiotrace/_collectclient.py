@@ -28,9 +28,9 @@ from ._collectkeeper import LOG, FullError, Keeper, Stream
 from ._collectstream import UNSYNCED_MAX
 from ._collecttransport import Transport
 from ._formats.frames import Level
-from ._growing import StoredPage
 from ._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
 from ._protocol.messages import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
+from ._store.unfinished import StoredPage
 from .abc import Ledger, Page, StreamInfo
 
 __all__ = ["Client"]

@@ -36,7 +36,6 @@ from ._base.errors import AiotraceError, TraceFormatError
 from ._base.reentrancy import Guard
 from ._base.warn import warn
 from ._external import READING, REFUSED
-from ._files import remove
 from ._handover import TakenRing, taken_over
 from ._launch import FILE, Plan, child_path, child_url, file_of
 from ._page import layout as L
@@ -47,6 +46,7 @@ from ._ring.delivery import Mark
 from ._ring.writer import Writers
 from ._sinkoptions import open_path, share_pages, sink
 from ._snapshot import name_for
+from ._store.trace_files import remove
 
 PAUSE: Final = 0.005
 """Seconds between two looks. The default buffer, 4 MiB, takes ten times as long to fill at two million events a second;

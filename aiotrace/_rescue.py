@@ -18,10 +18,10 @@ from typing import Final
 
 from ._arenareader import ArenaReader
 from ._base.errors import TraceFormatError
-from ._files import remove
 from ._formats.frames import Damage
 from ._look import BadPage, Copy
-from ._store import TraceStore
+from ._store.store import TraceStore
+from ._store.trace_files import remove
 
 BATCH_BYTES: Final = 1 << 20
 """Pages that are copied, and then written at once."""

@@ -25,10 +25,10 @@ from ._decode.event import LOST, Event, Tables, format_line, make_lost
 from ._decode.event_format import parse_format
 from ._decode.report_lines import format_time
 from ._found import Damage
-from ._growing import is_unfinished
 from ._page import kernel_events
 from ._page.definitions import Definition
 from ._page.walk import walk
+from ._store.unfinished import is_unfinished
 from ._trace import Trace
 from ._tracefile import TraceFile
 from ._unfinished import UnfinishedFile

@@ -8,8 +8,6 @@ sockets and brokers, without any socket. `LateHeaders` is for a trace.dat that s
 from __future__ import annotations
 
 from ._base.errors import TraceFormatError
-from ._closing import RestoreReport, restore
-from ._files import remove
 from ._formats.frames import (
     LENGTH_MAX,
     Damage,
@@ -34,8 +32,10 @@ from ._formats.frames import (
 from ._formats.journal import JournalReader, Placed
 from ._formats.tracedat import CpuStatistics
 from ._formats.tracedat_stream import LateHeaders
-from ._growing import StoredPage, UnfinishedTrace, is_unfinished, page_entry
-from ._store import TraceStore
+from ._store.finish import RestoreReport, restore
+from ._store.store import TraceStore
+from ._store.trace_files import remove
+from ._store.unfinished import StoredPage, UnfinishedTrace, is_unfinished, page_entry
 
 __all__ = [
     "LENGTH_MAX",

@@ -18,7 +18,7 @@ from aiotrace._base.backend import WHY_PYTHON
 from aiotrace._base.clock import Anchor
 from aiotrace._commands import main
 from aiotrace._commands.report import to_json
-from aiotrace._store import TraceStore
+from aiotrace._store.store import TraceStore
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
 from support import DATA

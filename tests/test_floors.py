@@ -89,11 +89,6 @@ NOT_MOVED = {
     "aiotrace._recording": "_recording",
     "aiotrace._syncrecording": "_recording",
     "aiotrace._statistics": "_recording",
-    "aiotrace._files": "_store",
-    "aiotrace._store": "_store",
-    "aiotrace._wholewrite": "_store",
-    "aiotrace._closing": "_store",
-    "aiotrace._growing": "_store",
     "aiotrace._arenafile": "_arena",
     "aiotrace._arenareader": "_arena",
     "aiotrace._look": "_arena",
@@ -154,7 +149,7 @@ NOT_MOVED = {
 
 KNOWN_FAULTS = {
     ("aiotrace._ring.delivery", "aiotrace._formats.frames"),
-    ("aiotrace._store", "aiotrace._tracefile"),
+    ("aiotrace._store.store", "aiotrace._tracefile"),
     ("aiotrace._budget", "aiotrace._statistics"),
     ("aiotrace._budgetthread", "aiotrace._statistics"),
     ("aiotrace._collecttext", "aiotrace.decode"),

@@ -14,12 +14,12 @@ import pytest
 from aiotrace import _stream
 from aiotrace._base.errors import AcknowledgeError
 from aiotrace._formats.frames import PageEntry
-from aiotrace._growing import page_entry
 from aiotrace._page.encode import unpack_header, walk
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
+from aiotrace._store.unfinished import page_entry
 from aiotrace._stream import Stream
 from aiotrace.abc import Ledger, Page, WriterLedger
 from support.fakes import make_info

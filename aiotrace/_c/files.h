@@ -1,4 +1,4 @@
-/* What writing and closing a trace does for each page, many pages at once: the twins of _formats/journal_runs.py, _wholewrite.py.
+/* What writing and closing a trace does for each page, many pages at once: the twins of _formats/journal_runs.py, _store/batch_write.py.
  *
  *     files_frames.c  bodies of frames, or pages and parts of pages --> their frames for the journal
  *     files_batch.c   a batch of pages --> into their files, and their frames into the journal, in one call

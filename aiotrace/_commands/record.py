@@ -326,7 +326,7 @@ def file_url(path: str, *, force: bool) -> str:
         ConfigurationError: It cannot stand in a URL.
         OSError: A trace is there already, or the folder cannot be written.
     """
-    from .._files import journal_path, spool_paths
+    from .._store.trace_files import journal_path, spool_paths
 
     if "?" in path:
         raise ConfigurationError(f"{path!r}: choose a name without '?'")

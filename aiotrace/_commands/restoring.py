@@ -31,8 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from .._arenafile import is_arena
-    from .._closing import restore
-    from .._files import journal_path
+    from .._store.finish import restore
+    from .._store.trace_files import journal_path
 
     if is_arena(arguments.file):
         return _restore_arena(arguments)

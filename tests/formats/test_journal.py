@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aiotrace._formats.frames import Damage, Kind, encode_frame
 from aiotrace._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
-from aiotrace._growing import page_entry
+from aiotrace._store.unfinished import page_entry
 from aiotrace.abc import Ledger, WriterLedger
 from support import fakes
 

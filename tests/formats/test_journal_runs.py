@@ -23,7 +23,7 @@ from aiotrace._formats.journal_runs import (
     python_take_whole,
     take_whole,
 )
-from aiotrace._growing import page_entry
+from aiotrace._store.unfinished import page_entry
 from support import fakes
 
 INFO = fakes.make_info()

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import pytest
 
-from aiotrace._store import TraceStore
-from aiotrace._wholewrite import python_write_whole
+from aiotrace._store.batch_write import python_write_whole
+from aiotrace._store.store import TraceStore
 from aiotrace.abc import Ledger, WriterLedger
 from support import fakes
 
@@ -23,7 +23,7 @@ NO_SPACE = OSError(errno.ENOSPC, "injected")
 
 def replace_os(monkeypatch: pytest.MonkeyPatch, faulty: fakes.FaultyOs) -> None:
     """Wherever a trace is written. What C writes goes by no `os`: then its twin does."""
-    monkeypatch.setattr("aiotrace._store.write_whole", python_write_whole)
+    monkeypatch.setattr("aiotrace._store.store.write_whole", python_write_whole)
     for module in ("_files", "_store", "_closing"):
         monkeypatch.setattr(f"aiotrace.{module}.os", faulty)
 

@@ -1,4 +1,4 @@
-"""aiotrace._store: traces that grow; what fails, what is written again, what a kill leaves."""
+"""aiotrace._store.store: traces that grow; what fails, what is written again, what a kill leaves."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._closing import restore
-from aiotrace._files import RESERVE_FROM, RESERVED, remove, reserve
 from aiotrace._formats.journal import PLACED_SIZE
-from aiotrace._growing import UnfinishedTrace, is_unfinished
-from aiotrace._store import TraceStore, stored_positions
+from aiotrace._store.finish import restore
+from aiotrace._store.store import TraceStore, stored_positions
+from aiotrace._store.trace_files import RESERVE_FROM, RESERVED, remove, reserve
+from aiotrace._store.unfinished import UnfinishedTrace, is_unfinished
 from aiotrace.decode import open_trace
 from support import fakes, stores
 from support.stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
@@ -378,7 +378,7 @@ KILLED = """
 import sys, itertools
 from support import fakes
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._store import TraceStore, stored_positions
+from aiotrace._store.store import TraceStore, stored_positions
 from aiotrace.decode import open_trace
 store = TraceStore(sys.argv[1], fakes.make_info())
 for start in itertools.count(0, 6):
@@ -550,7 +550,7 @@ def test_with_sync_later_nothing_is_synced_until_then(path: str, monkeypatch: py
 
 @pytest.fixture
 def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._store.CHECKPOINT_PAGES", 10)
+    monkeypatch.setattr("aiotrace._store.store.CHECKPOINT_PAGES", 10)
 
 
 @pytest.mark.usefixtures("frequent_checkpoints")

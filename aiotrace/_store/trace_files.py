@@ -19,8 +19,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
-from ._base.backend import c_module
-from ._base.high_fds import out_of_the_way
+from .._base.backend import c_module
+from .._base.high_fds import out_of_the_way
 
 Buffer = bytes | memoryview
 

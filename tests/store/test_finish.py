@@ -1,4 +1,4 @@
-"""aiotrace._closing: traces are closed, and those that nobody closed are restored."""
+"""aiotrace._store.finish: traces are closed, and those that nobody closed are restored."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from aiotrace import TraceFormatError, open_trace
-from aiotrace._closing import RestoreReport, make_trace, restore
-from aiotrace._files import journal_path, remove
 from aiotrace._formats import tracedat as trace_dat
 from aiotrace._formats.frames import MAGIC
 from aiotrace._formats.journal import PLACED_SIZE, JournalReader, Placed
-from aiotrace._growing import is_unfinished, page_entry
+from aiotrace._store.finish import RestoreReport, make_trace, restore
+from aiotrace._store.trace_files import journal_path, remove
+from aiotrace._store.unfinished import is_unfinished, page_entry
 from support import fakes, stores
 from support.stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, flip, make_store, numbers, report, rest
 

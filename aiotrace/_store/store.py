@@ -25,21 +25,21 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Final
 
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._closing import RestoreReport, is_intact, make_trace
-from ._files import Buffer, TraceFiles, reserve_for, sync_folder, write_all, write_most
-from ._formats import tracedat as T
-from ._formats.frames import MAGIC, VERSION, Kind, PageEntry
-from ._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Position, Positions
-from ._formats.journal_runs import BODY_SIZE
-from ._growing import page_entry
-from ._page import layout as L
-from ._page.definitions import Definition
-from ._page.encode import pack_header, pack_lost_count
-from ._tracefile import TraceFile
-from ._wholewrite import Lane, Outcome, write_whole
-from .abc import Ledger, Page, StreamInfo
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._formats import tracedat as T
+from .._formats.frames import MAGIC, VERSION, Kind, PageEntry
+from .._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Position, Positions
+from .._formats.journal_runs import BODY_SIZE
+from .._page import layout as L
+from .._page.definitions import Definition
+from .._page.encode import pack_header, pack_lost_count
+from .._tracefile import TraceFile
+from ..abc import Ledger, Page, StreamInfo
+from .batch_write import Lane, Outcome, write_whole
+from .finish import RestoreReport, is_intact, make_trace
+from .trace_files import Buffer, TraceFiles, reserve_for, sync_folder, write_all, write_most
+from .unfinished import page_entry
 
 _JOURNAL_CHUNK: Final = 1 << 20
 CHECKPOINT_PAGES: Final = 4096

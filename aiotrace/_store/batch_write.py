@@ -18,13 +18,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
-from ._base.backend import c_module
-from ._base.crc32 import crc32
-from ._files import Buffer, reserve_for, write_most
-from ._formats.frames import PageEntry
-from ._formats.journal_runs import pack_body, pack_whole
-from ._page import layout as L
-from ._page.encode import pack_header, pack_lost_count
+from .._base.backend import c_module
+from .._base.crc32 import crc32
+from .._formats.frames import PageEntry
+from .._formats.journal_runs import pack_body, pack_whole
+from .._page import layout as L
+from .._page.encode import pack_header, pack_lost_count
+from .trace_files import Buffer, reserve_for, write_most
 
 __all__ = ["Lane", "LaneEnd", "Outcome", "python_write_whole", "write_whole"]
 

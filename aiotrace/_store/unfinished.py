@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
-from ._base.errors import TraceFormatError
-from ._files import READ, journal_path, spool_path
-from ._formats import tracedat as T
-from ._formats.frames import Damage, PageEntry
-from ._formats.journal import JournalReader, Placed
-from ._page.definitions import Definition
-from ._page.encode import pack_header, pack_lost_count
-from .abc import Ledger, Page, StreamInfo
+from .._base.errors import TraceFormatError
+from .._formats import tracedat as T
+from .._formats.frames import Damage, PageEntry
+from .._formats.journal import JournalReader, Placed
+from .._page.definitions import Definition
+from .._page.encode import pack_header, pack_lost_count
+from ..abc import Ledger, Page, StreamInfo
+from .trace_files import READ, journal_path, spool_path
 
 _JOURNAL_CHUNK: Final = 1 << 20
 

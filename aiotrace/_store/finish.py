@@ -23,15 +23,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar, Final
 
-from ._base.errors import TraceFormatError
-from ._files import TraceFiles, copy_range, journal_path, sync_folder, write_all
-from ._formats import tracedat as T
-from ._formats.frames import Damage
-from ._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions
-from ._formats.journal_runs import Expected, Run
-from ._page import layout as L
-from ._page.encode import pack_header, pack_lost_count
-from .abc import StreamInfo
+from .._base.errors import TraceFormatError
+from .._formats import tracedat as T
+from .._formats.frames import Damage
+from .._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions
+from .._formats.journal_runs import Expected, Run
+from .._page import layout as L
+from .._page.encode import pack_header, pack_lost_count
+from ..abc import StreamInfo
+from .trace_files import TraceFiles, copy_range, journal_path, sync_folder, write_all
 
 _JOURNAL_CHUNK: Final = 1 << 20
 _STEP: Final = 16 << 20

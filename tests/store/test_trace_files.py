@@ -1,4 +1,4 @@
-"""aiotrace._files: what is there already is left alone, links are not followed, a living trace is not deleted."""
+"""aiotrace._store.trace_files: what is there already is left alone, links are not followed, a living trace is not deleted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace._closing import restore
-from aiotrace._files import remove
+from aiotrace._store.finish import restore
+from aiotrace._store.trace_files import remove
 from support import fakes, stores
 from support.stores import NO_SPACE, make_store, rest
 

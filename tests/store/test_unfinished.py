@@ -1,4 +1,4 @@
-"""aiotrace._growing: traces are read while they grow, and when nobody closed them."""
+"""aiotrace._store.unfinished: traces are read while they grow, and when nobody closed them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from aiotrace import TraceFormatError
-from aiotrace._files import journal_path
 from aiotrace._formats.frames import MAGIC
-from aiotrace._growing import UnfinishedTrace
+from aiotrace._store.trace_files import journal_path
+from aiotrace._store.unfinished import UnfinishedTrace
 from support import fakes
 from support.stores import INFO, LEDGER, finish, flip, make_store
 
