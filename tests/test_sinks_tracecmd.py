@@ -41,7 +41,7 @@ import json, os, signal, subprocess, sys, threading
 from pathlib import Path
 import anyio
 import aiotrace
-from aiotrace import _lateheaders
+from aiotrace._formats import tracedat_stream
 from aiotrace_sinks import FileSink, TraceCmdSink, _tracecmd
 
 PORT, NAME = 7777, ":1E61 "
@@ -115,7 +115,7 @@ async def main():
 """
 
 SLOW = """
-_lateheaders.FILLER_SIZE, _tracecmd.SPEAK_EVERY = 16, 0.002  # many fillers, as in days
+tracedat_stream.FILLER_SIZE, _tracecmd.SPEAK_EVERY = 16, 0.002  # many fillers, as in days
 """
 
 STALLED = """

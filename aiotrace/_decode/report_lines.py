@@ -5,7 +5,7 @@
 
 A print fmt whose arguments are plain fields (`"status=%u path=%s", REC->status, __get_str(path)`, as all of ours are)
 becomes a list of parts, each a literal or one conversion of one field, which `Lines` in lines.c prints by itself. Any
-other is printed by the interpreter of `_decode/print_fmt.py`, as is a string that is not printable ASCII and a record that does
+other is printed by the interpreter of `print_fmt`, as is a string that is not printable ASCII and a record that does
 not fit its format.
 
 The law: **the text is the same, byte for byte, whoever prints it**: what is not surely the same is not a part.

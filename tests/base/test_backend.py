@@ -20,7 +20,7 @@ try:
     import _interpreters as interpreters
 except ImportError:
     import _xxsubinterpreters as interpreters
-program = "from aiotrace import _backend; print(_backend.BACKEND, _backend.WHY_PYTHON, flush=True)"
+program = "from aiotrace._base import backend; print(backend.BACKEND, backend.WHY_PYTHON, flush=True)"
 interpreters.run_string(interpreters.create(), f"import sys; sys.path[:] = {sys.path!r}; {program}")
 """
 

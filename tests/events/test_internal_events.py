@@ -60,7 +60,7 @@ def test_an_allocation_has_the_stack_of_the_call_that_needed_the_page() -> None:
     stacks = sink.named("ftrace:kernel_stack")
     assert len(stacks) == len(sink.named("aiotrace:page_alloc")) > 0
     for stack in stacks:
-        assert stack.text().splitlines()[1].startswith("=> fill (test_own.py:")
+        assert stack.text().splitlines()[1].startswith("=> fill (test_internal_events.py:")
         assert "_ring/writer.py" not in stack.text()
 
 

@@ -53,8 +53,8 @@ def test_after_the_event_comes_its_stack_innermost_first_without_our_frames() ->
     assert (event.name, stack.name) == ("stack:hit", "ftrace:kernel_stack")
     assert (stack.pid, stack.cpu) == (event.pid, event.cpu)
     calls = stack_of(stack)
-    assert calls[0] == f"inner (test_stack.py:{LINE})"
-    assert calls[1].startswith("Outer.method (test_stack.py:")
+    assert calls[0] == f"inner (test_python_stack.py:{LINE})"
+    assert calls[1].startswith("Outer.method (test_python_stack.py:")
     assert not any("PythonEvent" in call or "_events/event.py" in call for call in calls)
 
 
@@ -114,8 +114,8 @@ def check_file(path: Path, *, complete: bool) -> None:
         assert trace.complete is complete
         events = list(trace)
         text = b"".join(map(str.encode, trace.text())).decode()
-    assert stack_of(events[1])[0] == f"inner (test_stack.py:{LINE})"
-    assert text.count(f"=> inner (test_stack.py:{LINE})\n") == sum(
+    assert stack_of(events[1])[0] == f"inner (test_python_stack.py:{LINE})"
+    assert text.count(f"=> inner (test_python_stack.py:{LINE})\n") == sum(
         event.name == "ftrace:kernel_stack" for event in events
     )
 
@@ -142,5 +142,5 @@ def test_trace_cmd_prints_the_same_stacks(tmp_path: Path, trace_cmd: str) -> Non
     with aiotrace.open_trace(path) as trace:
         (stack,) = trace.events("kernel_stack")
         ours = re.findall(r"(.+) \((.+):\d+\)", "\n".join(stack_of(stack)))
-    assert theirs[:2] == [("inner", "test_stack.py"), ("Outer.method", "test_stack.py")]
+    assert theirs[:2] == [("inner", "test_python_stack.py"), ("Outer.method", "test_python_stack.py")]
     assert [(name, file.replace(" ", "_")) for name, file in ours] == theirs

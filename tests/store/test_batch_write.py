@@ -1,4 +1,4 @@
-"""aiotrace._store.batch_write: the twins write the same, wherever a file fails, and nothing of what is not as expected."""
+"""aiotrace._store.batch_write: C and Python write the same, wherever a file fails, and nothing unexpected."""
 
 from __future__ import annotations
 

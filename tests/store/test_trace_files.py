@@ -1,4 +1,4 @@
-"""aiotrace._store.trace_files: what is there already is left alone, links are not followed, a living trace is not deleted."""
+"""aiotrace._store.trace_files: existing files are left alone, links not followed, a living trace not deleted."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ class Listener:
 
 FAULTY = """
 import ctypes, os, sys
-from aiotrace import _files, _store, _wholewrite
+from aiotrace._store import batch_write, store, trace_files
 from aiotrace.__main__ import main
 
 fiu = ctypes.CDLL("libfiu.so.0")
@@ -158,8 +158,8 @@ class Os:
         return os.pwrite(fd, b"".join(buffers), offset)
 
 from aiotrace import _collect
-_files.os = Os()
-_store.write_whole = _wholewrite.python_write_whole
+trace_files.os = Os()
+store.write_whole = batch_write.python_write_whole
 listen = _collect.listen
 
 def listen_and_fail(*arguments):

@@ -24,8 +24,8 @@ NO_SPACE = OSError(errno.ENOSPC, "injected")
 def replace_os(monkeypatch: pytest.MonkeyPatch, faulty: fakes.FaultyOs) -> None:
     """Wherever a trace is written. What C writes goes by no `os`: then its twin does."""
     monkeypatch.setattr("aiotrace._store.store.write_whole", python_write_whole)
-    for module in ("_files", "_store", "_closing"):
-        monkeypatch.setattr(f"aiotrace.{module}.os", faulty)
+    for module in ("trace_files", "store", "finish"):
+        monkeypatch.setattr(f"aiotrace._store.{module}.os", faulty)
 
 
 def make_store(path: str, pages: Sequence[fakes.FakePage] = (), **options: bool) -> TraceStore:
