@@ -24,9 +24,9 @@ from typing import Final, Self
 
 import anyio
 
+from ._arena.handover import hand_over
 from ._asked import AskingSnapshots
 from ._base.high_fds import out_of_the_way
-from ._handover import hand_over
 from ._page import layout as L
 from ._page.definitions import DEFINITIONS
 from ._recording import Overrun, Recording

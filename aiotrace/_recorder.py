@@ -30,17 +30,17 @@ from typing import Final, cast
 
 import anyio
 
-from ._arenareader import ArenaReader
+from ._arena.file_reader import ArenaReader
+from ._arena.handover import TakenRing, taken_over
+from ._arena.restore import save
 from ._asked import AskedSnapshots
 from ._base.errors import AiotraceError, TraceFormatError
 from ._base.reentrancy import Guard
 from ._base.warn import warn
 from ._external import READING, REFUSED
-from ._handover import TakenRing, taken_over
 from ._launch import FILE, Plan, child_path, child_url, file_of
 from ._page import layout as L
 from ._reader import Attachment, Service
-from ._rescue import save
 from ._ring.arena import Arena, Shape
 from ._ring.delivery import Mark
 from ._ring.writer import Writers

@@ -47,7 +47,7 @@ from ._threads.service_thread import ServiceThread, cede
 from .abc import Sink, StreamInfo
 
 if TYPE_CHECKING:
-    from ._arenafile import ArenaFile
+    from ._arena.file import ArenaFile
 
 T = TypeVar("T")
 Overrun = Literal["drop_newest", "drop_oldest"]
@@ -432,7 +432,7 @@ def _make_file(recording: Recording, path: str, page_size: int, pages: int) -> A
     Raises:
         OSError: It cannot be made; the message says what would do.
     """
-    from ._arenafile import DEFINITIONS_SIZE, ArenaFile  # with ctypes: 10 ms, which only those pay who have one
+    from ._arena.file import DEFINITIONS_SIZE, ArenaFile  # with ctypes: 10 ms, which only those pay who have one
 
     file = ArenaFile(path, Shape(page_size, pages, DEFINITIONS_SIZE), recording.info, DEFINITIONS)
     weakref.finalize(recording, file.remove)

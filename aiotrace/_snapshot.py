@@ -25,10 +25,10 @@ from typing import Final, Self
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
+from ._arena.scan import BadPage, Copy, Looker, Planned, with_definitions
 from ._base.errors import AcknowledgeError
 from ._base.warn import warn
 from ._events.open_recordings import in_service
-from ._look import BadPage, Copy, Looker, Planned, with_definitions
 from ._page.definitions import Definition
 from ._ring.arena import Arena
 from ._threads.loop import Loop, Task

@@ -19,7 +19,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from ._account import EventCount, Loss, TraceStatistics, WriterCount
-from ._arenafile import is_arena
+from ._arena.file import is_arena
 from ._arenatrace import ArenaTrace
 from ._decode.event import LOST, Event, Tables, format_line, make_lost
 from ._decode.event_format import parse_format

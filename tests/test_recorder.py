@@ -21,7 +21,7 @@ import pytest
 import aiotrace
 import aiotrace.abc
 from aiotrace import _recorder
-from aiotrace._arenareader import ArenaReader
+from aiotrace._arena.file_reader import ArenaReader
 from aiotrace._base.backend import c_module
 from aiotrace._commands import main
 from aiotrace._recorder import Followed, Recorder

@@ -14,8 +14,8 @@ import pytest
 
 import aiotrace
 from aiotrace import ConfigurationError, _snapshot, record
+from aiotrace._arena.scan import Copy
 from aiotrace._events.selection import parse_trigger
-from aiotrace._look import Copy
 from aiotrace._snapshot import SnapshotStream, name_for
 from aiotrace.abc import Page, PageStream
 from aiotrace.decode import open_trace

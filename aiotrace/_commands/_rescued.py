@@ -9,7 +9,7 @@ from .._base.terminal_text import escape
 from . import _losses
 
 if TYPE_CHECKING:
-    from .._rescue import RescueReport
+    from .._arena.restore import RescueReport
 
 SHOWN: Final = 20
 """Damaged pages that are told one by one."""

@@ -214,7 +214,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         OSError: The trace cannot be written.
     """
     from .. import _launch
-    from .._arenafile import refuse_existing
+    from .._arena.file import refuse_existing
     from .._sinkoptions import PAGES_BESIDE, QUOTA_MIN
 
     sinks = list(arguments.sinks)

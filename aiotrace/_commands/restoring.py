@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from .._arenafile import is_arena
+    from .._arena.file import is_arena
     from .._store.finish import restore
     from .._store.trace_files import journal_path
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _restore_arena(arguments: argparse.Namespace) -> int:
-    from .._rescue import restore_arena
+    from .._arena.restore import restore_arena
 
     if arguments.output is None:
         raise ConfigurationError(f"{arguments.file} is an arena: say with -o where its trace goes")

@@ -6,9 +6,9 @@ import itertools
 import struct
 from pathlib import Path
 
-from aiotrace import _arenafile
-from aiotrace._arenafile import ArenaFile
-from aiotrace._look import Copy
+from aiotrace._arena import file
+from aiotrace._arena.file import ArenaFile
+from aiotrace._arena.scan import Copy
 from aiotrace._page.definitions import Definitions, EventDefinition
 from aiotrace._page.encode import walk
 from aiotrace._page.event_schema import Schema
@@ -53,7 +53,7 @@ class Filled:
         """Let file and lock go, as a kill does; the file stays."""
         assert self.file is not None
         self.arena.close()
-        _arenafile._files.discard(self.file)
+        file._files.discard(self.file)
         self.file._close()
 
 

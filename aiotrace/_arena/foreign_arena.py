@@ -15,8 +15,8 @@ This module does not know which page is next; `_handover` does.
 
 from __future__ import annotations
 
-from ._page import layout as L
-from ._ring.arena import Arena
+from .._page import layout as L
+from .._ring.arena import Arena
 
 
 class TakenArena(Arena):

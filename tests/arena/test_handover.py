@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _handover
+from aiotrace._arena import handover
+from aiotrace._arena.handover import hand_over, taken_over
 from aiotrace._base.backend import c_module
 from aiotrace._base.errors import ConfigurationError
-from aiotrace._handover import hand_over, taken_over
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import Definitions
 from aiotrace._page.encode import transition, walk
@@ -164,7 +164,7 @@ def test_the_writer_may_go_on_between_any_two_steps_of_the_reader(paces: list[in
         return first
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_handover, "transition", interleave(transition))
+        patch.setattr(handover, "transition", interleave(transition))
         patch.setattr(both.ring, "_identify", interleave(both.ring._identify))  # type: ignore[arg-type]
         patch.setattr(both.ring._theirs, "read", interleave(both.ring._theirs.read))  # type: ignore[arg-type]
         for _ in range(10):
@@ -493,7 +493,7 @@ def test_pages_of_the_quick_reader_are_used_again_and_others_never_touched() -> 
 
 
 def test_without_a_compare_and_swap_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_handover, "c_module", None)
+    monkeypatch.setattr(handover, "c_module", None)
     with pytest.raises(ConfigurationError, match="C module"):
         hand_over(Filled().pages)
     with pytest.raises(ConfigurationError, match="AIOTRACE_PURE"):

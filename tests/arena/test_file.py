@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace import _arenafile
-from aiotrace._arenafile import HEADER_SIZE, is_arena, is_owned, pack_header, unpack_header
-from aiotrace._arenareader import ArenaReader
+from aiotrace._arena import file
+from aiotrace._arena.file import HEADER_SIZE, is_arena, is_owned, pack_header, unpack_header
+from aiotrace._arena.file_reader import ArenaReader
+from aiotrace._arena.scan import BadPage
 from aiotrace._base.crc32 import crc32
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._look import BadPage
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import SymbolDefinition
 from aiotrace._ring.arena import Shape
@@ -174,7 +174,7 @@ def test_a_file_that_cannot_be_made_is_not_left_behind(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_arenafile.os, call, fail)
+        patch.setattr(file.os, call, fail)
         with pytest.raises(OSError, match=r"No space left on device: an arena needs 8 KiB at once"):
             Filled(tmp_path / "arena")
     assert os.listdir(tmp_path) == []
@@ -192,7 +192,7 @@ def test_a_page_is_allocated_before_its_first_use_and_only_then(
         assert size == PAGE
         real(fd, offset, size)
 
-    monkeypatch.setattr(_arenafile.os, "posix_fallocate", watch)
+    monkeypatch.setattr(file.os, "posix_fallocate", watch)
     for _ in range(300):
         filled.write()
     first = filled.file.shape.first_page if filled.file else 0
@@ -214,7 +214,7 @@ def test_a_full_file_system_refuses_a_page_and_the_events_are_counted(
         room[0] -= 1
         real(fd, offset, size)
 
-    monkeypatch.setattr(_arenafile.os, "posix_fallocate", fallocate)
+    monkeypatch.setattr(file.os, "posix_fallocate", fallocate)
     for _ in range(300):
         filled.write()
     writer = filled.all[0]

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from ._arenareader import ArenaReader
-from ._base.errors import TraceFormatError
-from ._formats.frames import Damage
-from ._look import BadPage, Copy
-from ._store.store import TraceStore
-from ._store.trace_files import remove
+from .._base.errors import TraceFormatError
+from .._formats.frames import Damage
+from .._store.store import TraceStore
+from .._store.trace_files import remove
+from .file_reader import ArenaReader
+from .scan import BadPage, Copy
 
 BATCH_BYTES: Final = 1 << 20
 """Pages that are copied, and then written at once."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._look import BadPage, Copy, Looker, Planned
+from aiotrace._arena.scan import BadPage, Copy, Looker, Planned
 from aiotrace._page import layout as L
 from aiotrace._ring.arena import Arena
 from support.arenas import PAGE, Filled, numbers

@@ -26,15 +26,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._base.high_fds import out_of_the_way
-from ._base.reentrancy import Guard
-from ._formats.journal import JournalWriter
-from ._page import layout as L
-from ._page.definitions import Definition
-from ._ring.arena import Shape
-from .abc import StreamInfo
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._base.high_fds import out_of_the_way
+from .._base.reentrancy import Guard
+from .._formats.journal import JournalWriter
+from .._page import layout as L
+from .._page.definitions import Definition
+from .._ring.arena import Shape
+from ..abc import StreamInfo
 
 DEFINITIONS_SIZE: Final = 16 << 20
 """Bytes for definitions. All tables of a process full, with names of ordinary length, take 12 MiB."""

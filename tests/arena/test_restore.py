@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace import _rescue
-from aiotrace._arenareader import ArenaReader
+from aiotrace._arena import restore
+from aiotrace._arena.file_reader import ArenaReader
+from aiotrace._arena.restore import find_arenas, restore_arena, save
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._page import layout as L
-from aiotrace._rescue import find_arenas, restore_arena, save
 from aiotrace.decode import open_trace
 from support.arenas import Filled
 
@@ -88,7 +88,7 @@ def test_what_fails_leaves_the_arena_and_nothing_half_done(
 
     filled.release()
     with monkeypatch.context() as patch:
-        patch.setattr(_rescue.TraceStore, fails, fail)
+        patch.setattr(restore.TraceStore, fails, fail)
         with pytest.raises(OSError, match="No space left"):
             restore_arena(str(tmp_path / "arena"), str(tmp_path / "trace.dat"))
     assert os.listdir(tmp_path) == ["arena"]
@@ -112,14 +112,14 @@ def test_what_is_no_arena_is_said_so(tmp_path: Path) -> None:
 
 def test_an_arena_is_written_in_batches(tmp_path: Path, filled: Filled, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    real = _rescue.TraceStore.write
+    real = restore.TraceStore.write
 
-    def write(self: _rescue.TraceStore, pages: Sequence[_rescue.Copy], definitions: Sequence[object]) -> None:
+    def write(self: restore.TraceStore, pages: Sequence[restore.Copy], definitions: Sequence[object]) -> None:
         sizes.append(sum(len(page.data) for page in pages))
         real(self, pages, definitions)  # type: ignore[arg-type]  # as it is called
 
-    monkeypatch.setattr(_rescue, "BATCH_BYTES", 8192)
-    monkeypatch.setattr(_rescue.TraceStore, "write", write)
+    monkeypatch.setattr(restore, "BATCH_BYTES", 8192)
+    monkeypatch.setattr(restore.TraceStore, "write", write)
     with ArenaReader(str(tmp_path / "arena")) as reader:
         save(reader, str(tmp_path / "trace.dat"))
     assert len(sizes) > 1

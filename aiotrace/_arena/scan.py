@@ -21,11 +21,11 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._page import layout as L
-from ._page.encode import pack_header, pack_lost_count
-from ._page.walk import new_totals, tally, walk
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._page import layout as L
+from .._page.encode import pack_header, pack_lost_count
+from .._page.walk import new_totals, tally, walk
 
 _HEADER: Final = struct.Struct(L.BYTE_ORDER + "QQ")
 TRIES: Final = 3

@@ -31,19 +31,19 @@ from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, NamedTuple
 
-from ._base.backend import c_module
-from ._base.crc32 import crc32
-from ._base.errors import ConfigurationError, TraceFormatError
-from ._look import BadPage
-from ._page import layout as L
-from ._page.encode import transition
-from ._page.walk import new_totals, tally, walk
-from ._ring.arena import Arena
-from ._ring.delivery import Mark
-from ._ring.page_cycle import Pages
-from ._ring.pool import Pool
-from ._ring.ring import Ring
-from ._takenarena import TakenArena
+from .._base.backend import c_module
+from .._base.crc32 import crc32
+from .._base.errors import ConfigurationError, TraceFormatError
+from .._page import layout as L
+from .._page.encode import transition
+from .._page.walk import new_totals, tally, walk
+from .._ring.arena import Arena
+from .._ring.delivery import Mark
+from .._ring.page_cycle import Pages
+from .._ring.pool import Pool
+from .._ring.ring import Ring
+from .foreign_arena import TakenArena
+from .scan import BadPage
 
 _IDENTITY: Final = struct.Struct("=QQQ")
 _RECORD_MIN: Final = 4 + L.RECORD_COMMON_SIZE

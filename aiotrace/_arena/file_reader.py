@@ -15,15 +15,15 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from ._arenafile import HEADER_SIZE, READ, Header, is_owned, unpack_header
-from ._base.clock import MONO, Anchor
-from ._base.errors import TraceFormatError
-from ._formats.frames import Damage
-from ._formats.journal import JournalReader
-from ._look import BadPage, Copy, Looker, Planned, with_definitions
-from ._page import layout as L
-from ._page.definitions import Definition
-from .abc import StreamInfo
+from .._base.clock import MONO, Anchor
+from .._base.errors import TraceFormatError
+from .._formats.frames import Damage
+from .._formats.journal import JournalReader
+from .._page import layout as L
+from .._page.definitions import Definition
+from ..abc import StreamInfo
+from .file import HEADER_SIZE, READ, Header, is_owned, unpack_header
+from .scan import BadPage, Copy, Looker, Planned, with_definitions
 
 _DESCRIPTOR: Final = struct.Struct(f"={L.DESCRIPTOR_WORDS}Q")
 _STATE: Final = struct.Struct("=QQ")

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiotrace._arenafile import HEADER_SIZE
-from aiotrace._arenareader import ArenaReader
+from aiotrace._arena.file import HEADER_SIZE
+from aiotrace._arena.file_reader import ArenaReader
+from aiotrace._arena.scan import BadPage, Copy
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._look import BadPage, Copy
 from aiotrace._page import layout as L
 from support.arenas import PAGE, Filled, numbers
 
