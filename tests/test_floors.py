@@ -129,15 +129,6 @@ NOT_MOVED = {
     "aiotrace._commands._programs": "_cli",
     "aiotrace._commands._progress": "_cli",
     "aiotrace._commands._rescued": "_cli",
-    "aiotrace._tracers._imports": "_tracers",
-    "aiotrace._tracers.cancellations": "_tracers",
-    "aiotrace._tracers.exceptions": "_tracers",
-    "aiotrace._tracers.functions": "_tracers",
-    "aiotrace._tracers.garbage": "_tracers",
-    "aiotrace._tracers.logs": "_tracers",
-    "aiotrace._tracers.loops": "_tracers",
-    "aiotrace._tracers.threads": "_tracers",
-    "aiotrace._tracers.warned": "_tracers",
 }
 """Modules that are still in the old flat folder, and the room that each goes to."""
 

@@ -18,7 +18,7 @@ from aiotrace._events import python_stack
 from aiotrace._launch import Plan
 from aiotrace._recording import Recording
 from aiotrace._syncrecording import recording
-from aiotrace._tracers import functions, task
+from aiotrace._tracers import function, task
 from aiotrace.decode import Decoder
 from aiotrace_sinks import FileSink, MemorySink
 
@@ -41,7 +41,7 @@ def test_the_task_tracer_knows_the_code_of_all_rooms() -> None:
 
 
 def test_files_that_call_the_program_are_there() -> None:
-    missing = [path for path in functions._TRANSPARENT if not os.path.exists(path)]
+    missing = [path for path in function._TRANSPARENT if not os.path.exists(path)]
     assert not missing
 
 

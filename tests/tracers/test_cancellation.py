@@ -19,7 +19,7 @@ import pytest
 
 import aiotrace
 from aiotrace._base.backend import c_module
-from aiotrace._tracers import cancellations
+from aiotrace._tracers import cancellation
 from aiotrace_sinks import MemorySink
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: tasks are traced in C alone")
@@ -74,7 +74,7 @@ async def until(is_so: Callable[[], bool]) -> None:
 
 def overdue_now() -> int:
     """How many requests are overdue and told of."""
-    return sum(request.is_told for request in list(cancellations._requests.values()))
+    return sum(request.is_told for request in list(cancellation._requests.values()))
 
 
 def line_of(function: Callable[..., Any], text: str) -> str:
@@ -149,21 +149,21 @@ async def test_of_the_tasks_of_a_scope_those_that_have_ended_obeyed() -> None:
             group.cancel_scope.cancel()
             with anyio.CancelScope(shield=True):
                 await anyio.wait_all_tasks_blocked()
-                standing = {each.id for each in cancellations._requests.values() if each.standing() is not None}
+                standing = {each.id for each in cancellation._requests.values() if each.standing() is not None}
                 release.set()
     assert told.named("slow") in standing
     assert told.named("quick") not in standing
 
 
 def pending() -> int:
-    return len(cancellations._requests)
+    return len(cancellation._requests)
 
 
 def look_now() -> None:
     """As if the time were over, for those that were not looked at yet."""
-    for request in list(cancellations._requests.values()):
+    for request in list(cancellation._requests.values()):
         if not request.is_told:
-            cancellations._look(request)
+            cancellation._look(request)
 
 
 # --- asyncio ------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 import aiotrace
 from aiotrace import ConfigurationError
 from aiotrace._page import definitions
-from aiotrace._tracers import functions
+from aiotrace._tracers import function as functions
 from aiotrace.abc import PageStream
 from aiotrace.decode import Decoder, Event
 from aiotrace_sinks import FileSink
@@ -561,6 +561,6 @@ def test_trace_cmd_draws_the_graph(tmp_path: Path, trace_cmd: str) -> None:
     drawn = re.findall(
         r"(funcgraph_\w+): .*?\| +((?:\w+@test_function_tracers\.py:\d+)?\S*(?: \{)?)$", text, re.MULTILINE
     )
-    body = [re.sub(r"@test_function_tracers.py:\d+", "", shown) for _, shown in drawn]
+    body = [re.sub(r"@test_function.py:\d+", "", shown) for _, shown in drawn]
     start = body.index("top() {")
     assert body[start : start + 7] == ["top() {", "middle() {", "leaf();", "leaf();", "}", "leaf();", "}"]

@@ -210,13 +210,13 @@ def test_audit_events_with_impossible_names_are_told_as_others() -> None:
 
 
 def test_a_tracer_that_cannot_run_is_refused_by_name_and_left_out_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    import aiotrace._tracers.garbage as tracer
+    import aiotrace._tracers.gc_runs as tracer
 
     def refuse() -> None:
         raise aiotrace.ConfigurationError("not here")
 
     monkeypatch.setattr(tracer, "start", refuse)
-    monkeypatch.setattr("aiotrace._events.tracer_switch.TRACERS", {"gc": "aiotrace._tracers.garbage"})
+    monkeypatch.setattr("aiotrace._events.tracer_switch.TRACERS", {"gc": "aiotrace._tracers.gc_runs"})
     with aiotrace.recording() as recording:
         recording.enable("all")
         with pytest.raises(aiotrace.ConfigurationError, match="not here"):
