@@ -25,14 +25,14 @@ import anyio
 
 from ._base.clock import MONO, get_clock, take_anchor
 from ._base.errors import ConfigurationError
-from ._budget import check_share
-from ._budgetthread import BudgetThread
+from ._budget.cost_meter import Meter
+from ._budget.policy import check_share
+from ._budget.thread import BudgetThread
 from ._chooser import Chooser
 from ._events.internal_events import has_free_list, tell
 from ._events.open_recordings import activate, deactivate, open_selections, reconsider
 from ._events.selection import AFTER_MAX, Selection, Trigger
 from ._events.tracer_switch import follow
-from ._meter import Meter
 from ._page import layout as L
 from ._page.definitions import DEFINITIONS
 from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions

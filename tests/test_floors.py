@@ -78,9 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._budget": "_budget",
-    "aiotrace._budgetthread": "_budget",
-    "aiotrace._meter": "_budget",
     "aiotrace._reader": "_recording",
     "aiotrace._stream": "_recording",
     "aiotrace._sinkoptions": "_recording",
@@ -135,8 +132,8 @@ NOT_MOVED = {
 KNOWN_FAULTS = {
     ("aiotrace._ring.delivery", "aiotrace._formats.frames"),
     ("aiotrace._store.store", "aiotrace._tracefile"),
-    ("aiotrace._budget", "aiotrace._statistics"),
-    ("aiotrace._budgetthread", "aiotrace._statistics"),
+    ("aiotrace._budget.policy", "aiotrace._statistics"),
+    ("aiotrace._budget.thread", "aiotrace._statistics"),
     ("aiotrace._collecttext", "aiotrace.decode"),
     ("aiotrace._reports", "aiotrace.decode"),
     ("aiotrace._reports._tasks", "aiotrace.decode"),

@@ -155,7 +155,7 @@ def _size(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    from .._budget import parse_percent
+    from .._budget.policy import parse_percent
 
     try:
         return parse_percent(text)

@@ -12,9 +12,9 @@ import anyio.lowlevel
 import pytest
 
 import aiotrace
-from aiotrace import _meter
 from aiotrace._base.backend import c_module
-from aiotrace._meter import Meter, Prices, ThreadTimes, cpu_ns
+from aiotrace._budget import cost_meter
+from aiotrace._budget.cost_meter import Meter, Prices, ThreadTimes, cpu_ns
 from aiotrace._statistics import Statistics
 from support.laws import check_laws
 
@@ -118,7 +118,7 @@ def test_trying_out_calls_records_nothing(recording: aiotrace.SyncRecording) -> 
 
     def try_out() -> None:
         prices = Prices(recording._recording.clock)
-        for _ in range(_meter.SELDOM + 1):
+        for _ in range(cost_meter.SELDOM + 1):
             prices.try_out()
         found.extend(prices.of(what) for what in ("event", "turn", "asked"))
         first(2)
@@ -230,7 +230,7 @@ def test_functions_that_are_not_traced_cost_their_hooks(recording: aiotrace.Sync
     for _ in range(100):
         callee()
     recording.disable("function_graph:*")
-    assert costs(meter)["function_graph:*"] >= 200 * _meter.FUNCTION_HOOK * EVENT
+    assert costs(meter)["function_graph:*"] >= 200 * cost_meter.FUNCTION_HOOK * EVENT
 
 
 def callee() -> None:

@@ -19,18 +19,18 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ._base.backend import c_module
-from ._base.warn import warn
-from ._budget import IDLE, Budget, group_of, title
-from ._events.event import Event, define, defined_events
-from ._events.open_recordings import open_selections, reconsider
-from ._events.selection import Selection
-from ._events.tracer_switch import follow_open
-from ._meter import Meter, Reading
-from ._page.definitions import DEFINITIONS
-from ._ring.writer import Writers
-from ._statistics import BudgetStatistics, BudgetSwitch
-from ._threads.loop import block_signals
+from .._base.backend import c_module
+from .._base.warn import warn
+from .._events.event import Event, define, defined_events
+from .._events.open_recordings import open_selections, reconsider
+from .._events.selection import Selection
+from .._events.tracer_switch import follow_open
+from .._page.definitions import DEFINITIONS
+from .._ring.writer import Writers
+from .._statistics import BudgetStatistics, BudgetSwitch
+from .._threads.loop import block_signals
+from .cost_meter import Meter, Reading
+from .policy import IDLE, Budget, group_of, title
 
 PERIOD: Final = 0.25
 """Seconds from one reading to the next, at least."""

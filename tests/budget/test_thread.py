@@ -18,12 +18,12 @@ import anyio.lowlevel
 import pytest
 
 import aiotrace
-from aiotrace import _budgetthread
 from aiotrace._base.backend import c_module
-from aiotrace._budget import STRETCH_MAX, Period
+from aiotrace._budget import thread as _budgetthread
+from aiotrace._budget.cost_meter import Meter, Reading
+from aiotrace._budget.policy import STRETCH_MAX, Period
 from aiotrace._commands import main
 from aiotrace._events import tracer_switch
-from aiotrace._meter import Meter, Reading
 from aiotrace._statistics import BudgetStatistics
 from support import fakes
 from support.laws import check_closed

@@ -26,20 +26,20 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Final
 
-from ._base.backend import c_module
-from ._base.clock import Clock
-from ._budget import Period, group_of
-from ._events.event import MODE_ALL, defined_events, make_twin
-from ._events.open_recordings import active, local
-from ._events.selection import Decision, Selection
-from ._page import layout as L
-from ._page.event_schema import Schema
-from ._page.filter import compile_filter
-from ._page.walk import new_totals, tally, walk
-from ._ring.arena import Arena
-from ._ring.page_cycle import Pages
-from ._ring.writer import Writer, Writers
-from ._threads.loop import our_threads
+from .._base.backend import c_module
+from .._base.clock import Clock
+from .._events.event import MODE_ALL, defined_events, make_twin
+from .._events.open_recordings import active, local
+from .._events.selection import Decision, Selection
+from .._page import layout as L
+from .._page.event_schema import Schema
+from .._page.filter import compile_filter
+from .._page.walk import new_totals, tally, walk
+from .._ring.arena import Arena
+from .._ring.page_cycle import Pages
+from .._ring.writer import Writer, Writers
+from .._threads.loop import our_threads
+from .policy import Period, group_of
 
 ON_3_11: Final = sys.version_info < (3, 12)
 PRICES: Final[Mapping[str, tuple[float, float]]] = {

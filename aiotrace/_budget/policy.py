@@ -30,8 +30,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from ._base.errors import ConfigurationError
-from ._statistics import BudgetStatistics, BudgetSwitch
+from .._base.errors import ConfigurationError
+from .._statistics import BudgetStatistics, BudgetSwitch
 
 SHARE_MIN: Final = 0.001
 """Of a program's time. Measuring itself takes some 0.05 %."""

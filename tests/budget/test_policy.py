@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiotrace import ConfigurationError
-from aiotrace._budget import (
+from aiotrace._budget.policy import (
     CREDIT,
     CREDIT_FIRST,
     FIXED_MAX,
