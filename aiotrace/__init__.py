@@ -15,15 +15,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from . import abc
-from ._active import strict
-from ._backend import BACKEND
-from ._errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
-from ._event import Event, event
+from ._base.backend import BACKEND
+from ._base.errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
+from ._events.event import Event, event
+from ._events.open_recordings import strict
+from ._events.span import span, span_type
 from ._reader import SinkOptions
 from ._recording import Recording, record
 from ._sinkoptions import sink
 from ._snapshot import SnapshotStatistics
-from ._span import span, span_type
 from ._statistics import SinkStatistics, Statistics, WriterStatistics
 from ._syncrecording import SyncRecording, recording
 

@@ -17,8 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from . import _layout as L
-from ._backend import c_module
+from ._base.backend import c_module
+from ._page import layout as L
 from ._snapshot import PAUSE, Snapshots
 
 _STATE: Final = struct.Struct("=QQ")

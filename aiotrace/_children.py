@@ -21,8 +21,9 @@ from importlib.machinery import ModuleSpec
 from typing import Any, Final
 
 from . import _launch
+from ._base.package import PACKAGE_FOLDER
 
-_SHIM: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_shim", "sitecustomize.py")
+_SHIM: Final = os.path.join(PACKAGE_FOLDER, "_shim", "sitecustomize.py")
 _SPAWNERS: Final = frozenset({"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"})
 _watching = False
 

@@ -16,14 +16,14 @@ from typing import Final, TextIO
 
 import anyio
 
+from ._base.errors import ConfigurationError
 from ._collectaccess import listen, make_access
 from ._collectfolder import Folder
 from ._collectkeeper import Keeper, Rotation
 from ._collector import Collector
 from ._collectstream import check_after_power_loss
 from ._collecttext import LiveText
-from ._errors import ConfigurationError
-from .worker import worker_thread
+from ._threads.worker import worker_thread
 
 __all__ = ["collect"]
 

@@ -21,16 +21,16 @@ from typing import Final
 import anyio
 from anyio.lowlevel import checkpoint
 
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape
 from ._collectaccess import Access, Listener
 from ._collectkeeper import LOG, FullError, Keeper, Stream
 from ._collectstream import UNSYNCED_MAX
 from ._collecttransport import Transport
-from ._errors import TraceFormatError
-from ._escape import escape
-from ._frames import Level
-from ._growing import StoredPage
-from ._protocol import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
-from ._protocol_collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
+from ._formats.frames import Level
+from ._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
+from ._protocol.messages import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
+from ._store.unfinished import StoredPage
 from .abc import Ledger, Page, StreamInfo
 
 __all__ = ["Client"]

@@ -21,10 +21,10 @@ import stat
 import time
 from typing import Final, NamedTuple
 
-from ._clock import boot_id
-from ._errors import ConfigurationError
-from ._files import remove
-from ._growing import is_unfinished
+from ._base.clock import boot_id
+from ._base.errors import ConfigurationError
+from ._store.trace_files import remove
+from ._store.unfinished import is_unfinished
 from .abc import StreamInfo
 
 __all__ = ["BudgetError", "Folder", "TraceName"]

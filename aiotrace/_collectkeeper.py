@@ -20,12 +20,12 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
 
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape
 from ._collectfolder import BudgetError, Folder
 from ._collectstream import Closing, StoredStream, restoring
-from ._errors import TraceFormatError
-from ._escape import escape
+from ._threads.worker import Worker
 from .abc import StreamInfo
-from .worker import Worker
 
 __all__ = ["LOG", "Counts", "FullError", "Keeper", "Rotation", "Stream"]
 

@@ -22,7 +22,7 @@ from ._collectaccess import Access, Listener, peer_of
 from ._collectclient import Client, Show
 from ._collectkeeper import LOG, Keeper
 from ._collecttransport import TlsTransport, Transport
-from ._loop import Loop, Task
+from ._threads.loop import Loop, Task
 
 __all__ = ["CLIENTS_MAX", "Collector", "CollectorStatistics"]
 

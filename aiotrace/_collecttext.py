@@ -13,9 +13,9 @@ import threading
 from typing import Final, TextIO
 from weakref import WeakKeyDictionary
 
+from ._base.terminal_text import escape
 from ._collectkeeper import Stream
-from ._escape import escape
-from ._loop import block_signals
+from ._threads.loop import block_signals
 from .abc import Page
 from .decode import Decoder, format_line
 

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from . import _layout as L
 from ._account import Loss, WriterCount
 from ._arenatrace import ArenaTrace
-from ._decoded import Event, Tables, make_lost
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
+from ._decode.event import Event, Tables, make_lost
 from ._found import Buffer, CpuData, FoundPage, PageShape
-from ._records import ALL, Selection, Walk, tally, walk
+from ._page import layout as L
+from ._page.walk import ALL, Selection, Walk, tally, walk
 from ._tracefile import TraceFile
 from ._unfinished import UnfinishedFile
 

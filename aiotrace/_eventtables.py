@@ -12,11 +12,11 @@ import bisect
 import re
 from typing import Final
 
-from . import _ftrace
-from . import _layout as L
-from ._errors import TraceFormatError
-from ._format import EventFormat, parse_format, text_of
+from ._base.errors import TraceFormatError
+from ._decode.event_format import EventFormat, parse_format, text_of
 from ._found import DamageLog, PageShape
+from ._page import kernel_events
+from ._page import layout as L
 from ._source import Cursor
 
 __all__ = ["EventTables", "Functions", "OwnTables", "unescaped"]
@@ -155,7 +155,7 @@ class OwnTables:
         self.symbols: dict[int, str] = {}
         self.commands: dict[int, str] = {}
         self.functions = Functions()
-        formats = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
+        formats = [parse_format(event.format, event.system) for event in kernel_events.EVENTS]
         self.formats: dict[int, EventFormat] = {format.id: format for format in formats}
 
 

@@ -24,14 +24,14 @@ from typing import Final, Self
 
 import anyio
 
-from . import _layout as L
+from ._arena.handover import hand_over
 from ._asked import AskingSnapshots
-from ._definitions import DEFINITIONS
-from ._descriptors import out_of_the_way
-from ._handover import hand_over
-from ._loop import Waker
+from ._base.high_fds import out_of_the_way
+from ._page import layout as L
+from ._page.definitions import DEFINITIONS
 from ._recording import Overrun, Recording
 from ._sinkoptions import open_path
+from ._threads.loop import Waker
 
 LOOK: Final = 0.002
 """Seconds after which a `send` that waits looks again whether a page is free."""

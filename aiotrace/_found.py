@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from . import _layout as L
+from ._page import layout as L
 from .abc import Ledger
 
 __all__ = [

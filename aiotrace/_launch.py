@@ -28,15 +28,15 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from ._derived import DERIVED
-from ._errors import AiotraceError, ConfigurationError
-from ._event import defined_events
+from ._base.errors import AiotraceError, ConfigurationError
+from ._events.event import defined_events
+from ._events.selection import matches, parse_trigger
 from ._external import ExternalRecording
-from ._files import journal_path, remove
-from ._filter import compile_filter
+from ._page.derived_fields import DERIVED
+from ._page.filter import compile_filter
 from ._recording import SNAPSHOTS, Overrun
-from ._selection import matches, parse_trigger
 from ._statistics import Statistics
+from ._store.trace_files import journal_path, remove
 from ._syncrecording import SyncRecording, recording
 
 Choice = tuple[Literal["enable", "disable", "filter", "trigger", "limit", "notrace"], str, str]

@@ -18,14 +18,14 @@ from typing import Final, Literal
 
 import anyio
 
-from ._active import in_service
-from ._definitions import Definition
-from ._delivery import Delivery, OnError, OnFull
-from ._loop import Loop, Task, Waker, Wrap
-from ._pages import Pages
+from ._base.warn import warn
+from ._events.open_recordings import in_service
+from ._page.definitions import Definition
+from ._ring.delivery import Delivery, OnError, OnFull
+from ._ring.page_cycle import Pages
+from ._ring.writer import Writers
 from ._stream import Stream
-from ._warn import warn
-from ._writer import Writers
+from ._threads.loop import Loop, Task, Waker, Wrap
 from .abc import Ledger, Sink, StreamInfo, WriterLedger
 
 RETRY_PAUSE_FIRST: Final = 0.05

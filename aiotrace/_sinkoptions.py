@@ -11,9 +11,9 @@ from __future__ import annotations
 from types import MethodType
 from typing import Final, get_args
 
-from ._delivery import OnError, OnFull
-from ._errors import ConfigurationError
+from ._base.errors import ConfigurationError
 from ._reader import SinkOptions
+from ._ring.delivery import OnError, OnFull
 from .abc import Sink
 
 AnySink = Sink | SinkOptions | str

@@ -25,13 +25,13 @@ from typing import Final, Self
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._active import in_service
-from ._arena import Arena
-from ._definitions import Definition
-from ._errors import AcknowledgeError
-from ._look import BadPage, Copy, Looker, Planned, with_definitions
-from ._loop import Loop, Task
-from ._warn import warn
+from ._arena.scan import BadPage, Copy, Looker, Planned, with_definitions
+from ._base.errors import AcknowledgeError
+from ._base.warn import warn
+from ._events.open_recordings import in_service
+from ._page.definitions import Definition
+from ._ring.arena import Arena
+from ._threads.loop import Loop, Task
 from .abc import Ledger, Page, Sink, StreamInfo, WriterLedger
 
 PAUSE: Final = 10.0

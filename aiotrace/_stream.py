@@ -16,14 +16,14 @@ from typing import Final, Self
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from . import _layout as L
-from ._arena import Arena
-from ._definitions import Definition
-from ._delivery import Delivery, Part
-from ._errors import AcknowledgeError
-from ._frames import PageEntry
-from ._page import pack_header, pack_lost_count
-from ._pages import Pages
+from ._base.errors import AcknowledgeError
+from ._formats.frames import PageEntry
+from ._page import layout as L
+from ._page.definitions import Definition
+from ._page.encode import pack_header, pack_lost_count
+from ._ring.arena import Arena
+from ._ring.delivery import Delivery, Part
+from ._ring.page_cycle import Pages
 from .abc import Ledger, Page, StreamInfo
 
 ALONE_MAX: Final = 0.001

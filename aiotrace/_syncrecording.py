@@ -10,8 +10,8 @@ import os
 from types import TracebackType
 from typing import Self
 
-from . import _layout as L
 from ._chooser import Chooser
+from ._page import layout as L
 from ._recording import SNAPSHOTS, Overrun, Recording
 from ._sinkoptions import AnySink
 from ._snapshot import SnapshotStatistics

@@ -24,18 +24,18 @@ from typing import Any
 
 from ._account import EventCount, Loss, TraceStatistics
 from ._arenatrace import ArenaTrace
-from ._clock import Anchor
+from ._base.clock import Anchor
+from ._base.errors import TraceFormatError
+from ._base.terminal_text import escape
 from ._cpustreams import CpuStreams
-from ._decoded import Event, Tables, format_line
-from ._derived import ALL as DERIVED
-from ._derived import with_derived
-from ._errors import TraceFormatError
-from ._escape import escape
-from ._filter import Filter, compile_filter
-from ._format import EventFormat
+from ._decode.event import Event, Tables, format_line
+from ._decode.event_format import EventFormat
+from ._decode.report_lines import Chunk, Lines, chunk_of, format_time, merge
 from ._found import Damage, FoundPage
-from ._lines import Chunk, Lines, chunk_of, format_time, merge
-from ._records import Selection, Walk, new_totals
+from ._page.derived_fields import ALL as DERIVED
+from ._page.derived_fields import with_derived
+from ._page.filter import Filter, compile_filter
+from ._page.walk import Selection, Walk, new_totals
 from ._tracefile import TraceFile
 from ._unfinished import UnfinishedFile
 

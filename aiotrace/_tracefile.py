@@ -22,12 +22,12 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from . import _layout as L
-from ._definitions import Definition
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
+from ._decode.event_format import EventFormat, text_of
 from ._eventtables import EventTables, Functions
 from ._filepages import FilePages
-from ._format import EventFormat, text_of
+from ._formats.journal import JournalReader
+from ._formats.tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION_STREAM, check_of, unpack_check
 from ._found import (
     Buffer,
     CpuData,
@@ -38,9 +38,9 @@ from ._found import (
     losses_after,
     with_writers_of,
 )
-from ._journal import JournalReader
+from ._page import layout as L
+from ._page.definitions import Definition
 from ._source import SECTION_MAX, Cursor, FileCursor, Source, decompressor
-from ._tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION_STREAM, check_of, unpack_check
 from .abc import Ledger, StreamInfo
 
 __all__ = ["TraceFile"]

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ._definitions import Definition
-from ._errors import TraceFormatError
+from ._base.errors import TraceFormatError
 from ._eventtables import OwnTables
-from ._files import journal_path
+from ._formats.journal import Placed
 from ._found import (
     DAMAGE_MAX,
     Buffer,
@@ -24,8 +23,9 @@ from ._found import (
     losses_after,
     with_writers_of,
 )
-from ._growing import UnfinishedTrace
-from ._journal import Placed
+from ._page.definitions import Definition
+from ._store.trace_files import journal_path
+from ._store.unfinished import UnfinishedTrace
 
 __all__ = ["UnfinishedFile"]
 

@@ -24,8 +24,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ._clock import Anchor
-from ._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from ._base.clock import Anchor
+from ._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 
 __all__ = [
     "Anchor",

@@ -18,17 +18,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from . import _ftrace
 from ._account import EventCount, Loss, TraceStatistics, WriterCount
-from ._arenafile import is_arena
+from ._arena.file import is_arena
 from ._arenatrace import ArenaTrace
-from ._decoded import LOST, Event, Tables, format_line, make_lost
-from ._definitions import Definition
-from ._format import parse_format
+from ._decode.event import LOST, Event, Tables, format_line, make_lost
+from ._decode.event_format import parse_format
+from ._decode.report_lines import format_time
 from ._found import Damage
-from ._growing import is_unfinished
-from ._lines import format_time
-from ._records import walk
+from ._page import kernel_events
+from ._page.definitions import Definition
+from ._page.walk import walk
+from ._store.unfinished import is_unfinished
 from ._trace import Trace
 from ._tracefile import TraceFile
 from ._unfinished import UnfinishedFile
@@ -77,7 +77,7 @@ class Decoder:
     def __init__(self, definitions: Sequence[Definition]) -> None:
         self._definitions = definitions
         self._known = 0
-        known = [parse_format(event.format, event.system) for event in _ftrace.EVENTS]
+        known = [parse_format(event.format, event.system) for event in kernel_events.EVENTS]
         self._tables = Tables({format.id: format for format in known}, {}, {}, None)
 
     def events(self, page: Page) -> Iterator[Event]:

@@ -7,10 +7,8 @@ sockets and brokers, without any socket. `LateHeaders` is for a trace.dat that s
 
 from __future__ import annotations
 
-from ._closing import RestoreReport, restore
-from ._errors import TraceFormatError
-from ._files import remove
-from ._frames import (
+from ._base.errors import TraceFormatError
+from ._formats.frames import (
     LENGTH_MAX,
     Damage,
     Frame,
@@ -31,11 +29,13 @@ from ._frames import (
     unpack_hello,
     unpack_page,
 )
-from ._growing import StoredPage, UnfinishedTrace, is_unfinished, page_entry
-from ._journal import JournalReader, Placed
-from ._lateheaders import LateHeaders
-from ._store import TraceStore
-from ._tracedat import CpuStatistics
+from ._formats.journal import JournalReader, Placed
+from ._formats.tracedat import CpuStatistics
+from ._formats.tracedat_stream import LateHeaders
+from ._store.finish import RestoreReport, restore
+from ._store.store import TraceStore
+from ._store.trace_files import remove
+from ._store.unfinished import StoredPage, UnfinishedTrace, is_unfinished, page_entry
 
 __all__ = [
     "LENGTH_MAX",

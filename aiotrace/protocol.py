@@ -6,10 +6,10 @@ has every byte, for other languages.
 
 from __future__ import annotations
 
-from ._frames import Level
-from ._protocol import PROTOCOL_VERSION, Broken, Grant, Position, Positions, Refused, Request
-from ._protocol_collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
-from ._protocol_producer import Acknowledged, Ended, Granted, Producer, ProducerEvent
+from ._formats.frames import Level
+from ._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
+from ._protocol.messages import PROTOCOL_VERSION, Broken, Grant, Position, Positions, Refused, Request
+from ._protocol.producer import Acknowledged, Ended, Granted, Producer, ProducerEvent
 
 __all__ = [
     "PROTOCOL_VERSION",

@@ -25,8 +25,8 @@ from typing import Final, Self
 
 import anyio
 
-from ._errors import AcknowledgeError
-from ._event import event
+from ._base.errors import AcknowledgeError
+from ._events.event import event
 from ._reader import SinkOptions
 from ._recording import Recording, record
 from ._sinkoptions import sink

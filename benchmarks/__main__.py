@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from aiotrace import ConfigurationError
-from aiotrace._backend import WHY_PYTHON
+from aiotrace._base.backend import WHY_PYTHON
 
 from . import (
     arena,

@@ -33,16 +33,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from aiotrace_sinks import FileSink
-
 import aiotrace
-from aiotrace import _columns
-from aiotrace._columns import ColumnPlan
 from aiotrace._cpustreams import read_page_header
+from aiotrace._decode import columns as _columns
+from aiotrace._decode.columns import ColumnPlan
 from aiotrace._found import FoundPage
-from aiotrace._records import ALL, PythonWalk, walk
+from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace._tracefile import TraceFile
 from aiotrace.decode import Trace, open_trace
+from aiotrace_sinks import FileSink
 
 from .ctf import write_ctf
 from .table import Cell, Table

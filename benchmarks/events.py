@@ -34,10 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from aiotrace_sinks import NullSink
-
 import aiotrace
-from aiotrace._active import activate, deactivate
+from aiotrace._events.open_recordings import activate, deactivate
+from aiotrace_sinks import NullSink
 
 from .floor import NotCompiledError, compile_extension
 from .table import Cell, Table

@@ -25,18 +25,18 @@ from pathlib import Path
 from typing import Final
 
 import anyio
-from aiotrace_sinks import FileSink
 
 import aiotrace
-from aiotrace import _layout as L
-from aiotrace._clock import take_anchor
-from aiotrace._crc import crc32
-from aiotrace._definitions import DEFINITIONS
-from aiotrace._files import RESERVED, reserve
-from aiotrace._frames import PageEntry
-from aiotrace._page import encode_record, pack_header
+from aiotrace._base.clock import take_anchor
+from aiotrace._base.crc32 import crc32
+from aiotrace._formats.frames import PageEntry
+from aiotrace._page import layout as L
+from aiotrace._page.definitions import DEFINITIONS
+from aiotrace._page.encode import encode_record, pack_header
+from aiotrace._store.trace_files import RESERVED, reserve
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo, WriterLedger
 from aiotrace.formats import StoredPage
+from aiotrace_sinks import FileSink
 
 from .table import Cell, Table
 

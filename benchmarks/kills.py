@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Final
 
 from aiotrace import open_trace
-from aiotrace._rescue import restore_arena
+from aiotrace._arena.restore import restore_arena
 
 from .table import Table
 

@@ -25,13 +25,13 @@ from typing import ClassVar, NamedTuple
 from unittest import mock
 
 import anyio
-from aiotrace_sinks import FileSink
 
 import aiotrace
-from aiotrace import _layout as L
-from aiotrace import _pages
-from aiotrace._pool import Pool
+from aiotrace._page import layout as L
+from aiotrace._ring import page_cycle
+from aiotrace._ring.pool import Pool
 from aiotrace.abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
+from aiotrace_sinks import FileSink
 
 from .table import Table
 
@@ -139,7 +139,7 @@ class Outcome(NamedTuple):
 async def stream_pages(pool: type[Pool], depth: int, trace: Path) -> Outcome:
     """Stream the pages into a file, through a recording with this pool."""
     sink = aiotrace.sink(in_batches(FileSink(trace), depth), quota=depth)
-    with mock.patch.object(_pages, "Pool", pool):
+    with mock.patch.object(page_cycle, "Pool", pool):
         async with aiotrace.record(sink, page_size=PAGE_SIZE, pages=depth + SPARE_PAGES) as recording:
             faults = -resource.getrusage(resource.RUSAGE_SELF).ru_minflt
             for _ in range(PAGES // 2):

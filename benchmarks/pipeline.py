@@ -23,10 +23,9 @@ from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
 
-from aiotrace_sinks import FileSink, NullSink
-
 import aiotrace
 from aiotrace import Statistics, SyncRecording
+from aiotrace_sinks import FileSink, NullSink
 
 from .events import THREE, Recorded, three
 from .table import Cell, Table

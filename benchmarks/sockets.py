@@ -28,14 +28,14 @@ from multiprocessing.connection import Connection
 from typing import Final
 
 import anyio
-from aiotrace_sinks import SocketSink
 
 import aiotrace
-from aiotrace import _layout as L
-from aiotrace._clock import take_anchor
-from aiotrace._definitions import DEFINITIONS
+from aiotrace._base.clock import take_anchor
+from aiotrace._page import layout as L
+from aiotrace._page.definitions import DEFINITIONS
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo, WriterLedger
 from aiotrace.protocol import Collector, Finished, Grant, Greeted, PageReceived
+from aiotrace_sinks import SocketSink
 
 from .files import BUFFERS, EVENTS, MIB, RECORDS, make_pages
 from .table import Cell, Table

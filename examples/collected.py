@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 import anyio
-from aiotrace_sinks import SocketSink
 
 import aiotrace
+from aiotrace_sinks import SocketSink
 
 order = aiotrace.event("shop:order", shop="symbol", number="u32", item="str")
 

@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import anyio
-import http_service
-import http_service_trio
 from anyio.abc import TaskStatus
 
 import aiotrace
+import http_service
+import http_service_trio
 
 SERVICES: dict[str, Callable[..., Awaitable[aiotrace.Statistics]]] = {
     "asyncio": http_service.serve,

@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 
-from aiotrace_sinks import FileSink
 from anyio import TASK_STATUS_IGNORED
 from anyio.abc import TaskStatus
-from http_app import MAX_HEAD, answer, connection_closed, connection_opened
 
 import aiotrace
+from aiotrace_sinks import FileSink
+from http_app import MAX_HEAD, answer, connection_closed, connection_opened
 
 
 class Service:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 
 import trio
-from aiotrace_sinks import FileSink
-from http_app import MAX_HEAD, answer, connection_closed, connection_opened
 
 import aiotrace
+from aiotrace_sinks import FileSink
+from http_app import MAX_HEAD, answer, connection_closed, connection_opened
 
 
 class Service:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 
 import anyio
-from aiotrace_sinks import FileSink
 
 import aiotrace
 from aiotrace.abc import PageStream
+from aiotrace_sinks import FileSink
 
 step = aiotrace.event("work:step", number="u64", text="str")
 

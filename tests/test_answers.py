@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_decode import page, store
 
 from aiotrace._commands import main
 from aiotrace.abc import Ledger, WriterLedger
+from support.traces import page, store
 
 Capture = pytest.CaptureFixture[str]
 

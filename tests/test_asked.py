@@ -8,13 +8,13 @@ from typing import Any
 
 import anyio
 import pytest
-from arenas import Filled, numbers
 
-from aiotrace import _layout as L
+from aiotrace._arena.scan import Copy
 from aiotrace._asked import AskedSnapshots, AskingSnapshots
-from aiotrace._backend import c_module
-from aiotrace._look import Copy
+from aiotrace._base.backend import c_module
+from aiotrace._page import layout as L
 from aiotrace.abc import PageStream, Sink
+from support.arenas import Filled, numbers
 
 pytestmark = [
     pytest.mark.once,

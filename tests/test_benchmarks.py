@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from aiotrace import ConfigurationError
-from aiotrace._backend import WHY_PYTHON, c_module
+from aiotrace._base.backend import WHY_PYTHON, c_module
 from benchmarks import __main__ as command
 from benchmarks import flat, page_allocations
 from benchmarks.table import Table
+from support import ROOT
 
 pytestmark = pytest.mark.once
 
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: tasks are traced by the C module")
 HELD = ("events", "dropped", "in snapshot")
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_the_benchmarks_are_listed() -> None:

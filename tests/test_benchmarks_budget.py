@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from benchmarks import budget
 
 pytestmark = pytest.mark.once

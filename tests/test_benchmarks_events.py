@@ -7,7 +7,7 @@ import struct
 
 import pytest
 
-from aiotrace._page import encode_record, unpack_header, walk
+from aiotrace._page.encode import encode_record, unpack_header, walk
 from benchmarks import events, pipeline
 from benchmarks.events import EMPTY_LOOP, Row
 from benchmarks.floor import NotCompiledError, compile_extension

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from benchmarks import external_kills
 from benchmarks.external_kills import kill_once
 from benchmarks.kills import Outcome, check_trace

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace import _layout as L
-from aiotrace._arenareader import ArenaReader
+from aiotrace._arena.file_reader import ArenaReader
+from aiotrace._page import layout as L
 from benchmarks import kills
 from benchmarks.kills import Outcome, kill_once
 

@@ -7,14 +7,14 @@ import stat
 from dataclasses import replace
 from pathlib import Path
 
-import fakes
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import ConfigurationError
 from aiotrace._collectfolder import LOCK, BudgetError, Folder
-from aiotrace._store import TraceStore
+from aiotrace._store.store import TraceStore
+from support import fakes
 
 pytestmark = pytest.mark.once
 

@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import fakes
 import pytest
-import senders
-import stores
-from senders import Sender, happens
 
 from aiotrace._collect import collect
 from aiotrace._collectfolder import Folder
 from aiotrace._collector import Collector
-from aiotrace._definitions import SymbolDefinition
-from aiotrace._frames import Level
+from aiotrace._formats.frames import Level
+from aiotrace._page.definitions import SymbolDefinition
 from aiotrace.abc import Page
 from aiotrace.decode import open_trace
+from support import fakes, senders, stores
+from support.senders import Sender, happens
 
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 LEDGER = stores.LEDGER
@@ -414,7 +412,7 @@ async def _shout(sock: socket.socket, data: bytes) -> None:
 
 
 async def test_who_says_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._protocol_collector.HANDSHAKE_PATIENCE", 0.1)
+    monkeypatch.setattr("aiotrace._protocol.collector.HANDSHAKE_PATIENCE", 0.1)
     async with collector(tmp_path) as collecting:
         idle = await senders.connect(collecting.addresses[0])
         with anyio.fail_after(senders.DEADLINE):

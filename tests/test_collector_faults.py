@@ -10,9 +10,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import faults
 import pytest
-from faults import Cutter, Listener, Scene, Verdict
+
+from support import faults
+from support.faults import Cutter, Listener, Scene, Verdict
 
 pytestmark = pytest.mark.once
 

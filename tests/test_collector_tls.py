@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import fakes
 import pytest
-import senders
-import stores
 import trustme
-from aiotrace_sinks import SocketSink
-from senders import Sender, happens
 
 import aiotrace
 from aiotrace import collect
+from aiotrace_sinks import SocketSink
+from support import fakes, senders, stores
+from support.senders import Sender, happens
 
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)

@@ -7,17 +7,16 @@ import random
 from collections import Counter
 from pathlib import Path
 
-import fakes
 import pytest
-import stores
-from stores import EIO, INFO, LEDGER
 
-from aiotrace import _store
 from aiotrace._collectfolder import BudgetError, Folder
 from aiotrace._collectstream import StoredStream, check_after_power_loss
-from aiotrace._growing import is_unfinished
-from aiotrace._store import TraceStore
+from aiotrace._store import store as _store
+from aiotrace._store.store import TraceStore
+from aiotrace._store.unfinished import is_unfinished
 from aiotrace.decode import open_trace
+from support import fakes, stores
+from support.stores import EIO, INFO, LEDGER
 
 pytestmark = pytest.mark.once
 

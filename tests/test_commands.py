@@ -12,17 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from programs import environment
-from test_decode import DATA, INFO, definitions, numbers, page, store
 
 import aiotrace
-from aiotrace._backend import WHY_PYTHON
-from aiotrace._clock import Anchor
+from aiotrace._base.backend import WHY_PYTHON
+from aiotrace._base.clock import Anchor
 from aiotrace._commands import main
 from aiotrace._commands.report import to_json
-from aiotrace._store import TraceStore
+from aiotrace._store.store import TraceStore
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
+from support import DATA
+from support.programs import environment
+from support.traces import INFO, definitions, numbers, page, store
 
 Capture = pytest.CaptureFixture[str]
 

@@ -8,32 +8,30 @@ import re
 import struct
 import subprocess
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import kernel  # tests/kernel.py
 import pytest
-from aiotrace_sinks import FileSink
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import aiotrace
-from aiotrace import _layout as L
-from aiotrace._clock import Anchor
-from aiotrace._decoded import Tables
-from aiotrace._definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
-from aiotrace._errors import TraceFormatError
-from aiotrace._frames import PageEntry
-from aiotrace._page import encode_absolute_timestamp, encode_padding, encode_record, walk
-from aiotrace._records import walk as quick_walk
-from aiotrace._schema import TYPES, Schema
-from aiotrace.abc import Ledger, StreamInfo, WriterLedger
-from aiotrace.decode import Decoder, Event, format_line, open_trace
+from aiotrace._base.errors import TraceFormatError
+from aiotrace._decode.event import Tables
+from aiotrace._formats.frames import PageEntry
+from aiotrace._page import layout as L
+from aiotrace._page.definitions import CommandDefinition, EventDefinition, FunctionDefinition, SymbolDefinition
+from aiotrace._page.encode import encode_absolute_timestamp, encode_padding, encode_record, walk
+from aiotrace._page.event_schema import TYPES, Schema
+from aiotrace._page.walk import walk as quick_walk
+from aiotrace.abc import Ledger, WriterLedger
+from aiotrace.decode import Decoder, format_line, open_trace
 from aiotrace.formats import StoredPage, TraceStore
+from aiotrace_sinks import FileSink
+from support import DATA, kernel
+from support.traces import ID, INFO, SYMBOL, definitions, numbers, page, payload, store
 
-DATA = Path(__file__).parent / "data"
 KEPT = sorted(path.name for path in DATA.glob("*.dat"))
 
 
@@ -49,48 +47,6 @@ def test_kept_traces_of_the_kernel_agree_with_what_trace_cmd_said(name: str) -> 
 
 
 # --- our own traces -----------------------------------------------------------------------------
-
-SCHEMA = Schema("test:all", {"n": "s64", "f": "f64", "s": "str", "y": "bytes", "sym": "symbol", "b": "bool", "k": "u8"})
-ID = 2000
-SYMBOL = 0xFFFF800000001000
-INFO = StreamInfo(bytes(range(16)), 4096, 8, "mono", Anchor(5, 6, "boot"), 77, "host", "prog")
-
-
-def definitions() -> list[Definition]:
-    return [
-        EventDefinition(ID, "test", "all", SCHEMA.format_text(ID)),
-        SymbolDefinition(SYMBOL, 'a "symbol"\n'),
-        CommandDefinition(77, "a thread whose name is long"),
-    ]
-
-
-def payload(number: int, text: str = "x", data: bytes = b"", pid: int = 77) -> bytes:
-    values = (number, number / 3, text, data, 'a "symbol"\n', True, number & 0xFF)
-    return SCHEMA.encode(ID, pid, values, lambda text: SYMBOL)
-
-
-def page(
-    numbers: Sequence[int], *, writer: int = 0, sequence: int = 0, step: int = 10, start: int = 1000, lost: int = 0
-) -> StoredPage:
-    """A page with an event each `step` ns, the first at `start`."""
-    data = b"".join(encode_record(step if index else 0, payload(n)) for index, n in enumerate(numbers))
-    entry = PageEntry(writer, sequence, 0, True, len(numbers), lost, len(definitions()), start, len(data))
-    return StoredPage(entry, memoryview(data))
-
-
-def store(path: Path, pages: Sequence[StoredPage], ledger: Ledger | None = None, *, finish: bool = True) -> TraceStore:
-    made = TraceStore(str(path), INFO)
-    made.write(pages, definitions())
-    made.end(definitions(), ledger or Ledger(()))
-    if finish:
-        for _ in made.finish():
-            pass
-    made.close()
-    return made
-
-
-def numbers(events: Sequence[Event]) -> list[object]:
-    return [event.fields["count"] if event.is_loss else event.fields["n"] for event in events]
 
 
 def test_every_kind_of_field_comes_back(tmp_path: Path) -> None:

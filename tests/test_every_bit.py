@@ -15,14 +15,14 @@ import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import fakes
 import pytest
 
-from aiotrace._page import unpack_header
-from aiotrace._tracedat import CHECKED_HEAD, OPTION_CHECK
+from aiotrace._formats.tracedat import CHECKED_HEAD, OPTION_CHECK
+from aiotrace._page.encode import unpack_header
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
 from aiotrace.formats import TraceFormatError, TraceStore
+from support import fakes
 
 PAGE = 4096
 LEDGER = Ledger((WriterLedger(0, 40, 1, 2, 3, 4), WriterLedger(1, 30, 0, 0, 0, 0)))

@@ -10,16 +10,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import custom_sink
-import http_app
-import load
 import pytest
 
 import aiotrace.testing
+import custom_sink
+import http_app
+import load
+from support import ROOT
 
 pytestmark = pytest.mark.once
 
-ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
 PROGRAMS = [path.name for path in sorted(EXAMPLES.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 

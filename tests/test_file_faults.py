@@ -17,11 +17,11 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 import pytest
-from aiotrace_sinks import FileSink, NullSink
-from programs import environment
 
 import aiotrace
 from aiotrace.formats import restore
+from aiotrace_sinks import FileSink, NullSink
+from support.programs import environment
 
 pytestmark = pytest.mark.once
 
@@ -96,7 +96,7 @@ async def test_a_full_disk_harms_nobody_and_nothing_is_lost_that_was_delivered(
 FAULTY = """
 import asyncio, ctypes, json, os, sys
 import aiotrace
-from aiotrace import _files, _store, _wholewrite
+from aiotrace._store import batch_write, store, trace_files
 from aiotrace_sinks import FileSink
 
 fiu = ctypes.CDLL("libfiu.so.0")
@@ -114,8 +114,8 @@ async def main():
     sink = FileSink(sys.argv[1], max_size=30 * 4096, fsync=sys.argv[2] == "fsync")
     async with aiotrace.record(sink, page_size=4096, pages=64, flush_interval=0.01, drain_timeout=60) as recording:
         # Not before: a file that cannot be opened is refused at once, and that is another test.
-        _files.os = Os()
-        _store.write_whole = _wholewrite.python_write_whole
+        trace_files.os = Os()
+        store.write_whole = batch_write.python_write_whole
         for name, probability in json.loads(sys.argv[4]).items():
             assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
         n = 0

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from programs import environment
 
 import aiotrace
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._commands import main
 from aiotrace.decode import open_trace
+from support.programs import environment
 
 pytestmark = pytest.mark.once
 needs_c = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")

@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent
+from support import TESTS
+
 PRELUDE = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads is what is tested
 import aiotrace
-from laws import PAGE, Collect, check_closed, check_sink_has, number
+from support.laws import PAGE, Collect, check_closed, check_sink_has, number
 
 def in_child(function):
     pid = os.fork()
@@ -113,13 +113,13 @@ check_sink_has(sink, statistics)
 
 def test_a_child_can_work_although_another_thread_held_every_lock_at_the_fork() -> None:
     run("""
-from aiotrace import _active, _event
-from aiotrace._definitions import DEFINITIONS
+from aiotrace._events import event, open_recordings
+from aiotrace._page.definitions import DEFINITIONS
 with aiotrace.recording():  # what is imported lazily is: the import system's own locks are not ours
     pass
 held, done = threading.Event(), threading.Event()
 def hold():
-    with DEFINITIONS._lock, _event._events_lock, _active.active.lock:
+    with DEFINITIONS._lock, event._events_lock, open_recordings.active.lock:
         held.set()
         done.wait()
 thread = threading.Thread(target=hold)

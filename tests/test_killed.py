@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from programs import environment
 
 from aiotrace.decode import Event, open_trace
 from aiotrace.formats import is_unfinished, restore
+from support.programs import environment
 
 PROGRAM = """
 import itertools, sys, threading

@@ -12,15 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
-import fakes
 import pytest
-import stores
-from programs import environment
-from senders import Sender
 
 from aiotrace._collector import CollectorStatistics
 from aiotrace._commands import listen, main
 from aiotrace.decode import open_trace
+from support import fakes, stores
+from support.programs import environment
+from support.senders import Sender
 
 pytestmark = pytest.mark.once
 

@@ -22,12 +22,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from aiotrace import _layout as L
-from aiotrace._arena import Arena
-from aiotrace._delivery import Delivery, Part
-from aiotrace._page import walk
-from aiotrace._pages import Pages
-from aiotrace._writer import Writers
+from aiotrace._page import layout as L
+from aiotrace._page.encode import walk
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.delivery import Delivery, Part
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import Writers
 
 PAYLOAD = 1000
 """Bytes: four events on a page."""

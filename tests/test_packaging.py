@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 import aiotrace
+from support import ROOT
 
 pytestmark = pytest.mark.once
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGURATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = CONFIGURATION["project"]
 SOURCES = {"aiotrace": ROOT / "aiotrace", "aiotrace_sinks": ROOT / "sinks" / "aiotrace_sinks"}

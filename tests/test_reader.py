@@ -14,18 +14,18 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import Timeout, make_info
-from laws import PAGE, Collect, check_closed
 
 import aiotrace
 from aiotrace import _reader, _recording, _stream
-from aiotrace._active import in_service
-from aiotrace._arena import Arena
-from aiotrace._page import walk
-from aiotrace._pages import Pages
+from aiotrace._events.open_recordings import in_service
+from aiotrace._page.encode import walk
 from aiotrace._reader import Attachment, Service, SinkOptions
-from aiotrace._writer import Writers
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import Writers
 from aiotrace.abc import Page, PageStream
+from support.fakes import Timeout, make_info
+from support.laws import PAGE, Collect, check_closed
 
 number = aiotrace.event("laws:number", n="u64", text="str")
 FILL = "x" * 3000

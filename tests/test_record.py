@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._commands import main
 from aiotrace._commands.record import _absolute, file_url
 

@@ -17,15 +17,15 @@ from typing import Any
 
 import anyio
 import pytest
-from arenas import Filled
 
 import aiotrace
 import aiotrace.abc
 from aiotrace import _recorder
-from aiotrace._arenareader import ArenaReader
-from aiotrace._backend import c_module
+from aiotrace._arena.file_reader import ArenaReader
+from aiotrace._base.backend import c_module
 from aiotrace._commands import main
 from aiotrace._recorder import Followed, Recorder
+from support.arenas import Filled
 
 pytestmark = pytest.mark.once
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")

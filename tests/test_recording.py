@@ -16,14 +16,14 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import Timeout
-from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 import aiotrace
 from aiotrace import ConfigurationError, record
-from aiotrace._loop import Loop
+from aiotrace._threads.loop import Loop
 from aiotrace.abc import PageStream
 from aiotrace.worker import worker_thread
+from support.fakes import Timeout
+from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 pytestmark = pytest.mark.anyio
 ONLY_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])

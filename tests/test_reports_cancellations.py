@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from reports import FIRST, FakeEvent, cancel, done, feed, spawn, step, text, told
 
 from aiotrace._reports.cancellations import CancellationsReport
+from support.reports import FIRST, FakeEvent, cancel, done, feed, spawn, step, text, told
 
 A, B, C = FIRST, FIRST + 1, FIRST + 2
 TRIO = spawn(0, A, "<init>", coro="Runner.init (/lib/trio/_core/_run.py:2144)")

@@ -6,9 +6,9 @@ import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import FIRST, feed, spawn, step, text
 
 from aiotrace._reports.latency import BAR, Histogram, LatencyReport
+from support.reports import FIRST, feed, spawn, step, text
 
 
 @given(st.lists(st.integers(0, 2**63), min_size=1, max_size=50))

@@ -7,10 +7,10 @@ import gc
 from typing import Any
 
 import pytest
-from reports import FIRST, FakeEvent, done, feed, logged, spawn, step, text
 
 from aiotrace._reports import lost_tasks
 from aiotrace._reports.lost_tasks import LostTasksReport
+from support.reports import FIRST, FakeEvent, done, feed, logged, spawn, step, text
 
 A, B, C = FIRST, FIRST + 1, FIRST + 2
 NOT_RETRIEVED = (

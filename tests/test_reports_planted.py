@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from aiotrace._backend import c_module
+from aiotrace._base.backend import c_module
 from aiotrace._commands import main
+from support import ROOT
 
 pytestmark = pytest.mark.skipif(c_module is None, reason="NOT RUN: tracing tasks needs the C module")
-PROGRAM = Path(__file__).resolve().parent.parent / "examples" / "planted.py"
+PROGRAM = ROOT / "examples" / "planted.py"
 Capture = pytest.CaptureFixture[str]
 
 

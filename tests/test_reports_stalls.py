@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from reports import FIRST, FakeEvent, feed, spawn, step, text
-
 from aiotrace._reports import stalls
 from aiotrace._reports.stalls import StallsReport
+from support.reports import FIRST, FakeEvent, feed, spawn, step, text
 
 A, B = FIRST, FIRST + 1
 MS = 1_000_000

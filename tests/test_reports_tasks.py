@@ -6,12 +6,12 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import FIRST, FakeEvent, done, feed, spawn, step, text
 
 from aiotrace._reports import _tasks
 from aiotrace._reports._tasks import Task, Tasks
 from aiotrace._reports._text import duration
 from aiotrace._reports.tasks import SHOWN, TasksReport
+from support.reports import FIRST, FakeEvent, done, feed, spawn, step, text
 
 A, B, C = FIRST, FIRST + 1, FIRST + 2
 

@@ -10,16 +10,16 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).resolve().parent
+from support import TESTS
+
 PRELUDE = """
 import asyncio, atexit, os, signal, sys, threading
 import anyio
 import aiotrace
-from laws import PAGE, Collect, check_closed, check_sink_has, number
+from support.laws import PAGE, Collect, check_closed, check_sink_has, number
 
 sink = Collect()
 

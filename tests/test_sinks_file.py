@@ -17,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import fakes
 import pytest
-import stores
-from aiotrace_sinks import FileSink
-from aiotrace_sinks._file import CLOSE_ATTEMPTS
 
 import aiotrace
 from aiotrace import ConfigurationError
 from aiotrace.abc import PageStream
 from aiotrace.formats import TraceStore, UnfinishedTrace, is_unfinished, restore
 from aiotrace.testing import check_sink
+from aiotrace_sinks import FileSink
+from aiotrace_sinks._file import CLOSE_ATTEMPTS
+from support import fakes, stores
 
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fakes
 import pytest
-from aiotrace_sinks import MemorySink, NullSink
 
 from aiotrace import ConfigurationError
 from aiotrace.testing import check_sink
+from aiotrace_sinks import MemorySink, NullSink
+from support import fakes
 
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 

@@ -14,26 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import fakes
 import pytest
 import trustme
-from aiotrace_sinks import SocketSink, _socket
-from aiotrace_sinks._socket import READS_MAX, _Session
-from aiotrace_sinks._socket_channel import Address, Channel, connect
-from collectors import TestCollector, collecting
-from laws import PAGE, check_closed, number, numbers_on
-from peers import Stored, make_producer
 
 import aiotrace
 from aiotrace import ConfigurationError
-from aiotrace._frames import Kind, encode_frame
-from aiotrace._protocol import pack_grant
+from aiotrace._formats.frames import Kind, encode_frame
+from aiotrace._protocol.messages import pack_grant
 from aiotrace.protocol import Grant, Level
 from aiotrace.testing import check_sink
+from aiotrace_sinks import SocketSink, _socket
+from aiotrace_sinks._socket import READS_MAX, _Session
+from aiotrace_sinks._socket_channel import Address, Channel, connect
+from support import TESTS, fakes
+from support.collectors import TestCollector, collecting, numbers_in
+from support.laws import PAGE, check_closed, number
+from support.peers import make_producer
 
 pytestmark = pytest.mark.once
-
-TESTS = Path(__file__).resolve().parent
 
 
 class Unhurried:
@@ -70,10 +68,6 @@ async def until(condition: Callable[[], bool]) -> None:
 async def send(count: int, first: int = 0) -> None:
     for n in range(first, first + count):
         await number.send(n, "x" * (n % 20))
-
-
-def numbers_in(stored: Stored) -> list[int]:
-    return [n for data in stored.data for n in numbers_on(memoryview(data), 0)]
 
 
 def check_has(collector: TestCollector, statistics: aiotrace.Statistics, count: int) -> None:
@@ -526,9 +520,9 @@ warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads i
 import anyio, aiotrace
 from aiotrace_sinks import SocketSink, _socket
 from aiotrace_sinks import _socket_channel
-from collectors import collecting
-from laws import PAGE, number
-from test_sinks_socket import numbers_in
+from support.collectors import collecting
+from support.laws import PAGE, number
+from support.collectors import numbers_in
 
 ready, done, found = threading.Event(), threading.Event(), []
 

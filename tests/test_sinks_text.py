@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from typing import TextIO
 
 import anyio
-import fakes
 import pytest
-from aiotrace_sinks import TextSink
-from programs import environment
 
 import aiotrace
 from aiotrace.abc import SymbolDefinition
 from aiotrace.testing import check_sink
+from aiotrace_sinks import TextSink
+from support import fakes
+from support.programs import environment
 
 pytestmark = [pytest.mark.anyio, pytest.mark.once]
 

@@ -17,18 +17,16 @@ from typing import Any
 
 import anyio
 import pytest
-from aiotrace_sinks import TraceCmdSink, _tracecmd
-from aiotrace_sinks._socket_channel import Address, Channel
-from laws import PAGE, Collect, check_closed, number
-from listeners import FakeListener, faking, rinit
 
 import aiotrace
 from aiotrace import ConfigurationError
 from aiotrace.abc import PageStream
 from aiotrace.decode import open_trace
 from aiotrace.testing import check_sink
-
-TESTS = Path(__file__).resolve().parent
+from aiotrace_sinks import TraceCmdSink, _tracecmd
+from aiotrace_sinks._socket_channel import Address, Channel
+from support.laws import PAGE, Collect, check_closed, number
+from support.listeners import FakeListener, faking, rinit
 
 
 async def send(count: int, first: int = 0) -> None:
@@ -43,7 +41,7 @@ import json, os, signal, subprocess, sys, threading
 from pathlib import Path
 import anyio
 import aiotrace
-from aiotrace import _lateheaders
+from aiotrace._formats import tracedat_stream
 from aiotrace_sinks import FileSink, TraceCmdSink, _tracecmd
 
 PORT, NAME = 7777, ":1E61 "
@@ -117,7 +115,7 @@ async def main():
 """
 
 SLOW = """
-_lateheaders.FILLER_SIZE, _tracecmd.SPEAK_EVERY = 16, 0.002  # many fillers, as in days
+tracedat_stream.FILLER_SIZE, _tracecmd.SPEAK_EVERY = 16, 0.002  # many fillers, as in days
 """
 
 STALLED = """

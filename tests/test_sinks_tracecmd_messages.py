@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from aiotrace_sinks import _tracecmd_messages as M
 from hypothesis import given
 from hypothesis import strategies as st
-from listeners import rinit
+
+from aiotrace_sinks import _tracecmd_messages as M
+from support.listeners import rinit
 
 
 def test_what_is_asked_for_is_as_trace_cmd_asks_for_it() -> None:

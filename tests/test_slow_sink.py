@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 import aiotrace
 from aiotrace.abc import PageStream
+from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
 pytestmark = pytest.mark.anyio
 
@@ -21,7 +21,7 @@ class Slow(Collect):
         self.got = anyio.Event()
 
     async def __call__(self, stream: PageStream) -> None:
-        from laws import numbers_on
+        from support.laws import numbers_on
 
         async for page in stream:
             self.got.set()

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import anyio
 import pytest
-from arenas import Filled, numbers
-from laws import PAGE, Collect, check_closed, check_laws, number
 
 import aiotrace
 from aiotrace import ConfigurationError, _snapshot, record
-from aiotrace._look import Copy
-from aiotrace._selection import parse_trigger
+from aiotrace._arena.scan import Copy
+from aiotrace._events.selection import parse_trigger
 from aiotrace._snapshot import SnapshotStream, name_for
 from aiotrace.abc import Page, PageStream
 from aiotrace.decode import open_trace
+from support.arenas import Filled, numbers
+from support.laws import PAGE, Collect, check_closed, check_laws, number
 
 THREAD = pytest.mark.parametrize("thread", [False, True], ids=["task", "thread"])
 

@@ -10,19 +10,19 @@ from typing import Any
 
 import anyio
 import pytest
-from fakes import make_info
 
 from aiotrace import _stream
-from aiotrace._arena import Arena
-from aiotrace._delivery import Delivery
-from aiotrace._errors import AcknowledgeError
-from aiotrace._frames import PageEntry
-from aiotrace._growing import page_entry
-from aiotrace._page import unpack_header, walk
-from aiotrace._pages import Pages
+from aiotrace._base.errors import AcknowledgeError
+from aiotrace._formats.frames import PageEntry
+from aiotrace._page.encode import unpack_header, walk
+from aiotrace._ring.arena import Arena
+from aiotrace._ring.delivery import Delivery
+from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.writer import Writers
+from aiotrace._store.unfinished import page_entry
 from aiotrace._stream import Stream
-from aiotrace._writer import Writers
 from aiotrace.abc import Ledger, Page, WriterLedger
+from support.fakes import make_info
 
 pytestmark = pytest.mark.anyio
 

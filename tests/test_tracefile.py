@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiotrace import _filepages, _source, _tracefile
-from aiotrace._errors import TraceFormatError
+from aiotrace._base.errors import TraceFormatError
 from aiotrace._eventtables import Functions, unescaped
 from aiotrace._tracefile import TraceFile
 from aiotrace.decode import open_trace
+from support import DATA
 
-DATA = Path(__file__).parent / "data"
 V6 = (DATA / "sched-v6.dat").read_bytes()
 ZSTD = (DATA / "sched-v7-zstd.dat").read_bytes()
 ZLIB = (DATA / "sched-v7-zlib.dat").read_bytes()
@@ -281,6 +281,6 @@ def test_escapes_of_printk_formats_are_resolved() -> None:
 
 @given(st.text())
 def test_symbols_come_back_as_they_were_escaped(text: str) -> None:
-    from aiotrace._tracedat import escape
+    from aiotrace._formats.tracedat import escape
 
     assert unescaped(escape(text)) == text

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .. import __version__
-from .._errors import AiotraceError, ConfigurationError
+from .._base.errors import AiotraceError, ConfigurationError
 from . import listen, listing, record, report, restoring, snapshot, stat
 
 COMMANDS: Final = (record, report, stat, listing, restoring, listen, snapshot)

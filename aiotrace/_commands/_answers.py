@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from .._errors import ConfigurationError
+from .._base.errors import ConfigurationError
 from .._reports import Report
 from ..decode import Event, Trace, open_trace
 from . import _losses

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from .._errors import ConfigurationError
+from .._base.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from .._launch import Plan
@@ -56,7 +56,7 @@ def run(command: Sequence[str], plan: Plan, environment: dict[str, str], variabl
         ConfigurationError: There is no C module.
         OSError: There is no room for an arena.
     """
-    from .._handover import check_atomic
+    from .._arena.handover import check_atomic
 
     check_atomic()
     folder = _make_folder(plan)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 from ..decode import Loss, Trace
 
 LOST: Final = 3

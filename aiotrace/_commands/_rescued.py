@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 from . import _losses
 
 if TYPE_CHECKING:
-    from .._rescue import RescueReport
+    from .._arena.restore import RescueReport
 
 SHOWN: Final = 20
 """Damaged pages that are told one by one."""

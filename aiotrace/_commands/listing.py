@@ -13,9 +13,9 @@ import importlib.metadata
 import platform
 from typing import Final
 
-from .._backend import WHY_PYTHON
-from .._escape import escape
-from .._tracing import TRACERS
+from .._base.backend import WHY_PYTHON
+from .._base.terminal_text import escape
+from .._events.tracer_switch import TRACERS
 from ..decode import open_trace
 
 NAME: Final = "list"

@@ -33,9 +33,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from .._errors import ConfigurationError
-from .._selection import STALL_MIN, parse_trigger
-from .._tracing import TRACERS
+from .._base.errors import ConfigurationError
+from .._base.package import PACKAGE_FOLDER
+from .._events.selection import STALL_MIN, parse_trigger
+from .._events.tracer_switch import TRACERS
 from . import _programs
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ def _size(text: str) -> int:
 
 
 def _share(text: str) -> float:
-    from .._budget import parse_percent
+    from .._budget.policy import parse_percent
 
     try:
         return parse_percent(text)
@@ -213,7 +214,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         OSError: The trace cannot be written.
     """
     from .. import _launch
-    from .._arenafile import refuse_existing
+    from .._arena.file import refuse_existing
     from .._sinkoptions import PAGES_BESIDE, QUOTA_MIN
 
     sinks = list(arguments.sinks)
@@ -261,9 +262,7 @@ def _environment(plan: Plan) -> dict[str, str]:
     Raises:
         ConfigurationError: Python could not find us.
     """
-    from .. import _launch
-
-    shim = os.path.join(os.path.dirname(os.path.abspath(_launch.__file__)), "_shim")
+    shim = os.path.join(PACKAGE_FOLDER, "_shim")
     if os.pathsep in shim:
         raise ConfigurationError(
             f"{shim!r} cannot stand in PYTHONPATH: install aiotrace where no {os.pathsep!r} is in the path"
@@ -327,7 +326,7 @@ def file_url(path: str, *, force: bool) -> str:
         ConfigurationError: It cannot stand in a URL.
         OSError: A trace is there already, or the folder cannot be written.
     """
-    from .._files import journal_path, spool_paths
+    from .._store.trace_files import journal_path, spool_paths
 
     if "?" in path:
         raise ConfigurationError(f"{path!r}: choose a name without '?'")

@@ -27,12 +27,12 @@ from collections.abc import Callable, Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
-from .._clock import MONO
-from .._derived import ALL as DERIVED
-from .._errors import ConfigurationError
-from .._escape import escape
-from .._filter import OF_EVENT, Filter, compile_filter
-from .._format import EventFormat
+from .._base.clock import MONO
+from .._base.errors import ConfigurationError
+from .._base.terminal_text import escape
+from .._decode.event_format import EventFormat
+from .._page.derived_fields import ALL as DERIVED
+from .._page.filter import OF_EVENT, Filter, compile_filter
 from .._trace import matches
 from ..decode import Event, Trace, format_line, open_trace
 from . import _answers, _losses

@@ -16,8 +16,8 @@ import os
 import sys
 from typing import Final
 
-from .._errors import ConfigurationError
-from .._escape import escape
+from .._base.errors import ConfigurationError
+from .._base.terminal_text import escape
 from . import _losses, _rescued
 
 NAME: Final = "restore"
@@ -30,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from .._arenafile import is_arena
-    from .._closing import restore
-    from .._files import journal_path
+    from .._arena.file import is_arena
+    from .._store.finish import restore
+    from .._store.trace_files import journal_path
 
     if is_arena(arguments.file):
         return _restore_arena(arguments)
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _restore_arena(arguments: argparse.Namespace) -> int:
-    from .._rescue import restore_arena
+    from .._arena.restore import restore_arena
 
     if arguments.output is None:
         raise ConfigurationError(f"{arguments.file} is an arena: say with -o where its trace goes")

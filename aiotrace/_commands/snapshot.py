@@ -16,7 +16,7 @@ import os
 import time
 from typing import Final
 
-from .._errors import ConfigurationError
+from .._base.errors import ConfigurationError
 from . import _rescued
 
 NAME: Final = "snapshot"
@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from .._arenareader import ArenaReader
-    from .._rescue import save
+    from .._arena.file_reader import ArenaReader
+    from .._arena.restore import save
 
     output = arguments.output or time.strftime("trace-%Y%m%d-%H%M%S-snapshot.dat", time.gmtime())
     path = arguments.arena
@@ -47,7 +47,7 @@ def _find(pid: int) -> str:
         ConfigurationError: The process has no arena, or several.
         OSError: There is no such process, or it is not ours to look at.
     """
-    from .._rescue import find_arenas
+    from .._arena.restore import find_arenas
 
     try:
         found = find_arenas(pid)

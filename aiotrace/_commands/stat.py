@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Iterable
 from typing import Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 from ..decode import TraceStatistics, format_time, open_trace
 from . import _losses
 from .record import OUTPUT

@@ -1,4 +1,4 @@
-/* aiotrace._c: the module, made of parts. What it holds is found through _backend.py alone. */
+/* aiotrace._c: the module, made of parts. What it holds is found through _base/backend.py alone. */
 #include "common/common.h"
 
 static int
@@ -14,7 +14,7 @@ refuse_subinterpreter(PyObject *Py_UNUSED(module))
 static int
 take_errors(PyObject *module)
 {
-    PyObject *errors = PyImport_ImportModule("aiotrace._errors");
+    PyObject *errors = PyImport_ImportModule("aiotrace._base.errors");
     if (errors == NULL)
         return -1;
     aiotrace_state *state = aiotrace_get_state(module);

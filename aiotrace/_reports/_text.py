@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 
 INDENT: Final = "    "
 

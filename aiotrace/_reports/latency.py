@@ -10,7 +10,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 from ..decode import Event, format_time
 from ._tasks import EVENTS, Task, Tasks, between
 from ._text import INDENT, duration, times

@@ -25,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 from ..decode import Event, format_time
 from ._tasks import Tasks, between
 from ._text import INDENT, block, duration, times

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .._escape import escape
+from .._base.terminal_text import escape
 from ..decode import Event
 from ._tasks import EVENTS, Task, Tasks, between
 from ._text import INDENT, duration, table, times

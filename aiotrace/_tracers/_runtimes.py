@@ -21,7 +21,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from ._imports import Import
+from ._on_import import Import
 
 CANCELLED_MAX: Final = 1000
 """Tasks that one cancellation of a scope is told of."""

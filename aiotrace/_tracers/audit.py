@@ -9,19 +9,18 @@ records. Values of the program's own types are shown by their type's name: a rep
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from typing import Any, Final
 
-from .._errors import DefinitionError
-from .._event import Event, define
-from .._stack import walking
+from .._base.errors import DefinitionError
+from .._base.package import PACKAGE_FOLDER
+from .._events.event import Event, define
+from .._events.python_stack import walking
 
 KINDS_MAX: Final = 512
 """Audit events that get a name of their own; a program can make up any number of them."""
 _TEXT_MAX: Final = 200
-_OURS: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _other: Final = define("audit:other", {"name": "str", "arguments": "str"}, by_default=False)
 _events: Final[dict[str, Event]] = {}
 _inside: Final = threading.local()
@@ -34,7 +33,7 @@ def _hook(name: str, arguments: tuple[Any, ...]) -> None:
         return
     _inside.it = True  # what happens in here may be audited too
     try:
-        if sys._getframe(1).f_code.co_filename.startswith(_OURS):
+        if sys._getframe(1).f_code.co_filename.startswith(PACKAGE_FOLDER):
             return
         event = _events.get(name) or _define(name)
         text = ", ".join(map(_show, arguments))

@@ -20,11 +20,11 @@ import threading
 from types import ModuleType
 from typing import Final
 
-from .._active import thread_name
-from .._backend import c_module
-from .._errors import ConfigurationError
-from .._event import define
-from .._schema import COMM
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
+from .._events.event import define
+from .._events.open_recordings import thread_name
+from .._page.event_schema import COMM
 from . import task as tasks
 
 _STATES: Final = '{ 0, "R" }, { 1, "S" }, { 16, "Z" }'

@@ -28,18 +28,18 @@ from collections.abc import Iterable, Sequence, Sized
 from types import CodeType, ModuleType
 from typing import Any, Final
 
-from .._active import Target, active, local
-from .._backend import c_module
-from .._clock import Clock
-from .._definitions import DEFINITIONS
-from .._errors import ConfigurationError
-from .._event import define
-from .._ftrace import pack_stack
-from .._loop import block_signals
-from .._pages import Pages
-from .._selection import PLAIN, STALL_NS, Selection
-from .._stack import is_ours
-from .._writer import Writer
+from .._base.backend import c_module
+from .._base.clock import Clock
+from .._base.errors import ConfigurationError
+from .._events.event import define
+from .._events.open_recordings import Target, active, local
+from .._events.python_stack import is_ours
+from .._events.selection import PLAIN, STALL_NS, Selection
+from .._page.definitions import DEFINITIONS
+from .._page.kernel_events import pack_stack
+from .._ring.page_cycle import Pages
+from .._ring.writer import Writer
+from .._threads.loop import block_signals
 from . import task as tasks
 
 CAUSES: Final = ("python", "c_call", "gc", "gil", "blocked", "scheduler", "unknown")

@@ -27,14 +27,15 @@ from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, Final
 
-from .. import _schema
-from .._backend import c_module
-from .._definitions import DEFINITIONS
-from .._errors import ConfigurationError
-from .._event import define
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
+from .._base.package import PACKAGE_FOLDER
+from .._events.event import define
+from .._page import event_schema
+from .._page.definitions import DEFINITIONS
 from ._runtimes import Asyncio, Hook, Trio, Uvloop
 
-FIELDS: Final[dict[str, dict[str, _schema.FieldType]]] = {
+FIELDS: Final[dict[str, dict[str, event_schema.FieldType]]] = {
     "spawn": {"task": "s32", "parent": "s32", "name": "str", "coro": "symbol", "site": "symbol"},
     "name": {"task": "s32", "name": "str"},
     "ready": {"task": "s32"},
@@ -57,7 +58,6 @@ def _folder(module: str) -> str:
     return os.sep + module + os.sep
 
 
-_OUR_FOLDER: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 _TRAPS: Final = os.path.join("trio", "_core", "_traps.py")
 _FOLDERS: Final = tuple(map(_folder, _LIBRARIES))
 
@@ -72,7 +72,7 @@ def describe(subject: CodeType | type | str, line: int) -> tuple[str, int, int]:
 
 
 def _kind(path: str) -> int:
-    if path.startswith(_OUR_FOLDER):
+    if path.startswith(PACKAGE_FOLDER):
         return _LIBRARY | _OURS
     if path.endswith(_TRAPS):
         return _LIBRARY | _TRAP

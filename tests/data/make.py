@@ -19,12 +19,11 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-import kernel  # noqa: E402  # tests/kernel.py
-import test_kernel_traces  # noqa: E402
-
 from aiotrace._found import CpuData  # noqa: E402
 from aiotrace._tracefile import TraceFile  # noqa: E402
 from aiotrace.decode import open_trace  # noqa: E402
+from support import kernel  # noqa: E402
+from support.kernel_recordings import RECORDINGS, TRACING, record  # noqa: E402
 
 PAGES = {"sched": 12, "syscalls": 12, "kmem with stacks": 12}
 """Of each CPU."""
@@ -89,7 +88,7 @@ def neighbours(functions: object, address: int) -> list[int]:
 
 def texts(ids: set[int]) -> dict[str, list[bytes]]:
     found: dict[str, list[bytes]] = {}
-    for path in sorted(test_kernel_traces.TRACING.glob("events/*/*/format")):
+    for path in sorted(TRACING.glob("events/*/*/format")):
         text = path.read_bytes()
         if int(text.split(b"ID:")[1].split()[0]) in ids:
             found.setdefault(path.parts[-3], []).append(text)
@@ -99,8 +98,8 @@ def texts(ids: set[int]) -> dict[str, list[bytes]]:
 def write(file: TraceFile, target: str, ids: set[int], kallsyms: bytes, count: int, packed: bool = False) -> None:
     formats = texts(ids)
     ftrace = formats.pop("ftrace", [])
-    header_page = (test_kernel_traces.TRACING / "events/header_page").read_bytes()
-    header_event = (test_kernel_traces.TRACING / "events/header_event").read_bytes()
+    header_page = (TRACING / "events/header_page").read_bytes()
+    header_event = (TRACING / "events/header_event").read_bytes()
     events = struct.pack("<I", len(formats))
     for system, found in formats.items():
         events += system.encode() + b"\0" + struct.pack("<I", len(found))
@@ -147,10 +146,10 @@ def write(file: TraceFile, target: str, ids: set[int], kallsyms: bytes, count: i
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for kind, (systems, stacks) in test_kernel_traces.RECORDINGS.items():
+        for kind, (systems, stacks) in RECORDINGS.items():
             name = kind.split()[0]
             full, plain, packed = Path(folder) / "full.dat", Path(folder) / "plain.dat", HERE / f"{name}-v7-zlib.dat"
-            test_kernel_traces.record("trace-cmd", systems, stacks, full)
+            record("trace-cmd", systems, stacks, full)
             shrink(str(full), str(plain), PAGES[kind], str(packed))
             for label, options in (
                 ("v6", ["--file-version", "6"]),

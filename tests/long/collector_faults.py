@@ -27,8 +27,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import faults
-from faults import Cutter, Listener, Scene, Verdict
+from support import faults
+from support.faults import Cutter, Listener, Scene, Verdict
 
 Result = tuple[str, Verdict]
 """What was done, with its counts, and what the oracle says."""

@@ -24,14 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 with atheris.instrument_imports(include=["aiotrace"]):
-    from aiotrace._clock import Anchor
-    from aiotrace._errors import ConfigurationError, TraceFormatError
-    from aiotrace._filter import compile_filter
-    from aiotrace._format import compile_reader, parse_format, text_of
-    from aiotrace._journal import JournalWriter
-    from aiotrace._page import encode_padding, encode_record, pack_header, pack_lost_count, unpack_header
-    from aiotrace._print import compile_print
-    from aiotrace._tracedat import (
+    from aiotrace._base.clock import Anchor
+    from aiotrace._base.errors import ConfigurationError, TraceFormatError
+    from aiotrace._decode.event_format import compile_reader, parse_format, text_of
+    from aiotrace._decode.print_fmt import compile_print
+    from aiotrace._formats.journal import JournalWriter
+    from aiotrace._formats.tracedat import (
         CHECK_PLACE,
         CHECKED_HEAD,
         OPTION_CHECK,
@@ -42,6 +40,8 @@ with atheris.instrument_imports(include=["aiotrace"]):
         pack_page_rows,
         page_crc,
     )
+    from aiotrace._page.encode import encode_padding, encode_record, pack_header, pack_lost_count, unpack_header
+    from aiotrace._page.filter import compile_filter
     from aiotrace.abc import StreamInfo
     from aiotrace.decode import format_line, open_trace
 

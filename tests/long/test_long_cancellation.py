@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
-from test_cancellation import random_cancellation
+
+from support.cancellation import random_cancellation
 
 pytestmark = [pytest.mark.anyio, pytest.mark.long]
 

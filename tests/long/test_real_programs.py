@@ -26,10 +26,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import aiotrace_sinks
 import pytest
 
 import aiotrace
+import aiotrace_sinks
 
 pytestmark = pytest.mark.long
 

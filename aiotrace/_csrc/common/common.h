@@ -1,4 +1,4 @@
-/* What the C files of aiotrace._c share: the numbers of _layout.py, the module's state, and who sets up what.
+/* What the C files of aiotrace._c share: the numbers of _page/layout.py, the module's state, and who sets up what.
  *
  *     module.c   the module itself; knows no page
  *     eventfd.c    waking a loop
@@ -27,7 +27,7 @@
 #include <stdint.h>
 #include <string.h>
 
-/* --- record (_layout.py) --- */
+/* --- record (_page/layout.py) --- */
 #define AIOTRACE_TYPE_LEN_BITS 5
 #define AIOTRACE_TYPE_LEN_MASK 31
 #define AIOTRACE_TYPE_DATA_MAX 28
@@ -39,7 +39,7 @@
 #define AIOTRACE_TIME_STAMP_BITS 59
 #define AIOTRACE_RECORD_COMMON_SIZE 8
 
-/* --- descriptor (_layout.py): its words, and the states --- */
+/* --- descriptor (_page/layout.py): its words, and the states --- */
 enum {
     AIOTRACE_STATE, AIOTRACE_WRITER, AIOTRACE_SEQUENCE, AIOTRACE_FIRST_EVENT, AIOTRACE_EVENTS, AIOTRACE_COMMITTED,
     AIOTRACE_LAST_TIME, AIOTRACE_DEFINITIONS, AIOTRACE_HOLDERS, AIOTRACE_DELIVERED, AIOTRACE_TAKES, AIOTRACE_CHECK,

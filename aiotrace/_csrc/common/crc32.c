@@ -8,7 +8,7 @@
  * multiplication (PCLMULQDQ) is the method of V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using
  * PCLMULQDQ" (Intel, 2009). A constant is x**n modulo the polynomial 0x104C11DB7, its bits reversed, shifted by one:
  * what an operand is multiplied by to move it n bits on. Where the processor cannot do that, the module has no crc32
- * and _crc.py takes zlib's; what C itself asks for, a few dozen bytes, goes by the table then.
+ * and _base/crc32.py takes zlib's; what C itself asks for, a few dozen bytes, goes by the table then.
  */
 #include "common/common.h"
 
@@ -136,7 +136,7 @@ aiotrace_crc32(uint32_t crc, const unsigned char *data, size_t size)
     return ~(size < 64 ? by_bytes(state, data, size) : by_folding(state, data, size));
 }
 
-PyDoc_STRVAR(crc32_doc, "crc32(data, value=0) -> int; see aiotrace._crc.");
+PyDoc_STRVAR(crc32_doc, "crc32(data, value=0) -> int; see aiotrace._base.crc32.");
 
 static PyObject *
 crc32(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)

@@ -1,4 +1,4 @@
-/* A page as columns: an array for each thing that its records have. _columns.py is the twin.
+/* A page as columns: an array for each thing that its records have. _decode/columns.py is the twin.
  *
  *     Walk --take_records--> timestamp, id, pid, start, length     a row for each record
  *            --take_rows---> for each chosen event: which rows are its own
@@ -91,7 +91,7 @@ column_event_parse(ColumnPlan *self, PyObject *item)
     return 0;
 }
 
-PyDoc_STRVAR(column_plan_doc, "ColumnPlan(((id, size, ((kind, offset, size), ...)), ...)); see aiotrace._columns.");
+PyDoc_STRVAR(column_plan_doc, "ColumnPlan(((id, size, ((kind, offset, size), ...)), ...)); see aiotrace._decode.columns.");
 
 static PyObject *
 column_plan_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))
@@ -285,7 +285,7 @@ take_rows(const ColumnPlan *self, const uint16_t *ids, Py_ssize_t count, Rows *r
 }
 
 PyDoc_STRVAR(column_plan_decode_doc,
-             "decode(walk) -> (timestamp, id, pid, start, length, events, fault); see aiotrace._columns.");
+             "decode(walk) -> (timestamp, id, pid, start, length, events, fault); see aiotrace._decode.columns.");
 
 static PyObject *
 column_plan_decode(ColumnPlan *self, PyObject *argument)

@@ -2,12 +2,12 @@
  *
  *     part --kind--> append_integer, append_text, append_symbol, append_float, append_hex --> Text
  *
- * The law: what is not surely printed as the twin (_lines.py, _printf.py) would, the twin prints: strings that are not
+ * The law: what is not surely printed as the twin (_decode/report_lines.py, _decode/printf.py) would, the twin prints: strings that are not
  * printable ASCII by `show_text`, a record whose string lies outside of it as a whole.
  */
 #include "decode/field_print.h"
 
-/* Where the value of a conversion comes from: the kinds of _lines.py. */
+/* Where the value of a conversion comes from: the kinds of _decode/report_lines.py. */
 enum { LITERAL, INTEGER, BOOLEAN, FLOATING, TEXT_LOC, TEXT_REL, TEXT_ARRAY, TEXT_TAIL, SYMBOL, HEX_LOC, PART_KINDS };
 
 static uint64_t

@@ -31,7 +31,7 @@ typedef struct {
 
 #pragma GCC visibility push(hidden)
 
-/* Fill a part from _lines.py's tuple, and check it. Returns -1 with an exception set if it is wrong. */
+/* Fill a part from _decode/report_lines.py's tuple, and check it. Returns -1 with an exception set if it is wrong. */
 int aiotrace_part_parse(Part *part, PyObject *item, Py_ssize_t event_size);
 
 /* Print a record's parts; the record is as long as its event needs. Returns FOUND; ENDED if the twin should print this

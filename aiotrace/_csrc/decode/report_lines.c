@@ -1,4 +1,4 @@
-/* A page as lines of text, in the layout of `trace-cmd report`. _lines.py is the twin.
+/* A page as lines of text, in the layout of `trace-cmd report`. _decode/report_lines.py is the twin.
  *
  *     Walk --> record --> `comm-pid  [cpu]  secs.usecs: event: ` --field_print.c--> `fields` --> "\n" --> Text
  *                           `-- once a task --'          `-- `define` says once what an event's fields are
@@ -208,7 +208,7 @@ append_line(Lines *self, Text *text, const Record *record, PyObject *cpu, const 
     return status == FAILED ? -1 : text_append(text, "\n", 1);
 }
 
-PyDoc_STRVAR(lines_format_doc, "format(walk, cpu) -> (text, timestamps, ends, in_order); see aiotrace._lines.");
+PyDoc_STRVAR(lines_format_doc, "format(walk, cpu) -> (text, timestamps, ends, in_order); see aiotrace._decode.report_lines.");
 
 static PyObject *
 lines_format(Lines *self, PyObject *const *arguments, Py_ssize_t count)
@@ -260,7 +260,7 @@ exit:
     return result;
 }
 
-PyDoc_STRVAR(lines_doc, "Lines(define, name_task, show_text, show_rest, symbols, c_strings); see aiotrace._lines.");
+PyDoc_STRVAR(lines_doc, "Lines(define, name_task, show_text, show_rest, symbols, c_strings); see aiotrace._decode.report_lines.");
 
 static PyObject *
 lines_new(PyTypeObject *type, PyObject *arguments, PyObject *Py_UNUSED(keywords))

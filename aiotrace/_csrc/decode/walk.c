@@ -1,4 +1,4 @@
-/* The records of a page for Python: as tuples, and as counts. _records.py is the twin, and says what a record is.
+/* The records of a page for Python: as tuples, and as counts. _page/walk.py is the twin, and says what a record is.
  *
  *     data --Walk--> (timestamp, id, pid, start, length), ...
  *              +---> tally: how many of each event, and how many bytes
@@ -38,7 +38,7 @@ aiotrace_raise_damage(PyTypeObject *type, const Fault *fault)
 }
 
 PyDoc_STRVAR(walk_doc, "Walk(data, timestamp, start, end, offset, big, ids, pids, first, last)\n\n"
-                       "An iterator over (timestamp, id, pid, start, length); see aiotrace._records.walk.");
+                       "An iterator over (timestamp, id, pid, start, length); see aiotrace._page.walk.walk.");
 
 static PyObject *
 walk_new(PyTypeObject *type, PyObject *arguments, PyObject *keywords)
@@ -151,7 +151,7 @@ static PyType_Spec walk_spec = {
 
 /* --- tally --- */
 
-PyDoc_STRVAR(tally_doc, "tally(walk, totals) -> (events, bytes, first, last); see aiotrace._records.tally.");
+PyDoc_STRVAR(tally_doc, "tally(walk, totals) -> (events, bytes, first, last); see aiotrace._page.walk.tally.");
 
 static PyObject *
 tally(PyObject *module, PyObject *const *arguments, Py_ssize_t count)

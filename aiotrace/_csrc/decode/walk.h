@@ -194,7 +194,7 @@ as_walk(const aiotrace_state *state, PyObject *object)
 
 /* --- fields --- */
 
-/* How a field lies in its record: the kinds of _columns.py. */
+/* How a field lies in its record: the kinds of _decode/columns.py. */
 enum { NUMBER, TRUTH, DATA_LOC, REL_LOC, ARRAY, TAIL, FIELD_KINDS };
 
 typedef struct {

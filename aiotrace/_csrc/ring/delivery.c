@@ -1,6 +1,6 @@
 /* delivery.c: what is done for each page that goes to a sink and comes back, for many at once.
  *
- *     sealed pages --offer_sealed--> parts, a holder more each        _delivery.py says what all of it means
+ *     sealed pages --offer_sealed--> parts, a holder more each        _ring/delivery.py says what all of it means
  *     parts        --settle-------> pages without a holder: empty, and free
  *
  * The law: only what is as usual is done here. A page that the sink had a part of, a writer that it does not know, parts

@@ -4,7 +4,7 @@
  *     free, first in the pool --take--> filling, this writer's: nothing on it, its CHECK set last
  *
  * The law: with no page in the pool, or one that was never touched (its memory is yet to be had), nothing is changed, and
- * _pages.py does all of it. The guard is the caller's. No Python code runs in here, so no interrupt finds half of it.
+ * _ring/page_cycle.py does all of it. The guard is the caller's. No Python code runs in here, so no interrupt finds half of it.
  */
 #include "common/common.h"
 

@@ -1,5 +1,5 @@
 /* A page of the watcher's own: a writer's place that a thread without the GIL writes to. _tracers/stall.py turns it, as
- * _writer.py does a Cursor's.
+ * _ring/writer.py does a Cursor's.
  *
  *     enter --> aiotrace_watcher_put, aiotrace_watcher_put ... --> limit(False), leave
  *

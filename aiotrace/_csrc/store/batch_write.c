@@ -4,7 +4,7 @@
  *     pages of writers 1, 4, 1 --> lane of 1: crc32, pwritev     lane of 4: the same     --> frames, pwritev
  *                                  without the lock of the interpreter, all of it
  *
- * The laws are _wholewrite.py's: only what is as expected is written; pages first, then frames.
+ * The laws are _store/batch_write.py's: only what is as expected is written; pages first, then frames.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -17,7 +17,7 @@
 
 enum {
     PIECE = 1 << 20, /* one pwritev ends at a multiple of it, so that the kernel takes large pieces of memory */
-    RESERVE_FROM = 1 << 18, /* as in _files.py */
+    RESERVE_FROM = 1 << 18, /* as in _store/trace_files.py */
     RESERVED = 4 << 20,
     IOV_PAGE = 4, /* header, records, lost count, zeros */
     IOV_MOST = 1024,
@@ -267,7 +267,7 @@ make_room(Batch *batch)
 
 PyDoc_STRVAR(write_whole_doc,
              "write_whole(entries, data, lanes, page_size, stream_id, sequence, prefix, journal, journal_end) -> tuple "
-             "or None; see aiotrace._wholewrite.");
+             "or None; see aiotrace._store.batch_write.");
 
 static PyObject *
 write_whole(PyObject *Py_UNUSED(module), PyObject *arguments)
@@ -315,7 +315,7 @@ write_whole(PyObject *Py_UNUSED(module), PyObject *arguments)
     return outcome;
 }
 
-PyDoc_STRVAR(reserve_doc, "reserve(fd, offset, size) -> bool; see aiotrace._files.");
+PyDoc_STRVAR(reserve_doc, "reserve(fd, offset, size) -> bool; see aiotrace._store.trace_files.");
 
 static PyObject *
 reserve(PyObject *Py_UNUSED(module), PyObject *arguments)

@@ -139,7 +139,7 @@ exit:
     return taken;
 }
 
-PyDoc_STRVAR(take_whole_doc, "take_whole(data, stream_id, page_size, expected) -> tuple; see aiotrace._wholepages.");
+PyDoc_STRVAR(take_whole_doc, "take_whole(data, stream_id, page_size, expected) -> tuple; see aiotrace._formats.journal_runs.");
 
 static PyObject *
 take_whole(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)

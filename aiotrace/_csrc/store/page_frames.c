@@ -89,7 +89,7 @@ aiotrace_pack_header(unsigned char *frame, const char *stream_id, uint64_t seque
     put(frame + HEADER_CHECKED, aiotrace_crc32(0, frame, HEADER_CHECKED), 4);
 }
 
-PyDoc_STRVAR(pack_placed_doc, "pack_placed(stream_id, sequence, placed) -> bytes; see aiotrace._wholepages.");
+PyDoc_STRVAR(pack_placed_doc, "pack_placed(stream_id, sequence, placed) -> bytes; see aiotrace._formats.journal_runs.");
 
 static PyObject *
 pack_placed(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
@@ -121,7 +121,7 @@ pack_placed(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t 
     return packed;
 }
 
-PyDoc_STRVAR(pack_whole_doc, "pack_whole(stream_id, sequence, bodies) -> bytes; see aiotrace._wholepages.");
+PyDoc_STRVAR(pack_whole_doc, "pack_whole(stream_id, sequence, bodies) -> bytes; see aiotrace._formats.journal_runs.");
 
 static PyObject *
 pack_whole(PyObject *Py_UNUSED(module), PyObject *arguments)

@@ -1,11 +1,11 @@
-/* The iterations of asyncio's loops, seen where a loop asks its selector; _tracers/loops.py says what they are. */
+/* The iterations of asyncio's loops, seen where a loop asks its selector; _tracers/loop.py says what they are. */
 #include "tasks/tasks.h"
 
 static PyObject *iteration; /* the event */
 static PyObject *select_method; /* the selector's own */
 static PyObject *get_running_loop, *selector_name, *ready_name, *scheduled_name, *when_name;
 
-/* What loop:iteration holds; the order and the padding of _tracers/loops.py's definition. */
+/* What loop:iteration holds; the order and the padding of _tracers/loop.py's definition. */
 typedef struct {
     uint32_t ready, padding;
     uint64_t poll_ns, late_ns;

@@ -38,7 +38,7 @@ put_character(char *place, Py_UCS4 c)
     return size;
 }
 
-/* What the saved command lines make of a name (_tracedat.py): one word of at most 15 bytes. */
+/* What the saved command lines make of a name (_formats/tracedat.py): one word of at most 15 bytes. */
 static void
 put_comm(char comm[COMM_SIZE], PyObject *name)
 {

@@ -1,0 +1,1 @@
+"""The pages of an arena file, seen from another process."""

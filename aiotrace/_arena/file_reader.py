@@ -1,0 +1,136 @@
+"""The file of an arena, as whoever reads it: after its program was killed, or while it lives. Changes nothing.
+
+    header --shape--> definitions --frames--> tables          descriptors, pages --`_look`--> copies of pages
+
+The law: **no length is believed**: every part must lie where the version says and in the file, so memory is bounded by
+the definitions' 16 MiB and a page. Not a memory map: a file that is cut while it is read would kill the reader.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections import deque
+from collections.abc import Iterator
+from typing import Final
+
+from .._base.clock import MONO, Anchor
+from .._base.errors import TraceFormatError
+from .._formats.frames import Damage
+from .._formats.journal import JournalReader
+from .._page import layout as L
+from .._page.definitions import Definition
+from ..abc import StreamInfo
+from .file import HEADER_SIZE, READ, Header, is_owned, unpack_header
+from .scan import BadPage, Copy, Looker, Planned, with_definitions
+
+_DESCRIPTOR: Final = struct.Struct(f"={L.DESCRIPTOR_WORDS}Q")
+_STATE: Final = struct.Struct("=QQ")
+_CHUNK: Final = 1 << 20
+
+
+class ArenaReader:
+    """A context manager; `_look.Memory` over a file."""
+
+    def __init__(self, path: str) -> None:
+        """
+        Raises:
+            OSError: The file cannot be opened.
+            TraceFormatError: It is no arena that can be read; the message says why.
+        """
+        self.path = path
+        self.fd = os.open(path, READ)
+        try:
+            self.header: Header = unpack_header(os.pread(self.fd, HEADER_SIZE, 0), os.fstat(self.fd).st_size)
+        except TraceFormatError as error:
+            self.close()
+            raise error.at(path) from None
+        except BaseException:
+            self.close()
+            raise
+        self.shape = self.header.shape
+        self.page_size, self.pages = self.shape.page_size, self.shape.pages
+        self.refused = 0
+        """Definitions for which there was no room in the arena, so far."""
+        self._journal = JournalReader()
+
+    @property
+    def info(self) -> StreamInfo:
+        """What is true of the whole stream; where the definitions are damaged, as much as the header says."""
+        info, header = self._journal.info, self.header
+        anchor = Anchor(header.monotonic_ns, header.realtime_ns, header.boot_id)
+        if info is not None and (info.stream_id, info.page_size) == (header.stream_id, self.page_size):
+            return info
+        return StreamInfo(header.stream_id, self.page_size, header.writers, MONO, anchor, header.pid, "", "")
+
+    @property
+    def definitions(self) -> list[Definition]:
+        """Those that were there at the last `read_definitions`."""
+        return self._journal.definitions
+
+    @property
+    def damage(self) -> list[Damage]:
+        """Of the definitions; offsets are those in the file."""
+        start = self.shape.definitions
+        return [Damage(start + found.offset, found.length, found.reason) for found in self._journal.damage]
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether its process lives and records."""
+        return is_owned(self.fd)
+
+    def read_definitions(self) -> None:
+        """Read those that have come since: after `plan`, so that no page of it lacks one."""
+        used, self.refused = _STATE.unpack(self._read(L.ARENA_USED, _STATE.size))
+        used = min(used, self.shape.definitions_size)
+        while self._journal.fed < used:
+            size = min(_CHUNK, used - self._journal.fed)
+            data = self._read(self.shape.definitions + self._journal.fed, size)
+            final = self._journal.fed + size == used
+            deque(self._journal.feed(data, final=final), maxlen=0)  # no page has a frame here
+
+    # --- memory -----------------------------------------------------------------------------------
+
+    def descriptor(self, page: int) -> tuple[int, ...]:
+        """All words of a page's descriptor."""
+        place = self.shape.descriptors + page * L.DESCRIPTOR_SIZE
+        return _DESCRIPTOR.unpack(self._read(place, L.DESCRIPTOR_SIZE))
+
+    def read(self, page: int, offset: int, size: int) -> bytes:
+        """Some bytes of a page."""
+        return self._read(self.shape.first_page + page * self.page_size + offset, size)
+
+    def _read(self, offset: int, size: int) -> bytes:
+        data = os.pread(self.fd, size, offset)
+        if len(data) != size:
+            raise OSError(errno.EIO, f"{size} bytes should be at {offset}, {len(data)} are: it was cut", self.path)
+        return data
+
+    def look(self) -> Iterator[Copy | BadPage]:
+        """What is on its pages as of now; all definitions that these need are read before this returns."""
+        looker = Looker(self, self.header.writers)
+        plan = looker.plan()
+        self.read_definitions()
+        return self._copies(looker, plan)
+
+    def _copies(self, looker: Looker, plan: list[Planned | BadPage]) -> Iterator[Copy | BadPage]:
+        for each in plan:
+            found = each if isinstance(each, BadPage) else looker.copy(each)
+            if isinstance(found, Copy):
+                yield with_definitions(found, len(self.definitions))
+            elif found is not None:
+                yield found
+
+    # ----------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __enter__(self) -> ArenaReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,459 @@
+"""Hand-over between two processes: one arena, whose writers are in one process and whose reader is in another. Sans-IO.
+
+    the writers' process                                                    the reader's process
+    HandedPool: finds FREE, takes it       FREE -> FILLING
+    HandedRing: seals, overruns            FILLING -> FULL  ------------->  TakenRing: FULL -> IN_FLIGHT, in order
+                                           FULL -> FILLING  (one of the two wins)
+                                           FREE  <------------------------  TakenPool: IN_FLIGHT -> FREE
+
+The descriptors' states are the truth, and each change of them is a compare-and-swap in C (`_csrc/ring/page_state.c` has
+the pairs of what is released and acquired); pool and ring keep only what they can find again. So nothing is awaited,
+and either process may die at any moment:
+
+* **Who won the swap has the page**, and nobody else looks at it but by chance: a look that is not followed by a swap is
+  a hint.
+* **The pages of a writer are taken in the order in which they were sealed.** A first look at all pages says how far
+  each writer has come; a second one then finds every page up to there that was not overrun. What was overrun and sealed
+  again between look and swap is kept back until its turn.
+* **When the writers are dead, what they were filling is the reader's too** (`TakenRing.finish`).
+* **Damage is local**: a page that cannot be what a writer made is told in `bad`, and counts as lost before the next.
+* **What is on a page that still fills is copied, not taken**: as much as `commit` said, and thrown away if the page's
+  numbers are others after it; no state changes. It comes after all that its writer sealed before.
+
+models/handover.pml is a model of this, which spin checks (`./dev model`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Final, NamedTuple
+
+from .._base.backend import c_module
+from .._base.crc32 import crc32
+from .._base.errors import ConfigurationError, TraceFormatError
+from .._page import layout as L
+from .._page.encode import transition
+from .._page.walk import new_totals, tally, walk
+from .._ring.arena import Arena
+from .._ring.delivery import Mark
+from .._ring.page_cycle import Pages
+from .._ring.pool import Pool
+from .._ring.ring import Ring
+from .foreign_arena import TakenArena
+from .scan import BadPage
+
+_IDENTITY: Final = struct.Struct("=QQQ")
+_RECORD_MIN: Final = 4 + L.RECORD_COMMON_SIZE
+"""Bytes of the shortest record."""
+_HELD_BACK: Final = 16
+"""A part of all pages, one in so many, that the reader has at most taken before there is room for them: the rest can
+be overrun."""
+_STAND_INS: Final = 2
+"""For each writer: pages that sinks hold in part. A slow sink may hold that of a page that was overrun, while its
+writer fills another."""
+
+
+def check_atomic() -> None:
+    """
+    Raises:
+        ConfigurationError: There is no compare-and-swap: the C module is missing.
+    """
+    if c_module is None:
+        raise ConfigurationError(
+            "the recorder process needs aiotrace's C module, and this is its Python twin: `pip install .` with a C "
+            "compiler builds it, and AIOTRACE_PURE must not be set"
+        )
+
+
+def _pages_in(arena: Arena, state: int) -> list[int]:
+    states = arena.descriptors[L.STATE :: L.DESCRIPTOR_WORDS].tolist()
+    return [page for page, found in enumerate(states) if found == state]
+
+
+# --- the writers' side --------------------------------------------------------------------------------
+
+
+class HandedPool(Pool):
+    """Free pages, as the descriptors say: the reader puts them there. The first of them is taken, so that a quick
+    reader keeps the same few pages going."""
+
+    def __len__(self) -> int:
+        return len(_pages_in(self._arena, L.FREE))
+
+    def take(self) -> int | None:
+        self.free = _pages_in(self._arena, L.FREE)[::-1]
+        return super().take()
+
+
+class HandedRing(Ring):
+    """What was sealed, oldest first; some of it the reader has taken meanwhile."""
+
+    def __len__(self) -> int:
+        return len(_pages_in(self._arena, L.FULL))
+
+    def seal(self, page: int) -> None:
+        self.drop(page)  # of its last time round, if the reader took it then
+        super().seal(page)
+
+    def overrun(self) -> int | None:
+        while self.full:
+            page = self.full.popleft()
+            if transition(self._arena.descriptors, page, L.FULL, L.FILLING):
+                return page
+        return None
+
+
+def hand_over(pages: Pages) -> None:
+    """Let another process read these pages from now on; nothing of them is used yet.
+
+    Raises:
+        ConfigurationError: There is no compare-and-swap.
+    """
+    check_atomic()
+    pages.pool = HandedPool(pages.arena)
+    pages.ring = HandedRing(pages.arena)
+
+
+# --- the reader's side --------------------------------------------------------------------------------
+
+
+class _Found(NamedTuple):
+    """A page that was full, or is taken."""
+
+    page: int
+    writer: int
+    sequence: int
+    timestamp: int
+
+
+@dataclass(slots=True)
+class _StandIn:
+    """A page of ours in the place of one that its writer fills."""
+
+    page: int
+    theirs: int
+    writer: int
+    sequence: int
+
+
+class TakenPool(Pool):
+    """Pages go home to the other process."""
+
+    def __init__(self, arena: TakenArena) -> None:
+        super().__init__(arena)
+        self._taken = arena
+
+    def __len__(self) -> int:
+        return 0
+
+    def give_back(self, page: int) -> None:
+        self._taken.go_home(page)
+        self.recycled += 1
+
+
+class TakenRing(Ring):
+    """Full pages of another process's writers, taken just before they are wanted.
+
+    Args:
+        writers: Slots; a page of another is damaged.
+        know: Reads the definitions that have come since, and returns how many are known: called after pages were
+            taken, so that none of them lacks one.
+    """
+
+    def __init__(self, arena: TakenArena, writers: int, know: Callable[[], int]) -> None:
+        check_atomic()
+        super().__init__(arena)
+        self._taken = arena
+        self._theirs = arena.theirs
+        self._writers = writers
+        self._know = know
+        self._most = max(1, self._theirs.pages // _HELD_BACK)
+        self._early: dict[int, _Found] = {}
+        self._filling: dict[int, _StandIn] = {}
+        self._totals = new_totals()
+        self._sequence: dict[int, int] = {}
+        self.numbers: dict[int, int] = {}
+        """For each writer the number of the event that follows those of its last page that was taken."""
+        self.lost: dict[int, int] = {}
+        """For each writer how many events are missing before and between its pages that were taken."""
+        self.saved: dict[int, int] = {}
+        """For each writer how many events were copied off pages that were overrun later."""
+        self.bad: list[BadPage] = []
+        """Pages that cannot be what a writer made."""
+
+    def __len__(self) -> int:
+        if not self.full:
+            self._take()
+        return len(self.full)
+
+    def clear(self) -> list[int]:
+        """Close: what was taken goes home."""
+        for page in self._early:
+            self._taken.adopt(page)
+            self.full.append(page)
+        self._early.clear()
+        for stand_in in self._filling.values():
+            self._taken.give_up(stand_in.page)
+        self._filling.clear()
+        return super().clear()
+
+    # --- taking ---------------------------------------------------------------------------------
+
+    def _take(self) -> None:
+        plan = self._plan()
+        taken: list[int] = []
+        for found in plan:
+            if len(taken) >= self._most:
+                break
+            if self._early.pop(found.page, None) is None:
+                if not transition(self._theirs.descriptors, found.page, L.FULL, L.IN_FLIGHT):
+                    continue  # its writer took it for new events
+                now = self._identify(found.page)
+                if now is not None and now != found:
+                    self._early[now.page] = now
+                    continue
+            taken += self._accept(found.page)
+        if taken:
+            known = self._know()
+            for page in taken:
+                self._arena.set(page, L.DEFINITIONS, min(known, self._arena.get(page, L.DEFINITIONS)))
+            self.full.extend(taken)
+
+    def _plan(self) -> list[_Found]:
+        """Full pages, each writer's in the order of its stream, without a hole but where pages were overrun."""
+        came: dict[int, int] = {}
+        for found in [*self._look(), *self._early.values()]:
+            came[found.writer] = max(found.sequence, came.get(found.writer, 0))
+        if not came:
+            return []
+        assert c_module is not None
+        c_module.fence()
+        plan = [found for found in self._look() if found.sequence <= came.get(found.writer, -1)]
+        return sorted([*plan, *self._early.values()], key=attrgetter("timestamp", "sequence"))
+
+    def _look(self) -> list[_Found]:
+        """The pages that are full as of now."""
+        pages = map(self._identify, _pages_in(self._theirs, L.FULL))
+        return [found for found in pages if found is not None]
+
+    def _identify(self, page: int) -> _Found | None:
+        """What a page's descriptor says it is; None: it is being changed, or damaged."""
+        words = self._theirs.get_all(page)
+        if not self._is_sound(words):
+            return None
+        return _Found(page, words[L.WRITER], words[L.SEQUENCE], self._theirs.timestamp(page))
+
+    def _is_sound(self, words: tuple[int, ...]) -> bool:
+        identity = _IDENTITY.pack(*words[L.WRITER : L.FIRST_EVENT + 1])
+        return words[L.WRITER] < self._writers and crc32(identity) == words[L.CHECK]
+
+    def _accept(self, page: int) -> Iterator[int]:
+        """What there is to offer of a page that was taken: nothing, if it cannot be what a writer made after those
+        before it."""
+        words = self._theirs.get_all(page)
+        writer, sequence, first, events = words[L.WRITER : L.EVENTS + 1]
+        try:
+            self._check(page, words)
+        except TraceFormatError as error:
+            yield from self._refuse(page, L.IN_FLIGHT, error.message)
+            return
+        stand_in = self._filling.pop(writer, None)
+        if stand_in is not None and stand_in.sequence != sequence:
+            yield self._end(stand_in, overrun=True)
+            stand_in = None
+        if stand_in is not None:
+            self._taken.complete(stand_in.page, page)
+        else:
+            self._taken.adopt(page)
+        self._count(writer, sequence, first, events)
+        yield page if stand_in is None else stand_in.page
+
+    def _count(self, writer: int, sequence: int, first: int, events: int) -> None:
+        """The account of a page that comes next."""
+        self.lost[writer] = self.lost.get(writer, 0) + first - self.numbers.get(writer, 0)
+        self.numbers[writer] = first + events
+        self._sequence[writer] = sequence
+
+    def _check(self, page: int, words: tuple[int, ...]) -> None:
+        """
+        Raises:
+            TraceFormatError: It cannot be.
+        """
+        if not self._is_sound(words):
+            raise TraceFormatError("the crc32 of its numbers is wrong")
+        writer, sequence, first, events, committed = words[L.WRITER : L.COMMITTED + 1]
+        if sequence <= self._sequence.get(writer, -1) or first < self.numbers.get(writer, 0):
+            raise TraceFormatError(f"it comes after page {self._sequence.get(writer)} of its writer")
+        found = self._committed(page)
+        if committed != found or events * _RECORD_MIN > committed:
+            raise TraceFormatError(f"it was sealed with {events} events in {committed} bytes, it has {found} bytes")
+        stand_in = self._filling.get(writer)
+        if stand_in is not None and stand_in.sequence == sequence:
+            seen = self._arena.get_all(stand_in.page)[L.EVENTS : L.COMMITTED + 1]
+            if events < seen[0] or committed < seen[1]:
+                raise TraceFormatError(f"it has {events} events in {committed} bytes, and had {seen}")
+
+    def _committed(self, page: int) -> int:
+        """
+        Raises:
+            TraceFormatError: There is no room for so many bytes.
+        """
+        committed = int.from_bytes(self._theirs.read(page, 8, 8), "little" if L.BYTE_ORDER == "<" else "big")
+        committed &= L.COMMIT_MASK
+        if committed > self._theirs.page_size - L.PAGE_HEADER_SIZE:
+            raise TraceFormatError(f"commit is {committed}, more than the page has", offset=8)
+        return committed
+
+    def _refuse(self, page: int, state: int, reason: str) -> list[int]:
+        """Returns what there is to offer all the same: what was copied of it before."""
+        words = self._theirs.get_all(page)
+        self.bad.append(BadPage(page, words[L.WRITER], words[L.SEQUENCE], reason))
+        self._theirs.empty(page)
+        self._theirs.move(page, state, L.FREE)
+        copied = [each for each in self._filling.values() if each.theirs == page]
+        return [self._end(self._filling.pop(each.writer), overrun=False) for each in copied]
+
+    # --- pages that still fill ------------------------------------------------------------------
+
+    def filling_writers(self) -> set[int]:
+        """The writers that fill a page, as of now."""
+        found = map(self._identify, _pages_in(self._theirs, L.FILLING))
+        return {each.writer for each in found if each is not None}
+
+    def mark(self, writer: int) -> Mark | None:
+        """How far the page that a writer fills has come, copied to its stand-in; None: there is nothing, or what it
+        sealed before comes first."""
+        found = self._find_filling(writer)
+        if found is None:
+            return None
+        stand_in = self._filling.get(writer)
+        if stand_in is not None and stand_in.sequence != found.sequence:
+            self.full.append(self._end(self._filling.pop(writer), overrun=True))
+            return None
+        try:
+            stand_in = self._copy(found, stand_in)
+        except TraceFormatError:
+            return None  # told when it is taken
+        if stand_in is None:
+            return None
+        return Mark(stand_in.page, *self._arena.get_all(stand_in.page)[L.EVENTS : L.DEFINITIONS + 1])
+
+    def _find_filling(self, writer: int) -> _Found | None:
+        """The page that a writer fills; None: it fills none, or another comes first."""
+        pages = map(self._identify, _pages_in(self._theirs, L.FILLING))
+        mine = [found for found in pages if found is not None and found.writer == writer]
+        if not mine:
+            return None
+        found = max(mine, key=attrgetter("sequence"))  # one that is overrun just now may still have its old numbers
+        assert c_module is not None
+        c_module.fence()
+        # All that it sealed before was full by then, and is still, unless it was taken or overrun.
+        before = [*self._look(), *self._early.values()]
+        is_next = found.sequence > self._sequence.get(writer, -1)
+        if not is_next or any(each.writer == writer and each.sequence < found.sequence for each in before):
+            return None
+        return found
+
+    def _copy(self, found: _Found, stand_in: _StandIn | None) -> _StandIn | None:
+        """Copy what came on a page since the last look at it.
+
+        Raises:
+            TraceFormatError: It cannot be.
+        """
+        assert c_module is not None
+        done, last = 0, found.timestamp
+        if stand_in is not None:
+            done, last = self._arena.get_all(stand_in.page)[L.COMMITTED : L.LAST_TIME + 1]
+        committed = self._committed(found.page)
+        if committed <= done:
+            return stand_in
+        c_module.fence()
+        data = self._theirs.read(found.page, L.PAGE_HEADER_SIZE + done, committed - done)
+        c_module.fence()
+        if self._identify(found.page) != found:
+            return None  # it was sealed, and overrun or taken for others
+        events, last = self._tally(data, last)
+        if stand_in is None:
+            page = self._taken.stand_in(found.page)
+            if page is None:
+                return None
+            stand_in = self._filling[found.writer] = _StandIn(page, found.page, found.writer, found.sequence)
+        self._taken.add(stand_in.page, data, events, last, self._know())
+        return stand_in
+
+    def _end(self, stand_in: _StandIn, *, overrun: bool) -> int:
+        """The page that it stands for is gone: what was copied is all that there is of it. Returns what to offer."""
+        first, events = self._arena.get_all(stand_in.page)[L.FIRST_EVENT : L.EVENTS + 1]
+        self._count(stand_in.writer, stand_in.sequence, first, events)
+        if overrun:
+            self.saved[stand_in.writer] = self.saved.get(stand_in.writer, 0) + events
+        self._taken.complete(stand_in.page, None)
+        return stand_in.page
+
+    # --- the end --------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """The writers are dead, or have closed: what they were filling is full now, and no page is changed by anybody
+        else any more."""
+        self._most = self._theirs.pages
+        known = self._know()
+        for page in range(self._theirs.pages):
+            state = self._theirs.get(page, L.STATE)
+            if state == L.FILLING:
+                self._seal(page, known)
+            elif state == L.FULL and self._identify(page) is None:
+                self.full += self._refuse(page, L.FULL, "the crc32 of its numbers is wrong")
+            elif state >= len(L.STATE_NAMES):
+                words = self._theirs.get_all(page)
+                self.bad.append(BadPage(page, words[L.WRITER], words[L.SEQUENCE], f"its state is {state}"))
+
+        for stand_in in list(self._filling.values()):
+            found = self._identify(stand_in.theirs)
+            if found is None or (found.writer, found.sequence) != (stand_in.writer, stand_in.sequence):
+                self.full.append(self._end(self._filling.pop(stand_in.writer), overrun=True))
+
+    def _tally(self, data: bytes, timestamp: int) -> tuple[int, int]:
+        """Events among records, and the time of the last.
+
+        Raises:
+            TraceFormatError: They cannot be.
+        """
+        records = walk(data, timestamp, 0)
+        events, _, _, last = tally(records, self._totals)
+        next(records, None)  # raises what it stopped in front of
+        return events, last
+
+    def _seal(self, page: int, known: int) -> None:
+        """What its writer would have done."""
+        found = self._identify(page)
+        try:
+            committed = self._committed(page)
+            if committed and found is None:
+                raise TraceFormatError("the crc32 of its numbers is wrong")
+            is_old = found is None or found.sequence <= self._sequence.get(found.writer, -1)
+            if not committed or is_old:  # nothing is on it yet, or what was overrun just then
+                self._theirs.move(page, L.FILLING, L.FREE)
+                return
+            data = self._theirs.read(page, L.PAGE_HEADER_SIZE, committed)
+            events, last = self._tally(data, self._theirs.timestamp(page))
+        except TraceFormatError as error:
+            self.full += self._refuse(page, L.FILLING, error.message)
+            return
+        self._theirs.set_from(page, L.EVENTS, events, committed, last, known, 0, 0)
+        self._theirs.move(page, L.FILLING, L.FULL)
+
+
+def taken_over(arena: Arena, writers: int, know: Callable[[], int]) -> tuple[Pages, TakenRing]:
+    """The pages of another process's arena, for a reader here; and what they come from.
+
+    Raises:
+        ConfigurationError: There is no compare-and-swap.
+    """
+    taken = TakenArena(arena, min(_STAND_INS * writers, arena.pages))
+    pages = Pages(taken, overrun=False)
+    pages.pool = TakenPool(taken)
+    pages.ring = ring = TakenRing(taken, writers, know)
+    return pages, ring

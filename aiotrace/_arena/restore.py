@@ -1,0 +1,155 @@
+"""A trace.dat from an arena: of a program that was killed, or of one that lives. Blocking file I/O.
+
+    PATH, an arena --copies of pages (`_look`)--> a trace store (`_store`) --close--> FILE, a trace.dat
+
+The laws. **An arena is removed when all that was in it is in a trace.dat on the disk**, and not before: where pages
+were damaged it stays. **A living program is not disturbed**: nothing of its arena is locked or changed. **What fails
+leaves nothing half-done behind**: the trace is made again from the arena.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from .._base.errors import TraceFormatError
+from .._formats.frames import Damage
+from .._store.store import TraceStore
+from .._store.trace_files import remove
+from .file_reader import ArenaReader
+from .scan import BadPage, Copy
+
+BATCH_BYTES: Final = 1 << 20
+"""Pages that are copied, and then written at once."""
+
+
+@dataclass(slots=True)
+class RescueReport:
+    """What was found and done."""
+
+    pages: int = 0
+    """In the trace.dat, also those that were still being filled."""
+    events: int = 0
+    """On these pages."""
+    lost: int = 0
+    """Events that are missing between them: refused or overwritten while the program ran, or on damaged pages."""
+    damaged: list[BadPage] = field(default_factory=list)
+    """Pages that cannot be what a writer made."""
+    definitions_damage: list[Damage] = field(default_factory=list)
+    definitions_refused: int = 0
+    """Definitions for which the arena had no room: names of events, symbols or functions are missing."""
+
+
+def restore_arena(path: str, output: str, *, progress: Callable[[int], None] | None = None) -> RescueReport:
+    """Make a trace.dat of the arena of a program that was killed; then remove the arena, if nothing of it was damaged.
+
+    Args:
+        progress: Called now and then with the bytes that were copied since.
+
+    Raises:
+        BlockingIOError: The program lives.
+        FileExistsError: Something is where the trace should go.
+        TraceFormatError: The arena cannot be read.
+        OSError: A file cannot be read or written.
+    """
+    with ArenaReader(path) as reader:
+        try:
+            fcntl.flock(reader.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = f"process {reader.header.pid} records into it: `aiotrace snapshot {path}` reads it as it is"
+            raise BlockingIOError(errno.EWOULDBLOCK, text, path) from None
+        report = save(reader, output, fsync=True, progress=progress)
+        if not report.damaged and not report.definitions_damage:
+            os.unlink(path)
+    return report
+
+
+def save(
+    reader: ArenaReader, output: str, *, fsync: bool = False, progress: Callable[[int], None] | None = None
+) -> RescueReport:
+    """Make a trace.dat of what is in an arena now.
+
+    Raises:
+        FileExistsError: Something is where the trace should go.
+        TraceFormatError: The arena cannot be read.
+        OSError: A file cannot be read or written.
+    """
+    report = RescueReport()
+    found = reader.look()
+    store = TraceStore(output, reader.info, fsync=fsync)
+    try:
+        _write(store, reader, report, found, progress)
+        store.end(reader.definitions, None)
+        for done in store.finish():
+            if progress is not None:
+                progress(done)
+    except BaseException:
+        store.close()
+        remove(output)
+        raise
+    report.definitions_damage = reader.damage
+    report.definitions_refused = reader.refused
+    return report
+
+
+def _write(
+    store: TraceStore,
+    reader: ArenaReader,
+    report: RescueReport,
+    found: Iterable[Copy | BadPage],
+    progress: Callable[[int], None] | None,
+) -> None:
+    batch: list[Copy] = []
+    size = 0
+
+    def flush() -> None:
+        nonlocal size
+        store.write(batch, reader.definitions)
+        if progress is not None:
+            progress(size)
+        batch.clear()
+        size = 0
+
+    for each in found:
+        if isinstance(each, BadPage):
+            report.damaged.append(each)
+            continue
+        report.pages += 1
+        report.events += each.events_count
+        report.lost += each.lost_before
+        batch.append(each)
+        size += len(each.data)
+        if size >= BATCH_BYTES:
+            flush()
+    flush()
+
+
+# --- a process ------------------------------------------------------------------------------------
+
+
+def find_arenas(pid: int) -> list[str]:
+    """The arenas that a process has mapped: their paths as we can open them.
+
+    Raises:
+        OSError: There is no such process, or it is not ours to look at.
+    """
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
+        lines = [line.rstrip("\n").split(maxsplit=5) for line in file]
+    paths = dict.fromkeys(parts[5] for parts in lines if len(parts) == 6 and parts[1][3] == "s")
+    found = []
+    for path in paths:
+        # As the process sees it, which may be in a container.
+        for name in (f"/proc/{pid}/root{path}", path):
+            try:
+                with ArenaReader(name) as reader:
+                    alive = reader.is_alive
+            except (OSError, TraceFormatError):
+                continue
+            if alive:
+                found.append(name)
+                break
+    return found

@@ -1,0 +1,277 @@
+"""A look at an arena: what is on its pages at one moment, while its writers go on, or after they were killed. Sans-IO.
+
+    descriptors --plan--> pages of each writer, oldest first --copy, check--> copies, and what could not be copied
+
+It disturbs nobody: nothing is locked, no page changes hands. The laws:
+
+* **A copy is what the writer committed.** It is as long as `commit` said before it was made, and the descriptor is
+  read again after it: if the page was taken for other events meanwhile, the copy is thrown away.
+* **A look is of one moment**, that of its plan: pages that are taken later are the next look's, so there is no hole in
+  the middle of it but where events are missing.
+* **Losses are gaps** in the numbers of a writer's events. What the ring had forgotten before the first look is none.
+* **Damage is local**: a page that cannot be what a writer made costs itself, and its events are lost before the next.
+
+Whose memory it is, this process's or a file's, is `Memory`'s to know.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Final, NamedTuple, Protocol
+
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._page import layout as L
+from .._page.encode import pack_header, pack_lost_count
+from .._page.walk import new_totals, tally, walk
+
+_HEADER: Final = struct.Struct(L.BYTE_ORDER + "QQ")
+TRIES: Final = 3
+"""A writer takes a page once in a while; to meet it at that in each of these needs two processors and much luck."""
+_IDENTITY: Final = struct.Struct("=QQQ")
+_NUMBER_MAX: Final = (1 << 62) - 1
+_TIME_MASK: Final = (1 << 64) - 1
+
+
+class Memory(Protocol):
+    """An arena's descriptors and pages, as whoever looks reads them."""
+
+    page_size: int
+    pages: int
+
+    def descriptor(self, page: int) -> tuple[int, ...]: ...
+
+    def read(self, page: int, offset: int, size: int) -> bytes: ...
+
+
+class Raw(NamedTuple):
+    """A page as it was found."""
+
+    timestamp: int
+    data: bytes
+    sealed: tuple[int, int, int] | None
+    """Events, bytes and last time, as its writer said when it sealed it; None: it fills, or is settled by now."""
+    definitions: int
+
+
+class Planned(NamedTuple):
+    """A page that was there when the look began."""
+
+    page: int
+    writer: int
+    sequence: int
+    first_event: int
+    timestamp: int
+    """Nanoseconds: when it was begun."""
+    raw: Raw | None = None
+    """What was on it then, if its writer was filling it."""
+
+    @property
+    def number(self) -> tuple[int, int]:
+        return self.writer, self.sequence
+
+    @property
+    def identity(self) -> tuple[int, int, int]:
+        return self.writer, self.sequence, self.first_event
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """A copy of a page, or of what came on it since the last look; has all that an `aiotrace.abc.Page` has."""
+
+    writer: int
+    sequence: int
+    offset: int
+    """Bytes of the page's records that an earlier look had."""
+    complete: bool
+    timestamp: int
+    """Nanoseconds: the base of the first delta in `data`."""
+    data: memoryview
+    events_count: int
+    lost_before: int
+    definitions_needed: int
+
+    def header(self) -> bytes:
+        return pack_header(self.timestamp, len(self.data), self.lost_before)
+
+    def lost_count(self) -> bytes:
+        return pack_lost_count(self.lost_before)
+
+
+class BadPage(NamedTuple):
+    """A page that cannot be what a writer made."""
+
+    page: int
+    """Its place in the arena."""
+    writer: int
+    sequence: int
+    reason: str
+
+
+@dataclass(slots=True)
+class _Position:
+    """How far a writer's stream was seen."""
+
+    next_event: int
+    sequence: int = -1
+    offset: int = 0
+    events: int = 0
+    timestamp: int = 0
+
+
+class Looker:
+    """Looks at one arena, once or again and again: what an earlier look had is not seen twice.
+
+    Args:
+        writers: Slots; a page of another is damaged.
+        trusted: It is this process's own memory: what a sealed page says of itself is so, without counting.
+    """
+
+    def __init__(self, memory: Memory, writers: int, *, trusted: bool = False) -> None:
+        self._memory = memory
+        self._writers = writers
+        self._positions: dict[int, _Position] = {}
+        self._totals = new_totals()
+        self._trusted = trusted
+
+    def plan(self) -> list[Planned | BadPage]:
+        """The pages that are there now; of each writer in the order of its stream, the oldest first otherwise. What
+        is being filled is copied already."""
+        found: dict[tuple[int, int], Planned] = {}
+        bad: list[Planned | BadPage] = []
+        for page in range(self._memory.pages):
+            each = self._find(page)
+            if isinstance(each, Planned) and (other := found.get(each.number)) is not None:
+                each = BadPage(page, *each.number, f"page {other.page} has its number")
+            if isinstance(each, Planned):
+                found[each.number] = each
+            elif each is not None:
+                bad.append(each)
+        return bad + _in_order(list(found.values()))
+
+    def _find(self, page: int) -> Planned | BadPage | None:
+        """What is on a page; None: nothing."""
+        words = self._memory.descriptor(page)
+        for _ in range(TRIES):
+            timestamp, committed = self._header(page)
+            if words[L.STATE] == L.FREE or (words[L.STATE] == L.FILLING and not committed):
+                return None  # its numbers may be half set
+            planned = Planned(page, words[L.WRITER], words[L.SEQUENCE], words[L.FIRST_EVENT], timestamp)
+            try:
+                self._check(words)
+                if words[L.STATE] != L.FILLING:
+                    return planned
+                raw = self._read(planned)
+                return None if raw is None else planned._replace(raw=raw)
+            except TraceFormatError as error:
+                before, words = words, self._memory.descriptor(page)
+                if words == before:
+                    return BadPage(page, *planned.number, error.message)
+        return BadPage(page, *planned.number, "its numbers changed again and again")
+
+    def _check(self, words: tuple[int, ...]) -> None:
+        """
+        Raises:
+            TraceFormatError: A descriptor cannot be.
+        """
+        if words[L.STATE] >= len(L.STATE_NAMES):
+            raise TraceFormatError(f"its state is {words[L.STATE]}")
+        if words[L.WRITER] >= self._writers:
+            raise TraceFormatError(f"it is of writer {words[L.WRITER]}, there are {self._writers}")
+        if max(words[L.SEQUENCE], words[L.FIRST_EVENT]) > _NUMBER_MAX:
+            raise TraceFormatError(f"its numbers are {words[L.SEQUENCE]} and {words[L.FIRST_EVENT]}")
+        if crc32(_IDENTITY.pack(*words[L.WRITER : L.FIRST_EVENT + 1])) != words[L.CHECK]:
+            raise TraceFormatError("the crc32 of its numbers is wrong")
+
+    def has_seen(self, planned: Planned | BadPage) -> bool:
+        """Whether an earlier look had something of this page."""
+        position = self._positions.get(planned.writer)
+        return position is not None and planned.sequence <= position.sequence
+
+    def copy(self, planned: Planned) -> Copy | BadPage | None:
+        """What is on a page that an earlier look had not; None: nothing, or it was taken for other events since."""
+        position = self._positions.get(planned.writer)
+        if position is not None and planned.sequence < position.sequence:
+            return None
+        try:
+            raw = planned.raw or self._read(planned)
+            if raw is None:
+                return None
+            return self._make(planned, raw, position)
+        except TraceFormatError as error:
+            return BadPage(planned.page, planned.writer, planned.sequence, error.message)
+
+    def _read(self, planned: Planned) -> Raw | None:
+        """What is committed on the page now; None: nothing, or it is of other events by now."""
+        before = self._memory.descriptor(planned.page)
+        timestamp, committed = self._header(planned.page)
+        if not committed:
+            return None
+        if committed > self._memory.page_size - L.PAGE_HEADER_SIZE:
+            raise TraceFormatError(f"commit is {committed}, more than the page has", offset=8)
+        data = self._memory.read(planned.page, L.PAGE_HEADER_SIZE, committed)
+        after = self._memory.descriptor(planned.page)
+        # A page's numbers change before anything on it does.
+        if (after[L.WRITER], after[L.SEQUENCE], after[L.FIRST_EVENT]) != planned.identity:
+            return None
+        sealed = before[L.EVENTS], before[L.COMMITTED], before[L.LAST_TIME]
+        is_steady = sealed == (after[L.EVENTS], after[L.COMMITTED], after[L.LAST_TIME])
+        is_sealed = before[L.STATE] in (L.FULL, L.IN_FLIGHT) and is_steady and any(sealed)
+        return Raw(timestamp, data, sealed if is_sealed else None, before[L.DEFINITIONS])
+
+    def _header(self, page: int) -> tuple[int, int]:
+        timestamp, commit = _HEADER.unpack(self._memory.read(page, 0, L.PAGE_HEADER_SIZE))
+        return timestamp, commit & L.COMMIT_MASK
+
+    def _make(self, planned: Planned, raw: Raw, position: _Position | None) -> Copy | None:
+        """
+        Raises:
+            TraceFormatError: The page cannot be.
+        """
+        goes_on = position is not None and position.sequence == planned.sequence
+        if position is None:  # the first page of all that was ever filled tells of losses before it; others cannot
+            position = _Position(0 if not planned.sequence else planned.first_event)
+        before = position if goes_on else _Position(planned.first_event, planned.sequence, 0, 0, raw.timestamp)
+        if before.offset >= len(raw.data):
+            return None
+        lost = 0 if goes_on else planned.first_event - position.next_event
+        if lost < 0:
+            raise TraceFormatError(f"its first event is number {planned.first_event}, not {position.next_event}")
+        if self._trusted and raw.sealed is not None:
+            total, _, last = raw.sealed
+            events = total - before.events
+        else:
+            events, last = self._count(raw, before)
+            total = before.events + events
+            if raw.sealed is not None and raw.sealed != (total, len(raw.data), last):
+                raise TraceFormatError(f"it was sealed with {raw.sealed}, it has {(total, len(raw.data), last)}")
+        self._positions[planned.writer] = _Position(
+            planned.first_event + total, planned.sequence, len(raw.data), total, last
+        )
+        return Copy(
+            planned.writer, planned.sequence, before.offset, raw.sealed is not None, before.timestamp,
+            memoryview(raw.data)[before.offset :], events, lost, raw.definitions,
+        )  # fmt: skip
+
+    def _count(self, raw: Raw, before: _Position) -> tuple[int, int]:
+        """Events from there on, and the time of the last."""
+        records = walk(raw.data, before.timestamp, before.offset)
+        events, _, _, last = tally(records, self._totals)
+        next(records, None)  # raises what it stopped in front of
+        return events, last & _TIME_MASK if events else before.timestamp
+
+
+def _in_order(found: list[Planned]) -> list[Planned | BadPage]:
+    """By time, but the pages of a writer by their numbers: the times of a damaged page say nothing."""
+    streams: dict[int, list[Planned]] = {}
+    for planned in sorted(found, key=attrgetter("number")):
+        streams.setdefault(planned.writer, []).append(planned)
+    following = {writer: iter(stream) for writer, stream in streams.items()}
+    return [next(following[planned.writer]) for planned in sorted(found, key=attrgetter("timestamp"))]
+
+
+def with_definitions(copy: Copy, count: int, *, complete: bool | None = None) -> Copy:
+    """The same, for whoever has so many definitions."""
+    return replace(copy, definitions_needed=count, complete=copy.complete if complete is None else complete)

@@ -1,0 +1,1 @@
+"""What a program calls: events and spans, and which open recordings take them."""

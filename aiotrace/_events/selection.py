@@ -1,0 +1,255 @@
+"""Selection: which events one recording takes, under which filters, and what they set off. Sans-IO.
+
+    rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
+    filters    all that match an event must agree
+    triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded; a snapshot
+    held       what the budget has switched off
+    functions  which functions the tracers of calls see: the kernel's set_ftrace_filter and set_ftrace_notrace
+
+A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
+An event asks `decide` once for each change, never per call.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from .._base.errors import ConfigurationError
+from .._page.filter import Filter, compile_filter
+
+Action = Literal["traceon", "traceoff", "stacktrace", "snapshot"]
+ACTIONS: Final = ("traceon", "traceoff", "stacktrace", "snapshot")
+AFTER_MAX: Final = 3600.0
+"""Seconds of look-forward: a snapshot that goes on for longer should be a sink."""
+_TRIGGER: Final = re.compile(
+    r"\s*(?P<action>\w+)(:(?P<count>\d+))?(:after=(?P<after>\d+(\.\d+)?))?(\s+if\s+(?P<filter>.+))?\s*", re.DOTALL
+)
+
+
+EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph", "sched"})
+"""Systems that are no part of "all", being too dear, about ourselves, or told already: each is switched on by name."""
+STALL_NS: Final = 100_000_000
+"""What a stall is, unless somebody says otherwise: asyncio's own `slow_callback_duration`."""
+STALL_MIN: Final = 0.001
+"""Seconds: what is shorter the watch does not see in time."""
+CANCEL_NS: Final = 1_000_000_000
+"""How long a task has to obey a cancellation, unless somebody says otherwise."""
+
+
+class Trigger:
+    """What an event sets off, at most `left` times (None: always), where its filter agrees."""
+
+    def __init__(self, action: Action, left: int | None, filter: Filter | None, after: float = 0.0) -> None:
+        self.action = action
+        self.left = left
+        self.filter = filter
+        self.after = after
+        """Seconds that a snapshot looks forward."""
+
+    def fires(self, fields: Mapping[str, Any]) -> bool:
+        """Whether it acts on an event with these fields; counts down if so."""
+        if self.left == 0 or (self.filter is not None and not self.filter(fields)):
+            return False
+        if self.left is not None:
+            self.left -= 1
+        return True
+
+
+def parse_trigger(text: str) -> Trigger:
+    """ "ACTION[:COUNT] [if FILTER]", as in the kernel's trigger files; a snapshot's ":after=SECONDS" follows its count.
+
+    Raises:
+        ConfigurationError: It is not of that form, the action is unknown, or the filter does not parse.
+    """
+    match = _TRIGGER.fullmatch(text)
+    if match is None:
+        raise ConfigurationError(
+            f"trigger {text!r}: write ACTION[:COUNT] [if FILTER], or snapshot[:COUNT][:after=SECONDS] [if FILTER]"
+        )
+    action, count, after = match["action"], match["count"], float(match["after"] or 0)
+    if action not in ACTIONS:
+        raise ConfigurationError(f"trigger {text!r}: no action {action!r}; known: {', '.join(ACTIONS)}")
+    if match["after"] and action != "snapshot":
+        raise ConfigurationError(f"trigger {text!r}: only a snapshot looks forward, {action!r} takes no after=")
+    if after > AFTER_MAX:
+        raise ConfigurationError(f"trigger {text!r}: a snapshot looks forward {AFTER_MAX:.0f} s at most")
+    filter = compile_filter(match["filter"]) if match["filter"] else None
+    left = None if count is None else int(count)
+    return Trigger(action, left, filter, after)  # type: ignore[arg-type]  # checked above
+
+
+def matches(glob: str, name: str) -> bool:
+    """Whether a glob is of this event ("system:event"). A name has no dots: "audit:socket.connect" has underscores."""
+    glob = glob.replace(".", "_")
+    if glob == "all" or fnmatch.fnmatchcase(name, glob):
+        return True
+    return ":" not in glob and any(fnmatch.fnmatchcase(part, glob) for part in name.split(":"))
+
+
+def check_glob(glob: str) -> str:
+    """
+    Raises:
+        ConfigurationError: No event can be of it.
+    """
+    if not glob.strip():
+        raise ConfigurationError(f"{glob!r} is of no event: write 'system:event', a glob like 'http:*', or 'all'")
+    return glob
+
+
+def _is_everything(glob: str) -> bool:
+    """Whether a glob names no system."""
+    return glob == "all" or not glob.partition(":")[0].strip("*")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """How one recording takes one event. None stands for not at all."""
+
+    filters: tuple[Filter, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
+    records: bool = True
+    """False while the recording is off: then the event is only looked at for what switches it on."""
+
+    def accepts(self, fields: Mapping[str, Any]) -> bool:
+        for filter in self.filters:  # noqa: SIM110  # all() of a generator costs three times as much
+            if not filter(fields):
+                return False
+        return True
+
+
+PLAIN: Final = Decision()
+"""Taken always, and nothing else."""
+
+
+class Functions:
+    """Which functions are traced, by globs of "module.qualified_name": all, or those of a limit; but none of notrace.
+
+    A tracer asks once for each function, not per call.
+    """
+
+    def __init__(self) -> None:
+        self.limits: list[str] = []
+        self.notraces: list[str] = []
+        self.unmatched: set[str] = set()
+        """Limits that were of no function yet: a notrace has done what it is for then."""
+
+    @property
+    def globs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Limits and notraces, as of now."""
+        return tuple(self.limits), tuple(self.notraces)
+
+    def takes(self, name: str) -> bool:
+        wanted = self._is_of(self.limits, name) or not self.limits
+        return not self._is_of(self.notraces, name) and wanted
+
+    def _is_of(self, globs: list[str], name: str) -> bool:
+        found = [glob for glob in globs if fnmatch.fnmatchcase(name, glob)]
+        self.unmatched.difference_update(found)
+        return bool(found)
+
+
+class Selection:
+    def __init__(self) -> None:
+        self.functions = Functions()
+        self._rules: list[tuple[str, bool]] = []
+        self._filters: list[tuple[str, Filter]] = []
+        self._triggers: list[tuple[str, Trigger]] = []
+        self.is_on = True
+        """Whether anything is recorded: traceoff and traceon switch it."""
+        self.stall_ns = STALL_NS
+        """How long a step lasts before the watch over stalls reports it."""
+        self.cancel_ns = CANCEL_NS
+        """How long a task has to obey a cancellation."""
+        self.held: tuple[str, ...] = ()
+        """Globs of what the budget has switched off, whatever the rules say."""
+
+    def enable(self, glob: str) -> None:
+        self._rules.append((check_glob(glob), True))
+
+    def take_back(self) -> None:
+        """Undo the last `enable`: what it switches on cannot run."""
+        self._rules.pop()
+
+    def disable(self, glob: str) -> None:
+        self._rules.append((check_glob(glob), False))
+
+    def filter(self, glob: str, text: str) -> Filter:
+        """
+        Raises:
+            ConfigurationError: The text does not parse, or no event can be of the glob.
+        """
+        filter = compile_filter(text)
+        self._filters.append((check_glob(glob), filter))
+        return filter
+
+    def trigger(self, glob: str, text: str) -> Trigger:
+        """
+        Raises:
+            ConfigurationError: The text does not parse, or no event can be of the glob.
+        """
+        trigger = parse_trigger(text)
+        self._triggers.append((check_glob(glob), trigger))
+        return trigger
+
+    def limit(self, glob: str) -> None:
+        self.functions.unmatched.add(glob)
+        self.functions.limits.append(glob)
+
+    def notrace(self, glob: str) -> None:
+        self.functions.notraces.append(glob)
+
+    @property
+    def has_triggers(self) -> bool:
+        """Whether an event may set something off, as switching the recording off."""
+        return bool(self._triggers)
+
+    @property
+    def looks_at_fields(self) -> bool:
+        """Whether events may have to go through Python, for a filter or a trigger."""
+        return bool(self._filters or self._triggers)
+
+    def is_enabled(self, name: str, *, by_default: bool) -> bool:
+        """Whether the rules, and the budget, take an event, filters and switches aside."""
+        return not any(matches(glob, name) for glob in self.held) and self.asks_for(name, by_default=by_default)
+
+    def asks_for(self, name: str, *, by_default: bool) -> bool:
+        """Whether the rules take an event."""
+        system = name.partition(":")[0]
+        for glob, on in reversed(self._rules):
+            if matches(glob, name) and not (on and system in EXPLICIT and _is_everything(glob)):
+                return on
+        return by_default
+
+    def wants_system(self, system: str, *, explicit: bool) -> bool:
+        """Whether some event of a tracer's system may be taken.
+
+        Args:
+            explicit: Only a rule that names the system counts, not one for everything.
+        """
+        wanted = False
+        if f"{system}:*" in self.held:
+            return False
+        for glob, on in self._rules:
+            part, _, rest = glob.partition(":")
+            everything = _is_everything(glob)
+            if everything and explicit and on:
+                continue
+            if everything or fnmatch.fnmatchcase(system, part):
+                wanted = on or (wanted and rest not in ("", "*"))
+        return wanted
+
+    def decide(self, name: str, *, by_default: bool) -> Decision | None:
+        """How an event is taken now."""
+        if not self.is_enabled(name, by_default=by_default):
+            return None
+        triggers = tuple(trigger for glob, trigger in self._triggers if matches(glob, name))
+        if not self.is_on:
+            triggers = tuple(trigger for trigger in triggers if trigger.action == "traceon")
+            if not triggers:
+                return None
+        filters = tuple(filter for glob, filter in self._filters if matches(glob, name))
+        return Decision(filters, triggers, self.is_on) if filters or triggers else PLAIN

@@ -1,0 +1,122 @@
+"""Tracers: what produces events by itself, switched on while some open recording takes its events.
+
+    recording opened, closed, enable(), disable() -> follow -> start or stop each tracer
+
+A tracer is a module of the package `_tracers`, or an object in one ("module:name"), imported when it is first wanted,
+with `start()` and `stop()`, and `follow(selections)` if what it does depends on them; its events are defined with
+`by_default=False`, in a system of the tracer's own name. It must leave the program as it found it.
+"""
+
+from __future__ import annotations
+
+import os
+import pkgutil
+import threading
+from collections.abc import Callable, Iterable
+from typing import Final, Protocol, runtime_checkable
+
+from .._base.warn import warn
+from .selection import EXPLICIT, Selection
+
+
+class Tracer(Protocol):
+    """What TRACERS names."""
+
+    def start(self) -> None:
+        """Begin to produce events.
+
+        Raises:
+            ConfigurationError: It cannot here; the message says why.
+        """
+
+    def stop(self) -> None:
+        """Produce no more, and leave everything as it was."""
+
+
+@runtime_checkable
+class Follower(Protocol):
+    """A tracer that does different things for different selections."""
+
+    def follow(self, selections: Iterable[Selection]) -> None:
+        """These are open now: called before `start`, and at each change while it runs."""
+
+
+_PACKAGE: Final = "aiotrace._tracers"
+TRACERS: Final[dict[str, str]] = {
+    "audit": f"{_PACKAGE}.audit",
+    "cancellation": f"{_PACKAGE}.cancellations",
+    "exception": f"{_PACKAGE}.exceptions",
+    "function": f"{_PACKAGE}.functions:FUNCTION",
+    "function_graph": f"{_PACKAGE}.functions:FUNCTION_GRAPH",
+    "gc": f"{_PACKAGE}.garbage",
+    "log": f"{_PACKAGE}.logs",
+    "loop": f"{_PACKAGE}.loops",
+    "sched": f"{_PACKAGE}.sched",
+    "stall": f"{_PACKAGE}.stall",
+    "task": f"{_PACKAGE}.task",
+    "thread": f"{_PACKAGE}.threads",
+    "warning": f"{_PACKAGE}.warned",
+}
+"""Systems and what traces them."""
+
+_running: Final[dict[str, Tracer]] = {}
+_lock = threading.RLock()
+
+
+def follow(selections: Iterable[Selection]) -> None:
+    """Start and stop tracers, so that those run whose events some recording takes.
+
+    Raises:
+        ConfigurationError: A tracer cannot start that a rule names; the others do. One that "all" is of and that
+            cannot run here is left out.
+    """
+    chosen = tuple(selections)
+    wanted = {
+        system
+        for system in TRACERS
+        if any(selection.wants_system(system, explicit=system in EXPLICIT) for selection in chosen)
+    }
+    failures = []
+    with _lock:
+        for system in sorted(_running.keys() - wanted):
+            _stop(system)
+        for system in sorted(wanted):
+            tracer: Tracer = _running.get(system) or pkgutil.resolve_name(TRACERS[system])
+            if isinstance(tracer, Follower):
+                tracer.follow(chosen)
+            if system in _running:
+                continue
+            try:
+                tracer.start()
+            except Exception as error:
+                if any(selection.wants_system(system, explicit=True) for selection in chosen):
+                    failures.append(error)
+            else:
+                _running[system] = tracer
+    if failures:
+        raise failures[0]
+
+
+def follow_open(find: Callable[[], Iterable[Selection]]) -> None:
+    """`follow` what is open at a moment when nobody else starts or stops tracers: for threads that no recording waits
+    for when it closes."""
+    with _lock:
+        follow(find())
+
+
+def _stop(system: str) -> None:
+    try:
+        _running.pop(system).stop()
+    except Exception as error:  # also at the close of a recording, where nothing of ours may raise: law 6
+        warn(f"aiotrace: tracer {system} did not stop: {error!r}", stacklevel=4)
+
+
+def _after_fork_in_child() -> None:
+    """A child has no recordings, and perhaps not the thread that held the lock."""
+    global _lock
+    _lock = threading.RLock()
+    for system in tuple(_running):
+        _stop(system)
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)

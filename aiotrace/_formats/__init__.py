@@ -1,0 +1,1 @@
+"""The bytes of trace.dat, of stream frames and of journals. Sans-IO."""

@@ -1,0 +1,1 @@
+"""What a page holds: its layout, records, event formats and filters. Sans-IO."""

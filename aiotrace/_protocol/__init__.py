@@ -1,0 +1,1 @@
+"""The stream protocol between a producer and a collector. Sans-IO."""

@@ -1,0 +1,65 @@
+"""The pool: free pages, as a stack.
+
+The page that came home last is taken first: it is still in the cache, so a quick sink keeps the same two or three
+pages going and the rest of the arena is never even touched. That is the whole idea of the kernel change that
+aiotrace descends from, and `allocated` shows it: it stops growing after the warm-up, at any depth.
+
+Callers hold the recording's guard. Who waits for a page is not known here: `_writer` keeps the waiters.
+"""
+
+from __future__ import annotations
+
+from .._page import layout as L
+from .arena import Arena
+
+
+class Pool:
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self.free = list(reversed(range(arena.pages)))
+        """The pages; the last is taken first."""
+        self.allocated = 0
+        """Times that a page's memory was allocated: for each page once, when it is first taken, if it is kept."""
+        self.keeps = True
+        """Whether a page that comes home keeps its memory. False is for measuring what that saves."""
+        self.recycled = 0
+        """Times that a page came home."""
+
+    def __len__(self) -> int:
+        return len(self.free)
+
+    def take(self) -> int | None:
+        """A page to fill, with nothing on it, or None: then nothing changed."""
+        if not self.free:
+            return None
+        page = self.free.pop()
+        arena = self._arena
+        word = page * L.DESCRIPTOR_WORDS + L.TAKES
+        takes = arena.descriptors[word]
+        if not takes and not arena.allocate(page):
+            self.free.append(page)
+            return None
+        arena.clear(page)
+        arena.move(page, L.FREE, L.FILLING)
+        arena.descriptors[word] = takes + 1
+        self.allocated += not takes
+        return page
+
+    def keep(self, page: int) -> None:
+        """After an interrupt: a page that is free by its descriptor is here."""
+        if page not in self.free:
+            self.free.append(page)
+
+    def drop(self, page: int) -> None:
+        """After an interrupt: a page that is not free by its descriptor is not here."""
+        if page in self.free:
+            self.free.remove(page)
+
+    def give_back(self, page: int) -> None:
+        """The page, free already by its descriptor, comes home."""
+        assert self._arena.get(page, L.STATE) == L.FREE
+        if not self.keeps:
+            self._arena.forget(page)
+            self._arena.set(page, L.TAKES, 0)
+        self.free.append(page)
+        self.recycled += 1

@@ -1,0 +1,73 @@
+"""The ring: full pages, oldest first. Sans-IO: no await, no clock, no file.
+
+    seal -> | newest ... oldest | -> swap (the reader takes the oldest)
+                         |
+                         +-> overrun (drop_oldest: a writer takes the oldest for new events)
+
+The law: pages of one writer leave in the order in which they were sealed. A page that a sink still looks at in
+part (`HOLDERS` is not 0) cannot be overrun; the next oldest is.
+
+Callers hold the recording's guard.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+
+from .._page import layout as L
+from .arena import Arena
+
+
+class Ring:
+    def __init__(self, arena: Arena) -> None:
+        self._arena = arena
+        self.full: deque[int] = deque()
+        """The pages, oldest first."""
+
+    def __len__(self) -> int:
+        return len(self.full)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.full)
+
+    def seal(self, page: int) -> None:
+        """The page is full, and the ring's."""
+        self._arena.move(page, L.FILLING, L.FULL)
+        self.full.append(page)
+
+    def keep(self, page: int) -> None:
+        """After an interrupt: a page that is full by its descriptor is here, last if it was not."""
+        if page not in self.full:
+            self.full.append(page)
+
+    def drop(self, page: int) -> None:
+        """After an interrupt: a page that is not full by its descriptor is not here."""
+        if page in self.full:
+            self.full.remove(page)
+
+    def swap(self, count: int) -> list[int]:
+        """Take the oldest pages out, so many; they are in flight. There must be as many."""
+        pages = list(islice(self.full, count))
+        for page in pages:
+            self._arena.move(page, L.FULL, L.IN_FLIGHT)
+            self.full.popleft()
+        return pages
+
+    def overrun(self) -> int | None:
+        """Take the oldest page that nobody looks at, to be filled anew; None if there is none."""
+        for page in self.full:
+            if self._arena.get(page, L.HOLDERS) == 0:
+                self._arena.move(page, L.FULL, L.FILLING)
+                self.full.remove(page)
+                return page
+        return None
+
+    def clear(self) -> list[int]:
+        """Close: every page leaves, oldest first, and is free."""
+        pages = list(self.full)
+        self.full.clear()
+        for page in pages:
+            self._arena.move(page, L.FULL, L.FREE)
+        return pages

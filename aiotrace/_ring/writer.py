@@ -1,0 +1,317 @@
+"""Writers: each fills one page at a time and turns it when it is full.
+
+    event -> payload -> write: | record | record | record | ............ |   commit advances last
+                                                          turn: seal this page, take the next
+
+A writer belongs to a thread, so that writing contends with nobody; slots are bounded, and when there are more
+threads than slots, threads share one (a record's common_pid says which thread it was). A thread that ends leaves its
+slot, with the half-full page, to the next. A slot is a CPU to trace-cmd and KernelShark.
+
+Laws:
+* Only the writer's own side, under its guard, seals its page. Others read `mark`, and copy the committed prefix.
+* Every event asked for has a number, `written + dropped`; a page remembers that of its first, so losses are gaps.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sized
+from typing import TypeVar
+
+from .._base.clock import Clock
+from .._base.reentrancy import Guard
+from .._page import layout as L
+from .cursor import Cursor
+from .delivery import Mark
+from .page_cycle import Pages, Told
+
+CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")
+"""Why an event is refused."""
+
+
+class Writer(Cursor):
+    """
+    Args:
+        pages: The recording's.
+        slot: Number of this writer.
+        clock: Gives nanoseconds.
+        definitions: The table whose length a sealed page remembers.
+        first_sequence: Number of its first page.
+    """
+
+    def __init__(self, pages: Pages, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
+        super().__init__(clock)
+        self.slot = slot
+        self.guard = Guard()
+        self._lock = self.guard.lock
+        self.payload_max = payload_max(pages.arena.page_size)
+        self.dropped = dict.fromkeys(CAUSES, 0)
+        self.page: int | None = None
+        self.waiters: deque[Callable[[], object]] = deque()
+        """Wakes of those that wait for room here, in `send`."""
+        self.closed = False
+        self._pages = pages
+        self._definitions = definitions
+        self.sequence = first_sequence
+        """Number of its next page."""
+        self.untold: list[Told] = []
+        self._turning = False
+        self._refused: deque[str] = deque()  # appended to by re-entrant calls, which own nothing: it is atomic
+        self.first_event = 0
+        self.first_written = 0
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def write(self, payload: bytes) -> bool:
+        """Write one event.
+
+        Args:
+            payload: Whole; a multiple of 4 bytes, at most `payload_max`.
+
+        Returns:
+            False if it was refused and counted.
+        """
+        guard = self.guard
+        with self._lock:
+            if guard.busy:
+                self._refused.append("reentrant")
+                return False
+            guard.busy = True
+            try:
+                if self.put(payload):
+                    return True
+                if self.closed:
+                    return False
+                if len(payload) > self.payload_max:
+                    self.dropped["too_long"] += 1
+                    return False
+                if not self._turn():
+                    self.dropped["no_page"] += 1
+                    return False
+                written = self.put(payload)
+            finally:
+                guard.busy = False
+        if self.untold:
+            self._tell()
+        if self._pages.is_scarce:
+            self._pages.on_scarce()
+        return written
+
+    def _tell(self) -> None:
+        """Tell what a turn did. This may write an event here, and turn again."""
+        while self.untold:
+            self._pages.on_event(*self.untold.pop(0))
+
+    def refuse(self, cause: str) -> None:
+        """Count an event that was not written."""
+        self._refused.append(cause)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a payload of `size` bytes would find room (a time extend in front included), as of now."""
+        return self.fits(size) or self._pages.can_take
+
+    def make_room(self, size: int) -> bool:
+        """Turn the page if a payload of `size` bytes needs that. Returns whether there is room now."""
+        guard = self.guard
+        with guard.lock:
+            if guard.busy:
+                return True  # a re-entrant call is refused by `write`, not made to wait
+            guard.busy = True
+            try:
+                has_room = self.closed or self.fits(size) or (self._turn() and self.fits(size))
+            finally:
+                guard.busy = False
+        if self.untold:
+            self._tell()
+        return has_room
+
+    def would_turn(self, size: int) -> bool:
+        """Whether a payload of `size` bytes needs the next page."""
+        return not self.fits(size)
+
+    @property
+    def number(self) -> int:
+        """How many events it was asked to write so far."""
+        return self.written + self.dropped_total
+
+    @property
+    def dropped_total(self) -> int:
+        return sum(self.dropped.values()) + len(self._refused)
+
+    def dropped_by_cause(self) -> dict[str, int]:
+        counts = dict(self.dropped)
+        for cause in tuple(self._refused):
+            counts[cause] += 1
+        return counts
+
+    # --- pages ----------------------------------------------------------------------------------
+
+    def _turn(self) -> bool:
+        """Seal the page and take the next. Returns False if there is none; then no page is being filled.
+
+        What a signal handler raises in here passes on to the program; the next turn finds `_turning` and rolls the
+        half-done one forward, by the descriptors.
+        """
+        if self._turning:
+            self._recover()
+        self._turning = True
+        if self._refused:
+            self._count_refused()
+        pages = self._pages
+        page = self.page
+        if page is None:
+            taken = pages.take(self, self.number, self.written)
+        else:
+            self.freeze()
+            written = self._describe(page)
+            taken = pages.turn(self, page, written + sum(self.dropped.values()) + len(self._refused), written)
+            if taken is None and self.page is not None:
+                self._keep(page)
+        if taken is not None:
+            self.enter(pages.arena.page(taken))
+        self._turning = False
+        return taken is not None
+
+    def _recover(self) -> None:
+        self._pages.recover()
+        if self.page is not None and self._pages.arena.get(self.page, L.STATE) != L.FILLING:
+            self.leave()
+            self.page = None
+
+    def _count_refused(self) -> None:
+        refused = self._refused
+        for _ in range(len(refused)):  # not more: a handler that emits may add to it all the while
+            self.dropped[refused[0]] += 1
+            del refused[0]  # not popleft: no call in between, so that an interrupt finds it counted once
+
+    def _describe(self, page: int) -> int:
+        """Set what its descriptor says of the page, which is frozen. Returns `written`."""
+        committed, last, written = self.state()
+        self._pages.arena.set_sealed(page, written - self.first_written, committed, last, len(self._definitions))
+        return written
+
+    def _keep(self, page: int) -> None:
+        """Undo `freeze` and `_describe`."""
+        self._pages.arena.set(page, L.EVENTS, 0)
+        self.thaw()
+
+    def mark(self) -> Mark | None:
+        """How far the page that it fills has come; None if it fills none. The caller holds the guard."""
+        if self.page is None:
+            return None
+        committed, last, written = self.state()
+        return Mark(self.page, written - self.first_written, committed, last, len(self._definitions))
+
+    @property
+    def events_on_page(self) -> int:
+        """Events on the page that it fills."""
+        return self.written - self.first_written if self.page is not None else 0
+
+    def account(self) -> tuple[int, int | None, int]:
+        """Events written, the page that it fills, and the events on that, as of one moment.
+
+        The caller holds the pages' guard, so that no page turns meanwhile; a page that is full by its descriptor is
+        the ring's already.
+        """
+        written, page = self.state()[2], self.page
+        return written, page, written - self.first_written if page is not None else 0
+
+    @property
+    def first_unsealed(self) -> int:
+        """Number of the first event that is on no sealed page."""
+        return self.first_event if self.page is not None else self.number
+
+    def close(self) -> None:
+        """Write no more; the page, if anything is on it, goes into the ring."""
+        with self.guard:
+            self.closed = True
+            self.freeze()
+            if self._turning:
+                self._recover()
+            if self.page is not None and not self.events_on_page:
+                self.leave()
+                self._pages.return_empty(self.page)
+                self.page = None
+            self._count_refused()
+            if self.page is not None:
+                self._describe(self.page)
+                sealed = self._pages.seal(self.page)
+                assert sealed
+                self.leave()
+                self.page = None
+
+    # --- waiting for room -----------------------------------------------------------------------
+
+    def wake_one(self) -> None:
+        """Let the first that waits for room here try again."""
+        try:
+            wake = self.waiters.popleft()
+        except IndexError:
+            return
+        wake()
+
+
+W = TypeVar("W", bound=Writer)
+
+
+class Writers:
+    """The writer slots of one recording, and which of them are free. Slot 0 is there from the start."""
+
+    def __init__(self, pages: Pages, slots: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
+        self.slots = slots
+        self.all: list[Writer] = []
+        self._arguments = (clock, definitions, first_sequence)
+        self._pages = pages
+        pages.owners = lambda: tuple(self.all)
+        self.all.append(Writer(pages, 0, *self._arguments))
+        self.on_lease: Callable[[], object] = lambda: None
+        """Called in each thread that is given a writer."""
+        self._free = [self.all[0]]
+        self._shared = 0
+        self._closed = False
+        self._guard = Guard()
+
+    def lease(self) -> tuple[Writer, bool]:
+        """A writer for a thread, and whether it is the thread's own: then it comes back by `give_back`."""
+        if not self._guard.enter():  # a finaliser that ran while this thread was just here
+            return self.all[0], False
+        try:
+            self.on_lease()
+            if self._closed:
+                return self.all[0], False
+            if self._free:
+                return self._free.pop(), True
+            if len(self.all) < self.slots:
+                writer = Writer(self._pages, len(self.all), *self._arguments)
+                self.all.append(writer)
+                return writer, True
+            self._shared += 1
+            return self.all[self._shared % len(self.all)], False
+        finally:
+            self._guard.leave()
+
+    def reserve(self, make: type[W]) -> W | None:
+        """A writer of a kind of its own, which no thread is ever given; None if no slot is left for it."""
+        with self._guard:
+            if self._closed or len(self.all) >= self.slots:
+                return None
+            writer = make(self._pages, len(self.all), *self._arguments)
+            self.all.append(writer)
+            return writer
+
+    def give_back(self, writer: Writer) -> None:
+        """The thread that had it ended; the page that it fills stays for the next thread."""
+        self._free.append(writer)
+
+    def close(self) -> None:
+        """Every writer closes, and no new one is made for a thread that comes late."""
+        with self._guard:
+            self._closed = True
+        for writer in tuple(self.all):  # without the guard: a finaliser that runs in a write may ask for a lease
+            writer.close()
+
+
+def payload_max(page_size: int) -> int:
+    """The longest payload, in bytes, that fits on an empty page: less the page's header and room for a lost count,
+    the record's two words and a time extend."""
+    return page_size - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE - 8 - 8

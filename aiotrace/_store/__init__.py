@@ -1,0 +1,1 @@
+"""A trace on disk while it grows, and how it is finished."""

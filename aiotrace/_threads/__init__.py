@@ -1,0 +1,1 @@
+"""The host loop (asyncio, uvloop or trio) and threads of aiotrace's own."""

@@ -1,0 +1,39 @@
+"""loop: the iterations of asyncio's loops, seen where a loop asks its selector. uvloop and trio let nobody look there.
+
+    callbacks of the last iteration | select: poll_ns | loop:iteration | callbacks of this iteration ...
+
+`ready` is how many callbacks wait as the iteration begins, with those of the files that are ready; timers that are due
+come on top. `late_ns` is how long ago the first of these was due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from typing import Final
+
+from .._base.backend import c_module
+from .._base.errors import ConfigurationError
+from .._events.event import define
+from ._runtimes import Method
+
+_EVENT: Final = define("loop:iteration", {"ready": "u32", "poll_ns": "u64", "late_ns": "u64"}, by_default=False)
+_methods: Final[list[Method]] = []
+
+
+def start() -> None:
+    """
+    Raises:
+        ConfigurationError: There is no C module.
+    """
+    native = c_module
+    if native is None:
+        raise ConfigurationError("tracing loops (loop:*) needs the C module: install aiotrace with a C compiler there")
+    owner = selectors.DefaultSelector
+    running: object = asyncio._get_running_loop
+    _methods.append(Method(owner, "select", lambda original: native.task_select(owner, original, running, _EVENT)))
+
+
+def stop() -> None:
+    while _methods:
+        _methods.pop().take_back()

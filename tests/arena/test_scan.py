@@ -1,0 +1,323 @@
+"""Looking at an arena: what is copied is what was committed, once, in order, whatever the writers do meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aiotrace._arena.scan import BadPage, Copy, Looker, Planned
+from aiotrace._page import layout as L
+from aiotrace._ring.arena import Arena
+from support.arenas import PAGE, Filled, numbers
+
+
+def look(looker: Looker) -> list[Copy]:
+    found = [each if isinstance(each, BadPage) else looker.copy(each) for each in looker.plan()]
+    assert not [each for each in found if isinstance(each, BadPage)]
+    return [each for each in found if isinstance(each, Copy)]
+
+
+class Watch:
+    """Takes looks and holds them to the laws: each event once, in order, and gaps are told."""
+
+    def __init__(self) -> None:
+        self.following: dict[int, int] = {}
+        self.events = 0
+
+    def take(self, copies: list[Copy]) -> None:
+        for copy in copies:
+            found = numbers(copy)
+            first = self.following.get(copy.writer)
+            if first is None:
+                first = found[0] - copy.lost_before
+            assert found == list(range(first + copy.lost_before, first + copy.lost_before + len(found)))
+            self.following[copy.writer] = found[-1] + 1
+            self.events += len(found)
+
+
+def test_one_look_has_full_pages_and_those_being_filled() -> None:
+    filled = Filled(writers=2)
+    for n in range(100):
+        filled.write(n % 2)
+    copies = look(Looker(filled.arena, 2))
+    assert {copy.complete for copy in copies} == {True, False}
+    for writer in (0, 1):
+        found = [n for copy in copies if copy.writer == writer for n in numbers(copy)]
+        assert found == list(range(50))
+    assert not sum(copy.lost_before for copy in copies)
+    assert all(copy.definitions_needed == len(filled.definitions) for copy in copies if copy.complete)
+
+
+def test_what_the_ring_had_forgotten_before_the_first_look_is_no_loss_but_what_is_overwritten_later_is() -> None:
+    filled = Filled(pages=4)
+    for _ in range(1000):
+        filled.write()
+    looker = Looker(filled.arena, 1)
+    first = look(looker)
+    assert numbers(first[0])[0] > 0
+    assert [copy.timestamp for copy in first] == sorted(copy.timestamp for copy in first)
+    assert not sum(copy.lost_before for copy in first)
+    for _ in range(1000):
+        filled.write()
+    second = look(looker)
+    assert sum(copy.lost_before for copy in second) == numbers(second[0])[0] - numbers(first[-1])[-1] - 1 > 0
+
+
+def test_events_refused_before_the_first_page_are_a_loss() -> None:
+    filled = Filled(pages=1, overrun=False)
+    page = filled.pages.pool.take()
+    assert page is not None
+    for _ in range(3):
+        filled.write()
+    filled.arena.move(page, L.FILLING, L.FREE)
+    filled.pages.pool.give_back(page)
+    filled.write()
+    (copy,) = look(Looker(filled.arena, 1))
+    assert (copy.lost_before, numbers(copy)) == (3, [3])
+
+
+def test_the_next_look_goes_on_in_the_middle_of_a_page() -> None:
+    filled = Filled()
+    looker, watch = Looker(filled.arena, 1), Watch()
+    assert look(looker) == []
+    filled.write()
+    watch.take(look(looker))
+    assert look(looker) == []
+    for _ in range(5):
+        filled.write()
+    (part,) = look(looker)
+    assert part.offset > 0
+    assert numbers(part) == [1, 2, 3, 4, 5]
+    watch.take([part])
+    for _ in range(50):
+        filled.write()
+    watch.take(look(looker))
+    assert watch.events == 56
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.just("write"), st.integers(0, 2), st.integers(0, 3000)),
+            st.tuples(st.just("many"), st.integers(0, 2), st.integers(1, 60)),
+            st.tuples(st.just("look"), st.just(0), st.just(0)),
+        ),
+        max_size=40,
+    ),
+    st.booleans(),
+)
+def test_looks_have_each_event_at_most_once_and_count_all_that_is_missing_between(
+    steps: list[tuple[str, int, int]], overrun: bool
+) -> None:
+    filled = Filled(pages=6, writers=3, overrun=overrun)
+    looker, watch = Looker(filled.arena, 3), Watch()
+    for step, writer, count in steps:
+        if step == "write":
+            filled.write(writer, count)
+        elif step == "many":
+            for _ in range(count):
+                filled.write(writer, 200)
+        else:
+            watch.take(look(looker))
+    watch.take(look(looker))
+    for writer, following in watch.following.items():
+        lost_since = filled.all[writer].number - following
+        assert overrun is False or lost_since == 0, "the last event is on the page that fills"
+
+
+class Disturbed(Arena):
+    """An arena whose writers go on between any two reads of who looks."""
+
+    disturb: Callable[[], object] = staticmethod(lambda: None)
+
+    def descriptor(self, page: int) -> tuple[int, ...]:
+        self.disturb()
+        return super().descriptor(page)
+
+    def read(self, page: int, offset: int, size: int) -> bytes:
+        self.disturb()
+        return super().read(page, offset, size)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 25), st.booleans())
+def test_a_page_that_is_taken_for_other_events_meanwhile_is_not_copied(seed: int, most: int, overrun: bool) -> None:
+    generator = random.Random(seed)
+    filled = Filled(pages=5, writers=2, overrun=overrun)
+    filled.arena.__class__ = Disturbed
+    for _ in range(200):
+        filled.write(generator.randrange(2))
+
+    def disturb() -> None:
+        for _ in range(generator.randrange(most + 1)):
+            filled.write(generator.randrange(2), generator.randrange(300))
+
+    looker, watch = Looker(filled.arena, 2), Watch()
+    for _ in range(4):
+        filled.arena.disturb = disturb  # type: ignore[attr-defined]  # of the class above
+        watch.take(look(looker))
+
+
+def test_a_look_is_of_one_moment_pages_that_are_taken_later_are_the_next_looks() -> None:
+    filled = Filled(pages=8)
+    for _ in range(100):
+        filled.write()
+    looker = Looker(filled.arena, 1)
+    plan = looker.plan()
+    for _ in range(100):
+        filled.write()
+    copies = [looker.copy(each) for each in plan if isinstance(each, Planned)]
+    found = [n for copy in copies if isinstance(copy, Copy) for n in numbers(copy)]
+    assert found == list(range(100))
+
+
+def test_a_page_on_which_nothing_was_when_the_look_began_is_the_next_looks() -> None:
+    filled = Filled()
+    page = filled.pages.take(filled.all[0], 0)
+    assert page is not None
+    looker = Looker(filled.arena, 1)
+    plan = looker.plan()
+    filled.all[0].enter(filled.arena.page(page))
+    filled.write()
+    assert plan == []
+    assert [numbers(copy) for copy in look(looker)] == [[0]]
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
+def test_a_page_that_is_being_taken_has_nothing_on_it_wherever_its_taker_is_killed(steps: int) -> None:
+    filled = Filled(pages=2)
+    while filled.all[0].sequence < 2:
+        filled.write()
+    (oldest,) = filled.pages.ring
+    doings = iter(
+        [
+            lambda: filled.arena.move(oldest, L.FULL, L.FILLING),
+            lambda: filled.arena.clear(oldest),
+            lambda: filled.arena.set(oldest, L.SEQUENCE, 2),
+            lambda: filled.arena.set(oldest, L.FIRST_EVENT, filled.all[0].number),
+        ]
+    )
+    for _ in range(steps):
+        next(doings)()
+    (*old, last) = look(Looker(filled.arena, 1))
+    assert [copy.sequence for copy in old] == ([0] if steps < 2 else [])
+    assert last.sequence == 1
+
+
+def test_numbers_that_change_while_they_are_read_are_read_again() -> None:
+    filled = Filled()
+    filled.write()
+    filled.arena.__class__ = Disturbed
+    check = filled.arena.get(0, L.CHECK)
+    filled.arena.set(0, L.CHECK, 0)
+    reads = itertools.count()
+
+    def settle() -> None:
+        if next(reads) == 2:
+            filled.arena.set(0, L.CHECK, check)
+
+    filled.arena.disturb = settle  # type: ignore[attr-defined]  # of the class above
+    (planned,) = [each for each in Looker(filled.arena, 1).plan() if isinstance(each, Planned)]
+    assert planned.page == 0
+
+
+def test_a_page_whose_last_sink_acknowledges_it_meanwhile_is_copied_all_the_same() -> None:
+    filled = Filled()
+    filled.arena.__class__ = Disturbed
+    while not filled.pages.ring:
+        filled.write()
+    (page,) = filled.pages.ring.swap(1)
+    looker = Looker(filled.arena, 1)
+    plan = [each for each in looker.plan() if isinstance(each, Planned) and each.page == page]
+    reads = iter(range(9))
+
+    def settle() -> None:  # word by word, as another process may see it
+        filled.arena.set(page, L.EVENTS + next(reads), 0)
+
+    filled.arena.disturb = settle  # type: ignore[attr-defined]  # of the class above
+    copy = looker.copy(plan[0])
+    assert isinstance(copy, Copy)
+    assert numbers(copy)[0] == 0
+
+
+def test_records_that_cannot_be_cost_the_page_that_is_being_filled() -> None:
+    filled = Filled()
+    for _ in range(3):
+        filled.write()
+    filled.arena.page(0)[L.PAGE_HEADER_SIZE : L.PAGE_HEADER_SIZE + 8] = bytes(8)
+    looker = Looker(filled.arena, 1)
+    (planned,) = looker.plan()
+    assert isinstance(planned, Planned)
+    bad = looker.copy(planned)
+    assert isinstance(bad, BadPage)
+    assert "a record of" in bad.reason
+
+
+def test_a_page_that_says_numbers_which_others_have_is_damage_though_its_crc_is_right() -> None:
+    filled = Filled()
+    while len(filled.pages.ring) < 2:
+        filled.write()
+    second = tuple(filled.pages.ring)[1]
+    _, writer, sequence, _, *rest = filled.arena.get_all(second)
+    filled.arena.give(second, writer, sequence, 1)
+    filled.arena.set_from(second, L.EVENTS, *rest[: L.TAKES - L.EVENTS])
+    looker = Looker(filled.arena, 1)
+    found = [looker.copy(each) for each in looker.plan() if isinstance(each, Planned)]
+    assert [each.page for each in found if isinstance(each, BadPage)] == [second]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        (L.STATE, 77, "its state is 77"),
+        (L.WRITER, 5, "it is of writer 5, there are 1"),
+        (L.SEQUENCE, 2**63, "its numbers are"),
+        (L.FIRST_EVENT, 2**62, "its numbers are"),
+        (L.FIRST_EVENT, 12, "the crc32 of its numbers is wrong"),
+        (L.CHECK, 1, "the crc32 of its numbers is wrong"),
+        (L.EVENTS, 1, "it was sealed with"),
+        (L.COMMITTED, 1, "it was sealed with"),
+        (L.LAST_TIME, 1, "it was sealed with"),
+    ],
+)
+def test_a_page_whose_descriptor_cannot_be_costs_itself(field: int, value: int, reason: str) -> None:
+    filled = Filled()
+    while len(filled.pages.ring) < 3:
+        filled.write()
+    second = tuple(filled.pages.ring)[1]
+    events = filled.arena.get(second, L.EVENTS)
+    filled.arena.set(second, field, value)
+    looker = Looker(filled.arena, 1)
+    copies = [each if isinstance(each, BadPage) else looker.copy(each) for each in looker.plan()]
+    (bad,) = [each for each in copies if isinstance(each, BadPage)]
+    assert bad.page == second
+    assert reason in bad.reason
+    good = [each for each in copies if isinstance(each, Copy)]
+    assert [copy.sequence for copy in good] == [0, 2, 3]
+    assert sum(copy.lost_before for copy in good) == events
+
+
+def test_two_pages_with_one_number_are_damage() -> None:
+    filled = Filled()
+    while len(filled.pages.ring) < 2:
+        filled.write()
+    first, second = filled.pages.ring
+    filled.arena.set_from(second, L.WRITER, *(filled.arena.get(first, L.WRITER + n) for n in range(9)))
+    filled.arena.set(second, L.CHECK, filled.arena.get(first, L.CHECK))
+    looker = Looker(filled.arena, 1)
+    bad = [each for each in looker.plan() if isinstance(each, BadPage)]
+    assert [each.page for each in bad] == [max(first, second)]
+    assert "has its number" in bad[0].reason
+
+
+def test_a_page_longer_than_a_page_is_damage() -> None:
+    filled = Filled()
+    filled.write()
+    filled.arena.page(0)[8:16] = (PAGE - 15).to_bytes(8, "little")
+    (bad,) = Looker(filled.arena, 1).plan()
+    assert isinstance(bad, BadPage)
+    assert "commit is 4081" in bad.reason

@@ -1,0 +1,303 @@
+"""The budget's decisions: what goes off, what comes back, and that it is held, by simulated programs."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiotrace import ConfigurationError
+from aiotrace._budget.policy import (
+    CREDIT,
+    CREDIT_FIRST,
+    FIXED_MAX,
+    ORDER,
+    PATIENCE,
+    STRETCH_MAX,
+    WORTH,
+    Budget,
+    Period,
+    check_share,
+    group_of,
+    parse_percent,
+)
+from aiotrace._statistics import BudgetSwitch
+
+
+@dataclass
+class Program:
+    """A program that always does the same: groups cost these shares of its time, while they are on."""
+
+    groups: dict[str, float]
+    share: float = 0.01
+    fixed: float = 0.0
+    busy: float = 1.0
+    """Of a processor."""
+    period: float = 0.25
+    """Seconds."""
+    now: float = 0.0
+    charged: float = 0.0
+    allowed: float = 0.0
+    switches: list[BudgetSwitch] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.share)
+
+    def run(self, seconds: float) -> None:
+        for _ in range(round(seconds / self.period)):
+            self.tick()
+
+    def tick(self) -> BudgetSwitch | None:
+        self.now += self.period
+        busy = self.busy * self.period * 1e9
+        held = self.budget.held
+        costs = {group: share * busy for group, share in self.groups.items() if group not in held}
+        self.charged += sum(costs.values()) + min(self.fixed, FIXED_MAX * self.share) * busy
+        self.allowed += self.share * busy
+        switch = self.budget.step(self.now, Period(self.period, busy, self.fixed * busy, costs))
+        if switch is not None:
+            self.switches.append(switch)
+        return switch
+
+    @property
+    def spends(self) -> float:
+        """What is charged now, as a share."""
+        on = sum(share for group, share in self.groups.items() if group not in self.budget.held)
+        return on + min(self.fixed, FIXED_MAX * self.share)
+
+
+names = st.sampled_from([*ORDER, "http:*", "db:*", "parser:*"])
+programs = st.builds(
+    Program,
+    groups=st.dictionaries(names, st.floats(0, 4), max_size=8),
+    share=st.floats(0.001, 0.5),
+    fixed=st.floats(0, 0.1),
+    busy=st.floats(0.1, 8),
+    period=st.sampled_from([0.25, 0.5, 1.0]),
+)
+simulated = settings(max_examples=25)
+
+
+# --- laws -------------------------------------------------------------------------------------------
+
+
+@simulated
+@given(programs)
+def test_in_the_end_the_budget_is_held_or_what_is_on_is_not_worth_switching_off(program: Program) -> None:
+    program.run(60)
+    for _ in range(600):  # what is off is tried again
+        if program.spends <= 1.02 * program.share:  # so little too much is let pass for a minute
+            return
+        on = sum(share for group, share in program.groups.items() if group not in program.budget.held)
+        if on < WORTH * program.share:
+            return
+        program.tick()
+    pytest.fail(f"{program} spends {program.spends}, off are {program.budget.held}")
+
+
+@simulated
+@given(programs)
+def test_what_is_spent_too_much_is_bounded_whatever_is_tried_again(program: Program) -> None:
+    on = sum(program.groups.values())
+    if any(0 < share < WORTH * program.share for share in program.groups.values()):
+        return  # these may stay on for ever
+    most = (on + program.share) * program.busy * program.period * 1e9
+    bursts = (CREDIT + CREDIT_FIRST * len(program.groups)) * program.share * program.busy * 1e9
+    for _ in range(800):
+        program.tick()
+        assert program.charged - program.allowed <= bursts + (len(program.groups) + 1) * most
+
+
+@settings(max_examples=15)
+@given(programs)
+def test_a_group_does_not_flap(program: Program) -> None:
+    program.period = 1.0
+    program.run(3600)
+    counts = Counter(switch.group for switch in program.switches)
+    assert all(count <= 30 for count in counts.values()), counts
+
+
+@simulated
+@given(programs)
+def test_what_goes_off_is_the_first_in_order_of_what_is_worth_it(program: Program) -> None:
+    for _ in range(200):
+        before = program.budget.held
+        switch = program.tick()
+        if switch is None or switch.is_on:
+            continue
+        assert switch.group not in before
+        assert set(program.budget.held) == {*before, switch.group}
+        assert list(map(rank, program.budget.held)) == sorted(map(rank, program.budget.held))
+        worth = [
+            group
+            for group, share in program.groups.items()
+            if share >= WORTH * program.share and group not in before
+        ]  # fmt: skip
+        if worth:
+            assert rank(switch.group) == min(map(rank, worth))
+
+
+def rank(group: str) -> int:
+    return ORDER.index(group) if group in ORDER else len(ORDER)
+
+
+@simulated
+@given(programs)
+def test_a_group_stays_off_for_a_while_and_each_switch_changes_something(program: Program) -> None:
+    program.run(600)
+    last: dict[str, BudgetSwitch] = {}
+    for switch in program.switches:
+        before = last.get(switch.group)
+        assert switch.is_on is (before is not None and not before.is_on)
+        assert before is None or before.is_on or switch.seconds - before.seconds >= PATIENCE
+        last[switch.group] = switch
+
+
+# --- cases ------------------------------------------------------------------------------------------
+
+
+def test_a_program_within_its_budget_keeps_all() -> None:
+    program = Program({"task:step": 0.004, "http:*": 0.004})
+    program.run(600)
+    assert not program.switches
+
+
+def test_every_call_goes_off_before_steps_and_these_before_the_program_s_own_events() -> None:
+    program = Program({"http:*": 0.02, "task:step": 0.02, "function_graph:*": 2.0, "task:ready": 0.02})
+    program.run(9)
+    assert [switch.group for switch in program.switches] == ["function_graph:*", "task:ready", "task:step", "http:*"]
+
+
+def test_of_the_program_s_own_events_the_dearest_go_first() -> None:
+    program = Program({"http:*": 0.004, "parser:*": 0.05, "db:*": 0.004})
+    program.run(30)
+    assert program.budget.held == ("parser:*",)
+
+
+def test_what_costs_little_is_passed_over() -> None:
+    program = Program({"audit:*": 0.0005, "task:step": 0.03})
+    program.run(9)
+    assert program.budget.held == ("task:step",)
+
+
+def test_much_that_costs_little_each_goes_too() -> None:
+    program = Program({f"own{number}:*": 0.0009 for number in range(30)})
+    program.run(60)
+    assert program.spends <= program.share
+
+
+def test_a_short_burst_switches_nothing_off() -> None:
+    program = Program({"http:*": 0.001})
+    program.run(5)
+    program.groups["http:*"] = 0.03
+    program.run(0.25)
+    program.groups["http:*"] = 0.001
+    program.run(5)
+    assert not program.switches
+
+
+def test_what_no_group_causes_does_not_take_all_of_it_from_the_groups() -> None:
+    program = Program({"http:*": 0.004}, fixed=0.05)
+    program.run(60)
+    assert not program.switches
+    assert program.budget.last == pytest.approx(0.054), "and is told all the same"
+
+
+def test_the_reader_is_let_wake_more_rarely_before_its_wakes_take_half_of_the_budget_and_oftener_again() -> None:
+    program = Program({"http:*": 0.001}, fixed=0.05)
+    program.run(5)
+    assert program.budget.stretch == STRETCH_MAX
+    program.fixed = 0.003
+    program.run(60)
+    assert program.budget.stretch == STRETCH_MAX, "twice as often would be twice as dear"
+    program.fixed = 0.0001
+    program.run(60)
+    assert program.budget.stretch == 1
+
+
+def test_an_idle_program_is_not_measured_to_death() -> None:
+    program = Program({"http:*": 0.05}, busy=0.001)
+    program.run(60)
+    assert not program.switches
+
+
+def test_a_group_comes_back_when_it_costs_less_and_stays() -> None:
+    program = Program({"task:step": 0.03})
+    program.run(2)
+    assert program.budget.held == ("task:step",)
+    program.groups["task:step"] = 0.002
+    program.run(300)
+    assert program.budget.held == ()
+    assert len(program.switches) == 2
+
+
+def test_of_those_that_fit_the_last_in_order_is_the_first_to_come_back() -> None:
+    program = Program({"function_graph:*": 0.03, "task:step": 0.03, "http:*": 0.03})
+    program.run(9)
+    assert len(program.budget.held) == 3
+    program.now += 900  # all are believed to cost nothing now
+    program.groups = dict.fromkeys(program.groups, 0.001)
+    program.run(900)
+    back = [switch.group for switch in program.switches if switch.is_on]
+    assert back == ["http:*", "task:step", "function_graph:*"]
+
+
+def test_what_the_user_has_disabled_is_not_switched_on() -> None:
+    program = Program({"task:step": 0.03})
+    program.budget.is_wanted = lambda group: False
+    program.run(2)
+    program.groups["task:step"] = 0.001
+    program.run(900)
+    assert program.budget.held == ("task:step",)
+
+
+def test_a_group_that_never_fits_is_tried_more_and_more_rarely() -> None:
+    program = Program({"function_graph:*": 2.0}, period=1.0)
+    program.run(3600)
+    offs = [switch.seconds for switch in program.switches if not switch.is_on]
+    pauses = [later - sooner for sooner, later in itertools.pairwise(offs)]
+    assert len(pauses) >= 3
+    assert pauses == sorted(pauses)
+    assert program.charged <= 1.1 * program.allowed
+
+
+# --- names and numbers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("function_graph:entry", "function_graph:*"),
+        ("task:step", "task:step"),
+        ("task:ready", "task:ready"),
+        ("task:spawn", "task:*"),
+        ("http:done", "http:*"),
+        ("span:begin", "span:*"),
+        ("stall:noticed", None),
+        ("aiotrace:budget", None),
+    ],
+)
+def test_each_event_is_in_one_group_or_in_none(name: str, group: str | None) -> None:
+    assert group_of(name) == group
+
+
+@pytest.mark.parametrize(("text", "share"), [("1%", 0.01), ("0.5 %", 0.005), (" 99.9% ", 0.999), (".1%", 0.001)])
+def test_a_budget_is_written_in_percent(text: str, share: float) -> None:
+    assert parse_percent(text) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("text", ["0%", "0", "150%", "100%", "abc", "", "1", "-1%", "1%%", "nan%", "0.01%", "1e-2%"])
+def test_what_is_no_budget_is_refused_and_named(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"percent|at least 0\.1%, and less than 100%") as refused:
+        parse_percent(text)
+    assert repr(text) in str(refused.value)
+
+
+@pytest.mark.parametrize("share", [0, 1, 1.5, -0.01, 0.0009, float("nan"), float("inf"), "1%", True, None])
+def test_a_share_that_cannot_be_held_is_refused(share: object) -> None:
+    with pytest.raises(ConfigurationError, match=r"0\.01 is 1 %"):
+        check_share(share)
