@@ -50,6 +50,7 @@ module_free(void *module)
 static PyModuleDef_Slot module_slots[] = {
     {Py_mod_exec, refuse_subinterpreter},
     {Py_mod_exec, take_errors},
+    {Py_mod_exec, aiotrace_clock_exec},
     {Py_mod_exec, aiotrace_eventfd_exec},
     {Py_mod_exec, aiotrace_columns_exec},
     {Py_mod_exec, aiotrace_crc32_exec},

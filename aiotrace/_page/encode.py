@@ -82,10 +82,10 @@ def transition(descriptors: memoryview, page: int, old: int, new: int) -> bool:
     Returns:
         False, without effect, if the page is not in state `old`.
     """
+    if c_module is not None:
+        return c_module.page_transition(descriptors, page, old, new)  # type: ignore[no-any-return]  # C has no types
     assert (old, new) in L.TRANSITIONS, f"{L.STATE_NAMES[old]} -> {L.STATE_NAMES[new]}"
     word = page * L.DESCRIPTOR_WORDS + L.STATE
-    if c_module is not None:
-        return c_module.compare_and_swap(descriptors, word, old, new)  # type: ignore[no-any-return]  # C has no types
     if descriptors[word] != old:
         return False
     descriptors[word] = new

@@ -97,6 +97,10 @@ class Position:
     timestamp: int = 0
 
 
+# C reads a Part by index and a Position by name.
+assert c_module is None or (Part._fields, Position.__slots__) == (c_module.PART_FIELDS, c_module.POSITION_FIELDS)
+
+
 class Delivery:
     """One sink's queue and account."""
 

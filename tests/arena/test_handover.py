@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import struct
 from collections.abc import Callable
@@ -501,17 +502,35 @@ def test_without_a_compare_and_swap_it_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @atomic
-def test_a_swap_is_refused_outside_of_the_words() -> None:
+def test_a_transition_is_refused_outside_of_the_descriptors() -> None:
     assert c_module is not None
-    words = memoryview(bytearray(16)).cast("Q")
-    assert c_module.compare_and_swap(words, 1, 0, 5)
-    assert not c_module.compare_and_swap(words, 1, 0, 6)
-    assert words.tolist() == [0, 5]
-    for index in (-1, 2):
-        with pytest.raises(IndexError):
-            c_module.compare_and_swap(words, index, 0, 1)
+    words = memoryview(bytearray(2 * L.DESCRIPTOR_SIZE)).cast("Q")
+    assert c_module.page_transition(words, 1, L.FREE, L.FILLING)
+    assert not c_module.page_transition(words, 1, L.FREE, L.FILLING)
+    assert words[L.DESCRIPTOR_WORDS] == L.FILLING and sum(words) == L.FILLING
+    for page in (-1, 2):
+        with pytest.raises(IndexError, match="out of range"):
+            c_module.page_transition(words, page, L.FREE, L.FILLING)
     with pytest.raises(BufferError):
-        c_module.compare_and_swap(words.toreadonly(), 0, 0, 1)
+        c_module.page_transition(words.toreadonly(), 0, L.FREE, L.FILLING)
     with pytest.raises(OverflowError):
-        c_module.compare_and_swap(words, 0, -1, 1)
+        c_module.page_transition(words, 0, -1, L.FILLING)
+    with pytest.raises(ValueError, match="not a state"):
+        c_module.page_transition(words, 0, L.FREE, 4)
     c_module.fence()
+
+
+@atomic
+def test_a_page_changes_its_state_as_the_table_says_and_no_other_way() -> None:
+    assert c_module is not None
+    states = range(len(L.STATE_NAMES))
+    for old, new in itertools.product(states, states):
+        words = memoryview(bytearray(L.DESCRIPTOR_SIZE)).cast("Q")
+        words[L.STATE] = old
+        if (old, new) in L.TRANSITIONS:
+            assert c_module.page_transition(words, 0, old, new)
+            assert words[L.STATE] == new
+        else:
+            with pytest.raises(AssertionError, match=f"{L.STATE_NAMES[old]} -> {L.STATE_NAMES[new]}"):
+                c_module.page_transition(words, 0, old, new)
+            assert words[L.STATE] == old

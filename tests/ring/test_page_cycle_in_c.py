@@ -196,7 +196,7 @@ def test_a_sink_may_have_room_for_more_than_there_can_be(arena: Arena, sink: Del
 
 def test_a_page_that_is_not_there_is_an_error(sink: Delivery) -> None:
     for page in (8, -1):
-        with pytest.raises(IndexError, match=f"page {page} "):
+        with pytest.raises(IndexError, match=f"page index {page} "):
             offer_in_c(sink, [page])
     with pytest.raises(TypeError):
         offer_in_c(sink, ["0"])  # type: ignore[list-item]  # that is it
@@ -273,10 +273,10 @@ def test_what_is_no_usual_turn_changes_nothing(turning: World, why: str) -> None
 
 def test_a_turn_of_a_page_that_is_not_there_is_an_error(turning: World) -> None:
     for full in (16, -1):
-        with pytest.raises(IndexError, match=f"page {full} "):
+        with pytest.raises(IndexError, match=f"page index {full} "):
             turn(turning, full)
     turning.pages.pool.free.append(16)
-    with pytest.raises(IndexError, match="page 16 "):
+    with pytest.raises(IndexError, match="page index 16 "):
         turn(turning)
     turning.pages.pool.free[-1] = "0"  # type: ignore[call-overload]  # that is it
     with pytest.raises(TypeError):

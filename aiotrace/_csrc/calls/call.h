@@ -22,7 +22,7 @@ int aiotrace_leave_slowly(PyObject *code);
 static inline __attribute__((always_inline)) void
 push(Stack *stack, PyObject *code, uint64_t address)
 {
-    uint64_t now = read_time(&stack->clock);
+    uint64_t now = call_time();
     uint32_t depth = stack->depth++; /* as the kernel counts: the outermost call's is 0 */
     Call *call = &stack->calls[depth];
     uint64_t caller = call->address;
@@ -39,7 +39,7 @@ pop(Stack *stack, uint32_t depth)
     stack->depth = depth - 1;
     if (likely(aiotrace_tracing.exit.event != NULL)) {
         const Call *call = &stack->calls[depth];
-        record_exit(read_time(&stack->clock), call->address, depth - 1, call->began);
+        record_exit(call_time(), call->address, depth - 1, call->began);
     }
 }
 

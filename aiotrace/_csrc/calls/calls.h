@@ -9,7 +9,6 @@
  *   records.h, .c what is recorded of it
  *   stack.c       the calls that run in a thread
  *   address.c     the address of a code object
- *   clock.h, .c   the time
  *
  * Each calls those below it alone. The headers hold what a call that is as most are runs, which the hooks have inlined;
  * the .c files what the others need.
@@ -26,8 +25,9 @@
 #ifndef AIOTRACE_FUNCTION_H
 #define AIOTRACE_FUNCTION_H
 
+#include "common/clock.h"
+#include "events/event.h"
 #include "ring/cursor.h"
-#include "calls/clock.h"
 
 /* --- what is traced (start_stop.c) ----------------------------------------------------------------------- */
 
@@ -50,6 +50,16 @@ typedef struct {
 #pragma GCC visibility push(hidden)
 
 extern Tracing aiotrace_tracing;
+
+/* Whether the kernel makes CLOCK_MONOTONIC from the TSC: so the TSC is constant, and the same on all processors. */
+extern int aiotrace_calls_use_tsc;
+
+/* The time of a call. */
+static inline uint64_t
+call_time(void)
+{
+    return likely(aiotrace_calls_use_tsc) ? aiotrace_read_tsc() : aiotrace_event_now();
+}
 
 /* --- addresses (address.c) ---------------------------------------------------------------------- */
 
@@ -103,12 +113,11 @@ typedef struct {
     uint32_t beyond; /* calls that are too deep to be kept */
     uint32_t silent; /* SILENT functions that run */
     uint32_t generation;
-    Clock clock;
     Call calls[]; /* the call at depth n (from 1) is calls[n]; calls[0] is nobody's: code and address are 0 */
 } Stack;
 
 extern Stack aiotrace_no_stack; /* of a thread that has none yet: never ready */
-extern AIOTRACE_THREAD_LOCAL Stack *aiotrace_this_stack;
+extern THREAD_LOCAL Stack *aiotrace_this_stack;
 
 /* The stack with more room, if that can be; or NULL, and it is as it was. */
 Stack *aiotrace_grow_stack(Stack *stack);

@@ -41,7 +41,7 @@ void aiotrace_set_kind(Kind *kind, PyObject *event);
 /* Where a record of `size` bytes goes, its common part written, or NULL if that is not for here. The caller stores the
  * rest of it there at once (a record built elsewhere and copied waits for its own stores) and calls commit. */
 static inline __attribute__((always_inline)) void *
-begin(const Kind *kind, uint64_t now, uint32_t size, Cursor **writer)
+begin_call_record(const Kind *kind, uint64_t now, uint32_t size, Cursor **writer)
 {
     Lease *lease = aiotrace_lease;
     if (unlikely(lease == NULL || lease->epoch != aiotrace_epoch || *kind->plain_epoch != aiotrace_epoch))
@@ -49,11 +49,10 @@ begin(const Kind *kind, uint64_t now, uint32_t size, Cursor **writer)
     Cursor *cursor = lease->only;
     if (unlikely(cursor == NULL))
         return NULL;
-    uint64_t delta = now - cursor->last;
-    if (unlikely(delta > DELTA_MAX || cursor->end + size > cursor->limit))
+    char *payload = begin_record(&cursor->at, now, size - 4);
+    if (unlikely(payload == NULL))
         return NULL;
-    struct { COMMON; } *record = (void *)(cursor->page + cursor->end);
-    record->header = (size - 4) >> 2 | (uint32_t)delta << 5;
+    struct { COMMON; } *record = (void *)(payload - 4);
     record->id = kind->id;
     record->pid = lease->pid;
     *writer = cursor;
@@ -64,11 +63,11 @@ static inline void
 record_call(uint64_t now, uint64_t address, uint64_t caller)
 {
     Cursor *cursor;
-    CallRecord *record = begin(&aiotrace_tracing.call, now, sizeof *record, &cursor);
+    CallRecord *record = begin_call_record(&aiotrace_tracing.call, now, sizeof *record, &cursor);
     if (likely(record != NULL)) {
         record->ip = address;
         record->parent_ip = caller;
-        commit(cursor, now, cursor->end + sizeof *record);
+        commit(&cursor->at, now, cursor->at.end + sizeof *record);
         return;
     }
     CallRecord copy = {.ip = address, .parent_ip = caller};
@@ -81,11 +80,11 @@ static inline void
 record_entry(uint64_t now, uint64_t address, uint32_t depth)
 {
     Cursor *cursor;
-    EntryRecord *record = begin(&aiotrace_tracing.entry, now, sizeof *record, &cursor);
+    EntryRecord *record = begin_call_record(&aiotrace_tracing.entry, now, sizeof *record, &cursor);
     if (likely(record != NULL)) {
         record->func = address;
         record->depth = (int32_t)depth;
-        commit(cursor, now, cursor->end + sizeof *record);
+        commit(&cursor->at, now, cursor->at.end + sizeof *record);
         return;
     }
     EntryRecord copy = {.func = address, .depth = (int32_t)depth};
@@ -97,14 +96,14 @@ static inline void
 record_exit(uint64_t now, uint64_t address, uint32_t depth, uint64_t began)
 {
     Cursor *cursor;
-    ExitRecord *record = begin(&aiotrace_tracing.exit, now, sizeof *record, &cursor);
+    ExitRecord *record = begin_call_record(&aiotrace_tracing.exit, now, sizeof *record, &cursor);
     if (likely(record != NULL)) {
         record->func = address;
         record->depth = (int32_t)depth;
         record->overrun = 0;
         record->calltime = began;
         record->rettime = now;
-        commit(cursor, now, cursor->end + sizeof *record);
+        commit(&cursor->at, now, cursor->at.end + sizeof *record);
         return;
     }
     ExitRecord copy = {.func = address, .depth = (int32_t)depth, .calltime = began, .rettime = now};

@@ -11,7 +11,7 @@
 #define DEPTH_MAX 65536
 
 Stack aiotrace_no_stack;
-AIOTRACE_THREAD_LOCAL Stack *aiotrace_this_stack = &aiotrace_no_stack;
+THREAD_LOCAL Stack *aiotrace_this_stack = &aiotrace_no_stack;
 static pthread_key_t stack_key; /* frees a thread's stack */
 
 Stack *

@@ -5,6 +5,7 @@
  */
 #include "calls/records.h"
 
+HOT_DATA int aiotrace_calls_use_tsc;
 HOT_DATA Tracing aiotrace_tracing = {.generation = 1, .plain_index = PY_SSIZE_T_MAX};
 
 PyDoc_STRVAR(start_doc,
@@ -30,7 +31,7 @@ function_start(PyObject *Py_UNUSED(module), PyObject *args)
     }
     if (aiotrace_find_extra(PyFunction_GET_CODE(finder)) < 0)
         return NULL;
-    aiotrace_calls_have_tsc = tsc;
+    aiotrace_calls_use_tsc = tsc;
     if (aiotrace_tracing.locate != finder)
         aiotrace_tracing.choice = aiotrace_tracing.choice % 0xFFFF + 1;
     Py_INCREF(finder);

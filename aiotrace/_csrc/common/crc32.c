@@ -10,6 +10,8 @@
  * what an operand is multiplied by to move it n bits on. Where the processor cannot do that, the module has no crc32
  * and _base/crc32.py takes zlib's; what C itself asks for, a few dozen bytes, goes by the table then.
  */
+#include "common/crc32.h"
+
 #include "common/common.h"
 
 static uint32_t table[256];

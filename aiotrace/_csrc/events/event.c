@@ -14,6 +14,9 @@
  * Free-threaded builds are refused, because of the second law.
  */
 
+#include "events/event.h"
+
+#include "common/utf8.h"
 #include "ring/cursor.h"
 
 #include <math.h>
@@ -24,7 +27,7 @@
 #error "aiotrace._c needs the GIL: on a free-threaded Python the Python twin runs"
 #endif
 
-#define DYNAMIC_MAX 65000
+#define DYNAMIC_MAX AIOTRACE_RECORD_DYNAMIC_MAX
 #define PAGE_OVERHEAD 40 /* see _writer.payload_max */
 #define FIELDS_MAX 32 /* events with more go the slow way */
 
@@ -70,7 +73,7 @@ typedef struct {
 } Measures;
 
 static Py_ssize_t
-utf8_size(PyObject *text)
+text_size(PyObject *text)
 {
     Py_ssize_t length = PyUnicode_GET_LENGTH(text);
     if (PyUnicode_IS_ASCII(text))
@@ -78,16 +81,14 @@ utf8_size(PyObject *text)
     int kind = PyUnicode_KIND(text);
     const void *data = PyUnicode_DATA(text);
     Py_ssize_t size = 0;
-    for (Py_ssize_t i = 0; i < length; i++) {
-        Py_UCS4 c = PyUnicode_READ(kind, data, i);
-        size += c < 0x80 ? 1 : c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    }
+    for (Py_ssize_t i = 0; i < length; i++)
+        size += utf8_size(PyUnicode_READ(kind, data, i));
     return size;
 }
 
 /* UTF-8 straight into the page (PyUnicode_AsUTF8 would keep a copy for the str's life); lone surrogates pass. */
 static void
-put_utf8(char *place, PyObject *text, uint32_t size)
+put_text(char *place, PyObject *text, uint32_t size)
 {
     if (PyUnicode_IS_ASCII(text)) {
         memcpy(place, PyUnicode_DATA(text), size);
@@ -97,27 +98,8 @@ put_utf8(char *place, PyObject *text, uint32_t size)
     int kind = PyUnicode_KIND(text);
     const void *data = PyUnicode_DATA(text);
     unsigned char *out = (unsigned char *)place;
-    for (Py_ssize_t i = 0; i < length; i++) {
-        Py_UCS4 c = PyUnicode_READ(kind, data, i);
-        if (c < 0x80) {
-            *out++ = (unsigned char)c;
-        }
-        else if (c < 0x800) {
-            *out++ = (unsigned char)(0xC0 | c >> 6);
-            *out++ = (unsigned char)(0x80 | (c & 0x3F));
-        }
-        else if (c < 0x10000) {
-            *out++ = (unsigned char)(0xE0 | c >> 12);
-            *out++ = (unsigned char)(0x80 | (c >> 6 & 0x3F));
-            *out++ = (unsigned char)(0x80 | (c & 0x3F));
-        }
-        else {
-            *out++ = (unsigned char)(0xF0 | c >> 18);
-            *out++ = (unsigned char)(0x80 | (c >> 12 & 0x3F));
-            *out++ = (unsigned char)(0x80 | (c >> 6 & 0x3F));
-            *out++ = (unsigned char)(0x80 | (c & 0x3F));
-        }
-    }
+    for (Py_ssize_t i = 0; i < length; i++)
+        out = put_utf8(out, PyUnicode_READ(kind, data, i));
 }
 
 /* Bytes of the payload, a multiple of 4; 0 if the slow way must be gone. Runs no Python code. */
@@ -131,7 +113,7 @@ measure(Event *self, PyObject *const *args, Measures *measures)
         case 'S':
             if (!PyUnicode_CheckExact(value) || PyUnicode_GET_LENGTH(value) > DYNAMIC_MAX)
                 return 0;
-            measures->size[i] = (uint32_t)utf8_size(value) + 1;
+            measures->size[i] = (uint32_t)text_size(value) + 1;
             dynamic += measures->size[i];
             break;
         case 'Y':
@@ -365,7 +347,7 @@ store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const 
             uint32_t location = dynamic | length << 16;
             memcpy(place, &location, 4);
             if (field->code == 'S') {
-                put_utf8(payload + dynamic, args[i], length - 1);
+                put_text(payload + dynamic, args[i], length - 1);
                 payload[dynamic + length - 1] = 0;
             }
             else {
@@ -414,7 +396,7 @@ static __attribute__((noinline, cold)) int
 write_whole(Event *self, Lease *lease, PyObject *const *args, const Measures *measures, uint32_t size)
 {
     Cursor *writer = lease->cursors[0];
-    if (writer->page_size < size + PAGE_OVERHEAD)
+    if (writer->at.page_size < size + PAGE_OVERHEAD)
         return 0;
     PyObject *payload = PyBytes_FromStringAndSize(NULL, size);
     if (payload == NULL || !store_all(self, PyBytes_AS_STRING(payload), lease->pid, args, measures, size)) {
@@ -459,7 +441,7 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
     if (unlikely(count != 1)) {
         for (Py_ssize_t i = 0; i < count; i++) {
             Cursor *cursor = lease->cursors[i];
-            if (size > cursor->limit || cursor->end + size + 16 > cursor->limit || cursor->clock_kind == CLOCK_PYTHON)
+            if (!has_room(&cursor->at, size) || cursor->clock_kind == CLOCK_PYTHON)
                 return 0; /* before the first is written */
         }
     }
@@ -469,34 +451,31 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
         if (unlikely(cursor->clock_kind == CLOCK_PYTHON))
             return 0;
         uint64_t now = now_ns(cursor);
-        char *payload = reserve(cursor, &now, size, &end);
+        char *payload = reserve(&cursor->at, &now, size, &end);
         if (unlikely(payload == NULL))
             return count == 1 ? write_whole(self, lease, args, &measures, size) : 0;
         if (unlikely(!store_all(self, payload, lease->pid, args, &measures, size)))
             return 0; /* the first one fails as the others would: the values are the same */
-        commit(cursor, now, end);
+        commit(&cursor->at, now, end);
     }
     return 1;
 }
 
-/* The rest of `record_short` where it is not short: fields that are narrower, values that are longer. */
+/* The rest of `record_short` for narrower fields and longer values. `payload`: of the record that was begun. */
 static __attribute__((noinline)) int
-record_numbers(Event *self, Lease *lease, uint64_t now, PyObject *const *args)
+record_numbers(Event *self, Lease *lease, uint64_t now, char *payload, PyObject *const *args)
 {
-    Cursor *cursor = lease->only;
-    uint32_t size = self->fixed_size, end = cursor->end + 4 + size;
-    char *record = cursor->page + cursor->end, *payload = record + 4;
+    RecordCursor *at = &lease->only->at;
+    uint32_t size = self->fixed_size;
     if (self->has_gaps)
         memset(payload + 8, 0, size - 8);
     for (const Field *field = self->fields, *stop = field + self->fields_count; field != stop; field++, args++) {
         if (unlikely(!store_number(payload + field->offset, field, *args)))
             return 0;
     }
-    uint32_t header = size >> 2 | (uint32_t)(now - cursor->last) << 5;
-    memcpy(record, &header, 4);
     memcpy(payload, &self->id, 4);
     memcpy(payload + 4, &lease->pid, 4);
-    commit(cursor, now, end);
+    commit(at, now, at->end + 4 + size);
     return 1;
 }
 
@@ -507,14 +486,14 @@ record_numbers(Event *self, Lease *lease, uint64_t now, PyObject *const *args)
         char *place = payload + 8 + 8 * N;                                                         \
         if (self->fields[N].code == 'd') {                                                         \
             if (unlikely(!PyFloat_CheckExact(value)))                                              \
-                return record_numbers(self, lease, now, args);                                     \
+                return record_numbers(self, lease, now, payload, args);                            \
             memcpy(place, &((PyFloatObject *)value)->ob_fval, 8);                                  \
         }                                                                                          \
         else {                                                                                     \
             int64_t number;                                                                        \
             if (unlikely(!PyLong_CheckExact(value) || !as_compact(value, &number) ||               \
                          number < self->fields[N].low))                                            \
-                return record_numbers(self, lease, now, args);                                     \
+                return record_numbers(self, lease, now, payload, args);                            \
             memcpy(place, &number, 8);                                                             \
         }                                                                                          \
     }
@@ -525,24 +504,22 @@ static inline __attribute__((always_inline)) int
 record_short(Event *self, Lease *lease, PyObject *const *args)
 {
     Cursor *cursor = lease->only;
-    uint64_t now = now_ns(cursor), delta = now - cursor->last;
-    uint32_t size = self->fixed_size, end = cursor->end + 4 + size;
-    if (unlikely(delta > DELTA_MAX || end > cursor->limit))
+    uint64_t now = now_ns(cursor);
+    uint32_t size = self->fixed_size;
+    char *payload = begin_record(&cursor->at, now, size);
+    if (unlikely(payload == NULL))
         return 0;
     uint8_t wide = self->wide_count;
     if (wide == 0)
-        return record_numbers(self, lease, now, args);
-    char *payload = cursor->page + cursor->end + 4;
+        return record_numbers(self, lease, now, payload, args);
     if (wide >= 3)
         STORE_WIDE(2)
     if (wide >= 2)
         STORE_WIDE(1)
     STORE_WIDE(0)
-    uint32_t header = size >> 2 | (uint32_t)delta << 5;
-    memcpy(payload - 4, &header, 4);
     memcpy(payload, &self->id, 4);
     memcpy(payload + 4, &lease->pid, 4);
-    commit(cursor, now, end);
+    commit(&cursor->at, now, cursor->at.end + 4 + size);
     return 1;
 }
 
@@ -584,13 +561,13 @@ write_fields(Event *self, Lease *lease, uint64_t now, const void *fields)
 {
     Cursor *cursor = lease->only;
     uint32_t end, common = self->id, size = self->fixed_size;
-    char *payload = reserve(cursor, &now, size, &end);
+    char *payload = reserve(&cursor->at, &now, size, &end);
     if (unlikely(payload == NULL))
         return 0;
     memcpy(payload, &common, 4);
     memcpy(payload + 4, &lease->pid, 4);
     memcpy(payload + 8, fields, size - 8);
-    commit(cursor, now, end);
+    commit(&cursor->at, now, end);
     return 1;
 }
 
@@ -604,7 +581,7 @@ aiotrace_event_numbers(PyObject *event, uint64_t now, const void *fields)
     if (unlikely(self->plain_epoch != aiotrace_epoch || lease == NULL || lease->epoch != aiotrace_epoch ||
                  lease->only == NULL))
         return 0;
-    if (lease->only->clock_kind != CLOCK_MONO || now < lease->only->last)
+    if (now < lease->only->at.last)
         now = now_ns(lease->only);
     return write_fields(self, lease, now, fields);
 }
@@ -758,7 +735,7 @@ event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
     self->has_gaps |= filled != fixed_size;
     if (count >= 1 && count <= 3 && fixed_size == 8 + 8 * count && !self->has_gaps)
         self->wide_count = (uint8_t)count;
-    self->short_count = !self->has_dynamic && fixed_size <= SHORT_PAYLOAD_MAX ? count : -1;
+    self->short_count = !self->has_dynamic && fixed_size <= AIOTRACE_SHORT_PAYLOAD_MAX ? count : -1;
     Py_INCREF(twin);
     self->twin = twin;
     Py_INCREF(names);

@@ -6,7 +6,10 @@
  * recording open a call gives the one span that does nothing.
  */
 
+#include "common/clock.h"
 #include "common/common.h"
+#include "events/event.h"
+#include "ring/cursor.h"
 
 #include <stddef.h>
 #include <structmember.h>

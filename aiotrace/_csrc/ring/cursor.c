@@ -7,13 +7,6 @@
  */
 #include "ring/cursor.h"
 
-#include <dlfcn.h>
-
-#define LOST_COUNT 8
-#define FLAG_CUT 0x80
-
-int (*aiotrace_clock_gettime)(clockid_t, struct timespec *) = clock_gettime;
-uint64_t aiotrace_tsc_multiplier;
 PyTypeObject *aiotrace_cursor_type;
 static PyObject *monotonic_clock; /* time.monotonic_ns, which is read here without a call */
 
@@ -36,9 +29,7 @@ read_clock(Cursor *self, uint64_t *now)
 static void
 cursor_release(Cursor *self)
 {
-    self->page = NULL;
-    self->end = self->limit = 0;
-    self->last = 0;
+    leave_page(&self->at);
     if (self->view.obj != NULL)
         PyBuffer_Release(&self->view);
 }
@@ -55,7 +46,7 @@ cursor_init(Cursor *self, PyObject *args, PyObject *keywords)
         PyObject *is_tsc = PyObject_GetAttrString(clock, "aiotrace_tsc"); /* _clock.TscClock has it */
         if (is_tsc == NULL)
             PyErr_Clear();
-        else if (aiotrace_tsc_multiplier != 0)
+        else if (aiotrace_tsc.window != 0)
             kind = CLOCK_TSC;
         Py_XDECREF(is_tsc);
     }
@@ -101,28 +92,19 @@ cursor_enter(Cursor *self, PyObject *page)
     uint64_t now;
     if (PyObject_GetBuffer(page, &view, PyBUF_WRITABLE) < 0)
         return NULL;
-    if (view.len < PAGE_HEADER + LOST_COUNT || view.len > 1 << 20 || (uintptr_t)view.buf % 8 != 0) {
+    if (view.len < AIOTRACE_PAGE_HEADER_SIZE + AIOTRACE_LOST_COUNT_SIZE || view.len > AIOTRACE_PAGE_SIZE_MAX ||
+        (uintptr_t)view.buf % 8 != 0) {
         PyBuffer_Release(&view);
         PyErr_SetString(PyExc_ValueError, "a page has 24 bytes to 1 MiB and is aligned to 8");
         return NULL;
     }
     cursor_release(self);
-    if (self->clock_kind == CLOCK_TSC) {
-        anchor(self);
-        now = self->mono_base;
-    }
-    else if (read_clock(self, &now) < 0) {
+    if (read_clock(self, &now) < 0) {
         PyBuffer_Release(&view);
         return NULL;
     }
     self->view = view;
-    self->page = view.buf;
-    self->page_size = (uint32_t)view.len;
-    ((uint64_t *)self->page)[0] = now;
-    ((uint64_t *)self->page)[1] = 0;
-    self->last = now;
-    self->end = PAGE_HEADER;
-    self->limit = self->page_size - LOST_COUNT;
+    begin_page(&self->at, view.buf, (uint32_t)view.len, now);
     Py_RETURN_NONE;
 }
 
@@ -140,7 +122,7 @@ PyDoc_STRVAR(freeze_doc, "From now on nothing finds room.");
 static PyObject *
 cursor_freeze(Cursor *self, PyObject *Py_UNUSED(ignored))
 {
-    self->limit = 0;
+    self->at.limit = 0;
     Py_RETURN_NONE;
 }
 
@@ -149,7 +131,7 @@ PyDoc_STRVAR(thaw_doc, "Undo `freeze`, for a page that stays.");
 static PyObject *
 cursor_thaw(Cursor *self, PyObject *Py_UNUSED(ignored))
 {
-    self->limit = self->page == NULL ? 0 : self->page_size - LOST_COUNT;
+    open_page(&self->at);
     Py_RETURN_NONE;
 }
 
@@ -158,8 +140,8 @@ PyDoc_STRVAR(state_doc, "Bytes of records on the page, time of the last one in n
 static PyObject *
 cursor_state(Cursor *self, PyObject *Py_UNUSED(ignored))
 {
-    uint32_t committed = self->end < PAGE_HEADER ? 0 : self->end - PAGE_HEADER;
-    return Py_BuildValue("IKK", committed, (unsigned long long)self->last, (unsigned long long)self->written);
+    return Py_BuildValue("IKK", committed_of(&self->at), (unsigned long long)self->at.last,
+                         (unsigned long long)self->at.written);
 }
 
 PyDoc_STRVAR(fits_doc, "Whether a payload of `size` bytes has room, with a time extend in front if it needs one.");
@@ -170,7 +152,7 @@ cursor_fits(Cursor *self, PyObject *argument)
     Py_ssize_t size = PyLong_AsSsize_t(argument);
     if (size == -1 && PyErr_Occurred())
         return NULL;
-    return PyBool_FromLong(size <= 1 << 20 && (uint64_t)self->end + (uint64_t)size + 16 <= self->limit);
+    return PyBool_FromLong(has_room(&self->at, size));
 }
 
 PyDoc_STRVAR(put_doc, "Write one record. Returns False, without effect, if there is no room.");
@@ -184,27 +166,27 @@ cursor_put(Cursor *self, PyObject *payload)
     }
     uint64_t now;
     uint32_t end;
-    if (self->limit == 0)
+    if (self->at.limit == 0)
         Py_RETURN_FALSE;
     if (read_clock(self, &now) < 0)
         return NULL;
-    if (PyBytes_GET_SIZE(payload) > 1 << 20)
+    if (PyBytes_GET_SIZE(payload) > AIOTRACE_PAGE_SIZE_MAX)
         Py_RETURN_FALSE;
     uint32_t size = (uint32_t)PyBytes_GET_SIZE(payload);
-    char *place = reserve(self, &now, size, &end);
+    char *place = reserve(&self->at, &now, size, &end);
     if (place == NULL)
         Py_RETURN_FALSE;
     memcpy(place, PyBytes_AS_STRING(payload), size);
-    if (size > SHORT_PAYLOAD_MAX && (unsigned char)place[2] & FLAG_CUT)
+    if (size > AIOTRACE_SHORT_PAYLOAD_MAX && (unsigned char)place[2] & AIOTRACE_FLAG_CUT)
         self->cut++;
-    commit(self, now, end);
+    commit(&self->at, now, end);
     Py_RETURN_TRUE;
 }
 
 static PyObject *
 cursor_get_written(Cursor *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLongLong(self->written);
+    return PyLong_FromUnsignedLongLong(self->at.written);
 }
 
 static PyObject *
@@ -246,84 +228,17 @@ static PyType_Spec cursor_spec = {
     cursor_slots,
 };
 
-/* --- the TSC -------------------------------------------------------------------------------------- */
-
-PyDoc_STRVAR(tsc_calibrate_doc,
-             "tsc_calibrate(seconds)\n--\n\n"
-             "Measure the time stamp counter against CLOCK_MONOTONIC, once for the process.\n\n"
-             "Returns nanoseconds per tick, or 0.0 if this CPU has no counter of constant rate.");
-
-static PyObject *
-tsc_calibrate(PyObject *Py_UNUSED(module), PyObject *argument)
-{
-    double seconds = PyFloat_AsDouble(argument);
-    if (seconds == -1.0 && PyErr_Occurred())
-        return NULL;
-    if (!(seconds > 0 && seconds <= 1)) {
-        PyErr_SetString(PyExc_ValueError, "seconds: more than 0, at most 1");
-        return NULL;
-    }
-#if HAVE_TSC
-    unsigned a, b, c, d;
-    if (aiotrace_tsc_multiplier == 0 && __get_cpuid(0x80000007, &a, &b, &c, &d) && (d & 1u << 8)) {
-        uint64_t tick = __rdtsc(), began = monotonic_ns(), now;
-        Py_BEGIN_ALLOW_THREADS
-        do {
-            now = monotonic_ns();
-        } while (now - began < (uint64_t)(seconds * 1e9));
-        Py_END_ALLOW_THREADS
-        /* Read both again, close together. */
-        now = monotonic_ns();
-        uint64_t ticks = __rdtsc() - tick;
-        aiotrace_tsc_multiplier = (uint64_t)((double)(now - began) / (double)ticks * 4294967296.0);
-    }
-#endif
-    return PyFloat_FromDouble((double)aiotrace_tsc_multiplier / 4294967296.0);
-}
-
-uint64_t
-aiotrace_monotonic_ns(void)
-{
-    return monotonic_ns();
-}
-
-/* The kernel's clock_gettime, which libc's calls: its vdso(7) is loaded like a library. Whoever has put another function
- * in the place of libc's (libfaketime) is asked, as Python asks it. */
-static void
-find_clock(void)
-{
-#if defined(__x86_64__) && defined(__GLIBC__)
-    void *libc = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD),
- *vdso = dlopen("linux-vdso.so.1", RTLD_LAZY | RTLD_NOLOAD);
-    if (libc != NULL && vdso != NULL && dlsym(libc, "clock_gettime") == (void *)clock_gettime) {
-        void *found = dlsym(vdso, "__vdso_clock_gettime");
-        if (found != NULL)
-            memcpy(&aiotrace_clock_gettime, &found, sizeof found);
-    }
-    if (libc != NULL)
-        dlclose(libc);
-    if (vdso != NULL)
-        dlclose(vdso);
-#endif
-}
-
 /* --- module --------------------------------------------------------------------------------------- */
-
-static PyMethodDef functions[] = {
-    {"tsc_calibrate", tsc_calibrate, METH_O, tsc_calibrate_doc},
-    {NULL, NULL, 0, NULL},
-};
 
 int
 aiotrace_cursor_exec(PyObject *module)
 {
     PyObject *time = PyImport_ImportModule("time");
-    find_clock();
     if (time == NULL)
         return -1;
     Py_XSETREF(monotonic_clock, PyObject_GetAttrString(time, "monotonic_ns"));
     Py_DECREF(time);
-    if (monotonic_clock == NULL || aiotrace_add_type(module, &cursor_spec, &aiotrace_cursor_type, "Cursor") < 0)
+    if (monotonic_clock == NULL)
         return -1;
-    return PyModule_AddFunctions(module, functions);
+    return aiotrace_add_type(module, &cursor_spec, &aiotrace_cursor_type, "Cursor");
 }

@@ -7,14 +7,24 @@
  * that are acknowledged out of order: at the first of these both stop, say how far they came, and have changed nothing for
  * it or for what follows. Python goes on there.
  */
-#include "common/common.h"
+#include "ring/page_state.h"
 
-/* The fields of a Part that are read here, and how many there are. */
-enum { PART_EVENTS = 4, PART_PAGE = 9, PART_PAGE_EVENTS = 10, PART_NUMBER = 11, PART_FIELDS = 12 };
+/* A Part is a tuple: the indices of its fields. _ring/delivery.py asserts at import that its classes have these fields. */
+enum {
+    PART_WRITER, PART_SEQUENCE, PART_OFFSET, PART_COMPLETE, PART_EVENTS, PART_LOST_BEFORE, PART_DEFINITIONS,
+    PART_TIMESTAMP, PART_COMMITTED, PART_PAGE, PART_PAGE_EVENTS, PART_NUMBER, PART_FIELDS
+};
+static const char *const part_fields[PART_FIELDS] = {
+    [PART_WRITER] = "writer", [PART_SEQUENCE] = "sequence", [PART_OFFSET] = "offset", [PART_COMPLETE] = "complete",
+    [PART_EVENTS] = "events", [PART_LOST_BEFORE] = "lost_before", [PART_DEFINITIONS] = "definitions",
+    [PART_TIMESTAMP] = "timestamp", [PART_COMMITTED] = "committed", [PART_PAGE] = "page",
+    [PART_PAGE_EVENTS] = "page_events", [PART_NUMBER] = "number",
+};
 
-static PyObject *names[5];
-enum { NEXT_EVENT, POSITION_SEQUENCE, POSITION_OFFSET, POSITION_EVENTS, POSITION_TIMESTAMP };
-static const char *const name_texts[] = {"next_event", "sequence", "offset", "events", "timestamp"};
+/* The attributes of a Position. */
+enum { NEXT_EVENT, POSITION_SEQUENCE, POSITION_OFFSET, POSITION_EVENTS, POSITION_TIMESTAMP, POSITION_FIELDS };
+static const char *const position_fields[POSITION_FIELDS] = {"next_event", "sequence", "offset", "events", "timestamp"};
+static PyObject *names[POSITION_FIELDS];
 
 /* How far the sink has come with the writer of the last page, while pages follow each other. */
 typedef struct {
@@ -39,7 +49,7 @@ end_run(Run *run)
         return 0;
     run->moved = 0;
     const uint64_t values[] = {run->next_event, run->sequence, run->offset, run->events, run->timestamp};
-    for (int i = 0; i < 5; i++)
+    for (int i = 0; i < POSITION_FIELDS; i++)
         if (set_number(run->position, names[i], values[i]) < 0)
             return -1;
     return 0;
@@ -80,18 +90,18 @@ make_part(PyTypeObject *type, PyObject *page, const uint64_t *words, uint64_t lo
     if (part == NULL)
         return NULL;
     PyObject *const fields[PART_FIELDS] = {
-        PyLong_FromUnsignedLongLong(words[AIOTRACE_WRITER]),
-        PyLong_FromUnsignedLongLong(words[AIOTRACE_SEQUENCE]),
-        PyLong_FromLong(0),
-        Py_NewRef(Py_True),
-        PyLong_FromUnsignedLongLong(words[AIOTRACE_EVENTS]),
-        PyLong_FromUnsignedLongLong(lost),
-        PyLong_FromUnsignedLongLong(words[AIOTRACE_DEFINITIONS]),
-        PyLong_FromUnsignedLongLong(timestamp),
-        PyLong_FromUnsignedLongLong(words[AIOTRACE_COMMITTED]),
-        Py_NewRef(page),
-        PyLong_FromUnsignedLongLong(words[AIOTRACE_EVENTS]),
-        PyLong_FromUnsignedLongLong(number),
+        [PART_WRITER] = PyLong_FromUnsignedLongLong(words[AIOTRACE_WRITER]),
+        [PART_SEQUENCE] = PyLong_FromUnsignedLongLong(words[AIOTRACE_SEQUENCE]),
+        [PART_OFFSET] = PyLong_FromLong(0),
+        [PART_COMPLETE] = Py_NewRef(Py_True),
+        [PART_EVENTS] = PyLong_FromUnsignedLongLong(words[AIOTRACE_EVENTS]),
+        [PART_LOST_BEFORE] = PyLong_FromUnsignedLongLong(lost),
+        [PART_DEFINITIONS] = PyLong_FromUnsignedLongLong(words[AIOTRACE_DEFINITIONS]),
+        [PART_TIMESTAMP] = PyLong_FromUnsignedLongLong(timestamp),
+        [PART_COMMITTED] = PyLong_FromUnsignedLongLong(words[AIOTRACE_COMMITTED]),
+        [PART_PAGE] = Py_NewRef(page),
+        [PART_PAGE_EVENTS] = PyLong_FromUnsignedLongLong(words[AIOTRACE_EVENTS]),
+        [PART_NUMBER] = PyLong_FromUnsignedLongLong(number),
     };
     int complete = 1;
     for (int i = 0; i < PART_FIELDS; i++) {
@@ -254,7 +264,7 @@ settle(PyObject *Py_UNUSED(module), PyObject *arguments)
             continue;
         abandoned += words[AIOTRACE_EVENTS] - words[AIOTRACE_DELIVERED];
         aiotrace_empty(words); /* when it is taken again, nothing is on it */
-        aiotrace_compare_and_swap(words + AIOTRACE_STATE, AIOTRACE_IN_FLIGHT, AIOTRACE_FREE);
+        aiotrace_page_transition(words, AIOTRACE_IN_FLIGHT, AIOTRACE_FREE);
         failed = PyList_Append(freed, page) < 0;
         if (failed)
             break;
@@ -272,11 +282,30 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/* Add a tuple of names to the module. */
+static int
+add_names(PyObject *module, const char *name, const char *const *texts, Py_ssize_t count)
+{
+    PyObject *tuple = PyTuple_New(count);
+    for (Py_ssize_t i = 0; tuple != NULL && i < count; i++) {
+        PyObject *text = PyUnicode_FromString(texts[i]);
+        PyTuple_SET_ITEM(tuple, i, text);
+        if (text == NULL)
+            Py_CLEAR(tuple);
+    }
+    int failed = PyModule_AddObjectRef(module, name, tuple);
+    Py_XDECREF(tuple);
+    return failed;
+}
+
 int
 aiotrace_delivery_exec(PyObject *module)
 {
-    for (int i = 0; i < 5; i++)
-        if (names[i] == NULL && (names[i] = PyUnicode_InternFromString(name_texts[i])) == NULL)
+    for (int i = 0; i < POSITION_FIELDS; i++)
+        if (names[i] == NULL && (names[i] = PyUnicode_InternFromString(position_fields[i])) == NULL)
             return -1;
+    if (add_names(module, "PART_FIELDS", part_fields, PART_FIELDS) < 0 ||
+        add_names(module, "POSITION_FIELDS", position_fields, POSITION_FIELDS) < 0)
+        return -1;
     return PyModule_AddFunctions(module, functions);
 }

@@ -11,52 +11,53 @@
  * A swap that fails changes nothing and promises nothing. The reader finds pages by plain loads, which are hints: what it
  * found in its second look is ordered after the first by `fence`. models/handover.pml is this, for spin.
  */
-#include "common/common.h"
+#include "ring/page_state.h"
 
 #include <stdatomic.h>
 
-_Static_assert(sizeof(_Atomic uint64_t) == sizeof(uint64_t), "an atomic word is the word");
-_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock in this process would not hold the other one back");
+_Static_assert(ATOMIC_LLONG_LOCK_FREE == 2, "a lock in this process would not keep the other process out");
 
-int
-aiotrace_compare_and_swap(uint64_t *word, uint64_t old, uint64_t new)
-{
-    return atomic_compare_exchange_strong_explicit(
-        (_Atomic uint64_t *)word, &old, new, memory_order_acq_rel, memory_order_acquire);
-}
+static const char *const state_names[4] = {"free", "filling", "full", "in flight"};
 
-PyDoc_STRVAR(compare_and_swap_doc,
-"compare_and_swap(words, index, old, new, /)\n"
+PyDoc_STRVAR(page_transition_doc,
+"page_transition(descriptors, page, old, new, /)\n"
 "--\n\n"
-"Let words[index] be `new` if it is `old`, in one step for all processes that have the memory mapped.\n\n"
-"Returns whether it was. `words` is a writable memoryview of u64.");
+"Change the state of a page from `old` to `new`, in one step for all processes that have the memory mapped.\n\n"
+"descriptors: a writable memoryview of u64. Returns False, without effect, if the page is not in state `old`. Raises\n"
+"AssertionError for a change that no page makes.");
 
 static PyObject *
-compare_and_swap(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
+page_transition(PyObject *Py_UNUSED(module), PyObject *const *arguments, Py_ssize_t count)
 {
     if (count != 4) {
-        PyErr_Format(PyExc_TypeError, "compare_and_swap takes 4 arguments, not %zd", count);
+        PyErr_Format(PyExc_TypeError, "page_transition takes 4 arguments, not %zd", count);
         return NULL;
     }
-    Py_ssize_t index = PyLong_AsSsize_t(arguments[1]);
-    if (index == -1 && PyErr_Occurred())
+    Py_ssize_t page = PyLong_AsSsize_t(arguments[1]);
+    if (page == -1 && PyErr_Occurred())
         return NULL;
-    uint64_t old = PyLong_AsUnsignedLongLong(arguments[2]);
-    if (old == UINT64_MAX && PyErr_Occurred())
+    unsigned long old = PyLong_AsUnsignedLong(arguments[2]), new = PyLong_AsUnsignedLong(arguments[3]);
+    if (PyErr_Occurred())
         return NULL;
-    uint64_t new = PyLong_AsUnsignedLongLong(arguments[3]);
-    if (new == UINT64_MAX && PyErr_Occurred())
+
+    if (old > AIOTRACE_IN_FLIGHT || new > AIOTRACE_IN_FLIGHT) {
+        PyErr_SetString(PyExc_ValueError, "not a state of a page");
         return NULL;
+    }
+    if (!aiotrace_transitions[old][new]) {
+        PyErr_Format(PyExc_AssertionError, "%s -> %s", state_names[old], state_names[new]);
+        return NULL;
+    }
+
     Py_buffer view;
     if (PyObject_GetBuffer(arguments[0], &view, PyBUF_WRITABLE) < 0)
         return NULL;
-    PyObject *swapped = NULL;
-    if (index < 0 || index >= view.len / 8 || (uintptr_t)view.buf % 8)
-        PyErr_Format(PyExc_IndexError, "word %zd of %zd bytes that begin at a multiple of 8", index, view.len);
-    else
-        swapped = PyBool_FromLong(aiotrace_compare_and_swap((uint64_t *)view.buf + index, old, new));
+    uint64_t *words = aiotrace_descriptor(&view, page);
+    PyObject *changed = NULL;
+    if (words != NULL)
+        changed = PyBool_FromLong(aiotrace_page_transition(words, (unsigned)old, (unsigned)new));
     PyBuffer_Release(&view);
-    return swapped;
+    return changed;
 }
 
 PyDoc_STRVAR(fence_doc,
@@ -72,7 +73,7 @@ fence(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(arguments))
 }
 
 static PyMethodDef functions[] = {
-    {"compare_and_swap", (PyCFunction)(void (*)(void))compare_and_swap, METH_FASTCALL, compare_and_swap_doc},
+    {"page_transition", (PyCFunction)(void (*)(void))page_transition, METH_FASTCALL, page_transition_doc},
     {"fence", fence, METH_NOARGS, fence_doc},
     {NULL, NULL, 0, NULL},
 };

@@ -12,8 +12,8 @@ int aiotrace_gate;
 HOT_DATA uint64_t aiotrace_epoch = 1;
 
 static PyTypeObject *lease_type;
-AIOTRACE_THREAD_LOCAL Lease *aiotrace_lease;
-AIOTRACE_THREAD_LOCAL int32_t aiotrace_task;
+THREAD_LOCAL Lease *aiotrace_lease;
+THREAD_LOCAL int32_t aiotrace_task;
 
 static PyObject *
 lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
@@ -96,12 +96,6 @@ int
 aiotrace_is_recording(void)
 {
     return aiotrace_gate & GATE_RECORDING;
-}
-
-void
-aiotrace_set_task(int32_t pid)
-{
-    set_task(pid);
 }
 
 PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in this thread; 0 if nobody traces tasks.");

@@ -6,7 +6,8 @@
  * The law: with no page in the pool, or one that was never touched (its memory is yet to be had), nothing is changed, and
  * _ring/page_cycle.py does all of it. The guard is the caller's. No Python code runs in here, so no interrupt finds half of it.
  */
-#include "common/common.h"
+#include "common/crc32.h"
+#include "ring/page_state.h"
 
 static PyObject *append;
 
@@ -15,7 +16,7 @@ static void
 take(uint64_t *words, unsigned char *place, uint64_t writer, uint64_t sequence, uint64_t first_event)
 {
     memset(place + 8, 0, 8); /* commit: whoever finds it after a kill takes no old events for those of its writer */
-    aiotrace_compare_and_swap(words + AIOTRACE_STATE, AIOTRACE_FREE, AIOTRACE_FILLING);
+    aiotrace_page_transition(words, AIOTRACE_FREE, AIOTRACE_FILLING);
     words[AIOTRACE_TAKES]++;
     const uint64_t identity[3] = {writer, sequence, first_event};
     memcpy(words + AIOTRACE_WRITER, identity, sizeof identity);
@@ -51,7 +52,7 @@ turn_page(PyObject *Py_UNUSED(module), PyObject *arguments)
         goto done;
     if (page == NULL || !new[AIOTRACE_TAKES] || new[AIOTRACE_STATE] != AIOTRACE_FREE || offset < 0 ||
         offset + page_size > memory.len ||
-        !aiotrace_compare_and_swap(old + AIOTRACE_STATE, AIOTRACE_FILLING, AIOTRACE_FULL)) {
+        !aiotrace_page_transition(old, AIOTRACE_FILLING, AIOTRACE_FULL)) {
         taken = Py_NewRef(Py_None);
         goto done;
     }

@@ -84,7 +84,7 @@ stall_next(PyObject *Py_UNUSED(module), PyObject *argument)
     unsigned long long mine = PyLong_AsUnsignedLongLong(argument);
     if (mine == (unsigned long long)-1 && PyErr_Occurred())
         return NULL;
-    aiotrace_set_task(0);
+    set_task(0);
     pthread_mutex_lock(&aiotrace_stalls.lock);
     aiotrace_stalls.sampler = (int32_t)syscall(SYS_gettid);
     pthread_mutex_unlock(&aiotrace_stalls.lock);
@@ -94,7 +94,7 @@ stall_next(PyObject *Py_UNUSED(module), PyObject *argument)
         pthread_mutex_lock(&aiotrace_stalls.lock);
         for (int i = 0; i < aiotrace_stalls.cursors_count; i++) {
             const WatcherCursor *cursor = aiotrace_stalls.cursors[i];
-            is_short |= !cursor->is_closed && room_of(cursor) < cursor->page_size / 4;
+            is_short |= !cursor->is_closed && room_of(cursor) < cursor->at.page_size / 4;
         }
         for (Slot *slot = aiotrace_stalls.slots; slot != NULL && !found.pending_report.step; slot = slot->next) {
             if (slot->pending_report.step) {
@@ -109,7 +109,7 @@ stall_next(PyObject *Py_UNUSED(module), PyObject *argument)
             PyObject *frames = lasts ? read_frames(found.state) : Py_NewRef(Py_None);
             if (frames == NULL)
                 return NULL;
-            aiotrace_set_task(found.pending_report.task ? found.pending_report.task : found.thread);
+            set_task(found.pending_report.task ? found.pending_report.task : found.thread);
             return Py_BuildValue("iiKKOiKN", (int)found.thread, (int)found.pending_report.task,
                                  (unsigned long long)found.pending_report.began,
                                  (unsigned long long)found.pending_report.lasted,

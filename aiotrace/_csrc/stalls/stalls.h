@@ -24,6 +24,9 @@
 #define AIOTRACE_STALL_H
 
 #include "common/common.h"
+#include "events/event.h"
+#include "ring/cursor.h"
+#include "stalls/watch.h"
 
 #include <pthread.h>
 
@@ -86,9 +89,8 @@ typedef struct Slot {
 /* A writer's place on its page, as Cursor is, that a thread without the GIL writes to: everything under the lock. */
 typedef struct {
     PyObject_HEAD
-    char *page; /* NULL: none */
-    uint32_t page_size, end, limit;
-    uint64_t last, written, dropped;
+    RecordCursor at;
+    uint64_t dropped;
     int is_closed;
     Py_buffer view;
 } WatcherCursor;
@@ -96,7 +98,8 @@ typedef struct {
 static inline uint32_t
 room_of(const WatcherCursor *cursor)
 {
-    return cursor->end < cursor->limit ? cursor->limit - cursor->end : 0;
+    const RecordCursor *at = &cursor->at;
+    return at->end < at->limit ? at->limit - at->end : 0;
 }
 
 /* --- what the parts share ------------------------------------------------------------------------------------ */

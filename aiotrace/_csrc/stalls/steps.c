@@ -10,15 +10,6 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define likely(x) __builtin_expect(!!(x), 1)
-#define unlikely(x) __builtin_expect(!!(x), 0)
-
-#ifdef __GLIBC__
-#define THREAD_LOCAL __thread __attribute__((tls_model("initial-exec")))
-#else
-#define THREAD_LOCAL __thread
-#endif
-
 static THREAD_LOCAL Slot *this_slot;
 static THREAD_LOCAL int is_ours; /* a thread of aiotrace's */
 static pthread_key_t end_of_thread;
@@ -127,7 +118,7 @@ aiotrace_watch_end(void)
 }
 
 int
-aiotrace_thread_is_ours(void)
+aiotrace_thread_is_internal(void)
 {
     return is_ours;
 }

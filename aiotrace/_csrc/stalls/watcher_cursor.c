@@ -7,34 +7,21 @@
  */
 #include "stalls/stalls.h"
 
-#define PAGE_HEADER 16
-#define LOST_COUNT 8
-
 PyTypeObject *aiotrace_watcher_cursor_type;
 
 void
 aiotrace_watcher_put(WatcherCursor *cursor, uint64_t now, const void *payload, uint32_t size)
 {
+    uint32_t end;
     if (cursor->is_closed)
         return;
-    uint64_t delta = since(cursor->last, now);
-    uint32_t head = delta > AIOTRACE_TIME_DELTA_MAX ? 12 : 4;
-    if (room_of(cursor) < head + size) {
+    char *place = reserve(&cursor->at, &now, size, &end);
+    if (place == NULL) {
         cursor->dropped++;
         return;
     }
-    uint32_t *words = (uint32_t *)(cursor->page + cursor->end);
-    cursor->last += delta;
-    if (delta > AIOTRACE_TIME_DELTA_MAX) {
-        *words++ = AIOTRACE_TYPE_TIME_EXTEND | (uint32_t)(delta & AIOTRACE_TIME_DELTA_MAX) << AIOTRACE_TYPE_LEN_BITS;
-        *words++ = (uint32_t)(delta >> AIOTRACE_TIME_DELTA_BITS);
-        delta = 0;
-    }
-    *words++ = size >> 2 | (uint32_t)delta << AIOTRACE_TYPE_LEN_BITS;
-    memcpy(words, payload, size);
-    cursor->end += head + size;
-    cursor->written++;
-    __atomic_store_n((uint64_t *)(cursor->page + 8), (uint64_t)(cursor->end - PAGE_HEADER), __ATOMIC_RELEASE);
+    memcpy(place, payload, size);
+    commit(&cursor->at, now, end);
 }
 
 static PyObject *
@@ -45,17 +32,10 @@ cursor_change(WatcherCursor *self, const Py_buffer *view)
     pthread_mutex_lock(&aiotrace_stalls.lock);
     old = self->view;
     memset(&self->view, 0, sizeof self->view);
-    self->page = NULL;
-    self->page_size = self->end = self->limit = 0;
-    self->last = 0;
+    leave_page(&self->at);
     if (view != NULL) {
         self->view = *view;
-        self->page = view->buf;
-        self->page_size = (uint32_t)view->len;
-        ((uint64_t *)self->page)[0] = self->last = now;
-        ((uint64_t *)self->page)[1] = 0;
-        self->end = PAGE_HEADER;
-        self->limit = self->page_size - LOST_COUNT;
+        begin_page(&self->at, view->buf, (uint32_t)view->len, now);
     }
     pthread_mutex_unlock(&aiotrace_stalls.lock);
     if (old.obj != NULL)
@@ -71,7 +51,7 @@ cursor_enter(WatcherCursor *self, PyObject *page)
     Py_buffer view;
     if (PyObject_GetBuffer(page, &view, PyBUF_WRITABLE) < 0)
         return NULL;
-    if (view.len < 64 || view.len > 1 << 20 || (uintptr_t)view.buf % 8 != 0) {
+    if (view.len < 64 || view.len > AIOTRACE_PAGE_SIZE_MAX || (uintptr_t)view.buf % 8 != 0) {
         PyBuffer_Release(&view);
         PyErr_SetString(PyExc_ValueError, "a page has 64 bytes to 1 MiB and is aligned to 8");
         return NULL;
@@ -96,7 +76,9 @@ cursor_limit(WatcherCursor *self, PyObject *argument)
     if (is_open < 0)
         return NULL;
     pthread_mutex_lock(&aiotrace_stalls.lock);
-    self->limit = is_open && self->page != NULL ? self->page_size - LOST_COUNT : 0;
+    self->at.limit = 0;
+    if (is_open)
+        open_page(&self->at);
     pthread_mutex_unlock(&aiotrace_stalls.lock);
     Py_RETURN_NONE;
 }
@@ -120,8 +102,8 @@ static PyObject *
 cursor_state(WatcherCursor *self, PyObject *Py_UNUSED(ignored))
 {
     pthread_mutex_lock(&aiotrace_stalls.lock);
-    uint32_t committed = self->end < PAGE_HEADER ? 0 : self->end - PAGE_HEADER;
-    uint64_t last = self->last, written = self->written, dropped = self->dropped;
+    uint32_t committed = committed_of(&self->at);
+    uint64_t last = self->at.last, written = self->at.written, dropped = self->dropped;
     pthread_mutex_unlock(&aiotrace_stalls.lock);
     return Py_BuildValue("IKKK", committed, (unsigned long long)last, (unsigned long long)written,
                          (unsigned long long)dropped);
@@ -136,7 +118,7 @@ cursor_fits(WatcherCursor *self, PyObject *argument)
     if (size == -1 && PyErr_Occurred())
         return NULL;
     pthread_mutex_lock(&aiotrace_stalls.lock);
-    int fits = size <= 1 << 20 && size + 16 <= (Py_ssize_t)room_of(self);
+    int fits = has_room(&self->at, size);
     pthread_mutex_unlock(&aiotrace_stalls.lock);
     return PyBool_FromLong(fits);
 }

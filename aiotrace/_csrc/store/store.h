@@ -10,6 +10,7 @@
 #define AIOTRACE_FILES_H
 
 #include "common/common.h"
+#include "common/crc32.h"
 
 enum {
     HEADER_SIZE = 48,

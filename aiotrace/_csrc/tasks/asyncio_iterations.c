@@ -15,7 +15,7 @@ typedef struct {
 static void
 emit_iteration(PyObject *selector, PyObject *found, uint64_t began)
 {
-    uint64_t now = task_clock(), late = 0;
+    uint64_t now = aiotrace_read_tsc(), late = 0;
     PyObject *loop = PyObject_CallNoArgs(get_running_loop);
     PyObject *own = loop == NULL || loop == Py_None ? NULL : PyObject_GetAttr(loop, selector_name);
     if (own == selector) { /* others use selectors too */
@@ -56,8 +56,8 @@ traced_select(PyObject *selector, PyObject *const *args, Py_ssize_t nargs, PyObj
     }
     stack[0] = selector;
     memcpy(stack + 1, args, all * sizeof *args);
-    int is_wanted = !aiotrace_event_is_off(iteration) && !aiotrace_thread_is_ours();
-    uint64_t began = is_wanted ? task_clock() : 0;
+    int is_wanted = !aiotrace_event_is_off(iteration) && !aiotrace_thread_is_internal();
+    uint64_t began = is_wanted ? aiotrace_read_tsc() : 0;
     PyObject *found = PyObject_Vectorcall(select_method, stack, (size_t)nargs + 1, keywords);
     if (is_wanted && found != NULL)
         emit_iteration(selector, found, began);
@@ -82,7 +82,6 @@ task_select(PyObject *Py_UNUSED(module), PyObject *args)
         PyErr_SetString(PyExc_TypeError, "task_select takes an event of ours");
         return NULL;
     }
-    aiotrace_start_task_clock();
     if ((selector_name = PyUnicode_InternFromString("_selector")) == NULL ||
         (ready_name = PyUnicode_InternFromString("_ready")) == NULL ||
         (scheduled_name = PyUnicode_InternFromString("_scheduled")) == NULL ||

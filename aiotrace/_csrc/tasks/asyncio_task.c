@@ -454,7 +454,7 @@ switch_from_making(Switch *made, int32_t id, PyObject *task, PyObject *coroutine
         state = aiotrace_field_is_true(&aiotrace_reader_done, task, 1) ? ENDED : awaited == Py_None ? RUNS_ON : WAITS;
         Py_XDECREF(awaited);
     }
-    aiotrace_switch_out(made, id, unnamed, state, task_clock());
+    aiotrace_switch_out(made, id, unnamed, state, aiotrace_read_tsc());
 }
 
 static PyObject *
@@ -467,7 +467,7 @@ task_make(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t nargs, 
     if (!aiotrace_traces_tasks || !aiotrace_is_recording())
         return PyObject_Vectorcall(args[0], args + 1, 2, keywords);
     Making here = {args[2], aiotrace_new_id(), aiotrace_task, NULL, aiotrace_making};
-    uint64_t began = task_clock();
+    uint64_t began = aiotrace_read_tsc();
     aiotrace_making = &here;
     set_task(here.id);
     Switch made = {.is_made = 0};

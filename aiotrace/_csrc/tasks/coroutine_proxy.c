@@ -57,7 +57,7 @@ coroutine_dealloc(TracedTask *self)
         if (is_lost) {
             PyObject *kind, *value, *traceback;
             PyErr_Fetch(&kind, &value, &traceback);
-            aiotrace_emit_end(id, &aiotrace_name_lost, &aiotrace_name_nothing, task_clock());
+            aiotrace_emit_end(id, &aiotrace_name_lost, &aiotrace_name_nothing, aiotrace_read_tsc());
             PyErr_Restore(kind, value, traceback);
         }
     }

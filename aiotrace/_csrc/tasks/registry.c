@@ -236,7 +236,7 @@ aiotrace_emit_end(int32_t id, const Name *result, const Name *exception, uint64_
     struct { RECORD_HEAD; DoneFields fields; } __attribute__((packed)) *record;
     DoneFields fields = {id, 0, result->key, exception->key};
     Cursor *writer;
-    if (likely((record = begin_record(DONE, now, sizeof *record, &writer)) != NULL)) {
+    if (likely((record = begin_task_record(DONE, now, sizeof *record, &writer)) != NULL)) {
         record->fields = fields;
         end_record(writer, now, sizeof *record);
     }
@@ -300,7 +300,7 @@ aiotrace_continue_keyframe(uint64_t now)
 void
 aiotrace_write_keyframe(void)
 {
-    begin_keyframe(task_clock());
+    begin_keyframe(aiotrace_read_tsc());
     do
         write_keyframe_slice(KEYFRAME_SLICE);
     while (keyframe_place != &ring);
@@ -311,7 +311,7 @@ void
 aiotrace_begin_keyframes(void)
 {
     aiotrace_commands_left = COMMANDS_PER_KEYFRAME;
-    keyframe_began = task_clock();
+    keyframe_began = aiotrace_read_tsc();
     aiotrace_keyframe_due = keyframe_began + KEYFRAME_NS;
     keyframe_place = &ring;
 }

@@ -10,6 +10,8 @@
  */
 #include "tasks/tasks.h"
 
+#include "common/utf8.h"
+
 #define PRIO 120 /* of a process of the kernel's that asked for none */
 
 HOT_DATA int aiotrace_emits_sched_events;
@@ -24,38 +26,25 @@ static const Runner unknown = {0, "<...>"}; /* as the kernel writes it */
 
 /* --- names --------------------------------------------------------------------------------------------------- */
 
-static int
-put_character(char *place, Py_UCS4 c)
-{
-    if (c < 0x80) {
-        place[0] = (char)c;
-        return 1;
-    }
-    int size = c < 0x800 ? 2 : c < 0x10000 ? 3 : 4;
-    for (int i = size - 1; i > 0; i--, c >>= 6)
-        place[i] = (char)(0x80 | (c & 0x3F));
-    place[0] = (char)((size == 2 ? 0xC0 : size == 3 ? 0xE0 : 0xF0) | c);
-    return size;
-}
-
 /* What the saved command lines make of a name (_formats/tracedat.py): one word of at most 15 bytes. */
 static void
 put_comm(char comm[COMM_SIZE], PyObject *name)
 {
     Py_ssize_t length = PyUnicode_GET_LENGTH(name);
-    int kind = PyUnicode_KIND(name), read = 0, written = 0;
+    int kind = PyUnicode_KIND(name), read = 0;
     const void *data = PyUnicode_DATA(name);
+    unsigned char *out = (unsigned char *)comm;
     memset(comm, 0, COMM_SIZE);
     for (Py_ssize_t i = 0; i < length; i++) {
         Py_UCS4 c = PyUnicode_READ(kind, data, i);
-        char bytes[4];
-        int size = put_character(bytes, Py_UNICODE_ISSPACE(c) || c < 0x20 || c == 0x7F ? '_' : c);
-        if ((read += size) > COMM_SIZE - 1)
+        if (Py_UNICODE_ISSPACE(c) || c < 0x20 || c == 0x7F)
+            c = '_';
+        read += utf8_size(c);
+        if (read > COMM_SIZE - 1)
             break;
-        if (c >= 0xD800 && c <= 0xDFFF) /* no character, and no UTF-8 */
+        if (c >= 0xD800 && c <= 0xDFFF) /* a surrogate has no UTF-8 */
             continue;
-        memcpy(comm + written, bytes, (size_t)size);
-        written += size;
+        out = put_utf8(out, c);
     }
     if (length == 0)
         comm[0] = '?';

@@ -23,39 +23,6 @@
 
 #include <limits.h>
 
-/* --- time ---------------------------------------------------------------------------------------------------- */
-
-HOT_DATA Counter aiotrace_task_counter;
-
-uint64_t
-aiotrace_anchor_task_clock(void)
-{
-    uint64_t now = monotonic_ns();
-#if HAVE_TSC
-    aiotrace_task_counter.tick = __rdtsc();
-    aiotrace_task_counter.ns = now;
-    if (aiotrace_task_counter.is_constant && aiotrace_task_counter.multiplier == 0 &&
-        now - aiotrace_task_counter.first_ns > CALIBRATION_NS)
-        aiotrace_task_counter.multiplier = (uint64_t)((double)(now - aiotrace_task_counter.first_ns) /
-                                                      (double)(aiotrace_task_counter.tick -
-                                                               aiotrace_task_counter.first_tick) * 4294967296.0);
-#endif
-    return now;
-}
-
-void
-aiotrace_start_task_clock(void)
-{
-#if HAVE_TSC
-    unsigned a, b, c, d;
-    if (aiotrace_task_counter.is_constant || !__get_cpuid(0x80000007, &a, &b, &c, &d) || !(d & 1u << 8))
-        return;
-    aiotrace_task_counter.first_ns = aiotrace_monotonic_ns();
-    aiotrace_task_counter.first_tick = __rdtsc();
-    aiotrace_task_counter.is_constant = 1;
-#endif
-}
-
 /* --- what Python gave us ------------------------------------------------------------------------------------- */
 
 static const char *const event_names[EVENTS] = {"spawn",  "name",      "ready",  "step",      "done",
@@ -174,7 +141,6 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
         aiotrace_begin_ids(0);
     if (aiotrace_install_asyncio(parts) < 0)
         return NULL;
-    aiotrace_start_task_clock();
     aiotrace_begin_keyframes();
     aiotrace_traces_tasks = 1;
     Py_RETURN_NONE;
@@ -267,7 +233,7 @@ task_sweep(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
         PyObject *task = Py_XNewRef(referent(traced->ref));
         if (task != NULL && traced->state == TRACES && traced->runtime == ON_ASYNCIO && is_stranded(task)) {
             next = (TracedTask *)Py_XNewRef(aiotrace_next_traced_task(traced));
-            aiotrace_emit_end(traced->id, &aiotrace_name_lost, &aiotrace_name_nothing, task_clock());
+            aiotrace_emit_end(traced->id, &aiotrace_name_lost, &aiotrace_name_nothing, aiotrace_read_tsc());
             aiotrace_forget_task(traced);
             aiotrace_unwrap_task(traced);
         }

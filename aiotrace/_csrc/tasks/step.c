@@ -40,7 +40,7 @@ aiotrace_emit_ready(TracedTask *traced, PyObject *loop)
         return;
     int32_t here = aiotrace_task;
     if (traced->ready_ns == 0) { /* else its own step has noted it at its end */
-        traced->ready_ns = task_clock();
+        traced->ready_ns = aiotrace_read_tsc();
         traced->waker = here == 0 && just_ended.id != 0 ? find_waker(loop) : here;
         if (unlikely(aiotrace_emits_sched_events))
             aiotrace_emit_waking(traced);
@@ -50,7 +50,7 @@ aiotrace_emit_ready(TracedTask *traced, PyObject *loop)
     set_task(traced->waker);
     struct { RECORD_HEAD; int32_t task; } *record;
     Cursor *writer;
-    if (likely((record = begin_record(READY, traced->ready_ns, sizeof *record, &writer)) != NULL)) {
+    if (likely((record = begin_task_record(READY, traced->ready_ns, sizeof *record, &writer)) != NULL)) {
         record->task = traced->id;
         end_record(writer, traced->ready_ns, sizeof *record);
     }
@@ -83,7 +83,7 @@ aiotrace_begin_step(Step *step, TracedTask *traced)
     set_task(traced->id);
     if (unlikely(traced->name != NULL || (!traced->is_named && aiotrace_commands_left > 0)))
         aiotrace_emit_name(traced);
-    step->began = task_clock();
+    step->began = aiotrace_read_tsc();
     /* else it has run: task_make */
     if (unlikely(aiotrace_emits_sched_events) && !(aiotrace_making != NULL && aiotrace_making->task != NULL))
         aiotrace_switch_in(&step->made, step->previous, traced->id, aiotrace_comm_of(traced), step->began);
@@ -230,7 +230,7 @@ static inline __attribute__((always_inline)) int
 record_plainly(uint64_t key, uint64_t began, uint64_t now, uint64_t ready_ns, int32_t waker)
 {
     Cursor *writer;
-    StepRecord *record = begin_record(STEP, now, sizeof *record, &writer);
+    StepRecord *record = begin_task_record(STEP, now, sizeof *record, &writer);
     if (unlikely(record == NULL))
         return 0;
     record->fields.ready_ns = ready_ns;
@@ -269,7 +269,7 @@ emit_done(TracedTask *traced, const Outcome *outcome)
  &aiotrace_name_raised : &aiotrace_name_returned;
     if (result == &aiotrace_name_raised)
         exception = aiotrace_find_name((PyObject *)Py_TYPE(outcome->error), 0);
-    aiotrace_emit_end(traced->id, result, &exception, task_clock());
+    aiotrace_emit_end(traced->id, result, &exception, aiotrace_read_tsc());
 }
 
 /* What is known after a step of asyncio's: who may wake others now; and that it is ready at once, if it only yielded. */
@@ -289,7 +289,7 @@ leave(Step *step, const Outcome *outcome)
 {
     if (unlikely(step->made.is_made))
         aiotrace_switch_out(&step->made, step->traced->id, step->traced->comm, aiotrace_state_after(outcome),
-                            task_clock());
+                            aiotrace_read_tsc());
     set_task(step->previous);
     Py_DECREF(step->traced);
 }
@@ -306,7 +306,7 @@ aiotrace_end_step(Step *step, const Outcome *outcome)
         leave(step, outcome);
         return;
     }
-    uint64_t now = task_clock();
+    uint64_t now = aiotrace_read_tsc();
     if (!is_off(STEP))
         record_step(step, outcome, now);
     if (traced->runtime == ON_ASYNCIO) {
@@ -396,7 +396,7 @@ send_with_care(TracedTask *traced, PyObject *sent, PyObject **result)
 HOT static __attribute__((noinline)) int
 end_plainly(TracedTask *traced, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
 {
-    uint64_t now = task_clock();
+    uint64_t now = aiotrace_read_tsc();
     if (traced->plain_in != aiotrace_plain_round || traced->cancels > 0 || now >= aiotrace_keyframe_due ||
         !record_plainly(aiotrace_name_done.key, began, now, ready_ns, waker))
         return 0;
@@ -434,10 +434,10 @@ aiotrace_send_step(PyObject *self, PyObject *sent, PyObject **result)
     traced->waker = 0;
     traced->has_run = 1;
     set_task(traced->id);
-    uint64_t began = task_clock();
+    uint64_t began = aiotrace_read_tsc();
     PySendResult how = PyCoro_Type.tp_as_async->am_send(inner, sent, result);
     if (likely(how == PYGEN_NEXT && traced->plain_in == aiotrace_plain_round)) {
-        uint64_t now = task_clock();
+        uint64_t now = aiotrace_read_tsc();
         if (likely(now < aiotrace_keyframe_due) &&
             likely(record_plainly(key_of_awaited(traced, *result), began, now, ready_ns, waker))) {
             if (traced->runtime == ON_ASYNCIO)

@@ -15,49 +15,15 @@
 #ifndef AIOTRACE_TASK_H
 #define AIOTRACE_TASK_H
 
+#include "common/clock.h"
+#include "events/event.h"
 #include "ring/cursor.h"
+#include "stalls/watch.h"
 
 #include <stddef.h>
 #include <structmember.h>
 
-#define THREAD_LOCAL AIOTRACE_THREAD_LOCAL
-
 #pragma GCC visibility push(hidden)
-
-/* --- time (start_stop.c) -------------------------------------------------------------------------------------- */
-
-#define ANCHOR_NS 100000000u     /* CLOCK_MONOTONIC is read again at least this often */
-#define CALIBRATION_NS 20000000u /* it is read to some 50 ns, so the counter's rate is known to a few millionths */
-
-typedef struct {
-    int is_constant;     /* whether the processor's counter has a constant rate */
-    uint64_t first_tick; /* of the calibration; `first_ns` belongs to it */
-    uint64_t first_ns;
-    uint64_t tick, ns;  /* the anchor */
-    uint64_t multiplier; /* nanoseconds a tick, in 2**-32; 0: not known yet, or the rate is not constant */
-} Counter;
-
-extern Counter aiotrace_task_counter;
-
-uint64_t aiotrace_anchor_task_clock(void); /* read CLOCK_MONOTONIC, and go on from there */
-
-/* CLOCK_MONOTONIC in nanoseconds, mostly by the processor's counter: two readings a step are what it costs most. May
- * go backwards by what the counter has strayed in ANCHOR_NS. */
-static inline uint64_t
-task_clock(void)
-{
-#if HAVE_TSC
-    uint64_t multiplier = aiotrace_task_counter.multiplier;
-    if (likely(multiplier)) {
-        uint64_t passed = (uint64_t)(((unsigned __int128)(__rdtsc() - aiotrace_task_counter.tick) * multiplier) >> 32);
-        if (likely(passed < ANCHOR_NS))
-            return aiotrace_task_counter.ns + passed;
-    }
-#endif
-    return aiotrace_anchor_task_clock();
-}
-
-void aiotrace_start_task_clock(void);
 
 /* --- what Python gave us (start_stop.c) ------------------------------------------------------------------- */
 
@@ -182,7 +148,7 @@ is_off(int event)
 /* Where a record of `size` bytes goes, its head written; NULL: not so simply (a full page, a filter, several
  * recordings), the event has to be called. The caller stores the rest there at once, and then calls `commit`. */
 static inline __attribute__((always_inline)) void *
-begin_record(int event, uint64_t now, uint32_t size, Cursor **writer)
+begin_task_record(int event, uint64_t now, uint32_t size, Cursor **writer)
 {
     Lease *lease = aiotrace_lease;
     uint64_t epoch = aiotrace_epoch;
@@ -191,13 +157,12 @@ begin_record(int event, uint64_t now, uint32_t size, Cursor **writer)
     if (unlikely(lease == NULL || lease->epoch != epoch))
         return NULL;
     Cursor *cursor = lease->only;
-    if (unlikely(cursor == NULL || cursor->clock_kind != CLOCK_MONO))
+    if (unlikely(cursor == NULL))
         return NULL;
-    uint64_t delta = now - cursor->last;
-    if (unlikely(delta > DELTA_MAX || cursor->end + size > cursor->limit))
+    char *payload = begin_record(&cursor->at, now, size - 4);
+    if (unlikely(payload == NULL))
         return NULL;
-    struct { RECORD_HEAD; } *record = (void *)(cursor->page + cursor->end);
-    record->header = (size - 4) >> 2 | (uint32_t)delta << 5;
+    struct { RECORD_HEAD; } *record = (void *)(payload - 4);
     record->kind = aiotrace_task_kinds[event].id;
     record->pid = lease->pid;
     *writer = cursor;
@@ -207,7 +172,7 @@ begin_record(int event, uint64_t now, uint32_t size, Cursor **writer)
 static inline void
 end_record(Cursor *writer, uint64_t now, uint32_t size)
 {
-    commit(writer, now, writer->end + size);
+    commit(&writer->at, now, writer->at.end + size);
 }
 
 /* --- the tasks that are known (registry.c) --------------------------------------------------------------- */
