@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from ._base.backend import c_module
 from ._page import layout as L
-from ._snapshot import PAUSE, Snapshots
+from ._recording.snapshot import PAUSE, Snapshots
 
 _STATE: Final = struct.Struct("=QQ")
 """Asked for, answered."""

@@ -29,8 +29,8 @@ from ._asked import AskingSnapshots
 from ._base.high_fds import out_of_the_way
 from ._page import layout as L
 from ._page.definitions import DEFINITIONS
-from ._recording import Overrun, Recording
-from ._sinkoptions import open_path
+from ._recording.recording import Overrun, Recording
+from ._recording.sinks import open_path
 from ._threads.loop import Waker
 
 LOOK: Final = 0.002

@@ -40,12 +40,12 @@ from ._base.warn import warn
 from ._external import READING, REFUSED
 from ._launch import FILE, Plan, child_path, child_url, file_of
 from ._page import layout as L
-from ._reader import Attachment, Service
+from ._recording.service import Attachment, Service
+from ._recording.sinks import open_path, share_pages, sink
+from ._recording.snapshot import name_for
 from ._ring.arena import Arena, Shape
 from ._ring.delivery import Mark
 from ._ring.writer import Writers
-from ._sinkoptions import open_path, share_pages, sink
-from ._snapshot import name_for
 from ._store.trace_files import remove
 
 PAUSE: Final = 0.005

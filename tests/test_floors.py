@@ -78,14 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._reader": "_recording",
-    "aiotrace._stream": "_recording",
-    "aiotrace._sinkoptions": "_recording",
-    "aiotrace._snapshot": "_recording",
-    "aiotrace._chooser": "_recording",
-    "aiotrace._recording": "_recording",
-    "aiotrace._syncrecording": "_recording",
-    "aiotrace._statistics": "_recording",
     "aiotrace._collect": "_collector",
     "aiotrace._collector": "_collector",
     "aiotrace._collectaccess": "_collector",
@@ -132,8 +124,8 @@ NOT_MOVED = {
 KNOWN_FAULTS = {
     ("aiotrace._ring.delivery", "aiotrace._formats.frames"),
     ("aiotrace._store.store", "aiotrace._tracefile"),
-    ("aiotrace._budget.policy", "aiotrace._statistics"),
-    ("aiotrace._budget.thread", "aiotrace._statistics"),
+    ("aiotrace._budget.policy", "aiotrace._recording.statistics"),
+    ("aiotrace._budget.thread", "aiotrace._recording.statistics"),
     ("aiotrace._collecttext", "aiotrace.decode"),
     ("aiotrace._reports", "aiotrace.decode"),
     ("aiotrace._reports._tasks", "aiotrace.decode"),

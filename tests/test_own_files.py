@@ -16,8 +16,8 @@ from aiotrace._base.package import PACKAGE_FOLDER
 from aiotrace._commands import record
 from aiotrace._events import python_stack
 from aiotrace._launch import Plan
-from aiotrace._recording import Recording
-from aiotrace._syncrecording import recording
+from aiotrace._recording.recording import Recording
+from aiotrace._recording.sync_recording import recording
 from aiotrace._tracers import function, task
 from aiotrace.decode import Decoder
 from aiotrace_sinks import FileSink, MemorySink

@@ -215,7 +215,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
     """
     from .. import _launch
     from .._arena.file import refuse_existing
-    from .._sinkoptions import PAGES_BESIDE, QUOTA_MIN
+    from .._recording.sinks import PAGES_BESIDE, QUOTA_MIN
 
     sinks = list(arguments.sinks)
     if arguments.arena:

@@ -24,7 +24,7 @@ from aiotrace._budget.cost_meter import Meter, Reading
 from aiotrace._budget.policy import STRETCH_MAX, Period
 from aiotrace._commands import main
 from aiotrace._events import tracer_switch
-from aiotrace._statistics import BudgetStatistics
+from aiotrace._recording.statistics import BudgetStatistics
 from support import fakes
 from support.laws import check_closed
 from support.programs import environment

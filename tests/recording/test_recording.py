@@ -637,7 +637,7 @@ async def test_a_synchronous_recording_raises_what_its_sink_raised_first() -> No
 
 
 def test_a_sink_that_blocks_its_thread_cannot_hold_up_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._recording.CANCEL_GRACE", 0.1)
+    monkeypatch.setattr("aiotrace._recording.recording.CANCEL_GRACE", 0.1)
     release = threading.Event()
     entered = threading.Event()
 
@@ -765,7 +765,7 @@ def test_our_threads_take_no_signal_that_is_for_the_program() -> None:
 
 
 async def test_the_accounts_of_sinks_that_are_gone_do_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._reader.GONE_MAX", 3)
+    monkeypatch.setattr("aiotrace._recording.service.GONE_MAX", 3)
     stays = Collect()
     async with record(stays, page_size=PAGE, pages=16) as recording:
         for n in range(10):

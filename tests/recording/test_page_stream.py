@@ -11,16 +11,16 @@ from typing import Any
 import anyio
 import pytest
 
-from aiotrace import _stream
 from aiotrace._base.errors import AcknowledgeError
 from aiotrace._formats.frames import PageEntry
 from aiotrace._page.encode import unpack_header, walk
+from aiotrace._recording import page_stream
+from aiotrace._recording.page_stream import Stream
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
 from aiotrace._store.unfinished import page_entry
-from aiotrace._stream import Stream
 from aiotrace.abc import Ledger, Page, WriterLedger
 from support.fakes import make_info
 
@@ -126,14 +126,14 @@ async def test_a_batch_that_is_there_costs_a_step_of_the_loop_only_where_there_w
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(_stream, "monotonic", lambda: now)
+    monkeypatch.setattr(page_stream, "monotonic", lambda: now)
     steps: list[int] = []
 
     async def step() -> None:
         steps.append(len(setup.delivery._looked))
         await anyio.lowlevel.checkpoint()
 
-    monkeypatch.setattr(_stream, "checkpoint", step)
+    monkeypatch.setattr(page_stream, "checkpoint", step)
     setup = Setup()
     setup.offer(4)
 
@@ -141,11 +141,11 @@ async def test_a_batch_that_is_there_costs_a_step_of_the_loop_only_where_there_w
         return setup.stream.next_batch(1)
 
     assert await steps_of_the_loop(request) == 0
-    now += _stream.ALONE_MAX
+    now += page_stream.ALONE_MAX
     await request()
     await request()
     assert steps == [1], "before the second batch; and before the third there was one just now"
-    now += _stream.ALONE_MAX
+    now += page_stream.ALONE_MAX
     async with anyio.create_task_group() as group:
         group.cancel_scope.cancel()
         with pytest.raises(anyio.get_cancelled_exc_class()):
@@ -155,7 +155,7 @@ async def test_a_batch_that_is_there_costs_a_step_of_the_loop_only_where_there_w
 
 async def test_a_sink_that_waited_has_its_next_batch_without_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(_stream, "monotonic", lambda: now)
+    monkeypatch.setattr(page_stream, "monotonic", lambda: now)
     setup = Setup()
 
     async def ask() -> None:
@@ -164,7 +164,7 @@ async def test_a_sink_that_waited_has_its_next_batch_without_a_step(monkeypatch:
     async with anyio.create_task_group() as group:
         group.start_soon(ask)
         await anyio.wait_all_tasks_blocked()
-        now += _stream.ALONE_MAX
+        now += page_stream.ALONE_MAX
         setup.offer(2)
         setup.stream.notify()
     assert await steps_of_the_loop(lambda: setup.stream.next_batch(1)) == 0

@@ -10,13 +10,13 @@ import os
 from types import TracebackType
 from typing import Self
 
-from ._chooser import Chooser
-from ._page import layout as L
-from ._recording import SNAPSHOTS, Overrun, Recording
-from ._sinkoptions import AnySink
-from ._snapshot import SnapshotStatistics
-from ._statistics import Statistics
-from .abc import StreamInfo
+from .._page import layout as L
+from ..abc import StreamInfo
+from .event_control import Chooser
+from .recording import SNAPSHOTS, Overrun, Recording
+from .sinks import AnySink
+from .snapshot import SnapshotStatistics
+from .statistics import Statistics
 
 
 class SyncRecording(Chooser):

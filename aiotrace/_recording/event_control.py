@@ -6,14 +6,14 @@ enable, disable, filter, trigger, ... --> the recording's selection --> a new ep
 
 from __future__ import annotations
 
-from ._base.errors import ConfigurationError
-from ._base.warn import warn
-from ._events.event import defined_events
-from ._events.open_recordings import open_selections, reconsider
-from ._events.selection import STALL_MIN, Selection, matches, parse_trigger
-from ._events.tracer_switch import follow
-from ._page.derived_fields import DERIVED
-from ._page.filter import Filter, compile_filter
+from .._base.errors import ConfigurationError
+from .._base.warn import warn
+from .._events.event import defined_events
+from .._events.open_recordings import open_selections, reconsider
+from .._events.selection import STALL_MIN, Selection, matches, parse_trigger
+from .._events.tracer_switch import follow
+from .._page.derived_fields import DERIVED
+from .._page.filter import Filter, compile_filter
 
 
 def _check_fields(glob: str, filter: Filter | None) -> None:

@@ -16,15 +16,15 @@ from typing import Final, Self
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._base.errors import AcknowledgeError
-from ._formats.frames import PageEntry
-from ._page import layout as L
-from ._page.definitions import Definition
-from ._page.encode import pack_header, pack_lost_count
-from ._ring.arena import Arena
-from ._ring.delivery import Delivery, Part
-from ._ring.page_cycle import Pages
-from .abc import Ledger, Page, StreamInfo
+from .._base.errors import AcknowledgeError
+from .._formats.frames import PageEntry
+from .._page import layout as L
+from .._page.definitions import Definition
+from .._page.encode import pack_header, pack_lost_count
+from .._ring.arena import Arena
+from .._ring.delivery import Delivery, Part
+from .._ring.page_cycle import Pages
+from ..abc import Ledger, Page, StreamInfo
 
 ALONE_MAX: Final = 0.001
 """Seconds after which a sink that asks for the next batch lets others run first, also if the batch is there."""

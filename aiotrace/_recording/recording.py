@@ -23,31 +23,31 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar, get_args
 
 import anyio
 
-from ._base.clock import MONO, get_clock, take_anchor
-from ._base.errors import ConfigurationError
-from ._budget.cost_meter import Meter
-from ._budget.policy import check_share
-from ._budget.thread import BudgetThread
-from ._chooser import Chooser
-from ._events.internal_events import has_free_list, tell
-from ._events.open_recordings import activate, deactivate, open_selections, reconsider
-from ._events.selection import AFTER_MAX, Selection, Trigger
-from ._events.tracer_switch import follow
-from ._page import layout as L
-from ._page.definitions import DEFINITIONS
-from ._reader import CANCEL_GRACE, Attachment, Service, SinkOptions
-from ._ring.arena import Arena, Shape
-from ._ring.page_cycle import Pages
-from ._ring.writer import CAUSES, Writers
-from ._sinkoptions import QUOTA_MIN, AnySink, is_count, is_same, open_path, share_pages, sink
-from ._snapshot import Snapshots, SnapshotStatistics
-from ._statistics import SinkStatistics, Statistics, WriterStatistics
-from ._threads.loop import Waker
-from ._threads.service_thread import ServiceThread, cede
-from .abc import Sink, StreamInfo
+from .._base.clock import MONO, get_clock, take_anchor
+from .._base.errors import ConfigurationError
+from .._budget.cost_meter import Meter
+from .._budget.policy import check_share
+from .._budget.thread import BudgetThread
+from .._events.internal_events import has_free_list, tell
+from .._events.open_recordings import activate, deactivate, open_selections, reconsider
+from .._events.selection import AFTER_MAX, Selection, Trigger
+from .._events.tracer_switch import follow
+from .._page import layout as L
+from .._page.definitions import DEFINITIONS
+from .._ring.arena import Arena, Shape
+from .._ring.page_cycle import Pages
+from .._ring.writer import CAUSES, Writers
+from .._threads.loop import Waker
+from .._threads.service_thread import ServiceThread, cede
+from ..abc import Sink, StreamInfo
+from .event_control import Chooser
+from .service import CANCEL_GRACE, Attachment, Service, SinkOptions
+from .sinks import QUOTA_MIN, AnySink, is_count, is_same, open_path, share_pages, sink
+from .snapshot import Snapshots, SnapshotStatistics
+from .statistics import SinkStatistics, Statistics, WriterStatistics
 
 if TYPE_CHECKING:
-    from ._arena.file import ArenaFile
+    from .._arena.file import ArenaFile
 
 T = TypeVar("T")
 Overrun = Literal["drop_newest", "drop_oldest"]
@@ -432,7 +432,7 @@ def _make_file(recording: Recording, path: str, page_size: int, pages: int) -> A
     Raises:
         OSError: It cannot be made; the message says what would do.
     """
-    from ._arena.file import DEFINITIONS_SIZE, ArenaFile  # with ctypes: 10 ms, which only those pay who have one
+    from .._arena.file import DEFINITIONS_SIZE, ArenaFile  # with ctypes: 10 ms, which only those pay who have one
 
     file = ArenaFile(path, Shape(page_size, pages, DEFINITIONS_SIZE), recording.info, DEFINITIONS)
     weakref.finalize(recording, file.remove)

@@ -16,10 +16,12 @@ import anyio
 import pytest
 
 import aiotrace
-from aiotrace import _reader, _recording, _stream
 from aiotrace._events.open_recordings import in_service
 from aiotrace._page.encode import walk
-from aiotrace._reader import Attachment, Service, SinkOptions
+from aiotrace._recording import page_stream
+from aiotrace._recording import recording as _recording
+from aiotrace._recording import service as _reader
+from aiotrace._recording.service import Attachment, Service, SinkOptions
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
@@ -37,7 +39,7 @@ FILL = "x" * 3000
 
 @pytest.mark.anyio
 async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._reader.REST_MAX", 60)  # longer than the test, on any machine
+    monkeypatch.setattr("aiotrace._recording.service.REST_MAX", 60)  # longer than the test, on any machine
     async with aiotrace.record(Collect(), page_size=PAGE, pages=64, flush_interval=600) as recording:
         calls = 0
         with anyio.fail_after(60):
@@ -292,8 +294,8 @@ async def test_a_sink_that_is_always_offered_more_lets_others_run(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else a program whose other threads write more than a sink can bear would stand still."""
-    times = itertools.count(1000.0, _stream.ALONE_MAX / 4)
-    monkeypatch.setattr(_stream, "monotonic", lambda: next(times))
+    times = itertools.count(1000.0, page_stream.ALONE_MAX / 4)
+    monkeypatch.setattr(page_stream, "monotonic", lambda: next(times))
     rounds = 0
 
     async def sink(stream: PageStream) -> None:

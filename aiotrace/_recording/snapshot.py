@@ -25,14 +25,14 @@ from typing import Final, Self
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from ._arena.scan import BadPage, Copy, Looker, Planned, with_definitions
-from ._base.errors import AcknowledgeError
-from ._base.warn import warn
-from ._events.open_recordings import in_service
-from ._page.definitions import Definition
-from ._ring.arena import Arena
-from ._threads.loop import Loop, Task
-from .abc import Ledger, Page, Sink, StreamInfo, WriterLedger
+from .._arena.scan import BadPage, Copy, Looker, Planned, with_definitions
+from .._base.errors import AcknowledgeError
+from .._base.warn import warn
+from .._events.open_recordings import in_service
+from .._page.definitions import Definition
+from .._ring.arena import Arena
+from .._threads.loop import Loop, Task
+from ..abc import Ledger, Page, Sink, StreamInfo, WriterLedger
 
 PAUSE: Final = 10.0
 """Seconds from the beginning of one snapshot that was set off to the next at the earliest: what sets one off every

@@ -13,10 +13,11 @@ import anyio
 import pytest
 
 import aiotrace
-from aiotrace import ConfigurationError, _snapshot, record
+from aiotrace import ConfigurationError, record
 from aiotrace._arena.scan import Copy
 from aiotrace._events.selection import parse_trigger
-from aiotrace._snapshot import SnapshotStream, name_for
+from aiotrace._recording import snapshot
+from aiotrace._recording.snapshot import SnapshotStream, name_for
 from aiotrace.abc import Page, PageStream
 from aiotrace.decode import open_trace
 from support.arenas import Filled, numbers
@@ -27,7 +28,7 @@ THREAD = pytest.mark.parametrize("thread", [False, True], ids=["task", "thread"]
 
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_snapshot, "PAUSE", 0.0)
+    monkeypatch.setattr(snapshot, "PAUSE", 0.0)
 
 
 def numbers_in(path: str | Path) -> list[int]:

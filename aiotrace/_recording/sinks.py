@@ -11,10 +11,10 @@ from __future__ import annotations
 from types import MethodType
 from typing import Final, get_args
 
-from ._base.errors import ConfigurationError
-from ._reader import SinkOptions
-from ._ring.delivery import OnError, OnFull
-from .abc import Sink
+from .._base.errors import ConfigurationError
+from .._ring.delivery import OnError, OnFull
+from ..abc import Sink
+from .service import SinkOptions
 
 AnySink = Sink | SinkOptions | str
 """What stands for a sink: an async callable, one with options, or a URL ("file:trace.dat")."""

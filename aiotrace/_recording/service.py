@@ -18,15 +18,15 @@ from typing import Final, Literal
 
 import anyio
 
-from ._base.warn import warn
-from ._events.open_recordings import in_service
-from ._page.definitions import Definition
-from ._ring.delivery import Delivery, OnError, OnFull
-from ._ring.page_cycle import Pages
-from ._ring.writer import Writers
-from ._stream import Stream
-from ._threads.loop import Loop, Task, Waker, Wrap
-from .abc import Ledger, Sink, StreamInfo, WriterLedger
+from .._base.warn import warn
+from .._events.open_recordings import in_service
+from .._page.definitions import Definition
+from .._ring.delivery import Delivery, OnError, OnFull
+from .._ring.page_cycle import Pages
+from .._ring.writer import Writers
+from .._threads.loop import Loop, Task, Waker, Wrap
+from ..abc import Ledger, Sink, StreamInfo, WriterLedger
+from .page_stream import Stream
 
 RETRY_PAUSE_FIRST: Final = 0.05
 RETRY_PAUSE_MAX: Final = 0.5
