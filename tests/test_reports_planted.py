@@ -192,7 +192,7 @@ def test_the_text_ends_like_the_rows(asyncio_trace: str, capsys: Capture, questi
 def test_an_answer_from_a_trace_that_is_not_finished_says_so(
     asyncio_trace: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aiotrace._trace.Trace.complete", False)
+    monkeypatch.setattr("aiotrace._traces.trace.Trace.complete", False)
     assert main(["report", asyncio_trace, "--tasks"]) == 0
     assert capsys.readouterr().err.startswith(f"aiotrace report: {asyncio_trace}: not finished, read as far as it goes")
 

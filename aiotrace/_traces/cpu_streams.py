@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from ._account import Loss, WriterCount
-from ._arenatrace import ArenaTrace
-from ._base.errors import TraceFormatError
-from ._decode.event import Event, Tables, make_lost
-from ._found import Buffer, CpuData, FoundPage, PageShape
-from ._page import layout as L
-from ._page.walk import ALL, Selection, Walk, tally, walk
-from ._tracefile import TraceFile
-from ._unfinished import UnfinishedFile
+from .._base.errors import TraceFormatError
+from .._decode.event import Event, Tables, make_lost
+from .._page import layout as L
+from .._page.walk import ALL, Selection, Walk, tally, walk
+from .arena_file import ArenaTrace
+from .page_sources import Buffer, CpuData, FoundPage, PageShape
+from .statistics import Loss, WriterCount
+from .tracedat_file import TraceFile
+from .unfinished_file import UnfinishedFile
 
 __all__ = ["CpuStreams", "Read", "read_page_header"]
 

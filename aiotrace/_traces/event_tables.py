@@ -12,12 +12,12 @@ import bisect
 import re
 from typing import Final
 
-from ._base.errors import TraceFormatError
-from ._decode.event_format import EventFormat, parse_format, text_of
-from ._found import DamageLog, PageShape
-from ._page import kernel_events
-from ._page import layout as L
-from ._source import Cursor
+from .._base.errors import TraceFormatError
+from .._decode.event_format import EventFormat, parse_format, text_of
+from .._page import kernel_events
+from .._page import layout as L
+from .checked_bytes import Cursor
+from .page_sources import DamageLog, PageShape
 
 __all__ = ["EventTables", "Functions", "OwnTables", "unescaped"]
 

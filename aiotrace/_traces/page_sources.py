@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ._page import layout as L
-from .abc import Ledger
+from .._page import layout as L
+from ..abc import Ledger
 
 __all__ = [
     "DAMAGE_MAX",

@@ -16,8 +16,8 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-from ._base.errors import TraceFormatError
-from ._decode.event_format import text_of
+from .._base.errors import TraceFormatError
+from .._decode.event_format import text_of
 
 __all__ = ["SECTION_MAX", "Cursor", "Expand", "FileCursor", "Source", "decompressor"]
 

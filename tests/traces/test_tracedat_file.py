@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiotrace import _filepages, _source, _tracefile
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._eventtables import Functions, unescaped
-from aiotrace._tracefile import TraceFile
+from aiotrace._traces import checked_bytes, tracedat_file, tracedat_pages
+from aiotrace._traces.event_tables import Functions, unescaped
+from aiotrace._traces.tracedat_file import TraceFile
 from aiotrace.decode import open_trace
 from support import DATA
 
@@ -101,7 +101,7 @@ def test_blocks_in_another_order_raise_nothing_but_trace_format_error(data: st.D
 @given(st.binary(max_size=2000))
 @QUICK
 def test_any_bytes_after_the_magic_are_read_or_refused(path: Path, data: bytes) -> None:
-    read_or_refuse(path, _tracefile.MAGIC + b"7\0\0\x08" + data)
+    read_or_refuse(path, tracedat_file.MAGIC + b"7\0\0\x08" + data)
 
 
 def test_damage_costs_the_page_that_it_is_in(path: Path) -> None:
@@ -184,7 +184,7 @@ class TraceFileClosing(TraceFile):
 
 
 def test_options_that_lead_in_a_circle_end(path: Path) -> None:
-    head = _tracefile.MAGIC + b"7\0\0\x08" + struct.pack("<I", 4096) + b"none\0\0"
+    head = tracedat_file.MAGIC + b"7\0\0\x08" + struct.pack("<I", 4096) + b"none\0\0"
     place = len(head) + 8
     section = struct.pack("<HHIQ", 0, 0, 0, 14) + struct.pack("<HIQ", 0, 8, place)
     path.write_bytes(head + struct.pack("<Q", place) + section)
@@ -205,7 +205,7 @@ def bomb(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["zlib", "zstd"])
 def test_a_decompression_bomb_stays_within_what_it_says(kind: str) -> None:
     data = bomb(kind)
-    expand = _source.decompressor(kind)
+    expand = checked_bytes.decompressor(kind)
     tracemalloc.start()
     try:
         with pytest.raises(TraceFormatError, match="should be 4096 bytes, there are more"):
@@ -216,9 +216,9 @@ def test_a_decompression_bomb_stays_within_what_it_says(kind: str) -> None:
 
 
 def test_a_frame_that_says_less_than_it_holds_is_refused() -> None:
-    assert _source.decompressor("zlib")(zlib.compress(b"abc"), 3) == b"abc"
+    assert checked_bytes.decompressor("zlib")(zlib.compress(b"abc"), 3) == b"abc"
     with pytest.raises(TraceFormatError, match="should be 4 bytes, there are 3"):
-        _source.decompressor("zlib")(zlib.compress(b"abc"), 4)
+        checked_bytes.decompressor("zlib")(zlib.compress(b"abc"), 4)
 
 
 def test_a_piece_of_pages_that_announces_too_much_is_not_expanded(path: Path) -> None:
@@ -226,22 +226,22 @@ def test_a_piece_of_pages_that_announces_too_much_is_not_expanded(path: Path) ->
     with TraceFileClosing(path) as file:
         place = next(cpu.offset for cpu in file.buffers[0].cpus if cpu.size)
     changed = bytearray(ZLIB)
-    struct.pack_into("<I", changed, place + 8, _filepages.CHUNK_MAX + 1)
+    struct.pack_into("<I", changed, place + 8, tracedat_pages.CHUNK_MAX + 1)
     path.write_bytes(changed)
     with open_trace(path) as trace:
         list(trace)
-        assert f"that become {_filepages.CHUNK_MAX + 1} should follow" in trace.damage[0].message
+        assert f"that become {tracedat_pages.CHUNK_MAX + 1} should follow" in trace.damage[0].message
 
 
 def test_a_table_that_announces_too_much_is_not_expanded(path: Path) -> None:
     path.write_bytes(ZLIB)
     with TraceFileClosing(path) as file:
-        place = struct.unpack("<Q", file.option(_tracefile.OPTION_KALLSYMS) or b"")[0]
+        place = struct.unpack("<Q", file.option(tracedat_file.OPTION_KALLSYMS) or b"")[0]
     changed = bytearray(ZLIB)
-    struct.pack_into("<I", changed, place + 16 + 4, _source.SECTION_MAX + 1)
+    struct.pack_into("<I", changed, place + 16 + 4, checked_bytes.SECTION_MAX + 1)
     path.write_bytes(changed)
     with TraceFileClosing(path) as file:
-        assert f"at most {_source.SECTION_MAX} are read" in file.damage[0].message
+        assert f"at most {checked_bytes.SECTION_MAX} are read" in file.damage[0].message
 
 
 def test_without_zstandard_the_error_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,12 +253,12 @@ def test_without_zstandard_the_error_says_what_to_install(path: Path, monkeypatc
 
 def test_an_unknown_compression_is_named() -> None:
     with pytest.raises(TraceFormatError, match="'lzo': zstd, zlib and none"):
-        _source.decompressor("lzo")
+        checked_bytes.decompressor("lzo")
 
 
 def test_a_compressed_part_in_a_file_that_says_it_has_none_is_refused() -> None:
     with pytest.raises(TraceFormatError, match="in a file that says it has none"):
-        _source.decompressor("none")(zlib.compress(b"abc"), 3)
+        checked_bytes.decompressor("none")(zlib.compress(b"abc"), 3)
 
 
 def test_a_function_is_found_by_any_address_in_it() -> None:

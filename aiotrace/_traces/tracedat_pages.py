@@ -13,12 +13,12 @@ import struct
 from collections.abc import Iterator
 from typing import Final
 
-from ._base.crc32 import crc32
-from ._base.errors import TraceFormatError
-from ._formats.tracedat import PAGE_DAMAGED, PageRow, pack_page_rows, page_crc, unpack_page_rows
-from ._found import Buffer, CpuData, DamageLog, FoundPage, PageShape
-from ._page import layout as L
-from ._source import Cursor, Expand, Source
+from .._base.crc32 import crc32
+from .._base.errors import TraceFormatError
+from .._formats.tracedat import PAGE_DAMAGED, PageRow, pack_page_rows, page_crc, unpack_page_rows
+from .._page import layout as L
+from .checked_bytes import Cursor, Expand, Source
+from .page_sources import Buffer, CpuData, DamageLog, FoundPage, PageShape
 
 __all__ = ["CHUNK_MAX", "FilePages"]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from ._arena.file_reader import ArenaReader
-from ._arena.scan import BadPage, Looker, Planned
-from ._eventtables import OwnTables
-from ._found import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage
-from ._page.definitions import Definition
+from .._arena.file_reader import ArenaReader
+from .._arena.scan import BadPage, Looker, Planned
+from .._page.definitions import Definition
+from .event_tables import OwnTables
+from .page_sources import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage
 
 __all__ = ["ArenaTrace"]
 

@@ -22,26 +22,17 @@ import os
 from collections.abc import Iterator
 from typing import Final
 
-from ._base.errors import TraceFormatError
-from ._decode.event_format import EventFormat, text_of
-from ._eventtables import EventTables, Functions
-from ._filepages import FilePages
-from ._formats.journal import JournalReader
-from ._formats.tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION_STREAM, check_of, unpack_check
-from ._found import (
-    Buffer,
-    CpuData,
-    Damage,
-    DamageLog,
-    FoundPage,
-    PageShape,
-    losses_after,
-    with_writers_of,
-)
-from ._page import layout as L
-from ._page.definitions import Definition
-from ._source import SECTION_MAX, Cursor, FileCursor, Source, decompressor
-from .abc import Ledger, StreamInfo
+from .._base.errors import TraceFormatError
+from .._decode.event_format import EventFormat, text_of
+from .._formats.journal import JournalReader
+from .._formats.tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION_STREAM, check_of, unpack_check
+from .._page import layout as L
+from .._page.definitions import Definition
+from ..abc import Ledger, StreamInfo
+from .checked_bytes import SECTION_MAX, Cursor, FileCursor, Source, decompressor
+from .event_tables import EventTables, Functions
+from .page_sources import Buffer, CpuData, Damage, DamageLog, FoundPage, PageShape, losses_after, with_writers_of
+from .tracedat_pages import FilePages
 
 __all__ = ["TraceFile"]
 

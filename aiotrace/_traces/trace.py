@@ -22,22 +22,22 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from ._account import EventCount, Loss, TraceStatistics
-from ._arenatrace import ArenaTrace
-from ._base.clock import Anchor
-from ._base.errors import TraceFormatError
-from ._base.terminal_text import escape
-from ._cpustreams import CpuStreams
-from ._decode.event import Event, Tables, format_line
-from ._decode.event_format import EventFormat
-from ._decode.report_lines import Chunk, Lines, chunk_of, format_time, merge
-from ._found import Damage, FoundPage
-from ._page.derived_fields import ALL as DERIVED
-from ._page.derived_fields import with_derived
-from ._page.filter import Filter, compile_filter
-from ._page.walk import Selection, Walk, new_totals
-from ._tracefile import TraceFile
-from ._unfinished import UnfinishedFile
+from .._base.clock import Anchor
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape
+from .._decode.event import Event, Tables, format_line
+from .._decode.event_format import EventFormat
+from .._decode.report_lines import Chunk, Lines, chunk_of, format_time, merge
+from .._page.derived_fields import ALL as DERIVED
+from .._page.derived_fields import with_derived
+from .._page.filter import Filter, compile_filter
+from .._page.walk import Selection, Walk, new_totals
+from .arena_file import ArenaTrace
+from .cpu_streams import CpuStreams
+from .page_sources import Damage, FoundPage
+from .statistics import EventCount, Loss, TraceStatistics
+from .tracedat_file import TraceFile
+from .unfinished_file import UnfinishedFile
 
 __all__ = ["Trace"]
 

@@ -10,22 +10,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from ._base.errors import TraceFormatError
-from ._eventtables import OwnTables
-from ._formats.journal import Placed
-from ._found import (
-    DAMAGE_MAX,
-    Buffer,
-    CpuData,
-    Damage,
-    DamageLog,
-    FoundPage,
-    losses_after,
-    with_writers_of,
-)
-from ._page.definitions import Definition
-from ._store.trace_files import journal_path
-from ._store.unfinished import UnfinishedTrace
+from .._base.errors import TraceFormatError
+from .._formats.journal import Placed
+from .._page.definitions import Definition
+from .._store.trace_files import journal_path
+from .._store.unfinished import UnfinishedTrace
+from .event_tables import OwnTables
+from .page_sources import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage, losses_after, with_writers_of
 
 __all__ = ["UnfinishedFile"]
 
