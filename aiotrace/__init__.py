@@ -32,14 +32,14 @@ __backend__: Final = BACKEND
 """Which implementation runs per event: "c" or "python"."""
 
 if TYPE_CHECKING:
-    from ._collect import collect
+    from ._collector.collect import collect
     from .decode import open_trace
 
 
 def __getattr__(name: str) -> Any:
     """Reading and collecting are imported when they are first used: a program that only records does not pay for it."""
     if name == "collect":
-        from ._collect import collect
+        from ._collector.collect import collect
 
         return collect
     if name == "open_trace":

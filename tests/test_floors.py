@@ -78,15 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._collect": "_collector",
-    "aiotrace._collector": "_collector",
-    "aiotrace._collectaccess": "_collector",
-    "aiotrace._collectfolder": "_collector",
-    "aiotrace._collectkeeper": "_collector",
-    "aiotrace._collectclient": "_collector",
-    "aiotrace._collectstream": "_collector",
-    "aiotrace._collecttext": "_collector",
-    "aiotrace._collecttransport": "_collector",
     "aiotrace._launch": "_launcher",
     "aiotrace._children": "_launcher",
     "aiotrace._external": "_launcher",
@@ -116,7 +107,7 @@ KNOWN_FAULTS = {
     ("aiotrace._store.store", "aiotrace._traces.tracedat_file"),
     ("aiotrace._budget.policy", "aiotrace._recording.statistics"),
     ("aiotrace._budget.thread", "aiotrace._recording.statistics"),
-    ("aiotrace._collecttext", "aiotrace.decode"),
+    ("aiotrace._collector.live_text", "aiotrace.decode"),
     ("aiotrace._reports", "aiotrace.decode"),
     ("aiotrace._reports._tasks", "aiotrace.decode"),
     ("aiotrace._reports.cancellations", "aiotrace.decode"),

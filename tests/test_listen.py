@@ -14,7 +14,7 @@ from pathlib import Path
 import anyio
 import pytest
 
-from aiotrace._collector import CollectorStatistics
+from aiotrace._collector.collector import CollectorStatistics
 from aiotrace._commands import listen, main
 from aiotrace.decode import open_trace
 from support import fakes, stores

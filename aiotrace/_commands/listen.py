@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final
 import anyio
 
 if TYPE_CHECKING:
-    from .._collector import Collector, CollectorStatistics
+    from .._collector.collector import Collector, CollectorStatistics
 
 NAME: Final = "listen"
 HELP: Final = "receive traces over sockets, and keep them"
@@ -83,7 +83,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 async def _listen(arguments: argparse.Namespace) -> int:
-    from .._collect import collect
+    from .._collector.collect import collect
 
     with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with collect(

@@ -16,14 +16,14 @@ from typing import Final, TextIO
 
 import anyio
 
-from ._base.errors import ConfigurationError
-from ._collectaccess import listen, make_access
-from ._collectfolder import Folder
-from ._collectkeeper import Keeper, Rotation
-from ._collector import Collector
-from ._collectstream import check_after_power_loss
-from ._collecttext import LiveText
-from ._threads.worker import worker_thread
+from .._base.errors import ConfigurationError
+from .._threads.worker import worker_thread
+from .access import listen, make_access
+from .collector import Collector
+from .folder import Folder
+from .live_text import LiveText
+from .state import Keeper, Rotation
+from .stored_stream import check_after_power_loss
 
 __all__ = ["collect"]
 

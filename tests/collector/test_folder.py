@@ -1,4 +1,4 @@
-"""aiotrace._collectfolder: names, the lock, the budget."""
+"""aiotrace._collector.folder: names, the lock, the budget."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import ConfigurationError
-from aiotrace._collectfolder import LOCK, BudgetError, Folder
+from aiotrace._collector.folder import LOCK, BudgetError, Folder
 from aiotrace._store.store import TraceStore
 from support import fakes
 
@@ -100,7 +100,7 @@ def test_a_reboot_is_noticed_until_what_was_there_is_checked(tmp_path: Path, mon
     folder.trust_boot()
     folder.close()
     assert not reboot_seen()
-    monkeypatch.setattr("aiotrace._collectfolder.boot_id", lambda: "another")
+    monkeypatch.setattr("aiotrace._collector.folder.boot_id", lambda: "another")
     assert reboot_seen()
     assert reboot_seen()
 

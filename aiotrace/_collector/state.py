@@ -20,12 +20,12 @@ from typing import Final, NamedTuple, TypeVar, TypeVarTuple
 
 import anyio
 
-from ._base.errors import TraceFormatError
-from ._base.terminal_text import escape
-from ._collectfolder import BudgetError, Folder
-from ._collectstream import Closing, StoredStream, restoring
-from ._threads.worker import Worker
-from .abc import StreamInfo
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape
+from .._threads.worker import Worker
+from ..abc import StreamInfo
+from .folder import BudgetError, Folder
+from .stored_stream import Closing, StoredStream, restoring
 
 __all__ = ["LOG", "Counts", "FullError", "Keeper", "Rotation", "Stream"]
 

@@ -118,7 +118,7 @@ async def test_who_speaks_no_tls_on_its_port_is_refused(
 async def test_who_does_not_begin_tls_is_cut_off(
     tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("aiotrace._collectclient.HANDSHAKE_PATIENCE", 0.1)
+    monkeypatch.setattr("aiotrace._collector.connection.HANDSHAKE_PATIENCE", 0.1)
     async with collect("tls://127.0.0.1:0", folder=tmp_path, tls_cert=files.issue()) as collector:
         idle = await senders.connect(collector.addresses[0])
         with anyio.fail_after(senders.DEADLINE):

@@ -13,11 +13,11 @@ import threading
 from typing import Final, TextIO
 from weakref import WeakKeyDictionary
 
-from ._base.terminal_text import escape
-from ._collectkeeper import Stream
-from ._threads.loop import block_signals
-from .abc import Page
-from .decode import Decoder, format_line
+from .._base.terminal_text import escape
+from .._threads.loop import block_signals
+from ..abc import Page
+from ..decode import Decoder, format_line
+from .state import Stream
 
 __all__ = ["LiveText"]
 

@@ -1,4 +1,4 @@
-"""aiotrace._collectstream: one stream's traces; rotation, failed fsyncs, and where a killed collector goes on."""
+"""aiotrace._collector.stored_stream: one stream's traces; rotation, failed fsyncs, and where a killed collector goes on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace._collectfolder import BudgetError, Folder
-from aiotrace._collectstream import StoredStream, check_after_power_loss
+from aiotrace._collector.folder import BudgetError, Folder
+from aiotrace._collector.stored_stream import StoredStream, check_after_power_loss
 from aiotrace._store import store as _store
 from aiotrace._store.store import TraceStore
 from aiotrace._store.unfinished import is_unfinished
@@ -107,7 +107,7 @@ def test_a_page_larger_than_a_trace_may_be_has_one_for_itself(folder: Folder) ->
 
 def test_a_trace_is_old_from_its_first_page_on(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("aiotrace._collectstream.time.monotonic", lambda: now)
+    monkeypatch.setattr("aiotrace._collector.stored_stream.time.monotonic", lambda: now)
     stream = make_stream(folder, max_age=60)
     assert not stream.is_old()
     pages = fakes.make_pages(3)
@@ -258,7 +258,7 @@ def test_what_a_power_loss_took_does_not_count(folder: Folder, monkeypatch: pyte
     kill(stream)
     stores.flip(folder.first_path(INFO), 4096 * 6 + 40)
     folder.close()
-    monkeypatch.setattr("aiotrace._collectfolder.boot_id", lambda: "another")
+    monkeypatch.setattr("aiotrace._collector.folder.boot_id", lambda: "another")
     folder = Folder(folder.path)
     assert folder.was_rebooted
     check_after_power_loss(folder)

@@ -21,17 +21,17 @@ from typing import Final
 import anyio
 from anyio.lowlevel import checkpoint
 
-from ._base.errors import TraceFormatError
-from ._base.terminal_text import escape
-from ._collectaccess import Access, Listener
-from ._collectkeeper import LOG, FullError, Keeper, Stream
-from ._collectstream import UNSYNCED_MAX
-from ._collecttransport import Transport
-from ._formats.frames import Level
-from ._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
-from ._protocol.messages import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
-from ._store.unfinished import StoredPage
-from .abc import Ledger, Page, StreamInfo
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape
+from .._formats.frames import Level
+from .._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
+from .._protocol.messages import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
+from .._store.unfinished import StoredPage
+from ..abc import Ledger, Page, StreamInfo
+from .access import Access, Listener
+from .state import LOG, FullError, Keeper, Stream
+from .stored_stream import UNSYNCED_MAX
+from .transport import Transport
 
 __all__ = ["Client"]
 

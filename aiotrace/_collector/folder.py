@@ -21,11 +21,11 @@ import stat
 import time
 from typing import Final, NamedTuple
 
-from ._base.clock import boot_id
-from ._base.errors import ConfigurationError
-from ._store.trace_files import remove
-from ._store.unfinished import is_unfinished
-from .abc import StreamInfo
+from .._base.clock import boot_id
+from .._base.errors import ConfigurationError
+from .._store.trace_files import remove
+from .._store.unfinished import is_unfinished
+from ..abc import StreamInfo
 
 __all__ = ["BudgetError", "Folder", "TraceName"]
 

@@ -18,11 +18,11 @@ from typing import Final
 import anyio
 import anyio.abc
 
-from ._collectaccess import Access, Listener, peer_of
-from ._collectclient import Client, Show
-from ._collectkeeper import LOG, Keeper
-from ._collecttransport import TlsTransport, Transport
-from ._threads.loop import Loop, Task
+from .._threads.loop import Loop, Task
+from .access import Access, Listener, peer_of
+from .connection import Client, Show
+from .state import LOG, Keeper
+from .transport import TlsTransport, Transport
 
 __all__ = ["CLIENTS_MAX", "Collector", "CollectorStatistics"]
 

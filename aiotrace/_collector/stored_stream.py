@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from ._base.errors import TraceFormatError
-from ._collectfolder import Folder, TraceName
-from ._formats.journal import Positions
-from ._page.definitions import Definition
-from ._store.finish import restore
-from ._store.store import TraceStore, stored_positions
-from ._store.trace_files import journal_path, remove
-from ._store.unfinished import is_unfinished
-from .abc import Ledger, Page, StreamInfo
+from .._base.errors import TraceFormatError
+from .._formats.journal import Positions
+from .._page.definitions import Definition
+from .._store.finish import restore
+from .._store.store import TraceStore, stored_positions
+from .._store.trace_files import journal_path, remove
+from .._store.unfinished import is_unfinished
+from ..abc import Ledger, Page, StreamInfo
+from .folder import Folder, TraceName
 
 __all__ = ["UNSYNCED_MAX", "Closing", "StoredStream", "check_after_power_loss", "restoring"]
 

@@ -26,8 +26,8 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
-from ._base.errors import ConfigurationError
-from ._protocol.messages import TOKEN_MAX
+from .._base.errors import ConfigurationError
+from .._protocol.messages import TOKEN_MAX
 
 __all__ = ["Access", "Listener", "listen", "make_access", "peer_of"]
 

@@ -15,9 +15,9 @@ from typing import Any
 import anyio
 import pytest
 
-from aiotrace._collect import collect
-from aiotrace._collectfolder import Folder
-from aiotrace._collector import Collector
+from aiotrace._collector.collect import collect
+from aiotrace._collector.collector import Collector
+from aiotrace._collector.folder import Folder
 from aiotrace._formats.frames import Level
 from aiotrace._page.definitions import SymbolDefinition
 from aiotrace.abc import Page
@@ -432,8 +432,8 @@ async def test_a_producer_that_falls_silent_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_there_are_limits_for_each_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._collector.STRANGERS_PER_PEER_MAX", 3)
-    monkeypatch.setattr("aiotrace._collector.CLIENTS_PER_PEER_MAX", 5)
+    monkeypatch.setattr("aiotrace._collector.collector.STRANGERS_PER_PEER_MAX", 3)
+    monkeypatch.setattr("aiotrace._collector.collector.CLIENTS_PER_PEER_MAX", 5)
     async with collector(tmp_path) as collecting:
         strangers = [await senders.connect(collecting.addresses[0]) for _ in range(10)]
         await happens(lambda: collecting.statistics().connections_refused == 7)
@@ -450,8 +450,8 @@ async def test_there_are_limits_for_each_peer(tmp_path: Path, monkeypatch: pytes
 
 
 async def test_memory_is_granted_while_there_is_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._collectkeeper.MEMORY", 16 * 4096)
-    monkeypatch.setattr("aiotrace._collectkeeper.SHARE", 4)
+    monkeypatch.setattr("aiotrace._collector.state.MEMORY", 16 * 4096)
+    monkeypatch.setattr("aiotrace._collector.state.SHARE", 4)
     async with collector(tmp_path) as collecting:
         known = [Sender(info_of(number)) for number in range(30)]
         for sender in known:

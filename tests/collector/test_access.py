@@ -1,4 +1,4 @@
-"""aiotrace._collectaccess: what is not safe is refused, with the reason."""
+"""aiotrace._collector.access: what is not safe is refused, with the reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from aiotrace import ConfigurationError
-from aiotrace._collectaccess import Access, listen, make_access, peer_of
+from aiotrace._collector.access import Access, listen, make_access, peer_of
 
 pytestmark = pytest.mark.once
 
