@@ -78,13 +78,6 @@ REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
 NOT_MOVED = {
-    "aiotrace._launch": "_launcher",
-    "aiotrace._children": "_launcher",
-    "aiotrace._external": "_launcher",
-    "aiotrace._asked": "_launcher",
-    "aiotrace._recorder": "_launcher",
-    "aiotrace._shim": "_launcher",
-    "aiotrace._shim.sitecustomize": "_launcher",
     "aiotrace._commands": "_cli",
     "aiotrace._commands.record": "_cli",
     "aiotrace._commands.report": "_cli",

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 import aiotrace
-from aiotrace import _children
 from aiotrace._base import backend
 from aiotrace._base.package import PACKAGE_FOLDER
 from aiotrace._commands import record
 from aiotrace._events import python_stack
-from aiotrace._launch import Plan
+from aiotrace._launcher import children
+from aiotrace._launcher.process import Plan
 from aiotrace._recording.recording import Recording
 from aiotrace._recording.sync_recording import recording
 from aiotrace._tracers import function, task
@@ -46,8 +46,8 @@ def test_files_that_call_the_program_are_there() -> None:
 
 
 def test_a_spawned_child_begins_with_the_shim() -> None:
-    assert Path(_children._SHIM).name == "sitecustomize.py"
-    assert os.path.isfile(_children._SHIM)
+    assert Path(children._SHIM).name == "sitecustomize.py"
+    assert os.path.isfile(children._SHIM)
 
 
 def test_a_recorded_program_finds_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:

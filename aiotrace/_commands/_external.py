@@ -27,7 +27,7 @@ import anyio
 from .._base.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from .._launch import Plan
+    from .._launcher.process import Plan
 
 SHM: Final = "/dev/shm"  # noqa: S108  # a folder of ours is made in it
 _ROOM: Final = 32 << 20
@@ -88,7 +88,7 @@ def _become(command: Sequence[str], environment: dict[str, str], mask: set[int |
 
 
 async def _record(folder: str, plan: Plan, program: _Program) -> None:
-    from .._recorder import Recorder
+    from .._launcher.recorder import Recorder
 
     recorder = Recorder(folder, plan, _tell)
     try:
@@ -150,7 +150,7 @@ def _make_folder(plan: Plan) -> str:
     Raises:
         ConfigurationError: There is no room.
     """
-    from .._launch import FILE, file_of
+    from .._launcher.process import FILE, file_of
 
     needed = plan.pages * plan.page_size + _ROOM
     beside = os.path.dirname(next((file_of(url) for url in plan.sinks if url.startswith(FILE)), plan.snapshots))

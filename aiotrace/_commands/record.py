@@ -40,7 +40,7 @@ from .._events.tracer_switch import TRACERS
 from . import _programs
 
 if TYPE_CHECKING:
-    from .._launch import Plan
+    from .._launcher.process import Plan
 
 NAME: Final = "record"
 HELP: Final = "run a program and record its events"
@@ -213,8 +213,8 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         ConfigurationError: The recording cannot work.
         OSError: The trace cannot be written.
     """
-    from .. import _launch
     from .._arena.file import refuse_existing
+    from .._launcher import process
     from .._recording.sinks import PAGES_BESIDE, QUOTA_MIN
 
     sinks = list(arguments.sinks)
@@ -237,7 +237,7 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         )
     if arguments.external and arguments.arena:
         raise ConfigurationError("--external has an arena of its own: leave --arena out")
-    return _launch.Plan(
+    return process.Plan(
         pid=os.getpid(),
         path=tuple(os.path.abspath(entry) for entry in sys.path),
         sinks=tuple(map(_absolute, sinks)),
@@ -262,7 +262,7 @@ def _environment(plan: Plan) -> dict[str, str]:
     Raises:
         ConfigurationError: Python could not find us.
     """
-    shim = os.path.join(PACKAGE_FOLDER, "_shim")
+    shim = os.path.join(PACKAGE_FOLDER, "_launcher", "shim")
     if os.pathsep in shim:
         raise ConfigurationError(
             f"{shim!r} cannot stand in PYTHONPATH: install aiotrace where no {os.pathsep!r} is in the path"
@@ -305,7 +305,7 @@ def _traces_functions(glob: str) -> bool:
 def _tell_of_children(plan: Plan) -> None:
     """Say that traces of an earlier run's children are there, which a report of all would take for this run's. They
     are not ours to remove: nobody named them."""
-    from .._launch import FILE, children_of, file_of
+    from .._launcher.process import FILE, children_of, file_of
 
     for path in (file_of(url) for url in plan.sinks if url.startswith(FILE)):
         there = children_of(path)

@@ -20,10 +20,10 @@ import warnings
 from importlib.machinery import ModuleSpec
 from typing import Any, Final
 
-from . import _launch
-from ._base.package import PACKAGE_FOLDER
+from .._base.package import PACKAGE_FOLDER
+from . import process
 
-_SHIM: Final = os.path.join(PACKAGE_FOLDER, "_shim", "sitecustomize.py")
+_SHIM: Final = os.path.join(PACKAGE_FOLDER, "_launcher", "shim", "sitecustomize.py")
 _SPAWNERS: Final = frozenset({"multiprocessing.popen_spawn_posix", "multiprocessing.popen_forkserver"})
 _watching = False
 
@@ -80,17 +80,17 @@ _silence: Final = _Silence()
 
 
 def _before_fork() -> None:
-    if sys.version_info >= (3, 12) and _launch.current is not None:
+    if sys.version_info >= (3, 12) and process.current is not None:
         _silence.start()
 
 
 def _after_fork() -> None:
     _silence.stop()
-    run = _launch.current
-    _launch.current = None
+    run = process.current
+    process.current = None
     if run is None or _is_about_to_exec():
         return
-    _launch.follow(run.plan)
+    process.follow(run.plan)
     finish_with_multiprocessing()
 
 
@@ -119,8 +119,8 @@ def _call(function: Any) -> None:
 
 
 def _register_finalizer() -> None:
-    if _launch.current is not None and not _launch.current.plan.is_for_us:
-        sys.modules["multiprocessing.util"].Finalize(None, _launch.current.close, exitpriority=-1000)
+    if process.current is not None and not process.current.plan.is_for_us:
+        sys.modules["multiprocessing.util"].Finalize(None, process.current.close, exitpriority=-1000)
 
 
 class Stowaway:
@@ -142,8 +142,8 @@ def stow_away() -> None:
 
     def get_preparation_data(name: str) -> dict[str, Any]:
         data: dict[str, Any] = original(name)
-        if _launch.current is not None:
-            data["aiotrace"] = Stowaway(_launch.current.plan.to_dict())
+        if process.current is not None:
+            data["aiotrace"] = Stowaway(process.current.plan.to_dict())
         return data
 
     spawn.get_preparation_data = get_preparation_data

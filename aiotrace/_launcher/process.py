@@ -28,16 +28,16 @@ from typing import Any, Final, Literal
 
 import anyio
 
-from ._base.errors import AiotraceError, ConfigurationError
-from ._events.event import defined_events
-from ._events.selection import matches, parse_trigger
-from ._external import ExternalRecording
-from ._page.derived_fields import DERIVED
-from ._page.filter import compile_filter
-from ._recording.recording import SNAPSHOTS, Overrun
-from ._recording.statistics import Statistics
-from ._recording.sync_recording import SyncRecording, recording
-from ._store.trace_files import journal_path, remove
+from .._base.errors import AiotraceError, ConfigurationError
+from .._events.event import defined_events
+from .._events.selection import matches, parse_trigger
+from .._page.derived_fields import DERIVED
+from .._page.filter import compile_filter
+from .._recording.recording import SNAPSHOTS, Overrun
+from .._recording.statistics import Statistics
+from .._recording.sync_recording import SyncRecording, recording
+from .._store.trace_files import journal_path, remove
+from .external_recording import ExternalRecording
 
 Choice = tuple[Literal["enable", "disable", "filter", "trigger", "limit", "notrace"], str, str]
 """A method of the recording, a glob, and for the last two a text."""

@@ -30,23 +30,23 @@ from typing import Final, cast
 
 import anyio
 
-from ._arena.file_reader import ArenaReader
-from ._arena.handover import TakenRing, taken_over
-from ._arena.restore import save
-from ._asked import AskedSnapshots
-from ._base.errors import AiotraceError, TraceFormatError
-from ._base.reentrancy import Guard
-from ._base.warn import warn
-from ._external import READING, REFUSED
-from ._launch import FILE, Plan, child_path, child_url, file_of
-from ._page import layout as L
-from ._recording.service import Attachment, Service
-from ._recording.sinks import open_path, share_pages, sink
-from ._recording.snapshot import name_for
-from ._ring.arena import Arena, Shape
-from ._ring.delivery import Mark
-from ._ring.writer import Writers
-from ._store.trace_files import remove
+from .._arena.file_reader import ArenaReader
+from .._arena.handover import TakenRing, taken_over
+from .._arena.restore import save
+from .._base.errors import AiotraceError, TraceFormatError
+from .._base.reentrancy import Guard
+from .._base.warn import warn
+from .._page import layout as L
+from .._recording.service import Attachment, Service
+from .._recording.sinks import open_path, share_pages, sink
+from .._recording.snapshot import name_for
+from .._ring.arena import Arena, Shape
+from .._ring.delivery import Mark
+from .._ring.writer import Writers
+from .._store.trace_files import remove
+from .external_recording import READING, REFUSED
+from .process import FILE, Plan, child_path, child_url, file_of
+from .snapshot_requests import AskedSnapshots
 
 PAUSE: Final = 0.005
 """Seconds between two looks. The default buffer, 4 MiB, takes ten times as long to fill at two million events a second;

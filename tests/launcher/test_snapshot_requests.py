@@ -10,8 +10,8 @@ import anyio
 import pytest
 
 from aiotrace._arena.scan import Copy
-from aiotrace._asked import AskedSnapshots, AskingSnapshots
 from aiotrace._base.backend import c_module
+from aiotrace._launcher.snapshot_requests import AskedSnapshots, AskingSnapshots
 from aiotrace._page import layout as L
 from aiotrace.abc import PageStream, Sink
 from support.arenas import Filled, numbers

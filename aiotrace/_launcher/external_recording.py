@@ -24,14 +24,14 @@ from typing import Final, Self
 
 import anyio
 
-from ._arena.handover import hand_over
-from ._asked import AskingSnapshots
-from ._base.high_fds import out_of_the_way
-from ._page import layout as L
-from ._page.definitions import DEFINITIONS
-from ._recording.recording import Overrun, Recording
-from ._recording.sinks import open_path
-from ._threads.loop import Waker
+from .._arena.handover import hand_over
+from .._base.high_fds import out_of_the_way
+from .._page import layout as L
+from .._page.definitions import DEFINITIONS
+from .._recording.recording import Overrun, Recording
+from .._recording.sinks import open_path
+from .._threads.loop import Waker
+from .snapshot_requests import AskingSnapshots
 
 LOOK: Final = 0.002
 """Seconds after which a `send` that waits looks again whether a page is free."""

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from ._base.backend import c_module
-from ._page import layout as L
-from ._recording.snapshot import PAUSE, Snapshots
+from .._base.backend import c_module
+from .._page import layout as L
+from .._recording.snapshot import PAUSE, Snapshots
 
 _STATE: Final = struct.Struct("=QQ")
 """Asked for, answered."""

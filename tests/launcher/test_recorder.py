@@ -20,11 +20,11 @@ import pytest
 
 import aiotrace
 import aiotrace.abc
-from aiotrace import _recorder
 from aiotrace._arena.file_reader import ArenaReader
 from aiotrace._base.backend import c_module
 from aiotrace._commands import main
-from aiotrace._recorder import Followed, Recorder
+from aiotrace._launcher import recorder as _recorder
+from aiotrace._launcher.recorder import Followed, Recorder
 from support.arenas import Filled
 
 pytestmark = pytest.mark.once

@@ -63,11 +63,11 @@ def enter(text: str, *, spawned: bool = False) -> None:
     added = [entry for entry in plan["path"] if entry not in sys.path]
     sys.path += added
     try:
-        from aiotrace import _children, _launch
+        from aiotrace._launcher import children, process
 
-        begin = _launch.follow if spawned else _launch.lead
-        begin(_launch.Plan.from_dict(plan))
-        _children.watch()
+        begin = process.follow if spawned else process.lead
+        begin(process.Plan.from_dict(plan))
+        children.watch()
     finally:
         for entry in added:
             sys.path.remove(entry)
