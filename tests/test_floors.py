@@ -77,22 +77,7 @@ SANS_IO = {"_base", "_page", "_ring", "_formats", "_decode", "_protocol"}
 REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
-NOT_MOVED = {
-    "aiotrace._commands": "_cli",
-    "aiotrace._commands.record": "_cli",
-    "aiotrace._commands.report": "_cli",
-    "aiotrace._commands.stat": "_cli",
-    "aiotrace._commands.listen": "_cli",
-    "aiotrace._commands.snapshot": "_cli",
-    "aiotrace._commands.listing": "_cli",
-    "aiotrace._commands.restoring": "_cli",
-    "aiotrace._commands._answers": "_cli",
-    "aiotrace._commands._external": "_cli",
-    "aiotrace._commands._losses": "_cli",
-    "aiotrace._commands._programs": "_cli",
-    "aiotrace._commands._progress": "_cli",
-    "aiotrace._commands._rescued": "_cli",
-}
+NOT_MOVED = {}
 """Modules that are still in the old flat folder, and the room that each goes to."""
 
 KNOWN_FAULTS = {

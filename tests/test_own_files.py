@@ -12,7 +12,7 @@ import pytest
 import aiotrace
 from aiotrace._base import backend
 from aiotrace._base.package import PACKAGE_FOLDER
-from aiotrace._commands import record
+from aiotrace._cli import record
 from aiotrace._events import python_stack
 from aiotrace._launcher import children
 from aiotrace._launcher.process import Plan

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from aiotrace._base.backend import c_module
-from aiotrace._commands import main
+from aiotrace._cli import main
 from support import ROOT
 
 pytestmark = pytest.mark.skipif(c_module is None, reason="NOT RUN: tracing tasks needs the C module")

@@ -22,7 +22,7 @@ import aiotrace
 import aiotrace.abc
 from aiotrace._arena.file_reader import ArenaReader
 from aiotrace._base.backend import c_module
-from aiotrace._commands import main
+from aiotrace._cli import main
 from aiotrace._launcher import recorder as _recorder
 from aiotrace._launcher.recorder import Followed, Recorder
 from support.arenas import Filled

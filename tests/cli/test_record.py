@@ -18,8 +18,8 @@ import pytest
 
 import aiotrace
 from aiotrace._base.backend import c_module
-from aiotrace._commands import main
-from aiotrace._commands.record import _absolute, file_url
+from aiotrace._cli import main
+from aiotrace._cli.record import _absolute, file_url
 
 pytestmark = pytest.mark.once
 

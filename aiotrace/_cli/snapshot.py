@@ -17,7 +17,7 @@ import time
 from typing import Final
 
 from .._base.errors import ConfigurationError
-from . import _rescued
+from . import _restore_summary
 
 NAME: Final = "snapshot"
 HELP: Final = "make a trace of what a running program's arena holds"
@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         path = _find(int(path))
     with ArenaReader(path) as reader:
         report = save(reader, output)
-    return _rescued.tell(NAME, path, output, report)
+    return _restore_summary.tell(NAME, path, output, report)
 
 
 def _find(pid: int) -> str:

@@ -16,8 +16,8 @@ import pytest
 import aiotrace
 from aiotrace._base.backend import WHY_PYTHON
 from aiotrace._base.clock import Anchor
-from aiotrace._commands import main
-from aiotrace._commands.report import to_json
+from aiotrace._cli import main
+from aiotrace._cli.report import to_json
 from aiotrace._store.store import TraceStore
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
@@ -355,7 +355,7 @@ def test_a_terminal_shows_how_far_a_long_report_is_and_then_nothing_of_it(tmp_pa
     store(path, [page(range(30), sequence=n, start=n * 1000) for n in range(100)])
     program = """
 import sys
-from aiotrace._commands import _progress, main
+from aiotrace._cli import _progress, main
 _progress.SIZE, _progress.INTERVAL = 1, 0
 sys.exit(main(["report", sys.argv[1]]))
 """

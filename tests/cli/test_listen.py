@@ -14,8 +14,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from aiotrace._cli import listen, main
 from aiotrace._collector.collector import CollectorStatistics
-from aiotrace._commands import listen, main
 from aiotrace.decode import open_trace
 from support import fakes, stores
 from support.programs import environment

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace._commands import main
+from aiotrace._cli import main
 from aiotrace.abc import Ledger, WriterLedger
 from support.traces import page, store
 

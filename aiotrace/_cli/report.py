@@ -35,7 +35,7 @@ from .._page.derived_fields import ALL as DERIVED
 from .._page.filter import OF_EVENT, Filter, compile_filter
 from .._traces.trace import matches
 from ..decode import Event, Trace, format_line, open_trace
-from . import _answers, _losses
+from . import _analyses, _losses
 from ._progress import with_progress
 from .record import OUTPUT
 
@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--raw", action="store_true", help="name=value for each field, not what the print fmt makes of it"
     )
     add("--follow", action="store_true", help="go on while the file grows, until its recording ends")
-    _answers.add_arguments(parser)
+    _analyses.add_arguments(parser)
 
 
 def _filter(text: str) -> Filter:
@@ -103,9 +103,9 @@ def _numbers(text: str) -> list[int]:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    _answers.check(arguments)
+    _analyses.check(arguments)
     if arguments.question:
-        return _answers.run(arguments)
+        return _analyses.run(arguments)
     with contextlib.ExitStack() as stack:
         traces = [stack.enter_context(open_trace(path)) for path in arguments.files]
         _check_clocks(traces)

@@ -16,9 +16,9 @@ from typing import Final
 
 from .. import __version__
 from .._base.errors import AiotraceError, ConfigurationError
-from . import listen, listing, record, report, restoring, snapshot, stat
+from . import list_events, listen, record, report, restore, snapshot, stat
 
-COMMANDS: Final = (record, report, stat, listing, restoring, listen, snapshot)
+COMMANDS: Final = (record, report, stat, list_events, restore, listen, snapshot)
 
 FAILED: Final = 1
 WRONG_ARGUMENTS: Final = 2

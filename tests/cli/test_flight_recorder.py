@@ -18,7 +18,7 @@ import pytest
 
 import aiotrace
 from aiotrace._base.backend import c_module
-from aiotrace._commands import main
+from aiotrace._cli import main
 from aiotrace.decode import open_trace
 from support.programs import environment
 

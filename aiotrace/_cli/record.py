@@ -37,7 +37,7 @@ from .._base.errors import ConfigurationError
 from .._base.package import PACKAGE_FOLDER
 from .._events.selection import STALL_MIN, parse_trigger
 from .._events.tracer_switch import TRACERS
-from . import _programs
+from . import _program
 
 if TYPE_CHECKING:
     from .._launcher.process import Plan
@@ -174,7 +174,7 @@ def _signal(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     """Does not return, if the program can be started; with --external, when it has ended."""
     try:
-        path, *argv = _programs.command_of(_words(arguments))
+        path, *argv = _program.command_of(_words(arguments))
         plan = _plan(arguments)
         environment = _environment(plan)
         if not arguments.quiet:
@@ -184,7 +184,7 @@ def run(arguments: argparse.Namespace) -> int:
 
             return _external.run((path, *argv), plan, environment, VARIABLE)
         os.execve(path, argv, environment)  # noqa: S606  # this is what the command is for
-    except _programs.RefusedError as error:
+    except _program.RefusedError as error:
         print(f"aiotrace record: {error}", file=sys.stderr)
         return error.status
 

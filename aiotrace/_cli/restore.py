@@ -18,7 +18,7 @@ from typing import Final
 
 from .._base.errors import ConfigurationError
 from .._base.terminal_text import escape
-from . import _losses, _rescued
+from . import _losses, _restore_summary
 
 NAME: Final = "restore"
 HELP: Final = "make a complete trace of what a killed program left"
@@ -67,4 +67,4 @@ def _restore_arena(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         raise ConfigurationError(f"{arguments.file} is an arena: say with -o where its trace goes")
     report = restore_arena(arguments.file, arguments.output)
-    return _rescued.tell(NAME, arguments.file, arguments.output, report)
+    return _restore_summary.tell(NAME, arguments.file, arguments.output, report)
