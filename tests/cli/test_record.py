@@ -175,7 +175,7 @@ def test_a_python_that_the_program_starts_knows_nothing_of_it(app: Path) -> None
 
 
 def test_a_python_that_inherits_the_variables_but_was_not_meant_cleans_up_and_is_silent(app: Path) -> None:
-    shim = Path(aiotrace.__file__).parent / "_shim"
+    shim = Path(aiotrace.__file__).parent / "_launcher" / "shim"
     before = os.environ.get("PYTHONPATH")
     environment = {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(shim), before])),

@@ -1,4 +1,4 @@
-"""aiotrace._collector.stored_stream: one stream's traces; rotation, failed fsyncs, and where a killed collector goes on."""
+"""aiotrace._collector.stored_stream: one stream's traces; rotation, failed fsyncs, where a killed collector resumes."""
 
 from __future__ import annotations
 
