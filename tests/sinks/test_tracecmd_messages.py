@@ -11,7 +11,7 @@ from support.listeners import rinit
 
 
 def test_what_is_asked_for_is_as_trace_cmd_asks_for_it() -> None:
-    """make_tinit() in trace-msg.c, put together by hand; that 3.1.6 takes it is seen in test_sinks_tracecmd.py."""
+    """make_tinit() in trace-msg.c, put together by hand; that 3.1.6 takes it is seen in test_tracecmd.py."""
     assert M.make_tinit(2, 4096) == bytes.fromhex("0000001c 00000001 0000000c 00000002 00001000 00000001 74637000")
 
 

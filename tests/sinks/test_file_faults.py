@@ -1,6 +1,6 @@
 """Real faults under a real recording into a file: a full disk (R8), I/O errors and short writes (R9), SIGKILL (R4).
 
-The deterministic ones, at every call, are in test_store.py and test_sinks_file.py.
+The deterministic ones, at every call, are in test_store.py and test_file.py.
 """
 
 from __future__ import annotations
