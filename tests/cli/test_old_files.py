@@ -176,7 +176,9 @@ def test_an_unfinished_trace_gives_its_pages_through_formats(tmp_path: Path) -> 
         assert (trace.info.host, trace.info.page_size) == ("before", 4096)
         decoder = Decoder(trace.definitions)
         numbers = sorted(event.fields["n"] for placed in trace.pages for event in decoder.events(trace.read(placed)))
-        assert numbers == sorted(event.fields["n"] for event in whole) == [0, 1, 2, 3, 4, 5, 100, 101, 102, 103, 104, 105]
+        assert (
+            numbers == sorted(event.fields["n"] for event in whole) == [0, 1, 2, 3, 4, 5, 100, 101, 102, 103, 104, 105]
+        )
 
 
 # --- bytes on the wire ----------------------------------------------------------------------------

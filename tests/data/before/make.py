@@ -42,6 +42,7 @@ async def handle(n):
     request(200 + n, 1_250_000 * n, f"/index/{n}", bytes([n, 255]), "handler", n / 4, n % 2 == 0, -n)
 
 async def slow():
+    request(500, 0, "/slow", b"", "slow", 0.5, True, 1)
     time.sleep(0.03)
 
 async def stubborn():
