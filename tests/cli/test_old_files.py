@@ -263,11 +263,12 @@ def converse(step: int = 1 << 20) -> tuple[bytes, bytes, str]:
     """A whole stream over two connections: all that the producer sends, all that the collector answers, and what either
     reports, a line each."""
     request = protocol.Request(protocol.Level.WRITTEN, heartbeat=2.0, token="a token")
-    producer = protocol.Producer(INFO, DEFINITIONS, request)
+    definitions = DEFINITIONS[:4]
+    producer = protocol.Producer(INFO, definitions, request)
     there, back = Wire(step), Wire(step)
     told: list[str] = []
     stored: dict[int, protocol.Position] = {}
-    definitions = 0
+    defined_count = 0
     for now in (100.0, 200.0):
         collector = protocol.Collector(now)
         producer.connect(now)
@@ -280,11 +281,11 @@ def converse(step: int = 1 << 20) -> tuple[bytes, bytes, str]:
             for event in events:
                 match event:
                     case protocol.Greeted():
-                        grant = protocol.Grant(credit=2, definitions=definitions)
+                        grant = protocol.Grant(credit=2, definitions=defined_count)
                         collector.accept(grant, stored)
                         told += (f"collector: {_text(event)}" for event in collector.received(0, now + turn))
                     case protocol.Defined(first, defined):
-                        definitions = first + len(defined)
+                        defined_count = first + len(defined)
                     case protocol.PageReceived(entry, _):
                         if (now, entry.writer) != (100.0, 3):  # the first connection ends before this one is stored
                             collector.acknowledge({entry.writer: event.end})
@@ -299,8 +300,9 @@ def converse(step: int = 1 << 20) -> tuple[bytes, bytes, str]:
                 told += (f"collector: {_text(event)}" for event in collector.tick(now + turn))
             if turn == 5:
                 break
-            if now == 200.0 and turn == 2 and producer.end(LEDGER):
-                told.append("producer: the collector had the end")
+            if now == 200.0 and turn == 2:
+                definitions.append(abc.SymbolDefinition(0xFFFF_8000_0000_1020, "that no page needs"))
+                told.append(f"producer: ends, the collector had the end: {producer.end(LEDGER)}")
         producer.disconnect()
     collector = protocol.Collector(300.0)
     collector.refuse("no more")
@@ -334,7 +336,7 @@ def frames() -> dict[str, str]:
         "definitions": b"".join(formats.pack_definitions(3, DEFINITIONS)),
         "error": formats.pack_error("no … \udc80"),
         "page entry": formats.pack_page_entry(entry),
-        "page entry of a page": formats.pack_page_entry(formats.page_entry(pages()[1])),
+        "page entry of a page": formats.pack_page_entry(formats.page_entry(pages()[2])),
         "header": formats.pack_frame_header(kind.PAGE, stream_id, 9, b"in", b"parts"),
         "header without crc32": formats.pack_frame_header(kind.PAGE, stream_id, 9, b"in", b"parts", check_body=False),
         **{f"frame {each.name}": formats.encode_frame(each, stream_id, 2 + each, b"body") for each in kind},
