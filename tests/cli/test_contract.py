@@ -249,7 +249,7 @@ def test_list_names_sinks_and_tracers() -> None:
 # --- exit statuses --------------------------------------------------------------------------------
 
 STARTED = 99
-"""In place of a program that would take the place of this process."""
+"""Stands for the program that takes the place of this process."""
 
 STATUSES = [
     (0, "report"),
@@ -423,23 +423,28 @@ def test_record_ends_as_its_program_does() -> None:
     assert run(["restore", f"new{-signal.SIGTERM}.dat"])[0] == 0
 
 
-@pytest.mark.usefixtures("folder")
-def test_listen_ends_with_its_status() -> None:
-    runs = {
-        "no:address": 2,  # which scheme is that
-        "tcp://0.0.0.0:0": 2,  # others could reach it
-        "unix:no/such/folder/socket": 1,
-    }
-    started = {address: command("listen", address, "-o", f"new {number}") for number, address in enumerate(runs)}
-    with command("listen", "unix:socket", "-o", "new") as ended:
-        assert ended.stderr is not None
-        assert ended.stderr.readline().startswith("aiotrace listen: unix:")
-        ended.terminate()
-        ended.communicate(timeout=60)
-        assert ended.returncode == 0
+def test_listen_ends_with_its_status(folder: Path) -> None:
+    """In the folders that it is given, an earlier collector, which was killed, left a trace."""
+    name = "before-1-0123456789abcdef0123456789abcdef.dat"
+    for status in (0, 3):
+        (folder / f"{status}").mkdir()
+        (folder / f"{status}" / name).write_bytes(stored_files()["collected-cut.dat"])
+        journal = stored_files()["collected-cut.dat.journal"]
+        (folder / f"{status}" / f"{name}.journal").write_bytes(b"no journal" if status else journal)
+    refused = {"tcp://0.0.0.0:0": 2, "unix:no/such/folder/socket": 1}  # others could reach it; it cannot be made
+    started = {address: command("listen", address, "-o", f"new {number}") for number, address in enumerate(refused)}
+    told = {status: command("listen", f"unix:socket {status}", "-o", f"{status}") for status in (0, 3)}
+    for status, each in told.items():
+        assert each.stderr is not None
+        assert each.stderr.readline().startswith("aiotrace listen: unix:")
+        each.terminate()
+        each.communicate(timeout=60)
+        assert each.returncode == status
     for address, each in started.items():
         each.communicate(timeout=60)
-        assert each.returncode == runs[address], address
+        assert each.returncode == refused[address], address
+    assert sorted(os.listdir("0")) == [".aiotrace-listen", name]
+    assert run(["report", f"0/{name}"])[::2] == (0, "")
 
 
 # --- JSON -----------------------------------------------------------------------------------------
