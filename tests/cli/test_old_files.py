@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import io
 import itertools
 import json
 import os
 import struct
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -205,6 +207,7 @@ DEFINITIONS: list[abc.Definition] = [
     abc.SymbolDefinition(0xFFFF_8000_0000_1010, "a symbol"),
     abc.FunctionDefinition(0xFFFF_8000_0000_2000, 12, "module.function", "a.py", 34),
 ]
+LONG_JOURNAL = "b9434d19265c782fa136513908f93a303fe4aae291ecd3c03fc95f24abe3c09a"
 LEDGER = abc.Ledger((abc.WriterLedger(0, 5, 4, 3, 2, 1), abc.WriterLedger(3, 2, 0, 0, 0, 0)))
 
 
@@ -413,3 +416,28 @@ def test_a_store_writes_the_same_files(tmp_path: Path) -> None:
     written = store(tmp_path)
     assert written == {name: stored_bytes(f"store/{name.replace(' ', '-')}") for name in written}
     assert len(written) == len(list((DATA / "store").iterdir()))
+
+
+def test_a_long_journal_is_the_same(tmp_path: Path) -> None:
+    """One that has a checkpoint: its bytes are too many to be kept, so their sum is."""
+    path = str(tmp_path / "long.dat")
+    trace = formats.TraceStore(path, INFO)
+    data = records(1)
+    parts = [
+        APage(n % 2, n // 400, 5000 + n, data, 1, offset=len(data) * (n // 2 % 200), complete=n // 2 % 200 == 199)
+        for n in range(6000)
+    ]
+    for start in range(0, len(parts), 1000):
+        trace.write(parts[start : start + 1000], DEFINITIONS)
+    journal = (tmp_path / "long.dat.journal").read_bytes()
+    reader = formats.FrameReader()
+    reader.feed(journal)
+    kinds = Counter(frame.kind for frame in reader.frames(final=True) if isinstance(frame, formats.Frame))
+    assert kinds[formats.Kind.CHECKPOINT] == 1
+    assert kinds[formats.Kind.PLACED] == len(parts)
+    assert hashlib.sha256(journal).hexdigest() == LONG_JOURNAL
+    trace.close()
+    resumed = formats.TraceStore.resume(path)
+    assert (resumed.info, list(resumed.definitions)) == (INFO, DEFINITIONS)
+    assert resumed.stored == {0: (14, 4000), 1: (14, 4000)}
+    resumed.close()
