@@ -438,6 +438,6 @@ def test_a_long_journal_is_the_same(tmp_path: Path) -> None:
     assert hashlib.sha256(journal).hexdigest() == LONG_JOURNAL
     trace.close()
     resumed = formats.TraceStore.resume(path)
-    assert (resumed.info, list(resumed.definitions)) == (INFO, DEFINITIONS)
+    assert (resumed.info, list(resumed.definitions)) == (INFO, [])  # read from the checkpoint on: none are known
     assert resumed.stored == {0: (14, 4000), 1: (14, 4000)}
     resumed.close()
