@@ -1,7 +1,7 @@
 """What users can rely on, written down: public names, signatures, options, exit statuses, keys of JSON.
 
-The tables are literal: who changes one of them changes a promise, and says so in CHANGELOG.md. Only public names are
-imported, so that no change inside the package touches this file.
+The tables are literal: a change to one of them is a change for users and belongs in CHANGELOG.md. Only public names
+are imported, so that a change inside the package does not touch this file.
 """
 
 from __future__ import annotations
@@ -30,22 +30,23 @@ from aiotrace.__main__ import main
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "before"
 API = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-"""By door and name: "signature" of a function, or of a class that users call; "members" of a class that users use, each
-with its signature, or None where it is not called; the "values" of an enumeration; "value" of a constant."""
+"""By module and name: the "signature" of a function, or of a class that users instantiate; the public "members" of a
+class, each with its signature, or None for an attribute; the "values" of an enumeration; the "bases" of an exception;
+the "value" of a constant. Further members may be added freely."""
 
 
 # --- Python ---------------------------------------------------------------------------------------
 
 
 def signature_of(function: Callable[..., Any]) -> str:
-    """Without annotations: they are for type checkers, which have their own say."""
+    """Without annotations: type checkers look after those."""
     found = inspect.signature(function)
     parameters = [each.replace(annotation=each.empty) for each in found.parameters.values()]
     return str(found.replace(parameters=parameters, return_annotation=found.empty))
 
 
 @pytest.mark.parametrize("door", API)
-def test_a_door_has_its_names(door: str) -> None:
+def test_a_module_exports_its_names(door: str) -> None:
     assert sorted(importlib.import_module(door).__all__) == sorted(API[door])
 
 
@@ -208,8 +209,8 @@ def options_in(text: str) -> dict[str, tuple[str | None, str | None]]:
         if match is None:
             continue
         forms = [form.split(" ", 1) for form in match[1].split(", ")]
-        told = match[2] or lines[number + 1]
-        default = re.search(r"\(default: ([^),]+)", told)
+        description = match[2] or lines[number + 1]
+        default = re.search(r"\(default: ([^),]+)", description)
         metavar = forms[-1][1] if len(forms[-1]) > 1 else None
         found[" ".join(form[0] for form in forms)] = (metavar, default[1] if default else None)
     return found
@@ -249,7 +250,7 @@ def test_list_names_sinks_and_tracers() -> None:
 # --- exit statuses --------------------------------------------------------------------------------
 
 STARTED = 99
-"""Stands for the program that takes the place of this process."""
+"""What execve would do is replaced by an exit with this status."""
 
 STATUSES = [
     (0, "report"),
@@ -359,7 +360,7 @@ STATUSES = [
     (2, ""),
     (2, "no-such-command"),
 ]
-"""trace.dat and lossy.dat are finished, killed.dat and damaged.dat are not, and of the last the bytes are wrong."""
+"""trace.dat and lossy.dat are finished; killed.dat and damaged.dat are not, and bytes of the latter are wrong."""
 
 
 @functools.cache
@@ -386,7 +387,7 @@ def place(folder: Path, *names: str) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the test is. No program takes the place of this process."""
+    """The working directory of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "execve", lambda *arguments: sys.exit(STARTED))
     return tmp_path
@@ -397,11 +398,11 @@ def test_a_command_ends_with_its_status(status: int, line: str, folder: Path) ->
     place(folder, *line.split())
     found, _, err = run(line.split())
     assert found == status, err
-    assert bool(err) or status in (0, STARTED)  # who fails says why
+    assert bool(err) or status in (0, STARTED)  # a failure is explained
 
 
 def command(*arguments: str) -> subprocess.Popen[str]:
-    """In a process of its own: for what becomes the program, or handles signals."""
+    """Run in a process of its own: for commands that become the program, or handle signals."""
     paths = os.pathsep.join(path for path in sys.path if path)
     return subprocess.Popen(
         [sys.executable, "-m", "aiotrace", *arguments],
@@ -424,7 +425,7 @@ def test_record_ends_as_its_program_does() -> None:
 
 
 def test_listen_ends_with_its_status(folder: Path) -> None:
-    """In the folders that it is given, an earlier collector, which was killed, left a trace."""
+    """An earlier collector, which was killed, has left a trace in each of the folders."""
     name = "before-1-0123456789abcdef0123456789abcdef.dat"
     for status in (0, 3):
         (folder / f"{status}").mkdir()
@@ -433,8 +434,8 @@ def test_listen_ends_with_its_status(folder: Path) -> None:
         (folder / f"{status}" / f"{name}.journal").write_bytes(b"no journal" if status else journal)
     refused = {"tcp://0.0.0.0:0": 2, "unix:no/such/folder/socket": 1}  # others could reach it; it cannot be made
     started = {address: command("listen", address, "-o", f"new {number}") for number, address in enumerate(refused)}
-    told = {status: command("listen", f"unix:socket {status}", "-o", f"{status}") for status in (0, 3)}
-    for status, each in told.items():
+    collectors = {status: command("listen", f"unix:socket {status}", "-o", f"{status}") for status in (0, 3)}
+    for status, each in collectors.items():
         assert each.stderr is not None
         assert each.stderr.readline().startswith("aiotrace listen: unix:")
         each.terminate()

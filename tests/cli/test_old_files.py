@@ -57,6 +57,11 @@ CASES = (
             "report --json -e stall:* -e app:* -e span:* -e task:done -e task:cancel -e log:* -e ftrace:* tasks.dat",
             "stat tasks.dat",
             "list tasks.dat",
+            "report --json --tasks tasks.dat",
+            "report --json --latency tasks.dat",
+            "report --json --stalls --threshold 10 tasks.dat",
+            "report --json --cancellations tasks.dat",
+            "report --json --lost-tasks tasks.dat",
             "restore tasks.dat",
         ),
     ),
@@ -68,11 +73,6 @@ CASES = (
             "report --stalls --threshold 10 tasks.dat",
             "report --cancellations tasks.dat",
             "report --lost-tasks tasks.dat",
-            "report --json --tasks tasks.dat",
-            "report --json --latency tasks.dat",
-            "report --json --stalls --threshold 10 tasks.dat",
-            "report --json --cancellations tasks.dat",
-            "report --json --lost-tasks tasks.dat",
         ),
         "tasks.dat",
     ),
@@ -264,12 +264,12 @@ class Wire:
 
 def converse(step: int = 1 << 20) -> tuple[bytes, bytes, str]:
     """A whole stream over two connections: all that the producer sends, all that the collector answers, and what either
-    reports, a line each."""
+    side reports, one line each."""
     request = protocol.Request(protocol.Level.WRITTEN, heartbeat=2.0, token="a token")
     definitions = DEFINITIONS[:4]
     producer = protocol.Producer(INFO, definitions, request)
     there, back = Wire(step), Wire(step)
-    told: list[str] = []
+    reported: list[str] = []
     stored: dict[int, protocol.Position] = {}
     defined_count = 0
     for now in (100.0, 200.0):
@@ -280,13 +280,13 @@ def converse(step: int = 1 << 20) -> tuple[bytes, bytes, str]:
                 producer.add(page)
         for turn in itertools.count():
             events = there.carry(producer, collector, now + turn)
-            told += (f"collector: {_text(event)}" for event in events)
+            reported += (f"collector: {_text(event)}" for event in events)
             for event in events:
                 match event:
                     case protocol.Greeted():
                         grant = protocol.Grant(credit=2, definitions=defined_count)
                         collector.accept(grant, stored)
-                        told += (f"collector: {_text(event)}" for event in collector.received(0, now + turn))
+                        reported += (f"collector: {_text(event)}" for event in collector.received(0, now + turn))
                     case protocol.Defined(first, defined):
                         defined_count = first + len(defined)
                     case protocol.PageReceived(entry, _):
@@ -297,21 +297,21 @@ def converse(step: int = 1 << 20) -> tuple[bytes, bytes, str]:
                     case protocol.Finished():
                         collector.acknowledge_end()
             answers = back.carry(collector, producer, now + turn)
-            told += (f"producer: {_text(event)}" for event in answers)
+            reported += (f"producer: {_text(event)}" for event in answers)
             if turn == 4:
-                told += (f"producer: {_text(event)}" for event in producer.tick(now + turn))
-                told += (f"collector: {_text(event)}" for event in collector.tick(now + turn))
+                reported += (f"producer: {_text(event)}" for event in producer.tick(now + turn))
+                reported += (f"collector: {_text(event)}" for event in collector.tick(now + turn))
             if turn == 5:
                 break
             if now == 200.0 and turn == 2:
                 definitions.append(abc.SymbolDefinition(0xFFFF_8000_0000_1020, "that no page needs"))
-                told.append(f"producer: ends, the collector had the end: {producer.end(LEDGER)}")
+                reported.append(f"producer: ends, the collector had the end: {producer.end(LEDGER)}")
         producer.disconnect()
     collector = protocol.Collector(300.0)
     collector.refuse("no more")
     producer.connect(300.0)
-    told += (f"producer: {_text(event)}" for event in back.carry(collector, producer, 300.0))
-    return bytes(there.sent), bytes(back.sent), "".join(f"{line}\n" for line in told)
+    reported += (f"producer: {_text(event)}" for event in back.carry(collector, producer, 300.0))
+    return bytes(there.sent), bytes(back.sent), "".join(f"{line}\n" for line in reported)
 
 
 def _text(event: Any) -> str:
@@ -366,16 +366,16 @@ def store(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("step", [1 << 20, 7])
 def test_both_sides_of_the_protocol_send_the_same_bytes(step: int) -> None:
-    sent, answered, told = converse(step)
+    sent, answered, reported = converse(step)
     assert sent == stored_bytes("producer.bin")
     assert answered == stored_bytes("collector.bin")
-    assert told == expected("conversation")
+    assert reported == expected("conversation")
 
 
 def test_a_collector_reads_the_stored_stream() -> None:
-    """As one that knows nothing of the first connection: it takes what came on it."""
+    """It knows nothing of the stream yet, takes all of the first connection, and refuses that another one follows."""
     collector = protocol.Collector(0.0)
-    told, data = [], stored_bytes("producer.bin")
+    reported, data = [], stored_bytes("producer.bin")
     for start in range(0, len(data), 100):
         piece = data[start : start + 100]
         while piece:
@@ -387,12 +387,12 @@ def test_a_collector_reads_the_stored_stream() -> None:
             if any(isinstance(event, protocol.Greeted) for event in events):
                 collector.accept(protocol.Grant(credit=8), {})
                 events += collector.received(0, 0.0)
-            told += [f"collector: {_text(event)}" for event in events]
+            reported += [f"collector: {_text(event)}" for event in events]
         if collector.is_over:
             break
     lines = [line for line in expected("conversation").splitlines() if line.startswith("collector: ")]
-    assert told[:7] == lines[:7] != []
-    assert "HELLO" in told[-1]  # where the second connection begins
+    assert reported[:7] == lines[:7] != []
+    assert "HELLO" in reported[-1]  # where the second connection begins
 
 
 def test_frames_are_packed_the_same() -> None:
