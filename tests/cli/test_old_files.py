@@ -83,7 +83,6 @@ CASES = (
         (
             f"report {FEW} killed.dat",
             "stat killed.dat",
-            "list killed.dat",
             "ls",
             "restore killed.dat",
             "ls",
