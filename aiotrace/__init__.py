@@ -20,26 +20,26 @@ from ._base.errors import AcknowledgeError, AiotraceError, ConfigurationError, D
 from ._events.event import Event, event
 from ._events.open_recordings import strict
 from ._events.span import span, span_type
-from ._reader import SinkOptions
-from ._recording import Recording, record
-from ._sinkoptions import sink
-from ._snapshot import SnapshotStatistics
-from ._statistics import SinkStatistics, Statistics, WriterStatistics
-from ._syncrecording import SyncRecording, recording
+from ._recording.recording import Recording, record
+from ._recording.service import SinkOptions
+from ._recording.sinks import sink
+from ._recording.snapshot import SnapshotStatistics
+from ._recording.statistics import SinkStatistics, Statistics, WriterStatistics
+from ._recording.sync_recording import SyncRecording, recording
 
 __version__: Final = "0.1.0"
 __backend__: Final = BACKEND
 """Which implementation runs per event: "c" or "python"."""
 
 if TYPE_CHECKING:
-    from ._collect import collect
+    from ._collector.collect import collect
     from .decode import open_trace
 
 
 def __getattr__(name: str) -> Any:
     """Reading and collecting are imported when they are first used: a program that only records does not pay for it."""
     if name == "collect":
-        from ._collect import collect
+        from ._collector.collect import collect
 
         return collect
     if name == "open_trace":

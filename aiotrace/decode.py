@@ -18,20 +18,20 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 
-from ._account import EventCount, Loss, TraceStatistics, WriterCount
 from ._arena.file import is_arena
-from ._arenatrace import ArenaTrace
 from ._decode.event import LOST, Event, Tables, format_line, make_lost
 from ._decode.event_format import parse_format
 from ._decode.report_lines import format_time
-from ._found import Damage
 from ._page import kernel_events
 from ._page.definitions import Definition
 from ._page.walk import walk
 from ._store.unfinished import is_unfinished
-from ._trace import Trace
-from ._tracefile import TraceFile
-from ._unfinished import UnfinishedFile
+from ._traces.arena_file import ArenaTrace
+from ._traces.page_sources import Damage
+from ._traces.statistics import EventCount, Loss, TraceStatistics, WriterCount
+from ._traces.trace import Trace
+from ._traces.tracedat_file import TraceFile
+from ._traces.unfinished_file import UnfinishedFile
 from .abc import Page
 
 __all__ = [

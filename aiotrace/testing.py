@@ -27,9 +27,9 @@ import anyio
 
 from ._base.errors import AcknowledgeError
 from ._events.event import event
-from ._reader import SinkOptions
-from ._recording import Recording, record
-from ._sinkoptions import sink
+from ._recording.recording import Recording, record
+from ._recording.service import SinkOptions
+from ._recording.sinks import sink
 from .abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
 
 __all__ = ["SinkRuleError", "check_sink"]

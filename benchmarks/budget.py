@@ -52,7 +52,7 @@ async def piece():
             await receiving.receive()
 
 def account():
-    launch = sys.modules.get("aiotrace._launch")
+    launch = sys.modules.get("aiotrace._launcher.process")
     budget = launch.current._recording.statistics().budget if launch is not None and launch.current else None
     if budget is None:
         return None

@@ -34,12 +34,12 @@ from pathlib import Path
 from typing import Final
 
 import aiotrace
-from aiotrace._cpustreams import read_page_header
 from aiotrace._decode import columns as _columns
 from aiotrace._decode.columns import ColumnPlan
-from aiotrace._found import FoundPage
 from aiotrace._page.walk import ALL, PythonWalk, walk
-from aiotrace._tracefile import TraceFile
+from aiotrace._traces.cpu_streams import read_page_header
+from aiotrace._traces.page_sources import FoundPage
+from aiotrace._traces.tracedat_file import TraceFile
 from aiotrace.decode import Trace, open_trace
 from aiotrace_sinks import FileSink
 

@@ -26,10 +26,10 @@ PROGRAM: Final = """
 import asyncio, contextlib, gc, io, json, sys, time
 sys.path.insert(0, sys.argv[1])
 import echo
-from aiotrace import _launch
+from aiotrace._launcher import process
 
 windows, messages, out = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-recording = _launch.current._recording
+recording = process.current._recording
 found = {"on": [], "off": []}
 
 async def window(on):

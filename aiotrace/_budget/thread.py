@@ -26,8 +26,8 @@ from .._events.open_recordings import open_selections, reconsider
 from .._events.selection import Selection
 from .._events.tracer_switch import follow_open
 from .._page.definitions import DEFINITIONS
+from .._recording.statistics import BudgetStatistics, BudgetSwitch
 from .._ring.writer import Writers
-from .._statistics import BudgetStatistics, BudgetSwitch
 from .._threads.loop import block_signals
 from .cost_meter import Meter, Reading
 from .policy import IDLE, Budget, group_of, title

@@ -44,18 +44,18 @@ class Follower(Protocol):
 _PACKAGE: Final = "aiotrace._tracers"
 TRACERS: Final[dict[str, str]] = {
     "audit": f"{_PACKAGE}.audit",
-    "cancellation": f"{_PACKAGE}.cancellations",
-    "exception": f"{_PACKAGE}.exceptions",
-    "function": f"{_PACKAGE}.functions:FUNCTION",
-    "function_graph": f"{_PACKAGE}.functions:FUNCTION_GRAPH",
-    "gc": f"{_PACKAGE}.garbage",
-    "log": f"{_PACKAGE}.logs",
-    "loop": f"{_PACKAGE}.loops",
+    "cancellation": f"{_PACKAGE}.cancellation",
+    "exception": f"{_PACKAGE}.exception",
+    "function": f"{_PACKAGE}.function:FUNCTION",
+    "function_graph": f"{_PACKAGE}.function:FUNCTION_GRAPH",
+    "gc": f"{_PACKAGE}.gc_runs",
+    "log": f"{_PACKAGE}.log",
+    "loop": f"{_PACKAGE}.loop",
     "sched": f"{_PACKAGE}.sched",
     "stall": f"{_PACKAGE}.stall",
     "task": f"{_PACKAGE}.task",
-    "thread": f"{_PACKAGE}.threads",
-    "warning": f"{_PACKAGE}.warned",
+    "thread": f"{_PACKAGE}.thread",
+    "warning": f"{_PACKAGE}.warning",
 }
 """Systems and what traces them."""
 

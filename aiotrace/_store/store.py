@@ -34,7 +34,7 @@ from .._formats.journal_runs import BODY_SIZE
 from .._page import layout as L
 from .._page.definitions import Definition
 from .._page.encode import pack_header, pack_lost_count
-from .._tracefile import TraceFile
+from .._traces.tracedat_file import TraceFile
 from ..abc import Ledger, Page, StreamInfo
 from .batch_write import Lane, Outcome, write_whole
 from .finish import RestoreReport, is_intact, make_trace

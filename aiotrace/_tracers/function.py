@@ -42,7 +42,7 @@ IGNORED: Final = 1
 """The address of what is not traced, but what it calls is: those of us that the program runs in."""
 SILENT: Final = 2
 """The address of what is not traced, nor is what it calls: in the middle of a writer no event can be written."""
-_CALLERS: Final = ("_tracers", "_events/span.py", "_launch.py", "_children.py", "testing.py")
+_CALLERS: Final = ("_tracers", "_events/span.py", "_launcher/process.py", "_launcher/children.py", "testing.py")
 _TRANSPARENT: Final = tuple(PACKAGE_FOLDER + name for name in _CALLERS)
 """The files of aiotrace that call the program."""
 

@@ -15,7 +15,7 @@ import aiotrace
 from aiotrace._base.backend import c_module
 from aiotrace._budget import cost_meter
 from aiotrace._budget.cost_meter import Meter, Prices, ThreadTimes, cpu_ns
-from aiotrace._statistics import Statistics
+from aiotrace._recording.statistics import Statistics
 from support.laws import check_laws
 
 first = aiotrace.event("meter:first", n="u64")

@@ -22,9 +22,9 @@ from aiotrace._base.backend import c_module
 from aiotrace._budget import thread as _budgetthread
 from aiotrace._budget.cost_meter import Meter, Reading
 from aiotrace._budget.policy import STRETCH_MAX, Period
-from aiotrace._commands import main
+from aiotrace._cli import main
 from aiotrace._events import tracer_switch
-from aiotrace._statistics import BudgetStatistics
+from aiotrace._recording.statistics import BudgetStatistics
 from support import fakes
 from support.laws import check_closed
 from support.programs import environment
@@ -329,13 +329,13 @@ async def test_a_program_whose_every_call_is_recorded_is_found_to_be_over_its_bu
 
 PROGRAM = """
 import sys, time
-from aiotrace import _launch
+from aiotrace._launcher import process
 
 def fibonacci(n):
     return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
 
 end = time.monotonic() + 60
-while time.monotonic() < end and not _launch.current._recording.statistics().budget.off:
+while time.monotonic() < end and not process.current._recording.statistics().budget.off:
     fibonacci(12)
 """
 

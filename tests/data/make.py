@@ -19,8 +19,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
-from aiotrace._found import CpuData  # noqa: E402
-from aiotrace._tracefile import TraceFile  # noqa: E402
+from aiotrace._traces.page_sources import CpuData  # noqa: E402
+from aiotrace._traces.tracedat_file import TraceFile  # noqa: E402
 from aiotrace.decode import open_trace  # noqa: E402
 from support import kernel  # noqa: E402
 from support.kernel_recordings import RECORDINGS, TRACING, record  # noqa: E402

@@ -13,7 +13,7 @@ from aiotrace._formats import tracedat as T
 from aiotrace._formats import tracedat_stream
 from aiotrace._formats.tracedat_stream import FILLER_SIZE, LateHeaders
 from aiotrace._page.definitions import Definition
-from aiotrace._tracefile import TraceFile
+from aiotrace._traces.tracedat_file import TraceFile
 from support import fakes
 
 

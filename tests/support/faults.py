@@ -6,7 +6,7 @@
                 believed: one line for each page, with its numbers
 
 A producer numbers its events, so a page is known by them. The oracle knows of each what the producer was told is safe,
-and what it counted as lost; `check` compares that with what stands in the folder. `tests/test_collector_faults.py` has
+and what it counted as lost; `check` compares that with what stands in the folder. `tests/test_faults.py` has
 the small counts, `tests/long/collector_faults.py` those of docs/reliability.md.
 """
 
@@ -157,10 +157,10 @@ class Os:
     def pwritev(self, fd, buffers, offset):
         return os.pwrite(fd, b"".join(buffers), offset)
 
-from aiotrace import _collect
+from aiotrace._collector import collect
 trace_files.os = Os()
 store.write_whole = batch_write.python_write_whole
-listen = _collect.listen
+listen = collect.listen
 
 def listen_and_fail(*arguments):
     # Not before: a folder that cannot be written is refused at the start, as it should be.
@@ -170,7 +170,7 @@ def listen_and_fail(*arguments):
         assert not fiu.fiu_enable_random(name.encode(), 1, ctypes.c_void_p(5), 0, ctypes.c_float(probability))
     return listen(*arguments)
 
-_collect.listen = listen_and_fail
+collect.listen = listen_and_fail
 sys.exit(main())
 """
 

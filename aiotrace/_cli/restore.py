@@ -1,0 +1,70 @@
+"""Make a complete trace.dat of what a killed program left: FILE, FILE.journal and its spools, or an arena.
+
+examples:
+  aiotrace restore trace.dat
+  aiotrace restore /dev/shm/app.arena -o trace.dat
+
+What is left can also be read as it is: aiotrace report FILE. An arena is removed when all of it is in the trace. The
+exit status is 3 if pages were damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from typing import Final
+
+from .._base.errors import ConfigurationError
+from .._base.terminal_text import escape
+from . import _losses, _restore_summary
+
+NAME: Final = "restore"
+HELP: Final = "make a complete trace of what a killed program left"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", help="the trace, whose journal is FILE.journal; or an arena")
+    parser.add_argument("-o", dest="output", metavar="TRACE", help="where the trace of an arena goes")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from .._arena.file import is_arena
+    from .._store.finish import restore
+    from .._store.trace_files import journal_path
+
+    if is_arena(arguments.file):
+        return _restore_arena(arguments)
+    if arguments.output is not None:
+        raise ConfigurationError(f"-o {arguments.output}: {arguments.file} is no arena: a trace is completed in place")
+    if os.path.exists(arguments.file) and not os.path.lexists(journal_path(arguments.file)):
+        text = "no journal stands beside it, so there is nothing to restore"
+        raise FileNotFoundError(errno.ENOENT, text, arguments.file)
+    report = restore(arguments.file)
+    name = escape(arguments.file)
+    if report.was_complete:
+        print(f"{name} was complete")
+        return 0
+    print(f"{name}: {report.events} events on {report.pages} pages")
+    for placed in report.damaged[:20]:
+        entry = placed.entry
+        print(
+            f"aiotrace restore: {name}: page {entry.sequence} of writer {entry.writer} is damaged: "
+            f"{entry.events_count} events lost",
+            file=sys.stderr,
+        )
+    if len(report.damaged) > 20:
+        print(f"aiotrace restore: {name}: {len(report.damaged)} pages are damaged", file=sys.stderr)
+    for found in report.journal_damage:
+        print(f"aiotrace restore: {name}: the journal, at {found.offset}: {found.reason}", file=sys.stderr)
+    return _losses.LOST if report.damaged else 0
+
+
+def _restore_arena(arguments: argparse.Namespace) -> int:
+    from .._arena.restore import restore_arena
+
+    if arguments.output is None:
+        raise ConfigurationError(f"{arguments.file} is an arena: say with -o where its trace goes")
+    report = restore_arena(arguments.file, arguments.output)
+    return _restore_summary.tell(NAME, arguments.file, arguments.output, report)

@@ -1,0 +1,60 @@
+"""Make a trace.dat of what is in the arena of a running program now; the program is not disturbed.
+
+examples:
+  aiotrace record --arena /dev/shm/app.arena app.py &
+  aiotrace snapshot /dev/shm/app.arena -o now.dat
+  aiotrace snapshot 4615
+
+A process is found by the arena that it has mapped. Without -o the trace is named by the time (UTC). The exit status is
+3 if pages were damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from typing import Final
+
+from .._base.errors import ConfigurationError
+from . import _restore_summary
+
+NAME: Final = "snapshot"
+HELP: Final = "make a trace of what a running program's arena holds"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("arena", metavar="PID|ARENA", help="a process, or its arena")
+    parser.add_argument("-o", dest="output", metavar="FILE", help="the trace (default: trace-TIME-snapshot.dat)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from .._arena.file_reader import ArenaReader
+    from .._arena.restore import save
+
+    output = arguments.output or time.strftime("trace-%Y%m%d-%H%M%S-snapshot.dat", time.gmtime())
+    path = arguments.arena
+    if path.isdecimal() and not os.path.exists(path):
+        path = _find(int(path))
+    with ArenaReader(path) as reader:
+        report = save(reader, output)
+    return _restore_summary.tell(NAME, path, output, report)
+
+
+def _find(pid: int) -> str:
+    """
+    Raises:
+        ConfigurationError: The process has no arena, or several.
+        OSError: There is no such process, or it is not ours to look at.
+    """
+    from .._arena.restore import find_arenas
+
+    try:
+        found = find_arenas(pid)
+    except FileNotFoundError:
+        raise ProcessLookupError(f"there is no process {pid}") from None
+    if not found:
+        raise ConfigurationError(f"process {pid} has no arena: record it with --arena PATH, or record(arena=PATH)")
+    if len(found) > 1:
+        raise ConfigurationError(f"process {pid} has several arenas, name one: {', '.join(found)}")
+    return found[0]

@@ -1,0 +1,1 @@
+"""The service that receives streams from many programs and stores each."""

@@ -1,0 +1,250 @@
+"""The collector: it listens, serves every connection, and ends when it is told to.
+
+    listeners --accept--> Client (one task group each) --> Keeper: streams, threads, memory
+                            a bad one ends by itself; the others do not notice
+
+It runs in a task of its own that is in nobody's task group, so that `collect` works wherever an async context manager
+does, and nothing of it raises into the program.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+import anyio.abc
+
+from .._threads.loop import Loop, Task
+from .access import Access, Listener, peer_of
+from .connection import Client, Show
+from .state import LOG, Keeper
+from .transport import TlsTransport, Transport
+
+__all__ = ["CLIENTS_MAX", "Collector", "CollectorStatistics"]
+
+CLIENTS_MAX: Final = 1024
+"""Connections at once; each costs some 30 KiB, and what it is granted."""
+CLIENTS_PER_PEER_MAX: Final = 512
+"""Connections at once from one address, or of one user."""
+STRANGERS_PER_PEER_MAX: Final = 256
+"""Those of them that have not said yet who they are."""
+ACCEPT_PAUSE: Final = 0.1
+"""Seconds, when the process has no descriptor left."""
+END_TIMEOUT: Final = 10.0
+"""Seconds for what has come to be kept, and for traces to be closed: what is not closed by then can be restored."""
+_NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True)
+class CollectorStatistics:
+    """What a collector has done so far."""
+
+    clients: int
+    """Connections at present that have a stream."""
+    connections: int
+    """Connections that were accepted."""
+    connections_refused: int
+    """Not let in: too many, no token, a wrong one, no TLS, another user."""
+    connections_broken: int
+    """Ended because the peer broke the protocol, or was silent."""
+    pages: int
+    """Pages and parts of pages that came."""
+    bytes: int
+    """Of their records."""
+    events: int
+    """On them."""
+    pages_acknowledged: int
+    pages_duplicate: int
+    """Came again, and were there already."""
+    events_lost: int
+    """As producers tell: before pages that came, and after the last ones."""
+    streams_ended: int
+    failures: int
+    """Writes and fsyncs that failed; all were tried again."""
+    stalled: str
+    """Why nothing is acknowledged at present; "" if it is."""
+    disk_used: int
+    """Bytes that the folder takes."""
+    disk_budget: int | None
+    traces_deleted: int
+    """To stay within the budget."""
+
+
+class Collector:
+    """What `aiotrace.collect` gives."""
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        access: Access,
+        listeners: Sequence[Listener],
+        *,
+        commit_interval: float,
+        show: Show | None = None,
+    ) -> None:
+        self.addresses = tuple(listener.address for listener in listeners)
+        """Where it listens; with the ports that the system chose."""
+        self._keeper = keeper
+        self._access = access
+        self._listeners = listeners
+        self._commit_interval = commit_interval
+        self._show = show
+        self._clients: set[Client] = set()
+        self._ending = False
+        self._tasks: anyio.abc.TaskGroup
+        self._end = anyio.Event()
+        self._all_gone = anyio.Event()
+        self._task: Task | None = None
+        self.failure: BaseException | None = None
+        """What ended it, if it was not told to end."""
+        self.unfinished = 0
+        """Streams whose traces could not be closed at the end: the next collector goes on with them, or `restore`."""
+
+    def statistics(self) -> CollectorStatistics:
+        """Of this moment; the disk as of the last second."""
+        counts, folder = self._keeper.counts, self._keeper.folder
+        return CollectorStatistics(
+            clients=sum(client.is_greeted for client in self._clients),
+            connections=counts.connections,
+            connections_refused=counts.refused,
+            connections_broken=counts.broken,
+            pages=counts.pages,
+            bytes=counts.bytes,
+            events=counts.events,
+            pages_acknowledged=counts.acknowledged,
+            pages_duplicate=counts.duplicates,
+            events_lost=counts.lost,
+            streams_ended=counts.ended,
+            failures=counts.failures,
+            stalled=self._keeper.stalled,
+            disk_used=folder.used,
+            disk_budget=folder.budget,
+            traces_deleted=folder.deleted,
+        )
+
+    # --- its life -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """From within a loop."""
+        self._task = Loop().spawn(self._run, "aiotrace collector")
+
+    async def stop(self) -> None:
+        """Take no more; keep and acknowledge what has come; close the traces. Returns when that is done, or after
+        END_TIMEOUT seconds. Cancelled: the traces are left as they are."""
+        self._ending = True
+        self._end.set()
+        if self._task is not None:
+            try:
+                await self._task.wait()
+            finally:
+                self._task.cancel()
+        for listener in self._listeners:
+            listener.close()
+        self.unfinished = len(self._keeper.folder.unfinished())
+
+    async def wait(self) -> None:
+        """Until it has ended: told to, or because it failed."""
+        if self._task is not None:
+            await self._task.wait()
+
+    async def _run(self) -> None:
+        """Raises nothing but a cancellation."""
+        try:
+            async with anyio.create_task_group() as self._tasks:
+                self._tasks.start_soon(self._keeper.close_traces)
+                self._tasks.start_soon(self._look_after)
+                for listener in self._listeners:
+                    self._tasks.start_soon(self._accept, listener)
+                await self._end.wait()
+                await self._finish()
+                self._tasks.cancel_scope.cancel()
+        except Exception as error:
+            self.failure = error
+            LOG.exception("the collector failed")
+
+    async def _finish(self) -> None:
+        for client in list(self._clients):
+            client.stop()
+        with anyio.move_on_after(END_TIMEOUT):
+            if self._clients:
+                self._all_gone = anyio.Event()
+                await self._all_gone.wait()
+            await self._keeper.leave_all()
+
+    async def _look_after(self) -> None:
+        """What is due each second."""
+        while True:
+            try:
+                await self._keeper.run(self._keeper.folder.scan)
+            except OSError as error:
+                self._keeper.stall(error)
+            await self._keeper.rotate_old()
+            await anyio.sleep(1)
+
+    # --- connections ----------------------------------------------------------------------------
+
+    async def _accept(self, listener: Listener) -> None:
+        while not self._ending:
+            try:
+                sock, _ = listener.socket.accept()
+            except BlockingIOError:
+                await anyio.wait_readable(listener.socket)
+                continue
+            except OSError as error:
+                if error.errno in _NO_DESCRIPTORS:  # those that are there go on; the next wait in the kernel's queue
+                    LOG.warning("no connection can be taken at present: %s", error)
+                    await anyio.sleep(ACCEPT_PAUSE)
+                continue
+            self._take(sock, listener)
+
+    def _take(self, sock: socket.socket, listener: Listener) -> None:
+        """Serve a connection, or close it."""
+        counts = self._keeper.counts
+        counts.connections += 1
+        try:
+            peer = peer_of(sock)
+            if (reason := self._refusal(peer)) is not None:
+                raise PermissionError(errno.EACCES, reason)
+            tls = self._access.tls if listener.is_tls else None
+            transport = TlsTransport(sock, tls) if tls is not None else Transport(sock)
+        except OSError as error:
+            counts.refused += 1
+            LOG.warning("a connection was refused: %s", error.strerror or error)
+            sock.close()
+            return
+        client = Client(
+            self._keeper,
+            self._access,
+            listener,
+            transport,
+            peer,
+            commit_interval=self._commit_interval,
+            show=self._show,
+        )
+        self._clients.add(client)
+        self._tasks.start_soon(self._serve, client)
+
+    def _refusal(self, peer: str) -> str | None:
+        """Why there is no room for one more of this peer's."""
+        if len(self._clients) >= CLIENTS_MAX:
+            return f"{CLIENTS_MAX} connections are open"
+        from_peer = [client for client in self._clients if client.peer == peer]
+        if len(from_peer) >= CLIENTS_PER_PEER_MAX:
+            return f"{CLIENTS_PER_PEER_MAX} connections from {peer} are open"
+        if sum(not client.is_greeted for client in from_peer) >= STRANGERS_PER_PEER_MAX:
+            return f"{STRANGERS_PER_PEER_MAX} connections from {peer} have not said who they are"
+        return None
+
+    async def _serve(self, client: Client) -> None:
+        try:
+            await client.run()
+        except Exception:  # a fault of ours, with what this client did: the others go on
+            LOG.exception("%s: the connection failed", client.name)
+        finally:
+            self._clients.discard(client)
+            if not self._clients:
+                self._all_gone.set()

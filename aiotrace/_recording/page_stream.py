@@ -1,0 +1,222 @@
+"""The page stream: how one sink waits for pages, looks at them and acknowledges them.
+
+A stream is made for each call of the sink. When the sink failed, its next call gets a new stream over the same
+delivery, which offers what was not acknowledged again; the old one is over, and its pages' memory views are released.
+
+Everything here runs in the service's own loop, so an `anyio.Event` is enough to wait on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Final, Self
+
+import anyio
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from .._base.errors import AcknowledgeError
+from .._formats.frames import PageEntry
+from .._page import layout as L
+from .._page.definitions import Definition
+from .._page.encode import pack_header, pack_lost_count
+from .._ring.arena import Arena
+from .._ring.delivery import Delivery, Part
+from .._ring.page_cycle import Pages
+from ..abc import Ledger, Page, StreamInfo
+
+ALONE_MAX: Final = 0.001
+"""Seconds after which a sink that asks for the next batch lets others run first, also if the batch is there."""
+
+
+class DeliveredPage:
+    """A part of a page as a sink sees it; `abc.Page` says what is what."""
+
+    __slots__ = ("data", "part")
+
+    def __init__(self, part: Part, arena: Arena) -> None:
+        self.part = part
+        start = L.PAGE_HEADER_SIZE + part.offset
+        self.data = arena.page(part.page)[start : start + part.committed].toreadonly()
+
+    @property
+    def entry(self) -> PageEntry:
+        """What frames say of it, for `_growing.page_entry`."""
+        return self.part.entry
+
+    @property
+    def writer(self) -> int:
+        return self.part.writer
+
+    @property
+    def sequence(self) -> int:
+        return self.part.sequence
+
+    @property
+    def offset(self) -> int:
+        return self.part.offset
+
+    @property
+    def complete(self) -> bool:
+        return self.part.complete
+
+    @property
+    def timestamp(self) -> int:
+        return self.part.timestamp
+
+    @property
+    def events_count(self) -> int:
+        return self.part.events
+
+    @property
+    def lost_before(self) -> int:
+        return self.part.lost_before
+
+    @property
+    def definitions_needed(self) -> int:
+        return self.part.definitions
+
+    def header(self) -> bytes:
+        return pack_header(self.part.timestamp, self.part.committed, self.part.lost_before)
+
+    def lost_count(self) -> bytes:
+        return pack_lost_count(self.part.lost_before)
+
+    def __repr__(self) -> str:
+        part = self.part
+        return f"<page {part.sequence} of writer {part.writer}, bytes {part.offset}-{part.end}, {part.events} events>"
+
+
+class Stream:
+    """One call's view of a sink's delivery.
+
+    Args:
+        ended: Whether no page will be offered any more.
+        on_prefixes: Called when the sink asks for prefixes: the reader may be waiting for full pages alone.
+        on_room: Called when a page was acknowledged: the reader may offer more.
+        account: Gives the sink's ledger.
+    """
+
+    def __init__(
+        self,
+        pages: Pages,
+        delivery: Delivery,
+        info: StreamInfo,
+        definitions: Sequence[Definition],
+        *,
+        on_first_request: Callable[[], object],
+        on_prefixes: Callable[[], object],
+        on_room: Callable[[], object],
+        account: Callable[[Delivery], Ledger],
+    ) -> None:
+        self._pages = pages
+        self._delivery = delivery
+        self._info = info
+        self._definitions = definitions
+        self._on_first_request = on_first_request
+        self._on_prefixes = on_prefixes
+        self._on_room = on_room
+        self._account = account
+        self._looked: dict[DeliveredPage, None] = {}
+        self._offered = anyio.Event()
+        self._alone_since = monotonic()
+        """When it last let others run, as far as is known here."""
+        self._over = False
+        self._pid = os.getpid()
+        self.reached_end = False
+        """Whether the sink was told that the stream has ended."""
+
+    @property
+    def info(self) -> StreamInfo:
+        return self._info
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        return self._definitions
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._account(self._delivery)
+
+    def accept_prefixes(self) -> None:
+        self._delivery.prefixes = True
+        self._on_prefixes()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Page:
+        self._on_first_request()
+        await checkpoint()
+        batch = await self._look(1)
+        if not batch:
+            raise StopAsyncIteration
+        return batch[0]
+
+    async def next_batch(self, pages: int) -> list[Page]:
+        if pages < 1:
+            raise ValueError(f"a batch of {pages} pages: at least 1")
+        self._on_first_request()
+        # A step of the loop hands the interpreter over, and gets it back from a busy thread up to 5 ms later; but a
+        # sink that is offered more in each acknowledgement must let others run too.
+        if monotonic() >= self._alone_since + ALONE_MAX:
+            await checkpoint()
+            self._alone_since = monotonic()
+        else:
+            await checkpoint_if_cancelled()
+        return await self._look(pages)
+
+    async def _look(self, pages: int) -> list[Page]:
+        while not self._delivery.waiting:
+            if os.getpid() != self._pid:
+                await anyio.sleep_forever()  # a forked child's copy of the sink: the files are the parent's
+            if self._delivery.closed or self._over:
+                self.reached_end = True
+                return []
+            if self._offered.is_set():
+                self._offered = anyio.Event()
+            await self._offered.wait()
+            self._alone_since = monotonic()
+        looked = [DeliveredPage(part, self._pages.arena) for part in self._delivery.look(pages)]
+        self._looked.update(dict.fromkeys(looked))
+        return list(looked)
+
+    def acknowledge(self, page: Page) -> None:
+        self.acknowledge_all((page,))
+
+    def acknowledge_all(self, pages: Sequence[Page]) -> None:
+        parts: list[Part] = []
+        try:
+            for page in pages:
+                parts.append(self._let_go(page))
+        finally:
+            if parts:
+                self._pages.acknowledge(self._delivery, parts)
+                self._on_room()
+
+    def _let_go(self, page: Page) -> Part:
+        if not isinstance(page, DeliveredPage) or page not in self._looked:
+            raise AcknowledgeError(f"{page!r} is not held by this stream (acknowledged twice, or of an earlier call?)")
+        try:
+            page.data.release()
+        except BufferError:
+            raise AcknowledgeError(f"{page!r} is acknowledged, but a view of its data is still in use") from None
+        del self._looked[page]
+        return page.part
+
+    # --- the service's side ---------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """Pages were offered, or the stream has ended: wake the sink."""
+        self._offered.set()
+
+    def finish(self) -> None:
+        """The call of the sink is over: its pages are not its any more."""
+        self._over = True
+        for page in self._looked:
+            try:
+                page.data.release()
+            except BufferError:  # the sink left a view behind; the bytes stay valid, the page may change
+                pass
+        self._looked.clear()

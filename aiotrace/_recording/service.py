@@ -1,0 +1,428 @@
+"""The reader and the sinks' tasks: the service behind a recording. It runs in one loop and owns no page.
+
+    a page is full ---wake---> reader: swap, offer ---notify---> sink tasks ---acknowledge---> wake
+    flush interval ----------> reader: offer prefixes of pages that still fill (only to sinks that take them)
+
+Law 6: nothing from here is raised into the program. A sink that fails is called again after a pause, or detached, as
+its `on_error` says; a crash of the reader is kept in `failure`, warned of, and the reader goes on. All tasks are
+detached; a sweep over all tasks of the loop does not end them.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+import anyio
+
+from .._base.warn import warn
+from .._events.open_recordings import in_service
+from .._page.definitions import Definition
+from .._ring.delivery import Delivery, OnError, OnFull
+from .._ring.page_cycle import Pages
+from .._ring.writer import Writers
+from .._threads.loop import Loop, Task, Waker, Wrap
+from ..abc import Ledger, Sink, StreamInfo, WriterLedger
+from .page_stream import Stream
+
+RETRY_PAUSE_FIRST: Final = 0.05
+RETRY_PAUSE_MAX: Final = 0.5
+"""Seconds before a sink that failed is called again: doubled from the first to the most, so that a disk that has
+room again is used within a second."""
+CANCEL_GRACE: Final = 1.0
+"""Seconds that a sink has to end after it was cancelled; then it is left behind, and its pages' memory with it."""
+
+REST_MAX: Final = 0.02
+"""Seconds (or a tenth of the flush interval, if that is less) that the reader is at rest after it moved pages: a page
+that gets full then waits for the next, unless a quarter of the pool is full. Waking for each page costs a busy program
+100 to 200 µs a page, of its own processor when the interpreter lock is between them; for 16 pages at once it is 40."""
+
+SWAPPED: Final = 16
+"""Pages that are swapped at once: some 10 µs (in the twin 40), for which a writer that turns its page may have to
+wait."""
+
+GONE_MAX: Final = 64
+"""Sinks that are gone and whose accounts are kept: a service that attaches and detaches for years must not grow."""
+
+SinkState = Literal["starting", "running", "failed", "finished", "detached"]
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOptions:
+    """A sink and how it is treated; made by `aiotrace.sink`."""
+
+    sink: Sink
+    quota: int | None = None
+    on_full: OnFull = "wait"
+    on_error: OnError = "retry"
+    name: str = ""
+
+
+@dataclass(slots=True, eq=False)
+class Attachment:
+    """One sink at work."""
+
+    options: SinkOptions
+    delivery: Delivery
+    state: SinkState = "starting"
+    failures: int = 0
+    """How often the sink raised."""
+    last_error: BaseException | None = None
+    detached: bool = False
+    started: anyio.Event = field(default_factory=anyio.Event)
+    stream: Stream | None = None
+    task: Task | None = None
+
+
+class Service:
+    """Everything of a recording that is asynchronous. All methods are for its loop's thread."""
+
+    def __init__(
+        self,
+        pages: Pages,
+        writers: Writers,
+        info: StreamInfo,
+        definitions: Sequence[Definition],
+        flush_interval: float,
+    ) -> None:
+        self._pages = pages
+        self._writers = writers
+        self._info = info
+        self._definitions = definitions
+        self._flush_interval = flush_interval
+        self.attachments: list[Attachment] = []
+        self.failure: Exception | None = None
+        """What the reader last crashed with."""
+        self.wrap: Wrap | None = None
+        """What is made of its tasks' functions, to measure them."""
+        self._stretch = 1.0
+        self._draining = False
+        self._resting = False
+        self._rest = min(REST_MAX, flush_interval / 10)
+        self._reader: Task | None = None
+
+    async def start(self) -> None:
+        self._loop = Loop()
+        self._loop.wrap = self.wrap
+        self._waker = Waker(self._loop)
+        self._pages.on_full = self._wake_for_full
+        self._pages.on_free = self._on_free
+        self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
+
+    def set_pace(self, stretch: float) -> None:
+        """From the next wake on, flush so many times more rarely than was asked for; if that is more than 1, wake for
+        full pages only when a quarter of the pool is. From any thread."""
+        self._stretch = stretch
+
+    def run_soon(self, function: Callable[[], object]) -> bool:
+        """Call it in the service's loop, from any thread. False: there is none that runs."""
+        return self._reader is not None and self._loop.run_soon(function)
+
+    # --- sinks ----------------------------------------------------------------------------------
+
+    async def attach(self, options: SinkOptions, quota: int, next_events: Callable[[], dict[int, int]]) -> Attachment:
+        """Start a sink and wait until it asks for its first page.
+
+        Raises:
+            Exception: What the sink raised before that; then it is not attached.
+        """
+        attachment = Attachment(options, Delivery(self._pages.arena, quota, options.on_full, options.name))
+        self._pages.attach(attachment.delivery, next_events())
+        self.attachments.append(attachment)
+        attachment.task = self._loop.spawn(lambda: self._run_sink(attachment), f"aiotrace sink {options.name}")
+        try:
+            await attachment.started.wait()
+        except BaseException:
+            self._drop(attachment)
+            raise
+        if attachment.state == "failed" and attachment.detached and attachment.last_error is not None:
+            self.attachments.remove(attachment)
+            raise attachment.last_error
+        self._waker.wake()
+        return attachment
+
+    async def detach(self, attachment: Attachment, timeout: float) -> None:
+        """Let a sink finish what it holds, for at most `timeout` seconds, and let it go."""
+        attachment.delivery.closed = True
+        self._notify()
+        self._waker.wake()  # it holds the others back no more
+        await self._finish([attachment], timeout)
+
+    def _drop(self, attachment: Attachment) -> None:
+        """The sink has no more to do with the recording, and its task is cancelled; effective at once."""
+        self._let_go(attachment)
+        if attachment.task is not None and not attachment.task.done:
+            attachment.task.cancel()
+
+    def _let_go(self, attachment: Attachment) -> None:
+        if attachment.detached:
+            return
+        attachment.detached = True
+        if attachment.stream is not None:
+            attachment.stream.finish()
+        attachment.delivery.rewind()
+        self._pages.detach(attachment.delivery)
+        if attachment.state != "finished":
+            attachment.state = "detached"
+        gone = [each for each in self.attachments if each.detached]
+        if len(gone) > GONE_MAX:
+            self.attachments.remove(gone[0])
+        self._waker.wake()
+        self._on_free()  # it may have been what senders wait for
+
+    async def _run_sink(self, attachment: Attachment) -> None:
+        in_service.set(True)
+        pause = RETRY_PAUSE_FIRST
+        while not attachment.detached:
+            settled_before = attachment.delivery.pages_acknowledged
+            error = await self._call_sink(attachment)
+            if error is None:
+                break
+            attachment.failures += 1
+            attachment.last_error = error
+            if not attachment.started.is_set():
+                self._let_go(attachment)
+                attachment.state = "failed"
+                break
+            _forget_frames(error)
+            if attachment.options.on_error == "detach":
+                self._warn(f"sink {attachment.options.name} failed and is detached: {error!r}")
+                break
+            if attachment.failures == 1:
+                self._warn(f"sink {attachment.options.name} failed and is tried again: {error!r}")
+            if attachment.delivery.pages_acknowledged != settled_before:
+                pause = RETRY_PAUSE_FIRST
+            attachment.state = "failed"
+            await anyio.sleep(pause)
+            pause = min(2 * pause, RETRY_PAUSE_MAX)
+        self._let_go(attachment)
+        attachment.started.set()
+
+    async def _call_sink(self, attachment: Attachment) -> BaseException | None:
+        """Call the sink once, with a new stream. Returns what it raised."""
+
+        def first_request() -> None:
+            attachment.state = "running"
+            attachment.started.set()
+
+        stream = attachment.stream = Stream(
+            self._pages,
+            attachment.delivery,
+            self._info,
+            self._definitions,
+            on_first_request=first_request,
+            on_prefixes=self._waker.wake,
+            on_room=self._on_room,
+            account=self.ledger,
+        )
+        try:
+            await attachment.options.sink(stream)
+        except BaseException as error:
+            if self._is_for_the_task(error):
+                if not isinstance(error, anyio.get_cancelled_exc_class()):
+                    self._let_go(attachment)  # nobody calls it again: it must hold nobody back
+                    attachment.started.set()
+                raise
+            return error
+        else:
+            if stream.reached_end and not attachment.delivery.held:
+                attachment.state = "finished"
+            return None
+        finally:
+            stream.finish()
+            if not attachment.detached:
+                attachment.delivery.rewind()
+
+    def _is_for_the_task(self, error: BaseException) -> bool:
+        """Whether what a sink raised is the affair of its task: a cancellation, alone or in groups, the end of its
+        coroutine, or the user's Ctrl-C, which asyncio has in any task of the main thread. All else is a failure of the
+        sink, also what is no Exception (SystemExit, a library's panic): from a system task it would end trio."""
+        if isinstance(error, BaseExceptionGroup):
+            return error.split(anyio.get_cancelled_exc_class())[1] is None
+        if isinstance(error, KeyboardInterrupt):
+            return self._loop.is_asyncio and threading.current_thread() is threading.main_thread()
+        return isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit))
+
+    def ledger(self, delivery: Delivery) -> Ledger:
+        """The account of one sink, by writer."""
+        return Ledger(
+            tuple(
+                WriterLedger(
+                    writer.slot,
+                    writer.written,
+                    writer.dropped_total,
+                    self._pages.overrun.get(writer.slot, 0),
+                    delivery.missed_by_writer.get(writer.slot, 0),
+                    max(0, writer.number - delivery.next_event(writer.slot)),
+                )
+                for writer in self._writers.all
+            )
+        )
+
+    # --- the reader -----------------------------------------------------------------------------
+
+    async def _run_reader(self) -> None:
+        in_service.set(True)
+        while True:
+            try:
+                await self._read()
+                return
+            except Exception as error:
+                self._tell_crash(error)
+                await anyio.sleep(RETRY_PAUSE_MAX)
+
+    def _tell_crash(self, error: Exception) -> None:
+        self.failure = error
+        self._warn(f"the reader crashed and is started again: {error!r}")
+
+    async def _read(self) -> None:
+        next_flush = 0.0
+        while True:
+            self._resting = False  # before it looks: what gets full later wakes it
+            moved = self._offer_full()
+            timeout = None
+            if any(attachment.delivery.prefixes for attachment in self.attachments):
+                timeout = next_flush - anyio.current_time()
+                if timeout <= 0:
+                    self._flush()
+                    timeout = self._flush_interval * self._stretch
+                    next_flush = anyio.current_time() + timeout
+            if (moved or self._stretch > 1) and not self._draining:
+                self._resting = True
+                rest = self._rest if self._stretch == 1 else self._flush_interval * self._stretch
+                timeout = rest if timeout is None else min(rest, timeout)
+            with anyio.move_on_after(timeout):
+                await self._waker.wait()
+
+    def _wake_for_full(self) -> None:
+        """A page got full. From any thread. Where nobody has room for it, nobody is woken: `_on_room` comes later."""
+        if self._pages.deliveries and self._is_due and self._pages.room:
+            self._waker.wake()
+
+    def _on_room(self) -> None:
+        """A sink has room for a page: it is offered at once, for a step of the loop less. What fails in that is the
+        reader's affair, not the sink's."""
+        try:
+            if self._is_due:
+                self._offer_full()
+        except Exception as error:
+            self._tell_crash(error)
+            self._waker.wake()
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether full pages are reason enough to wake the reader."""
+        full = len(self._pages.ring)
+        return bool(full) and (not self._resting or 4 * full >= self._pages.arena.pages)
+
+    def _offer_full(self) -> bool:
+        moved = False
+        while self._pages.swap(SWAPPED):
+            moved = True
+        if self._draining and not len(self._pages.ring):
+            for attachment in self.attachments:
+                attachment.delivery.closed = True
+            moved = True
+        if moved:
+            self._notify()
+        return moved
+
+    def _flush(self) -> None:
+        for writer in tuple(self._writers.all):
+            with writer.guard:
+                mark = writer.mark()
+                if mark is not None and mark.events:
+                    self._pages.offer_prefix(mark)
+        self._notify()
+
+    def _notify(self) -> None:
+        for attachment in self.attachments:
+            if attachment.stream is not None and (attachment.delivery.waiting or attachment.delivery.closed):
+                attachment.stream.notify()
+
+    def _on_free(self) -> None:
+        for writer in tuple(self._writers.all):
+            writer.wake_one()
+
+    # --- the end --------------------------------------------------------------------------------
+
+    async def drain(self, timeout: float) -> None:
+        """Deliver what is in the ring and let the sinks finish.
+
+        Each sink has `timeout` seconds. Those that hold pages then are given up first, so that what is still in the
+        ring goes to the others. Cancelled: what is left is for `abort`.
+        """
+        self._draining = True
+        self._ensure_running()
+        self._waker.wake()
+        await self._finish(self._open, timeout, only_stuck=True)
+        if self._open:
+            self._waker.wake()
+            await self._finish(self._open, timeout)
+
+    @property
+    def _open(self) -> list[Attachment]:
+        return [attachment for attachment in self.attachments if not attachment.detached]
+
+    async def _finish(self, attachments: list[Attachment], timeout: float, *, only_stuck: bool = False) -> None:
+        with anyio.move_on_after(timeout):
+            for attachment in attachments:
+                await _ended(attachment)
+        late = [
+            attachment
+            for attachment in attachments
+            if attachment.task is not None and not attachment.task.done
+            and (not only_stuck or attachment.delivery.held or attachment.delivery.closed)
+        ]  # fmt: skip
+        for attachment in late:
+            self._warn(
+                f"sink {attachment.options.name} did not finish within {timeout} s; "
+                f"{attachment.delivery.events_in_flight} events that it held are abandoned"
+            )
+            self._drop(attachment)
+        with anyio.move_on_after(CANCEL_GRACE):
+            for attachment in late:
+                await _ended(attachment)
+
+    def _ensure_running(self) -> None:
+        if self._reader is not None:
+            self._reader.ensure()
+        for attachment in self.attachments:
+            if attachment.task is not None and not attachment.detached:
+                attachment.task.ensure()
+
+    def abort(self) -> bool:
+        """End everything at once, without an await.
+
+        Returns:
+            Whether all sinks have ended, so that nobody can read a page any more.
+        """
+        for attachment in tuple(self.attachments):
+            self._drop(attachment)
+        if self._reader is not None and not self._reader.done:
+            self._reader.cancel()
+        self._pages.on_full = self._pages.on_free = lambda: None
+        return all(attachment.task is None or attachment.task.done for attachment in self.attachments)
+
+    @staticmethod
+    def _warn(message: str) -> None:
+        warn(f"aiotrace: {message}")
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Keep of an error, for statistics(), what it is and where it was raised: its frames hold what they held, views of
+    pages among it. They cannot be cleared instead: an error that was raised before, elsewhere, has frames of coroutines
+    that go on, and CPython up to 3.12 would close these."""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        note = f"raised at {frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
+    if error.__traceback__ is not None and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
+    error.__traceback__ = None
+
+
+async def _ended(attachment: Attachment) -> None:
+    if attachment.task is not None:
+        await attachment.task.wait()

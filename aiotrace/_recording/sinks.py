@@ -1,0 +1,125 @@
+"""What stands for a sink: an async callable, one with options, or a URL; and how the sinks share the pool.
+
+    FileSink("trace.dat")   aiotrace.sink(FileSink(...), on_full="skip")   "file:trace.dat"   --> SinkOptions
+
+A sink with nothing said has the defaults. The law: **the pool is never all with sinks**: a writer has a page to fill,
+and the ring one to keep.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Final, get_args
+
+from .._base.errors import ConfigurationError
+from .._ring.delivery import OnError, OnFull
+from ..abc import Sink
+from .service import SinkOptions
+
+AnySink = Sink | SinkOptions | str
+"""What stands for a sink: an async callable, one with options, or a URL ("file:trace.dat")."""
+
+QUOTA_MIN: Final = 2
+"""Pages: one that the sink works on and one to go on with."""
+PAGES_BESIDE: Final = 2
+"""Pages that no sink holds: one for a writer to fill, and one full in the ring."""
+
+
+def sink(
+    sink: AnySink, *, quota: int | None = None, on_full: OnFull = "wait", on_error: OnError = "retry"
+) -> SinkOptions:
+    """A sink with its quota and policies; a bare sink has the defaults.
+
+    Args:
+        sink: An async callable, or a URL whose scheme is an entry point of the group `aiotrace.sinks`.
+        quota: Pages that it may hold at once; by default the sinks share half of the pool.
+        on_full: When it holds its quota, "wait" holds the reader back, and so in the end the producers that asked to
+            wait; "skip" lets it miss pages, which are counted and told to it.
+        on_error: When it raises, "retry" calls it again, with the pages that it had not acknowledged; "detach" lets
+            it go.
+
+    Raises:
+        ConfigurationError: A value is none of these, or no sink is known for the URL.
+    """
+    if isinstance(sink, SinkOptions):
+        raise ConfigurationError(f"{sink!r} has its options already")
+    made = open_url(sink) if isinstance(sink, str) else sink
+    if not callable(made):
+        raise ConfigurationError(f"{made!r} is no sink: a sink is an async callable over a page stream, or a URL")
+    if quota is not None and not is_count(quota):
+        raise ConfigurationError(f"quota={quota!r}: a sink holds at least 1 page")
+    for name, value, known in (("on_full", on_full, get_args(OnFull)), ("on_error", on_error, get_args(OnError))):
+        if value not in known:
+            raise ConfigurationError(f"{name}={value!r}: one of {', '.join(map(repr, known))}")
+    return SinkOptions(made, quota, on_full, on_error, sink if isinstance(sink, str) else _name(made))
+
+
+def _name(sink: Sink) -> str:
+    """What messages and statistics call a sink: a function's name, an object's repr if it has one of its own."""
+    if getattr(type(sink), "__repr__", None) is object.__repr__:
+        return f"{type(sink).__name__}()"
+    return getattr(sink, "__name__", None) or repr(sink)
+
+
+def is_same(options: SinkOptions, named: AnySink) -> bool:
+    """Whether a name means this sink: a method is another object each time it is named. No `==` otherwise: sinks that
+    hold the same may be equal."""
+    if isinstance(named, str):
+        return options.name == named
+    one, other = options.sink, named.sink if isinstance(named, SinkOptions) else named
+    return one is other or (isinstance(one, MethodType) and one == other)
+
+
+def open_url(url: str) -> Sink:
+    """The sink that a URL names, by the entry-point group `aiotrace.sinks`.
+
+    Raises:
+        ConfigurationError: No sink is installed for its scheme.
+    """
+    from importlib.metadata import entry_points  # 17 ms, which only those pay who use a URL
+
+    scheme = url.partition(":")[0]
+    found = {point.name: point for point in entry_points(group="aiotrace.sinks")}
+    if ":" not in url or scheme not in found:
+        known = ", ".join(sorted(f"{name}:" for name in found)) or "none are installed"
+        raise ConfigurationError(f"{url!r}: no sink is known for {scheme!r}; known: {known}")
+    made: Sink = found[scheme].load()(url)
+    return made
+
+
+def open_path(path: str) -> Sink:
+    """The sink that writes a trace.dat of this name, by its entry point.
+
+    Raises:
+        ConfigurationError: It cannot stand in a URL, or no such sink is installed.
+    """
+    if "?" in path:
+        raise ConfigurationError(f"{path!r}: choose a name without '?'")
+    return open_url(f"file:{path}")
+
+
+def share_pages(pages: int, options: list[SinkOptions]) -> list[int]:
+    """Each sink's quota.
+
+    Raises:
+        ConfigurationError: The pool is too small; the message derives how many pages are needed.
+    """
+    shared = max(QUOTA_MIN, pages // 2 // max(len(options), 1))
+    quotas = [each.quota if each.quota is not None else shared for each in options]
+    least = [each.quota if each.quota is not None else QUOTA_MIN for each in options]
+    terms = ["1 for a writer to fill", "1 full in the ring"]
+    terms += [f"{pages} for {each.name}" for pages, each in zip(least, options, strict=True)]
+    needed = PAGES_BESIDE + sum(least)
+    if pages < needed:
+        raise ConfigurationError(f"pages={pages} are too few: {' + '.join(terms)} = {needed} pages are needed")
+    given = sum(each.quota for each in options if each.quota is not None)
+    if sum(quotas) > pages - 2:  # explicit quotas leave less than half of the pool to share
+        defaulted = sum(1 for each in options if each.quota is None)
+        shared = max(QUOTA_MIN, (pages - 2 - given) // max(defaulted, 1))
+        quotas = [each.quota if each.quota is not None else shared for each in options]
+    return quotas
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a number of at least 1."""
+    return isinstance(value, int) and value >= 1

@@ -1,0 +1,311 @@
+"""Snapshots: the ring as it is (look-back), and what follows (look-forward), given to a sink while recording goes on.
+
+    a trigger, a signal, any thread --request--> | one at a time, not too often | --> a task of the service
+    recording.snapshot(sink) ------------------------------------------------------> look, look, ... --> the sink
+
+What the ring holds stays in it: pages are copied (`_look`), nothing is taken from the writers or from other sinks, and
+recording goes on. The laws. **A request never blocks**: it may come from an event's call, a signal handler or a
+finaliser; what cannot be served is counted. **A snapshot never raises into the program**, but to who awaits it.
+
+This module does not know how a file is written: the sink does.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import re
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, Self
+
+import anyio
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
+
+from .._arena.scan import BadPage, Copy, Looker, Planned, with_definitions
+from .._base.errors import AcknowledgeError
+from .._base.warn import warn
+from .._events.open_recordings import in_service
+from .._page.definitions import Definition
+from .._ring.arena import Arena
+from .._threads.loop import Loop, Task
+from ..abc import Ledger, Page, Sink, StreamInfo, WriterLedger
+
+PAUSE: Final = 10.0
+"""Seconds from the beginning of one snapshot that was set off to the next at the earliest: what sets one off every
+time must not fill the disk."""
+LOOK_MIN: Final = 0.01
+LOOK_MAX: Final = 0.2
+"""Seconds between two looks forward: fewer while much comes, lest the ring forgets it before it is seen."""
+
+
+def _nothing() -> None:
+    """The definitions are this process's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotStatistics:
+    """What a snapshot holds."""
+
+    events: int
+    lost: int
+    """Missing between them: refused, or overwritten before they were seen."""
+
+
+class SnapshotStream:
+    """A page stream over copies; `abc.PageStream` says what is what.
+
+    Args:
+        know: Brings the definitions up to what the pages of a look may need.
+        end: When the look-forward ends, by time.monotonic().
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        info: StreamInfo,
+        definitions: Sequence[Definition],
+        end: float,
+        know: Callable[[], object] = _nothing,
+    ) -> None:
+        self._arena = arena
+        self._looker = Looker(arena, info.writers, trusted=True)
+        self._info = info
+        self._definitions = definitions
+        self._end = end
+        self._prefixes = False
+        self._wait = LOOK_MAX
+        self._over = False
+        self._cut = anyio.Event()
+        self._events: dict[int, int] = {}
+        self.lost = 0
+        self._held: dict[int, Copy] = {}
+        self._know = know
+        self._plan: deque[Planned | BadPage] = deque()
+        self._look()
+
+    @property
+    def info(self) -> StreamInfo:
+        return self._info
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        return self._definitions
+
+    @property
+    def ledger(self) -> Ledger:
+        """Of what the snapshot holds: what else became of the writers' events is the recording's to tell."""
+        return Ledger(tuple(WriterLedger(writer, count, 0, 0, 0, 0) for writer, count in sorted(self._events.items())))
+
+    @property
+    def events(self) -> int:
+        """Events handed out."""
+        return sum(self._events.values())
+
+    def accept_prefixes(self) -> None:
+        self._prefixes = True
+
+    def cut(self) -> None:
+        """End the look-forward now."""
+        self._cut.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Page:
+        await checkpoint()
+        batch = await self._next(1)
+        if not batch:
+            raise StopAsyncIteration
+        return batch[0]
+
+    async def next_batch(self, pages: int) -> list[Page]:
+        if pages < 1:
+            raise ValueError(f"a batch of {pages} pages: at least 1")
+        await checkpoint_if_cancelled()
+        return await self._next(pages)
+
+    async def _next(self, pages: int) -> list[Page]:
+        while True:
+            if batch := self._take(pages):
+                return batch
+            if self._over:
+                return []
+            left = self._end - time.monotonic()
+            if left > 0 and not self._cut.is_set():
+                with anyio.move_on_after(min(left, self._wait)):
+                    await self._cut.wait()
+            # What came until the end is seen by one look after it.
+            self._over = self._cut.is_set() or time.monotonic() >= self._end
+            self._look()
+            new = sum(not self._looker.has_seen(each) for each in self._plan)
+            self._wait = max(self._wait / 2, LOOK_MIN) if 4 * new > self._arena.pages else min(2 * self._wait, LOOK_MAX)
+
+    def _look(self) -> None:
+        self._plan.extend(self._looker.plan())
+        self._know()
+
+    def _take(self, pages: int) -> list[Page]:
+        batch: list[Page] = []
+        while self._plan and len(batch) < pages:
+            planned = self._plan.popleft()
+            if isinstance(planned, BadPage) or (planned.raw is not None and not (self._prefixes or self._over)):
+                continue  # of a page that still fills this sink is given all at once
+            copy = self._looker.copy(planned)
+            if isinstance(copy, Copy):
+                copy = with_definitions(copy, len(self._definitions), complete=copy.complete or not self._prefixes)
+                self._events[copy.writer] = self._events.get(copy.writer, 0) + copy.events_count
+                self.lost += copy.lost_before
+                self._held[id(copy)] = copy
+                batch.append(copy)
+        return batch
+
+    def acknowledge(self, page: Page) -> None:
+        if self._held.pop(id(page), None) is not page:
+            raise AcknowledgeError(f"{page!r} is not held by this stream (acknowledged twice?)")
+
+    def acknowledge_all(self, pages: Sequence[Page]) -> None:
+        for page in pages:
+            self.acknowledge(page)
+
+
+class Snapshots:
+    """The snapshots of one recording.
+
+    Args:
+        base: A file's path, into whose name time and cause are put.
+        open_file: Makes the sink that writes a file of that name.
+        know: Brings the definitions up to what the pages of a look may need: those of another process.
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        info: StreamInfo,
+        definitions: Sequence[Definition],
+        base: str,
+        open_file: Callable[[str], Sink],
+        know: Callable[[], object] = _nothing,
+    ) -> None:
+        self._arena = arena
+        self._info = info
+        self._definitions = definitions
+        self.base = os.path.abspath(base)
+        self._open_file = open_file
+        self._know = know
+        self._loop: Loop | None = None
+        self._task: Task | None = None
+        self._stream: SnapshotStream | None = None
+        self._turn = threading.Lock()
+        """Held from a request that is accepted until it is served."""
+        self._next = 0.0
+        self._covered = 0.0
+        """Until when the last one that was set off looks forward, by time.monotonic()."""
+        self._closing = False
+        self.taken = 0
+        self.skipped = 0
+        """Requests too soon after the last, and not in time to be seen by it."""
+        self.failed = 0
+        self.paths: list[str] = []
+        """Files of those that were set off, the last hundred."""
+
+    async def start(self) -> None:
+        """In the service's loop."""
+        self._loop = Loop()
+        self._alone = anyio.Lock()
+
+    def request(self, cause: str, after: float = 0.0) -> bool:
+        """Ask for a snapshot into a file named by the time and the cause. From anywhere; never blocks.
+
+        Returns:
+            False if there will be none: one is being made, or was a moment ago. It is counted, unless the one that is
+            being made still looks forward: then what it was asked for is in that.
+        """
+        now = time.monotonic()
+        if self._loop is None or self._closing or now < self._next or not self._turn.acquire(blocking=False):
+            self._skip(now)
+            return False
+        self._next = now + PAUSE
+        # In an empty context: the caller's may say "trio", where the service's loop is asyncio's.
+        loop = self._loop
+        if not contextvars.Context().run(loop.run_soon, lambda: self._begin(cause, now + after)):
+            self._turn.release()
+            return False
+        self._covered = now + after
+        return True
+
+    def _skip(self, now: float) -> None:
+        self.skipped += now >= self._covered
+
+    def _begin(self, cause: str, end: float) -> None:
+        assert self._loop is not None
+        self._task = self._loop.spawn(lambda: self._serve(cause, end), "aiotrace snapshot")
+
+    async def _serve(self, cause: str, end: float) -> None:
+        in_service.set(True)
+        try:
+            path = name_for(self.base, cause, time.time())
+            await self._give(self._open_file(path), end)
+            self.paths = [*self.paths[-99:], path]
+        except Exception as error:
+            self.failed += 1
+            self._covered = 0.0
+            warn(f"aiotrace: the snapshot for {cause} failed: {error}")
+        finally:
+            if self._turn.locked():  # a sweep over the loop's tasks may have it served twice
+                self._turn.release()
+
+    async def take(self, sink: Sink, after: float) -> SnapshotStatistics:
+        """Give a snapshot to a sink; waits for one that is being made. In the service's loop.
+
+        Raises:
+            Exception: What the sink raised.
+        """
+        return await self._give(sink, time.monotonic() + after)
+
+    async def _give(self, sink: Sink, end: float) -> SnapshotStatistics:
+        async with self._alone:
+            stream = self._stream = SnapshotStream(self._arena, self._info, self._definitions, end, self._know)
+            if self._closing:
+                stream.cut()
+            try:
+                await sink(stream)
+            finally:
+                self._stream = None
+            self.taken += 1
+            return SnapshotStatistics(stream.events, stream.lost)
+
+    async def finish(self, timeout: float) -> None:
+        """The recording closes: what is asked for is made of what there is. In the service's loop."""
+        self._closing = True
+        if self._stream is not None:
+            self._stream.cut()
+        if not self._turn.locked():
+            return
+        with anyio.move_on_after(timeout):
+            while self._turn.locked():
+                if self._task is not None and not self._task.done:
+                    await self._task.wait()
+                else:
+                    await checkpoint()  # it was asked for just now, and begins soon
+
+    def abort(self) -> None:
+        """Without an await."""
+        if self._task is not None and not self._task.done:
+            self._task.cancel()
+
+
+def name_for(base: str, cause: str, now: float) -> str:
+    """A file's path with a time (UTC) and a cause in its name: trace.dat becomes trace-20261123-041500-stall-end.dat.
+    Where one of that name is already, it gets a number."""
+    stem, suffix = os.path.splitext(base)
+    told = re.sub(r"[^A-Za-z0-9_]+", "-", cause)[:80]
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{told}"
+    number, path = 1, name + suffix
+    while os.path.lexists(path):
+        number += 1
+        path = f"{name}.{number}{suffix}"
+    return path

@@ -1,0 +1,97 @@
+"""An arena, seen as a file of pages: what `open_trace` reads of a program that was killed, or of one that lives.
+
+    descriptors --plan, when it is opened--> the pages that were there --copied again in each reading--> `FoundPage`
+
+What a living program takes for other events after it was opened is missing in later readings, and told as lost. This
+module knows no event's values and no order of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from .._arena.file_reader import ArenaReader
+from .._arena.scan import BadPage, Looker, Planned
+from .._page.definitions import Definition
+from .event_tables import OwnTables
+from .page_sources import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage
+
+__all__ = ["ArenaTrace"]
+
+
+class ArenaTrace(OwnTables):
+    """The same doors as `TraceFile`."""
+
+    def __init__(self, path: str) -> None:
+        """
+        Raises:
+            OSError: The file cannot be read.
+            TraceFormatError: It is no arena that can be read.
+        """
+        super().__init__(path)
+        self._damage = DamageLog()
+        self._reader = ArenaReader(path)
+        try:
+            self._writers: dict[int, list[Planned]] = {}
+            for each in Looker(self._reader, self._reader.header.writers).plan():
+                if isinstance(each, BadPage):
+                    self._damage.note(self._place(each.page), each.reason)
+                else:
+                    self._writers.setdefault(each.writer, []).append(each)
+            self._reader.read_definitions()
+        except BaseException:
+            self.close()
+            raise
+        for found in self._reader.damage:
+            self._damage.note(found.offset, f"the definitions: {found.reason}")
+        self._damage.keep()
+        self.info = self._reader.info
+        size = self.info.page_size
+        cpus = tuple(CpuData(writer, 0, len(pages) * size) for writer, pages in sorted(self._writers.items()))
+        self.buffers = [Buffer("", self.info.clock, size, cpus)]
+
+    def _place(self, page: int) -> int:
+        return self._reader.shape.first_page + page * self._reader.page_size
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pages that are there."""
+        return sum(cpu.size for cpu in self.buffers[0].cpus)
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        return self._reader.definitions
+
+    @property
+    def damage(self) -> list[Damage]:
+        return self._damage.found[:DAMAGE_MAX]
+
+    @property
+    def damage_count(self) -> int:
+        return self._damage.count
+
+    def note_damage(self, offset: int, message: str) -> None:
+        """Count a page that could not be read."""
+        self._damage.note(offset, message)
+
+    def forget_page_damage(self) -> None:
+        """The pages are read again, from the first."""
+        self._damage.forget()
+
+    def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
+        """The pages of one writer, in order."""
+        looker = Looker(self._reader, self._reader.header.writers)
+        for planned in self._writers.get(cpu.cpu, ()):
+            found = looker.copy(planned)
+            place = self._place(planned.page)
+            if isinstance(found, BadPage):
+                yield FoundPage(place, b"", found.reason, 0)  # the next page tells of its events
+            elif found is not None:
+                yield FoundPage(place, found.header() + found.data + found.lost_count())
+
+    def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
+        """Nobody knows what is missing after the last page."""
+        return []
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,349 @@
+"""A trace: the events of a file, of all its writers, in the order of time.
+
+    stream of CPU 0     e e e  --+
+    stream of CPU 1     e   e  --+--heap-->  events, or lines of text, or numbers
+    stream of CPU 2       e e  --+
+
+The laws: **events of one time keep their order**: that of their CPUs, and on each CPU that of the file. **What was not
+chosen is not decoded**: ids, tasks and times are compared before an event is made, fields after it.
+
+This module knows no page.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import heapq
+import html
+import itertools
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from .._base.clock import Anchor
+from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape
+from .._decode.event import Event, Tables, format_line
+from .._decode.event_format import EventFormat
+from .._decode.report_lines import Chunk, Lines, chunk_of, format_time, merge
+from .._page.derived_fields import ALL as DERIVED
+from .._page.derived_fields import with_derived
+from .._page.filter import Filter, compile_filter
+from .._page.walk import Selection, Walk, new_totals
+from .arena_file import ArenaTrace
+from .cpu_streams import CpuStreams
+from .page_sources import Damage, FoundPage
+from .statistics import EventCount, Loss, TraceStatistics
+from .tracedat_file import TraceFile
+from .unfinished_file import UnfinishedFile
+
+__all__ = ["Trace"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a caller asked for."""
+
+    names: tuple[str, ...]
+    pids: frozenset[int] | None
+    cpus: frozenset[int] | None
+    start_ns: int | None
+    end_ns: int | None
+    where: Filter | None
+
+
+class Trace:
+    """The events of a file, in the order of time; made by `open_trace`.
+
+    May be iterated over more than once; each time the file is read again.
+    """
+
+    def __init__(self, file: TraceFile | UnfinishedFile | ArenaTrace) -> None:
+        self._file = file
+        self._tables = Tables(
+            file.formats,
+            file.symbols,
+            file.commands,
+            file.functions,
+            byte_order=file.byte_order,
+            long_size=file.shape.commit_size,
+            c_strings=not file.is_ours,
+        )
+        self._defined = 0
+        self._define()
+        self._streams = CpuStreams(file, self._tables)
+
+    def _define(self) -> None:
+        """Take over the definitions that have come since."""
+        for definition in self._file.definitions[self._defined :]:
+            self._defined += 1
+            try:
+                self._tables.define(definition)
+            except TraceFormatError as error:
+                self._file.note_damage(0, f"a definition: {error.message}")
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Events that are at hand stay good."""
+        self._file.close()
+
+    @property
+    def path(self) -> str:
+        return self._file.path
+
+    @property
+    def complete(self) -> bool:
+        """False if the recording has not ended, or was killed: what is there is read."""
+        return self._file.complete
+
+    @property
+    def clock(self) -> str:
+        """The clock of the timestamps, as in /sys/kernel/tracing/trace_clock; "" if it is not known."""
+        return self._file.buffers[0].clock if self._file.buffers else ""
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """The moment that ties the clock to the time of day, and the boot; None if the file does not say."""
+        return self._file.info.anchor if self._file.info is not None else None
+
+    @property
+    def formats(self) -> list[EventFormat]:
+        """The events that the trace explains, whether it has any or not."""
+        return sorted(self._file.formats.values(), key=lambda format: (format.system, format.name))
+
+    def find_function(self, address: int) -> tuple[str, int] | None:
+        """The function that an address is in, and how far from its beginning; None if the trace names none."""
+        return self._tables.functions.find(address)
+
+    @property
+    def cpus(self) -> list[tuple[str, int]]:
+        """(buffer, cpu) of each writer."""
+        return [(buffer.name, cpu.cpu) for buffer in self._file.buffers for cpu in buffer.cpus]
+
+    @property
+    def buffers(self) -> list[str]:
+        return [buffer.name for buffer in self._file.buffers]
+
+    @property
+    def losses(self) -> list[Loss]:
+        """Where events are missing, as far as the last iteration came."""
+        return list(self._streams.losses.values())
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """Parts of the file that could not be read: those of its tables at once, those of pages when they are come
+        to. At most 1000 are kept; `damage_count` counts all."""
+        return tuple(self._file.damage)
+
+    @property
+    def damage_count(self) -> int:
+        return self._file.damage_count
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of pages that the last iteration has read, out of `bytes_total`."""
+        return self._streams.bytes_read
+
+    @property
+    def bytes_total(self) -> int:
+        """Bytes of pages in the file."""
+        return sum(cpu.size for buffer in self._file.buffers for cpu in buffer.cpus)
+
+    def __iter__(self) -> Iterator[Event]:
+        return self.events()
+
+    def events(
+        self,
+        names: Iterable[str] | str = (),
+        *,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        cpus: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+        where: str | Filter | None = None,
+    ) -> Iterator[Event]:
+        """The chosen events, in the order of time. Losses are always among them.
+
+        Args:
+            names: Globs, each matched with "system:event"; one without a colon with the system or the event.
+                Without any, all.
+            start_ns: The first time, included; the trace's own clock.
+            end_ns: The last time, included.
+            where: A filter over the fields: `'status >= 500 && path ~ "/api/*"'`. Events without its fields are left
+                out.
+
+        Raises:
+            ConfigurationError: The filter is not one.
+        """
+        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, where)
+        self._streams.restart()
+        return self._events(wanted)
+
+    def follow(
+        self,
+        names: Iterable[str] | str = (),
+        *,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        cpus: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+        where: str | Filter | None = None,
+        interval: float = 0.2,
+    ) -> Iterator[Event]:
+        """The same of a file that grows: first what is there, then what comes, until the recording ends. Blocks.
+
+        Only what came at once is put in the order of time: a quiet writer's page comes late.
+
+        Args:
+            interval: Seconds between two looks at the file.
+        """
+        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, where)
+        self._streams.restart()
+        yield from self._events(wanted)
+        file = self._file
+        while isinstance(file, UnfinishedFile):
+            ended = file.ended  # before the look: what was written until then is seen by it
+            if file.refresh() or ended:
+                self._define()
+                yield from self._events(wanted)
+            elif not ended:
+                time.sleep(interval)
+            if ended:
+                return
+
+    def _wanted(
+        self,
+        names: Iterable[str] | str,
+        start_ns: int | None,
+        end_ns: int | None,
+        cpus: Iterable[int] | None,
+        pids: Iterable[int] | None,
+        where: str | Filter | None,
+    ) -> _Wanted:
+        return _Wanted(
+            (names,) if isinstance(names, str) else tuple(names),
+            None if pids is None else frozenset(pids),
+            None if cpus is None else frozenset(cpus),
+            start_ns,
+            end_ns,
+            compile_filter(where) if isinstance(where, str) else where,
+        )
+
+    def _select(self, wanted: _Wanted) -> Selection:
+        return Selection(self._ids(wanted.names), wanted.pids, wanted.start_ns, wanted.end_ns)
+
+    def _ids(self, patterns: tuple[str, ...]) -> frozenset[int] | None:
+        if not patterns:
+            return None
+        return frozenset(
+            id for id, format in self._file.formats.items() if any(matches(pattern, format) for pattern in patterns)
+        )
+
+    def _events(self, wanted: _Wanted) -> Iterator[Event]:
+        tables = self._tables
+
+        def read(found: FoundPage, records: Walk, buffer: str, cpu: int) -> Iterator[tuple[int, Event]]:
+            kind_of, data = tables.kind, found.data
+            for now, id, pid, start, length in records:
+                yield now, Event(kind_of(id), now, pid, cpu, data[start : start + length], tables, buffer)
+
+        streams = [
+            _keyed(order, stream) for order, stream in self._streams.streams(self._select(wanted), wanted.cpus, read)
+        ]
+        merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
+        test = wanted.where
+        for _, _, event in merged:
+            if test is None or event.is_loss or test(_asked(test, event), event):
+                yield event
+
+    def text(
+        self,
+        names: Iterable[str] | str = (),
+        *,
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        cpus: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+    ) -> Iterator[str]:
+        """The same events as lines: the `format_line` of each, ended by a newline, many lines at a time.
+
+        Several times as quick as one event at a time.
+
+        Args:
+            names, start_ns, end_ns, cpus, pids: As for `events`.
+        """
+        self._streams.restart()
+        lines = Lines(self._tables)
+
+        def read(found: FoundPage, records: Walk, buffer: str, cpu: int) -> Iterator[tuple[int, Chunk]]:
+            while (chunk := lines.format(records, cpu)).ends:
+                yield chunk.timestamps[-1], chunk
+
+        def chunks(stream: Iterator[tuple[int, Chunk | Event]]) -> Iterator[Chunk]:
+            for now, item in stream:
+                yield chunk_of(format_line(item), now) if isinstance(item, Event) else item
+
+        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, None)
+        return merge([chunks(stream) for _, stream in self._streams.streams(self._select(wanted), wanted.cpus, read)])
+
+    def statistics(self) -> TraceStatistics:
+        """Count everything: reads the whole file, decodes no field."""
+        self._streams.restart()
+        result = TraceStatistics(self.path, self._file.size, self.clock)
+        totals = new_totals()
+        for buffer in self._file.buffers:
+            for cpu in buffer.cpus:
+                result.writers.append(self._streams.count(buffer, cpu, totals))
+        counts = totals[::2]
+        for id in itertools.compress(range(len(counts)), counts):
+            result.events[self._tables.kind(id).name] = EventCount(counts[id], totals[2 * id + 1])
+        result.damage = self.damage_count
+        return result
+
+    def __repr__(self) -> str:
+        return f"<Trace {self.path!r} with {len(self.cpus)} writers, clock {self.clock!r}>"
+
+    def _repr_html_(self) -> str:
+        """The first events as a table, for a notebook."""
+        rows: list[str] = []
+        more = False
+        for event in self.events():
+            if len(rows) == 20:
+                more = True
+                break
+            cells = (format_time(event.timestamp_ns), event.cpu, f"{event.comm}-{event.pid}", event.name, event.text())
+            rows.append("<tr>" + "".join(f"<td>{html.escape(escape(str(cell)))}</td>" for cell in cells) + "</tr>")
+        if more:
+            rows.append('<tr><td colspan="5">…</td></tr>')
+        head = "".join(f"<th>{name}</th>" for name in ("time", "cpu", "task", "event", "fields"))
+        return f"<table><caption>{html.escape(escape(self.path))}</caption><tr>{head}</tr>{''.join(rows)}</table>"
+
+
+def _keyed(order: int, stream: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, tuple[int, int], Event]]:
+    """(time, place in the order of equals, event)."""
+    return ((now, (order, serial), event) for serial, (now, event) in enumerate(stream))
+
+
+def _asked(test: Filter, event: Event) -> Mapping[str, Any]:
+    """What a filter may ask of an event."""
+    if test.fields.isdisjoint(DERIVED):
+        return event.fields
+    return with_derived(event.name, event.fields, event.timestamp_ns)
+
+
+def matches(pattern: str, format: EventFormat) -> bool:
+    """Whether a glob is of an event. A name of ours has no dots: "audit:socket.connect" has underscores."""
+    if "." in pattern and matches(pattern.replace(".", "_"), format):
+        return True
+    if ":" in pattern:
+        return fnmatch.fnmatchcase(format.full_name, pattern)
+    return fnmatch.fnmatchcase(format.name, pattern) or fnmatch.fnmatchcase(format.system, pattern)

@@ -1,0 +1,70 @@
+"""`aiotrace report --tasks` and the like, as a user asks: what is refused, and how."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aiotrace._cli import main
+from aiotrace.abc import Ledger, WriterLedger
+from support.traces import page, store
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def trace(tmp_path: Path) -> str:
+    """With events, but none of tasks."""
+    path = tmp_path / "t.dat"
+    store(path, [page([1, 2, 3])], Ledger((WriterLedger(0, 9, 7, 0, 0, 2),)))
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("question", "missing"),
+    [
+        ("--tasks", "task:step"),
+        ("--latency", "task:step"),
+        ("--cancellations", "task:cancel or task:done or task:spawn"),
+        ("--lost-tasks", "task:done or task:spawn"),
+        ("--stalls", "loop:iteration or stall:end or stall:noticed or task:step"),
+    ],
+)
+def test_a_trace_without_tasks_is_told_how_to_record_them(
+    trace: str, capsys: Capture, question: str, missing: str
+) -> None:
+    assert main(["report", trace, question]) == 2
+    out = capsys.readouterr()
+    assert out.out == ""
+    assert out.err == (
+        f"aiotrace report: {trace}: no {missing} in there, which {question} is made of: was it recorded without the "
+        "task tracer? aiotrace record -e 'task:*' PROGRAM\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "option", [["-e", "x"], ["-F", "n > 1"], ["--cpu", "0"], ["--pid", "1"], ["--follow"], ["--raw"]]
+)
+def test_options_that_choose_events_do_not_go_with_a_question(trace: str, capsys: Capture, option: list[str]) -> None:
+    assert main(["report", trace, "--tasks", *option]) == 2
+    assert f"{option[0]} does not go with --tasks" in capsys.readouterr().err
+
+
+def test_a_threshold_is_of_stalls(trace: str, capsys: Capture) -> None:
+    assert main(["report", trace, "--threshold", "5"]) == 2
+    assert "--threshold goes with --stalls alone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan", "1e99"])
+def test_a_threshold_is_milliseconds(trace: str, capsys: Capture, text: str) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["report", trace, "--stalls", f"--threshold={text}"])
+    assert exit.value.code == 2
+    assert f"{text!r} should be milliseconds, like 100 or 2.5" in capsys.readouterr().err
+
+
+def test_one_question_at_a_time(trace: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", trace, "--stalls", "--tasks"])
+    assert "not allowed with argument" in capsys.readouterr().err

@@ -1,0 +1,367 @@
+"""The recorder and what it follows: programs that end well, are killed, fork, or lose their recorder.
+
+Real processes: what is tested is what each of them leaves behind.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+
+import aiotrace
+import aiotrace.abc
+from aiotrace._arena.file_reader import ArenaReader
+from aiotrace._base.backend import c_module
+from aiotrace._cli import main
+from aiotrace._launcher import recorder as _recorder
+from aiotrace._launcher.recorder import Followed, Recorder
+from support.arenas import Filled
+
+pytestmark = pytest.mark.once
+atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
+
+STEPS = """
+import os, resource, signal, sys, threading
+import aiotrace
+step = aiotrace.event("app:step", n="u32")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A folder for programs and traces; nothing of a recorder may be left on tmpfs."""
+    before = set(os.listdir("/dev/shm"))
+    yield tmp_path
+    left = {name for name in os.listdir("/dev/shm") if name.startswith("aiotrace-")} - before
+    mine = [name for name in left if _is_mine(f"/dev/shm/{name}", tmp_path)]
+    assert mine == []
+
+
+def _is_mine(path: str, tmp_path: Path) -> bool:
+    """Other runs of the tests may go on beside this one."""
+    try:
+        return (tmp_path / "folder").read_text() == path
+    except OSError:
+        return False
+
+
+def command(folder: Path, program: str, *options: str) -> list[str]:
+    """Record a program, which notes where its arena is."""
+    note = f"""
+found = [line.split()[-1] for line in open("/proc/self/maps") if line.rstrip().endswith(".arena")]
+open({str(folder / "folder")!r}, "w").write(os.path.dirname(found[0]))
+"""
+    (folder / "app.py").write_text(STEPS + note + program)
+    words = ["--external", "-o", str(folder / "t.dat"), "-e", "app:*", *options, str(folder / "app.py")]
+    return [sys.executable, "-m", "aiotrace", "record", *words]
+
+
+def record(folder: Path, program: str, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, program, *options), capture_output=True, text=True, timeout=60)
+
+
+def steps(path: Path) -> list[int]:
+    with aiotrace.open_trace(path) as trace:
+        assert trace.damage_count == 0
+        return [event.fields["n"] for event in trace.events() if event.name == "app:step"]
+
+
+@atomic
+def test_a_program_is_recorded_and_its_exit_status_is_its_own(folder: Path) -> None:
+    done = record(folder, "for n in range(20000): step(n)\nprint(len(threading.enumerate()))\nsys.exit(7)")
+    assert (done.returncode, done.stdout) == (7, "1\n"), "no thread of ours is in it"
+    assert done.stderr == f"aiotrace record: {folder}/t.dat: 20000 events\n"
+    assert steps(folder / "t.dat") == list(range(20000))
+
+
+@atomic
+@pytest.mark.parametrize("death", ["SIGKILL", "SIGSEGV", "SIGTERM"])
+def test_what_ends_the_program_ends_us_and_nothing_is_missing(folder: Path, death: str) -> None:
+    done = record(
+        folder,
+        f"""
+for n in range(5000): step(n)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+os.kill(os.getpid(), signal.{death})
+""",
+    )
+    assert done.returncode == -getattr(signal, death)
+    assert steps(folder / "t.dat") == list(range(5000))
+
+
+@atomic
+def test_the_pages_of_each_thread_are_there_after_a_kill(folder: Path) -> None:
+    done = record(
+        folder,
+        """
+def work(first):
+    for n in range(first, first + 3000): step(n)
+threads = [threading.Thread(target=work, args=(n * 10000,)) for n in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+os._exit(3)
+""",
+    )
+    assert done.returncode == 3
+    assert sorted(steps(folder / "t.dat")) == [n * 10000 + i for n in range(4) for i in range(3000)]
+
+
+@atomic
+def test_a_forked_child_has_a_trace_of_its_own_even_if_it_is_killed(folder: Path) -> None:
+    done = record(
+        folder,
+        """
+step(1)
+child = os.fork()
+if not child:
+    for n in range(100, 3000): step(n)
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+if not os.fork():
+    os._exit(0)  # records nothing
+os.wait()
+print(child)
+step(2)
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    assert steps(folder / "t.dat") == [1, 2]
+    assert steps(folder / f"t.{int(done.stdout)}.dat") == list(range(100, 3000))
+    assert sorted(path.name for path in folder.glob("*.dat*")) == [f"t.{int(done.stdout)}.dat", "t.dat"]
+
+
+@atomic
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_of_multiprocessing_has_a_trace_of_its_own(folder: Path, method: str) -> None:
+    done = record(
+        folder,
+        f"""
+import multiprocessing
+def work(n):
+    step(n)
+if __name__ == "__main__":
+    child = multiprocessing.get_context({method!r}).Process(target=work, args=(5,))
+    child.start()
+    child.join()
+    print(child.pid)
+    step(6)
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    assert steps(folder / "t.dat") == [6]
+    assert steps(folder / f"t.{int(done.stdout)}.dat") == [5]
+
+
+@atomic
+def test_a_child_that_outlives_the_program_is_followed_to_its_end(folder: Path) -> None:
+    done = record(
+        folder,
+        """
+read, write = os.pipe()
+if not os.fork():
+    os.close(write)
+    step(1)
+    os.read(read, 1)  # until the program is gone
+    step(2)
+    print(os.getpid(), flush=True)
+    sys.exit()
+step(0)
+""",
+    )
+    assert done.returncode == 0, done.stderr
+    assert steps(folder / f"t.{int(done.stdout)}.dat") == [1, 2]
+
+
+@atomic
+@pytest.mark.parametrize("program", ["", "if os.fork(): os.wait(), os._exit(0)\n"], ids=["program", "child"])
+def test_a_program_that_closes_what_it_did_not_open_is_recorded_on(folder: Path, program: str) -> None:
+    done = record(folder, f"{program}step(0), os.closerange(3, 2000)\nfor n in range(1, 50000): step(n)\nprint('done')")
+    assert (done.returncode, done.stdout) == (0, "done\n")
+    assert "Traceback" not in done.stderr
+    path = min(folder.glob("t.*.dat"), default=folder / "t.dat") if program else folder / "t.dat"
+    refused = re.search(r": (\d+) refused, 0 overwritten", done.stderr)
+    found = steps(path)
+    assert found == sorted(set(found))
+    assert found[0] == 0
+    assert len(found) + int(refused[1] if refused else 0) == 50000
+
+
+@atomic
+def test_a_child_that_becomes_another_program_is_not_waited_for(folder: Path) -> None:
+    program = "if not os.fork(): step(1), os.execv('/bin/cat', ['cat'])\n"
+    words = command(folder, program)
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as running:
+        assert running.wait(timeout=60) == 0  # cat reads until the end of this block
+
+
+@atomic
+def test_a_signal_that_is_sent_to_us_is_the_program_s(folder: Path) -> None:
+    program = """
+import time
+def handle(number, frame):
+    step(number)
+    sys.exit(9)
+signal.signal(signal.SIGUSR1, handle)
+print("ready", flush=True)
+signal.pause()
+"""
+    with subprocess.Popen(command(folder, program), stdout=subprocess.PIPE, text=True) as recorder:
+        assert recorder.stdout is not None
+        assert recorder.stdout.readline() == "ready\n"
+        recorder.send_signal(signal.SIGUSR1)
+        assert recorder.wait(60) == 9
+    assert steps(folder / "t.dat") == [signal.SIGUSR1]
+
+
+@atomic
+@pytest.mark.parametrize("overrun", [False, True])
+def test_without_its_recorder_a_program_goes_on_and_its_arena_stays(folder: Path, overrun: bool) -> None:
+    program = """
+import anyio
+print("ready", flush=True)
+sys.stdin.readline()
+for n in range(100_000): step(n)
+async def send():
+    await step.send(100_000)  # does not wait for ever
+anyio.run(send)
+print("done", flush=True)
+"""
+    words = command(folder, program, "-b", "256", *(["--overrun"] if overrun else []))
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as recorder:
+        assert recorder.stdout is not None
+        assert recorder.stdin is not None
+        assert recorder.stdout.readline() == "ready\n"
+        recorder.kill()
+        recorder.wait(60)
+        recorder.stdin.write("go on\n")
+        recorder.stdin.flush()
+        assert recorder.stdout.readline() == "done\n"
+        assert recorder.stdout.read() == "", "it has ended"
+    arena = Path((folder / "folder").read_text()) / "trace.arena"
+    assert main(["restore", str(arena), "-o", str(folder / "restored.dat")]) == 0
+    found = steps(folder / "restored.dat")
+    assert found == (list(range(100_001))[-len(found) :] if overrun else list(range(len(found))))
+    assert 1000 < len(found) < 100_000
+    arena.parent.rmdir()
+
+
+def steps_so_far(path: Path) -> list[int]:
+    """Of a file that may just be begun."""
+    try:
+        return steps(path)
+    except (OSError, aiotrace.TraceFormatError):
+        return []
+
+
+@atomic
+def test_what_a_quiet_program_did_is_in_the_file_while_it_lives(folder: Path) -> None:
+    program = """
+for line in sys.stdin:
+    for n in range(int(line)): step(n)
+"""
+    with subprocess.Popen(command(folder, program, "--overrun"), stdin=subprocess.PIPE, text=True) as recorder:
+        assert recorder.stdin is not None
+        expected: list[int] = []
+        for count in (1, 3, 2):
+            expected += range(count)
+            print(count, file=recorder.stdin, flush=True)
+            while steps_so_far(folder / "t.dat") != expected:
+                assert recorder.poll() is None
+    assert recorder.returncode == 0
+    assert steps(folder / "t.dat") == expected
+
+
+@atomic
+def test_send_waits_for_the_recorder_so_that_nothing_is_lost(folder: Path) -> None:
+    program = """
+import anyio
+async def send():
+    for n in range(20_000): await step.send(n)
+anyio.run(send)
+"""
+    done = record(folder, program, "-b", "16")
+    assert done.stderr == f"aiotrace record: {folder}/t.dat: 20000 events\n"
+    assert steps(folder / "t.dat") == list(range(20_000))
+
+
+@atomic
+def test_a_sink_that_is_stuck_when_the_program_has_ended_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stuck(stream: aiotrace.abc.PageStream) -> None:
+        await stream.next_batch(2)
+        await anyio.sleep_forever()
+
+    filled = Filled(tmp_path / "arena")
+    for _ in range(300):
+        filled.write()
+    filled.release()
+    monkeypatch.setattr(_recorder, "DRAIN", 0.01)
+    monkeypatch.setattr(_recorder, "sink", lambda url: aiotrace.sink(stuck, quota=2))
+    plan: Any = SimpleNamespace(
+        pid=0, sinks=("stuck:",), overrun="drop_newest", quiet=False, snapshots=str(tmp_path / "trace.dat")
+    )
+    followed = Followed(ArenaReader(str(tmp_path / "arena")), plan)
+
+    async def main() -> None:
+        with anyio.fail_after(60):
+            await followed.start()
+            await followed.finish()
+
+    with pytest.warns(RuntimeWarning, match="did not finish within"):
+        anyio.run(main)
+    assert followed.pages.abandoned > 0
+    assert not followed.is_done, "what was never taken is still in the arena, which stays"
+
+
+@atomic
+def test_what_a_full_buffer_refused_is_told(folder: Path) -> None:
+    done = record(folder, "os.kill(os.getppid(), signal.SIGSTOP)\nfor n in range(50000): step(n)\n"
+                          "os.kill(os.getppid(), signal.SIGCONT)", "-b", "64")  # fmt: skip
+    found = steps(folder / "t.dat")
+    assert sorted(set(found)) == found
+    assert f"events lost: {50000 - len(found)}: {50000 - len(found)} refused, 0 overwritten" in done.stderr
+
+
+@atomic
+def test_a_sink_that_cannot_be_opened_keeps_the_program_from_beginning(folder: Path) -> None:
+    done = record(folder, "print('begun')", "--sink", "nobody:knows")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no sink is known for 'nobody'" in done.stderr
+
+
+def test_an_arena_of_another_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["record", "--external", "--arena", "a", "-c", "pass"]) == 2
+    assert "--external has an arena of its own" in capsys.readouterr().err
+
+
+def test_the_twin_refuses(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "aiotrace", "record", "--external", "-o", str(tmp_path / "t.dat"), "-c", "pass"],
+        env={**os.environ, "AIOTRACE_PURE": "1"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "C module" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_what_nobody_finished_is_emptied(tmp_path: Path) -> None:
+    folder = tmp_path / "arenas"
+    folder.mkdir()
+    (folder / "begun.arena").write_bytes(b"")
+    recorder = Recorder(str(folder), None, print)  # type: ignore[arg-type]
+    assert recorder.close() is None
+    assert not folder.exists()

@@ -1,0 +1,161 @@
+"""Snapshots that a program asks its recorder for: a request never blocks, and there is one at a time."""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from aiotrace._arena.scan import Copy
+from aiotrace._base.backend import c_module
+from aiotrace._launcher.snapshot_requests import AskedSnapshots, AskingSnapshots
+from aiotrace._page import layout as L
+from aiotrace.abc import PageStream, Sink
+from support.arenas import Filled, numbers
+
+pytestmark = [
+    pytest.mark.once,
+    pytest.mark.anyio,
+    pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap"),
+]
+
+
+class Both:
+    """A program and its recorder, in one process."""
+
+    def __init__(self) -> None:
+        self.memory = mmap.mmap(-1, 8192)
+        self.filled = Filled()
+        self.is_recorded = True
+        self.names: list[str] = []
+        self.got: list[int] = []
+        self.known = 0
+        arguments: tuple[Any, ...] = (self.filled.arena, self.filled.info, self.filled.definitions, "t.dat", self._open)
+        self.asking = AskingSnapshots(self.memory, lambda: self.is_recorded, *arguments)
+        self.asked = AskedSnapshots(self.memory, *arguments, self._know)
+
+    def _know(self) -> None:
+        self.known += 1
+
+    def _open(self, path: str) -> Sink:
+        self.names.append(path)
+        return self._read
+
+    async def _read(self, stream: PageStream) -> None:
+        async for page in stream:
+            assert isinstance(page, Copy)
+            self.got += numbers(page)
+            stream.acknowledge(page)
+
+    async def serve(self) -> None:
+        """What the recorder does when the program has ended."""
+        self.asked.poll()
+        await self.asked.finish(60)
+
+    def words(self) -> list[int]:
+        return memoryview(self.memory)[L.ARENA_ASKED : L.ARENA_REQUEST].cast("Q").tolist()
+
+
+async def test_what_was_asked_for_is_made_once_under_the_name_of_its_cause() -> None:
+    both = Both()
+    await both.asked.start()
+    both.filled.write()
+    assert both.asking.request("app:step")
+    await both.serve()
+    await both.serve()
+    assert both.got == [0]
+    assert both.known > 0, "what its pages need is read after them"
+    (name,) = both.names
+    assert name.endswith("-app-step.dat")
+    assert both.words() == [1, 1]
+    assert (both.asking.taken, both.asking.skipped) == (1, 0)
+
+
+async def test_until_it_is_answered_no_other_is_asked_for() -> None:
+    both = Both()
+    await both.asked.start()
+    assert both.asking.request("one")
+    both.asking._next = 0.0  # long ago
+    assert not both.asking.request("two")
+    await both.serve()
+    assert both.asking.request("three")
+    assert (both.asking.taken, both.asking.skipped, both.words()) == (2, 1, [2, 1])
+
+
+async def test_what_one_that_looks_forward_will_see_is_not_counted() -> None:
+    both = Both()
+    await both.asked.start()
+    assert both.asking.request("one", 3600)
+    assert not both.asking.request("two")
+    both.asking._next = 0.0  # long ago
+    assert not both.asking.request("three")
+    assert (both.asking.taken, both.asking.skipped, both.words()) == (1, 0, [1, 0])
+    both.asking._covered = 0.0  # over
+    assert not both.asking.request("four")
+    assert both.asking.skipped == 1
+
+
+async def test_the_next_one_is_not_asked_for_too_soon() -> None:
+    both = Both()
+    await both.asked.start()
+    assert both.asking.request("one")
+    await both.serve()
+    assert not both.asking.request("two")
+    assert both.words() == [1, 1]
+
+
+async def test_one_that_fails_is_answered_too(tmp_path: Path) -> None:
+    both = Both()
+    await both.asked.start()
+
+    async def fail(stream: PageStream) -> None:
+        raise OSError("the disk is full")
+
+    both.asked._open_file = lambda path: fail
+    assert both.asking.request("one")
+    with pytest.warns(RuntimeWarning, match="the snapshot for one failed: the disk is full"):
+        await both.serve()
+    assert both.words() == [1, 1]
+
+
+async def test_without_a_recorder_none_is_asked_for() -> None:
+    both = Both()
+    both.is_recorded = False
+    assert not both.asking.request("one")
+    assert (both.asking.taken, both.asking.skipped, both.words()) == (0, 1, [0, 0])
+
+
+async def test_a_request_in_the_middle_of_another_is_counted_and_has_no_effect() -> None:
+    both = Both()
+
+    def interrupted() -> bool:
+        assert not both.asking.request("handler")
+        return True
+
+    both.asking._is_recorded = interrupted
+    assert both.asking.request("one")
+    assert (both.asking.taken, both.asking.skipped, both.words()) == (1, 1, [1, 0])
+
+
+async def test_a_long_cause_is_cut() -> None:
+    both = Both()
+    await both.asked.start()
+    assert both.asking.request("é" * 200)
+    await both.serve()
+    assert len(both.names) == 1
+    assert both.words() == [1, 1]
+
+
+async def test_a_snapshot_looks_forward_from_the_request_on() -> None:
+    both = Both()
+    await both.asked.start()
+    assert both.asking.request("one", 3600)
+    both.asked.poll()
+    for _ in range(3):
+        await anyio.lowlevel.checkpoint()
+    both.filled.write()
+    await both.asked.finish(60)
+    assert both.got == [0]

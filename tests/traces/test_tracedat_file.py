@@ -1,0 +1,286 @@
+"""trace.dat files: those of the kernel kept in tests/data, ours, and both damaged in every way."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from aiotrace._base.errors import TraceFormatError
+from aiotrace._traces import checked_bytes, tracedat_file, tracedat_pages
+from aiotrace._traces.event_tables import Functions, unescaped
+from aiotrace._traces.tracedat_file import TraceFile
+from aiotrace.decode import open_trace
+from support import DATA
+
+V6 = (DATA / "sched-v6.dat").read_bytes()
+ZSTD = (DATA / "sched-v7-zstd.dat").read_bytes()
+ZLIB = (DATA / "sched-v7-zlib.dat").read_bytes()
+INTACT = {"v6": V6, "zstd": ZSTD, "zlib": ZLIB}
+
+LENGTHS = (0, 1, 7, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
+
+
+def count(path: Path) -> tuple[int, int]:
+    """(events, damages) of a file."""
+    with open_trace(path) as trace:
+        events = sum(not event.is_loss for event in trace if event.fields is not None)
+        return events, trace.damage_count
+
+
+def read_or_refuse(path: Path, data: bytes) -> tuple[int, int] | None:
+    """Read everything; None if the file is refused with the one exception that is allowed."""
+    path.write_bytes(data)
+    try:
+        return count(path)
+    except TraceFormatError as error:
+        refusal = error
+    assert refusal.path == str(path)
+    assert refusal.offset is not None
+    return None
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("damaged") / "trace.dat"
+
+
+QUICK = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+
+
+@pytest.mark.parametrize("kind", INTACT)
+@given(data=st.data())
+@QUICK
+def test_a_file_cut_anywhere_is_read_as_far_as_it_goes_or_refused(kind: str, data: st.DataObject, path: Path) -> None:
+    whole = INTACT[kind]
+    cut = data.draw(st.integers(0, len(whole) - 1))
+    read_or_refuse(path, whole[:cut])
+
+
+@pytest.mark.parametrize("kind", INTACT)
+@given(data=st.data())
+@QUICK
+def test_a_flipped_bit_anywhere_raises_nothing_but_trace_format_error(
+    kind: str, data: st.DataObject, path: Path
+) -> None:
+    changed = bytearray(INTACT[kind])
+    changed[data.draw(st.integers(0, len(changed) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    read_or_refuse(path, bytes(changed))
+
+
+@pytest.mark.parametrize("kind", INTACT)
+@given(data=st.data())
+@settings(QUICK, max_examples=15)  # counting memory is slow
+def test_any_length_anywhere_costs_neither_time_nor_memory(kind: str, data: st.DataObject, path: Path) -> None:
+    changed = bytearray(INTACT[kind])
+    size = data.draw(st.sampled_from((2, 4, 8)))
+    place = data.draw(st.integers(0, len(changed) - size))
+    value = data.draw(st.sampled_from(LENGTHS))
+    changed[place : place + size] = (value % (1 << 8 * size)).to_bytes(size, "little")
+    tracemalloc.start()
+    try:
+        read_or_refuse(path, bytes(changed))
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@given(data=st.data())
+@QUICK
+def test_blocks_in_another_order_raise_nothing_but_trace_format_error(data: st.DataObject, path: Path) -> None:
+    blocks = [V6[at : at + 4096] for at in range(0, len(V6), 4096)]
+    read_or_refuse(path, b"".join(data.draw(st.permutations(blocks))))
+
+
+@given(st.binary(max_size=2000))
+@QUICK
+def test_any_bytes_after_the_magic_are_read_or_refused(path: Path, data: bytes) -> None:
+    read_or_refuse(path, tracedat_file.MAGIC + b"7\0\0\x08" + data)
+
+
+def test_damage_costs_the_page_that_it_is_in(path: Path) -> None:
+    path.write_bytes(V6)
+    before, damage = count(path)
+    assert damage == 0
+    file = TraceFile(path)
+    cpu = next(cpu for cpu in file.buffers[0].cpus if cpu.size >= 3 * 4096)
+    pages = list(file.pages(file.buffers[0], cpu))
+    file.close()
+    changed = bytearray(V6)
+    # A commit that reaches over the page: the whole page is lost, and only it.
+    struct.pack_into("<Q", changed, pages[1].offset + 8, 5000)
+    path.write_bytes(changed)
+    with open_trace(path) as trace:
+        events = list(trace)
+        lost = [event for event in events if event.is_loss]
+        assert [event.cpu for event in lost] == [cpu.cpu]
+        assert lost[0].fields["count"] is None
+        assert f"damage at {pages[1].offset}" in lost[0].fields["reason"]
+        assert trace.damage_count == 1
+        assert trace.damage[0].offset == pages[1].offset + 8
+    small = before - (len(events) - 1)
+    assert 0 < small < before / 2
+    times = [event.timestamp_ns for event in events if event.cpu == cpu.cpu]
+    assert any(time > lost[0].timestamp_ns for time in times), "the pages after it are read"
+
+
+def test_damage_is_counted_anew_in_each_reading(path: Path) -> None:
+    changed = bytearray(V6)
+    file = open_v6(path)
+    page = next(file.pages(file.buffers[0], file.buffers[0].cpus[0]))
+    file.close()
+    struct.pack_into("<Q", changed, page.offset + 8, 5000)
+    path.write_bytes(changed)
+    with open_trace(path) as trace:
+        assert [sum(event.is_loss for event in trace), trace.damage_count] == [1, 1]
+        assert [sum(event.is_loss for event in trace), len(trace.damage)] == [1, 1]
+        assert trace.statistics().damage == 1
+
+
+def open_v6(path: Path) -> TraceFile:
+    path.write_bytes(V6)
+    return TraceFile(path)
+
+
+def test_the_error_says_the_file_the_place_and_what_was_expected(path: Path) -> None:
+    path.write_bytes(b"\x17\x08\x44tracing9\0")
+    with pytest.raises(TraceFormatError, match=r"trace\.dat, offset 10: trace\.dat version '9': 6 and 7 can be read"):
+        TraceFile(path)
+
+
+def test_an_empty_file_is_refused(path: Path) -> None:
+    path.write_bytes(b"")
+    with pytest.raises(TraceFormatError, match="it is empty"):
+        TraceFile(path)
+
+
+def test_pages_that_overlap_are_read_once(path: Path) -> None:
+    """A table of CPUs that all name the same pages would cost a thousand times the file."""
+    changed = bytearray(V6)
+    file = open_v6(path)
+    first, second = (cpu for cpu in file.buffers[0].cpus[:2])
+    file.close()
+    table = changed.index(struct.pack("<QQ", first.offset, first.size))
+    struct.pack_into("<QQ", changed, table + 16, first.offset, first.size)
+    path.write_bytes(changed)
+    with TraceFileClosing(path) as overlapping:
+        assert [cpu.cpu for cpu in overlapping.buffers[0].cpus] == [first.cpu]
+        assert "overlap" in overlapping.damage[0].message
+    assert second.size
+
+
+class TraceFileClosing(TraceFile):
+    def __enter__(self) -> TraceFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def test_options_that_lead_in_a_circle_end(path: Path) -> None:
+    head = tracedat_file.MAGIC + b"7\0\0\x08" + struct.pack("<I", 4096) + b"none\0\0"
+    place = len(head) + 8
+    section = struct.pack("<HHIQ", 0, 0, 0, 14) + struct.pack("<HIQ", 0, 8, place)
+    path.write_bytes(head + struct.pack("<Q", place) + section)
+    with TraceFileClosing(path) as file:
+        assert "circle" in file.damage[0].message
+
+
+def bomb(kind: str) -> bytes:
+    zeros = bytes(1 << 20)
+    if kind == "zlib":
+        packer = zlib.compressobj()
+        return b"".join(packer.compress(zeros) for _ in range(64)) + packer.flush()
+    zstandard = pytest.importorskip("zstandard", reason="NOT RUN: zstandard is not installed")
+    compressor = zstandard.ZstdCompressor().compressobj()
+    return b"".join(compressor.compress(zeros) for _ in range(64)) + compressor.flush()
+
+
+@pytest.mark.parametrize("kind", ["zlib", "zstd"])
+def test_a_decompression_bomb_stays_within_what_it_says(kind: str) -> None:
+    data = bomb(kind)
+    expand = checked_bytes.decompressor(kind)
+    tracemalloc.start()
+    try:
+        with pytest.raises(TraceFormatError, match="should be 4096 bytes, there are more"):
+            expand(data, 4096)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_frame_that_says_less_than_it_holds_is_refused() -> None:
+    assert checked_bytes.decompressor("zlib")(zlib.compress(b"abc"), 3) == b"abc"
+    with pytest.raises(TraceFormatError, match="should be 4 bytes, there are 3"):
+        checked_bytes.decompressor("zlib")(zlib.compress(b"abc"), 4)
+
+
+def test_a_piece_of_pages_that_announces_too_much_is_not_expanded(path: Path) -> None:
+    path.write_bytes(ZLIB)
+    with TraceFileClosing(path) as file:
+        place = next(cpu.offset for cpu in file.buffers[0].cpus if cpu.size)
+    changed = bytearray(ZLIB)
+    struct.pack_into("<I", changed, place + 8, tracedat_pages.CHUNK_MAX + 1)
+    path.write_bytes(changed)
+    with open_trace(path) as trace:
+        list(trace)
+        assert f"that become {tracedat_pages.CHUNK_MAX + 1} should follow" in trace.damage[0].message
+
+
+def test_a_table_that_announces_too_much_is_not_expanded(path: Path) -> None:
+    path.write_bytes(ZLIB)
+    with TraceFileClosing(path) as file:
+        place = struct.unpack("<Q", file.option(tracedat_file.OPTION_KALLSYMS) or b"")[0]
+    changed = bytearray(ZLIB)
+    struct.pack_into("<I", changed, place + 16 + 4, checked_bytes.SECTION_MAX + 1)
+    path.write_bytes(changed)
+    with TraceFileClosing(path) as file:
+        assert f"at most {checked_bytes.SECTION_MAX} are read" in file.damage[0].message
+
+
+def test_without_zstandard_the_error_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    path.write_bytes(ZSTD)
+    with pytest.raises(TraceFormatError, match=r"compressed with zstd: install aiotrace\[zstd\]"):
+        open_trace(path)
+
+
+def test_an_unknown_compression_is_named() -> None:
+    with pytest.raises(TraceFormatError, match="'lzo': zstd, zlib and none"):
+        checked_bytes.decompressor("lzo")
+
+
+def test_a_compressed_part_in_a_file_that_says_it_has_none_is_refused() -> None:
+    with pytest.raises(TraceFormatError, match="in a file that says it has none"):
+        checked_bytes.decompressor("none")(zlib.compress(b"abc"), 3)
+
+
+def test_a_function_is_found_by_any_address_in_it() -> None:
+    functions = Functions(b"0000000000000010 t first\n0000000000000040 T second\t[module]\n0000000000000050 t end\n")
+    assert functions.find(0x0F) is None
+    assert functions.find(0x10) == ("first", 0)
+    assert functions.find(0x3F) == ("first", 0x2F)
+    assert functions.find(0x41) == ("second", 1)
+    assert functions.find(0x50) is None
+
+
+@given(st.binary(max_size=300))
+def test_any_kallsyms_can_be_searched(text: bytes) -> None:
+    Functions(text).find(5)
+
+
+def test_escapes_of_printk_formats_are_resolved() -> None:
+    assert unescaped(r"a\nb\\n\"c\x1b\q") == 'a\nb\\n"c\x1b\\q'
+
+
+@given(st.text())
+def test_symbols_come_back_as_they_were_escaped(text: str) -> None:
+    from aiotrace._formats.tracedat import escape
+
+    assert unescaped(escape(text)) == text
