@@ -15,7 +15,6 @@ from ._formats.frames import (
     FrameReader,
     Kind,
     Level,
-    PageEntry,
     encode_frame,
     pack_definitions,
     pack_end,
@@ -32,6 +31,7 @@ from ._formats.frames import (
 from ._formats.journal import JournalReader, Placed
 from ._formats.tracedat import CpuStatistics
 from ._formats.tracedat_stream import LateHeaders
+from ._page.entry import PageEntry
 from ._store.finish import RestoreReport, restore
 from ._store.store import TraceStore
 from ._store.trace_files import remove

@@ -29,10 +29,10 @@ import anyio
 import aiotrace
 from aiotrace._base.clock import take_anchor
 from aiotrace._base.crc32 import crc32
-from aiotrace._formats.frames import PageEntry
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import DEFINITIONS
 from aiotrace._page.encode import encode_record, pack_header
+from aiotrace._page.entry import PageEntry
 from aiotrace._store.trace_files import RESERVED, reserve
 from aiotrace.abc import Definition, Ledger, Page, StreamInfo, WriterLedger
 from aiotrace.formats import StoredPage

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from .._base.errors import ConfigurationError
-from .._recording.statistics import BudgetStatistics, BudgetSwitch
+from .statistics import BudgetStatistics, BudgetSwitch
 
 SHARE_MIN: Final = 0.001
 """Of a program's time. Measuring itself takes some 0.05 %."""

@@ -26,11 +26,11 @@ from .._events.open_recordings import open_selections, reconsider
 from .._events.selection import Selection
 from .._events.tracer_switch import follow_open
 from .._page.definitions import DEFINITIONS
-from .._recording.statistics import BudgetStatistics, BudgetSwitch
 from .._ring.writer import Writers
 from .._threads.loop import block_signals
 from .cost_meter import Meter, Reading
 from .policy import IDLE, Budget, group_of, title
+from .statistics import BudgetStatistics, BudgetSwitch
 
 PERIOD: Final = 0.25
 """Seconds from one reading to the next, at least."""

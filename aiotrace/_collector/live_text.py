@@ -14,9 +14,10 @@ from typing import Final, TextIO
 from weakref import WeakKeyDictionary
 
 from .._base.terminal_text import escape
+from .._decode.event import format_line
 from .._threads.loop import block_signals
+from .._traces.decoder import Decoder
 from ..abc import Page
-from ..decode import Decoder, format_line
 from .state import Stream
 
 __all__ = ["LiveText"]

@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from .._base.errors import TraceFormatError
-from .._formats.journal import Positions
+from .._formats import tracedat as T
+from .._formats.journal import JournalReader, Positions
 from .._page.definitions import Definition
 from .._store.finish import restore
-from .._store.store import TraceStore, stored_positions
+from .._store.store import TraceStore
 from .._store.trace_files import journal_path, remove
 from .._store.unfinished import is_unfinished
+from .._traces.tracedat_file import TraceFile
 from ..abc import Ledger, Page, StreamInfo
 from .folder import Folder, TraceName
 
@@ -305,3 +307,24 @@ def check_after_power_loss(folder: Folder) -> None:
         except TraceFormatError:
             continue
     folder.trust_boot()
+
+
+def stored_positions(path: str) -> tuple[Positions, bool]:
+    """What a complete trace says of its stream: how far it has each writer's, with the files before it, and whether the
+    stream has ended.
+
+    Raises:
+        TraceFormatError: It is no complete trace of ours.
+        OSError: It cannot be read.
+    """
+    file = TraceFile(path)
+    try:
+        content = file.option(T.OPTION_STREAM)
+    finally:
+        file.close()
+    if content is None:
+        raise TraceFormatError("the trace is not of aiotrace", path=path, offset=0)
+    journal = JournalReader()
+    for _ in journal.feed(content, final=True):
+        pass
+    return journal.stored, journal.ledger is not None

@@ -37,6 +37,7 @@ from .._base.crc32 import crc32
 from .._base.errors import TraceFormatError
 from .._page import layout as L
 from .._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
+from .._page.entry import PageEntry
 from ..abc import Ledger, StreamInfo, WriterLedger
 
 MAGIC: Final = b"\xf7aio"
@@ -257,25 +258,6 @@ class FrameReader:
 
 
 # --- bodies -------------------------------------------------------------------------------------
-
-
-class PageEntry(NamedTuple):
-    """A page, without its records."""
-
-    writer: int
-    sequence: int
-    offset: int
-    """Bytes of the page's records that came before, as a prefix of it: 0 for a whole page."""
-    complete: bool
-    """Whether the page ends with this part."""
-    events_count: int
-    lost_before: int
-    """Events missing before this page: -1 some, not said how many."""
-    definitions_needed: int
-    timestamp: int
-    """Nanoseconds."""
-    committed: int
-    """Bytes of records."""
 
 
 class Level(enum.IntEnum):

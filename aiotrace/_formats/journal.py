@@ -25,6 +25,7 @@ from .._base.crc32 import crc32
 from .._base.errors import TraceFormatError
 from .._page import layout as L
 from .._page.definitions import Definition
+from .._page.entry import PageEntry
 from ..abc import Ledger, StreamInfo
 from .frames import (
     HEADER_SIZE,
@@ -34,7 +35,6 @@ from .frames import (
     Frame,
     FrameReader,
     Kind,
-    PageEntry,
     encode_frame,
     pack_definitions,
     pack_end,

@@ -20,8 +20,9 @@ from .._base.backend import c_module
 from .._base.crc32 import crc32
 from .._page import layout as L
 from .._page.encode import pack_header, pack_lost_count
+from .._page.entry import PageEntry
 from . import tracedat as T
-from .frames import HEADER_SIZE, MAGIC, VERSION, Buffer, Kind, PageEntry
+from .frames import HEADER_SIZE, MAGIC, VERSION, Buffer, Kind
 
 __all__ = [
     "BODY_SIZE",

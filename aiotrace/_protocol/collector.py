@@ -38,7 +38,6 @@ from .._formats.frames import (
     PAGE_ENTRY_SIZE,
     Buffer,
     Kind,
-    PageEntry,
     pack_error,
     unpack_definitions,
     unpack_end,
@@ -47,6 +46,7 @@ from .._formats.frames import (
 )
 from .._page import layout as L
 from .._page.definitions import Definition
+from .._page.entry import PageEntry
 from ..abc import Ledger, StreamInfo
 from .framing import Arrived, Block, Inbox, Outbox
 from .messages import (

@@ -17,10 +17,10 @@ import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from .._base.errors import AcknowledgeError
-from .._formats.frames import PageEntry
 from .._page import layout as L
 from .._page.definitions import Definition
 from .._page.encode import pack_header, pack_lost_count
+from .._page.entry import PageEntry
 from .._ring.arena import Arena
 from .._ring.delivery import Delivery, Part
 from .._ring.page_cycle import Pages

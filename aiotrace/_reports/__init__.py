@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from ..decode import Event
+from .._decode.event import Event
 
 
 class Report(Protocol):

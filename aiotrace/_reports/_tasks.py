@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..decode import Event
+from .._decode.event import Event
 
 LIVE_MAX: Final = 100_000
 """Tasks at once, some 40 MB."""

@@ -26,7 +26,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..decode import Event, format_time
+from .._decode.event import Event
+from .._decode.report_lines import format_time
 from ._tasks import EVENTS, LIVE, UNKNOWN, Task, Tasks
 from ._text import block, duration, times
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from .._base.terminal_text import escape
-from ..decode import Event, format_time
+from .._decode.event import Event
+from .._decode.report_lines import format_time
 from ._tasks import EVENTS, Task, Tasks, between
 from ._text import INDENT, duration, times
 

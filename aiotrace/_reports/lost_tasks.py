@@ -18,7 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from ..decode import Event, format_time
+from .._decode.event import Event
+from .._decode.report_lines import format_time
 from ._tasks import EVENTS, LIVE, Task, Tasks
 from ._text import block, duration, times
 

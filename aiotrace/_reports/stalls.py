@@ -26,7 +26,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .._base.terminal_text import escape
-from ..decode import Event, format_time
+from .._decode.event import Event
+from .._decode.report_lines import format_time
 from ._tasks import Tasks, between
 from ._text import INDENT, block, duration, times
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .._base.terminal_text import escape
-from ..decode import Event
+from .._decode.event import Event
 from ._tasks import EVENTS, Task, Tasks, between
 from ._text import INDENT, duration, table, times
 

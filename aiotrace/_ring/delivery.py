@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from .._base.backend import c_module
-from .._formats.frames import PageEntry
 from .._page import layout as L
+from .._page.entry import PageEntry
 from .arena import Arena
 
 OnFull = Literal["wait", "skip"]

@@ -20,10 +20,10 @@ from typing import Any, Final, NamedTuple, cast
 
 from .._base.backend import c_module
 from .._base.crc32 import crc32
-from .._formats.frames import PageEntry
 from .._formats.journal_runs import pack_body, pack_whole
 from .._page import layout as L
 from .._page.encode import pack_header, pack_lost_count
+from .._page.entry import PageEntry
 from .trace_files import Buffer, reserve_for, write_most
 
 __all__ = ["Lane", "LaneEnd", "Outcome", "python_write_whole", "write_whole"]

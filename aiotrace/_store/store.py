@@ -28,13 +28,13 @@ from typing import Final
 from .._base.crc32 import crc32
 from .._base.errors import TraceFormatError
 from .._formats import tracedat as T
-from .._formats.frames import MAGIC, VERSION, Kind, PageEntry
+from .._formats.frames import MAGIC, VERSION, Kind
 from .._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Position, Positions
 from .._formats.journal_runs import BODY_SIZE
 from .._page import layout as L
 from .._page.definitions import Definition
 from .._page.encode import pack_header, pack_lost_count
-from .._traces.tracedat_file import TraceFile
+from .._page.entry import PageEntry
 from ..abc import Ledger, Page, StreamInfo
 from .batch_write import Lane, Outcome, write_whole
 from .finish import RestoreReport, is_intact, make_trace
@@ -613,27 +613,6 @@ def _count_first(files: Sequence[int], whole: dict[int, int]) -> int:
 def _has(stored: Positions, entry: PageEntry) -> bool:
     end = stored.get(entry.writer)
     return end is not None and (entry.sequence, entry.offset + entry.committed) <= end
-
-
-def stored_positions(path: str) -> tuple[Positions, bool]:
-    """What a complete trace says of its stream: how far it has each writer's, with the files before it, and whether the
-    stream has ended.
-
-    Raises:
-        TraceFormatError: It is no complete trace of ours.
-        OSError: It cannot be read.
-    """
-    file = TraceFile(path)
-    try:
-        content = file.option(T.OPTION_STREAM)
-    finally:
-        file.close()
-    if content is None:
-        raise TraceFormatError("the trace is not of aiotrace", path=path, offset=0)
-    journal = JournalReader()
-    for _ in journal.feed(content, final=True):
-        pass
-    return journal.stored, journal.ledger is not None
 
 
 def _read_journal(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[int]]:

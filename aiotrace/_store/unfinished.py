@@ -16,10 +16,11 @@ from typing import Final
 
 from .._base.errors import TraceFormatError
 from .._formats import tracedat as T
-from .._formats.frames import Damage, PageEntry
+from .._formats.frames import Damage
 from .._formats.journal import JournalReader, Placed
 from .._page.definitions import Definition
 from .._page.encode import pack_header, pack_lost_count
+from .._page.entry import PageEntry
 from ..abc import Ledger, Page, StreamInfo
 from .trace_files import READ, journal_path, spool_path
 

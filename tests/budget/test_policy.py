@@ -25,7 +25,7 @@ from aiotrace._budget.policy import (
     group_of,
     parse_percent,
 )
-from aiotrace._recording.statistics import BudgetSwitch
+from aiotrace._budget.statistics import BudgetSwitch
 
 
 @dataclass

@@ -22,9 +22,9 @@ from aiotrace._base.backend import c_module
 from aiotrace._budget import thread as _budgetthread
 from aiotrace._budget.cost_meter import Meter, Reading
 from aiotrace._budget.policy import STRETCH_MAX, Period
+from aiotrace._budget.statistics import BudgetStatistics
 from aiotrace._cli import main
 from aiotrace._events import tracer_switch
-from aiotrace._recording.statistics import BudgetStatistics
 from support import fakes
 from support.laws import check_closed
 from support.programs import environment

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from aiotrace import TraceFormatError
 from aiotrace._formats import frames
-from aiotrace._formats.frames import Damage, Frame, FrameReader, Kind, PageEntry, encode_frame
+from aiotrace._formats.frames import Damage, Frame, FrameReader, Kind, encode_frame
+from aiotrace._page.entry import PageEntry
 from aiotrace.abc import CommandDefinition, EventDefinition, FunctionDefinition, Ledger, SymbolDefinition, WriterLedger
 from support import fakes
 

@@ -77,26 +77,6 @@ SANS_IO = {"_base", "_page", "_ring", "_formats", "_decode", "_protocol"}
 REQUIRED = {"anyio"}
 """What `pip install .` brings; anything else is imported where it is used, not at the top of a module."""
 
-NOT_MOVED = {}
-"""Modules that are still in the old flat folder, and the room that each goes to."""
-
-KNOWN_FAULTS = {
-    ("aiotrace._ring.delivery", "aiotrace._formats.frames"),
-    ("aiotrace._store.store", "aiotrace._traces.tracedat_file"),
-    ("aiotrace._budget.policy", "aiotrace._recording.statistics"),
-    ("aiotrace._budget.thread", "aiotrace._recording.statistics"),
-    ("aiotrace._collector.live_text", "aiotrace.decode"),
-    ("aiotrace._reports", "aiotrace.decode"),
-    ("aiotrace._reports._tasks", "aiotrace.decode"),
-    ("aiotrace._reports.cancellations", "aiotrace.decode"),
-    ("aiotrace._reports.latency", "aiotrace.decode"),
-    ("aiotrace._reports.lost_tasks", "aiotrace.decode"),
-    ("aiotrace._reports.stalls", "aiotrace.decode"),
-    ("aiotrace._reports.tasks", "aiotrace.decode"),
-}
-"""Imports that the old folder allowed; each goes with the room of its source."""
-
-
 KNOWN_HERE = {"aiotrace._page.walk", "aiotrace._page.layout", "aiotrace._recording.service", "aiotrace._formats.frames"}
 KNOWN_HERE |= {"aiotrace.abc", "aiotrace._page"}
 """The modules that the examples below import from."""
@@ -138,10 +118,8 @@ def room_of(module: str) -> str | None:
     top, _, rest = module.partition(".")
     if top != "aiotrace":
         return top if top in ROOMS else None
-    for table in (PLACED, NOT_MOVED):
-        for name, room in table.items():
-            if module == name or module.startswith(name + "."):
-                return room
+    if module in PLACED:
+        return PLACED[module]
     if module in DOORS:
         return "doors"
     room = rest.partition(".")[0]
@@ -195,7 +173,7 @@ def fault_of(found: Import) -> str | None:
 def _fault_between(found: Import, room: str) -> str | None:
     """What is wrong with an import of one of this project's modules."""
     target = room_of(found.target)
-    if found.target == "aiotrace._c" or (found.source, found.target) in KNOWN_FAULTS:
+    if found.target == "aiotrace._c":
         return None
     if target is None:
         return f"{found}, which is in no room"

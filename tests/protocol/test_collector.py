@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._formats.frames import (
-    PAGE_ENTRY_SIZE,
-    Kind,
-    PageEntry,
-    encode_frame,
-    pack_definitions,
-    pack_end,
-    pack_page_entry,
-)
+from aiotrace._formats.frames import PAGE_ENTRY_SIZE, Kind, encode_frame, pack_definitions, pack_end, pack_page_entry
+from aiotrace._page.entry import PageEntry
 from aiotrace._protocol.framing import Outbox
 from aiotrace._protocol.messages import pack_request
 from aiotrace.abc import SymbolDefinition

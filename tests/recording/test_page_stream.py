@@ -12,8 +12,8 @@ import anyio
 import pytest
 
 from aiotrace._base.errors import AcknowledgeError
-from aiotrace._formats.frames import PageEntry
 from aiotrace._page.encode import unpack_header, walk
+from aiotrace._page.entry import PageEntry
 from aiotrace._recording import page_stream
 from aiotrace._recording.page_stream import Stream
 from aiotrace._ring.arena import Arena

@@ -6,7 +6,8 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from aiotrace._recording.statistics import BudgetStatistics, BudgetSwitch, SinkStatistics, Statistics
+from aiotrace._budget.statistics import BudgetStatistics, BudgetSwitch
+from aiotrace._recording.statistics import SinkStatistics, Statistics
 
 SINK = SinkStatistics(
     name="file:trace.dat", state="running", quota=4, on_full="wait", pages_offered=9, pages_acknowledged=8,

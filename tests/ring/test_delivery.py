@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._formats.frames import PageEntry
 from aiotrace._page import layout as L
+from aiotrace._page.entry import PageEntry
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery, OnFull, Part, Position
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from aiotrace._base.backend import c_module
 from aiotrace._base.crc32 import crc32
-from aiotrace._formats.frames import PageEntry
 from aiotrace._formats.journal import PLACED_SIZE, Placed
 from aiotrace._formats.journal_runs import python_pack_placed
 from aiotrace._page import layout as L
+from aiotrace._page.entry import PageEntry
 from aiotrace._store.batch_write import Lane, Outcome, python_write_whole, write_whole
 from aiotrace._store.trace_files import RESERVE_FROM, RESERVED, reserve
 from aiotrace._store.unfinished import StoredPage

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiotrace._base.errors import TraceFormatError
+from aiotrace._collector.stored_stream import stored_positions
 from aiotrace._formats.journal import PLACED_SIZE
 from aiotrace._store.finish import restore
-from aiotrace._store.store import TraceStore, stored_positions
+from aiotrace._store.store import TraceStore
 from aiotrace._store.trace_files import RESERVE_FROM, RESERVED, remove, reserve
 from aiotrace._store.unfinished import UnfinishedTrace, is_unfinished
 from aiotrace.decode import open_trace
@@ -378,7 +379,8 @@ KILLED = """
 import sys, itertools
 from support import fakes
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._store.store import TraceStore, stored_positions
+from aiotrace._collector.stored_stream import stored_positions
+from aiotrace._store.store import TraceStore
 from aiotrace.decode import open_trace
 store = TraceStore(sys.argv[1], fakes.make_info())
 for start in itertools.count(0, 6):

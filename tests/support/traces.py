@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aiotrace._base.clock import Anchor
-from aiotrace._formats.frames import PageEntry
 from aiotrace._page.definitions import CommandDefinition, Definition, EventDefinition, SymbolDefinition
 from aiotrace._page.encode import encode_record
+from aiotrace._page.entry import PageEntry
 from aiotrace._page.event_schema import Schema
 from aiotrace.abc import Ledger, StreamInfo
 from aiotrace.decode import Event

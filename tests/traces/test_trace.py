@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 import aiotrace
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._decode.event import Tables
-from aiotrace._formats.frames import PageEntry
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import CommandDefinition, EventDefinition, FunctionDefinition, SymbolDefinition
 from aiotrace._page.encode import encode_absolute_timestamp, encode_padding, encode_record, walk
+from aiotrace._page.entry import PageEntry
 from aiotrace._page.event_schema import TYPES, Schema
 from aiotrace._page.walk import walk as quick_walk
 from aiotrace.abc import Ledger, WriterLedger

@@ -1,0 +1,80 @@
+"""What a recording with a budget costs, and what the budget switched: part of the recording's `Statistics`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BudgetStatistics", "BudgetSwitch"]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSwitch:
+    """A group of events went off, or on again."""
+
+    seconds: float
+    """Since the recording was opened."""
+    group: str
+    """A glob of its events: "function_graph:*", "task:step"."""
+    is_on: bool
+    cost: float
+    """What all of aiotrace cost in the period before, as a share of the program's own time."""
+    group_cost: float
+    """What the group did, or is expected to."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetStatistics:
+    """What a recording with a budget costs, by its own account. Shares are of the program's own processor time."""
+
+    share: float
+    """What was asked for."""
+    spent: float
+    """Over the whole recording."""
+    spent_last: float
+    """In the last period, of a quarter of a second or more."""
+    busy_ns: int
+    """The program's own time: of the threads that record events, without what aiotrace took of it; at least a tenth of
+    the time that went by."""
+    events_ns: int
+    """What calling events, and the hooks of tracers, took."""
+    sinks_ns: int
+    """What the reader and the sinks took."""
+    measuring_ns: int
+    """What it took to know all this."""
+    seconds: float
+    """Since the recording was opened."""
+    off: tuple[str, ...]
+    """What is off now: "function_graph", "task:step"."""
+    stretch: float
+    """How many times longer than it was asked for the flush interval is now."""
+    switches: tuple[BudgetSwitch, ...]
+    """The last hundred."""
+
+    def __str__(self) -> str:
+        total = max(self.busy_ns, 1)
+        sums = {"events": self.events_ns, "sinks": self.sinks_ns, "measuring": self.measuring_ns}
+        of = ", ".join(f"{name} {_percent(spent / total)}" for name, spent in sums.items())
+        told = (
+            f"{_percent(self.share)} asked, {_percent(self.spent)} spent ({of}), {_percent(self.spent_last)} at the end"
+        )
+        flushed = [f"flushed {self.stretch:g} times more rarely"] if self.stretch > 1 else []
+        return "; ".join([told, *self._stretches(), *flushed])
+
+    def _stretches(self) -> list[str]:
+        """Each group that was off, and since when or how long."""
+        texts = []
+        for group in dict.fromkeys(switch.group for switch in self.switches):
+            switches = [switch for switch in self.switches if switch.group == group]
+            name = group.removesuffix(":*")
+            if len(switches) == 1 and not switches[0].is_on:
+                texts.append(f"{name} off from {switches[0].seconds:.1f} s")
+                continue
+            ends = [switch.seconds for switch in switches[1:]] + [self.seconds]
+            off = sum(end - switch.seconds for switch, end in zip(switches, ends, strict=True) if not switch.is_on)
+            times = sum(not switch.is_on for switch in switches)
+            texts.append(f"{name} off {times} times, {off:.1f} of {self.seconds:.1f} s")
+        return texts
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %"

@@ -1,0 +1,31 @@
+"""Which kind of file a trace is: a trace.dat, one that is not finished, or an arena."""
+
+from __future__ import annotations
+
+import os
+
+from .._arena.file import is_arena
+from .._store.unfinished import is_unfinished
+from .arena_file import ArenaTrace
+from .trace import Trace
+from .tracedat_file import TraceFile
+from .unfinished_file import UnfinishedFile
+
+__all__ = ["open_trace"]
+
+
+def open_trace(path: str | os.PathLike[str]) -> Trace:
+    """Open a trace: ours or the kernel's (trace.dat, version 6 or 7), complete or not; or an arena.
+
+    Returns:
+        A context manager over the events; see `Trace`.
+
+    Raises:
+        OSError: The file cannot be opened.
+        TraceFormatError: It is not a trace, or its beginning is damaged; says the file, the place and what was
+            expected there.
+    """
+    name = os.fspath(path)
+    if is_arena(name):
+        return Trace(ArenaTrace(name))
+    return Trace(UnfinishedFile(name) if is_unfinished(name) else TraceFile(name))
