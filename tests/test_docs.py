@@ -1,32 +1,32 @@
 """The docs against the code: the reference is complete, and links and named files exist. Needs no Sphinx.
 
-    __all__ of each door     -> reference/api.md has a directive for it
-    options of each command  -> what cli_reference makes of reference/cli.md
-    events and their fields  -> the tables of reference/events.md
-    AIOTRACE_* in the code   -> reference/environment.md
+__all__ of each door     -> reference/api.md has a directive for it
+options of each command  -> what cli_reference makes of reference/cli.md
+events and their fields  -> the tables of reference/events.md
+AIOTRACE_* in the code   -> reference/environment.md
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import pytest
+
+import aiotrace._budget.thread
+import aiotrace._events.internal_events  # noqa: F401  # they define events
+from aiotrace._events.event import defined_events
+from aiotrace._events.tracer_switch import TRACERS
+from support import ROOT
 
 pytestmark = pytest.mark.once
 
 
-def find_root() -> Path:
-    return next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").exists())
-
-
-ROOT = find_root()
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
@@ -46,25 +46,6 @@ def page(name: str) -> str:
     return (REFERENCE / name).read_text(encoding="utf-8")
 
 
-def load(name: str, path: Path) -> ModuleType:
-    """A module from outside of the packages."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def first_of(*names: str) -> ModuleType:
-    """The first of some modules that is there."""
-    for name in names:
-        try:
-            return importlib.import_module(name)
-        except ModuleNotFoundError:
-            continue
-    raise ModuleNotFoundError(str(names))
-
-
 # --- the reference ---------------------------------------------------------------------------------
 
 
@@ -77,33 +58,30 @@ def test_every_public_name_is_in_the_api(door: str) -> None:
     assert written <= names, "the page has names that the door has not"
 
 
-def find_parser() -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = first_of("aiotrace._cli", "aiotrace._commands")._parser()
-    return parser
-
-
-def find_options() -> Iterator[tuple[str, str]]:
-    """The option strings, and names of arguments, of each command."""
-    cli = load("cli_reference", DOCS / "_ext" / "cli_reference.py")
-    parser = find_parser()
-    for command, part in [("", parser), *cli.subcommands(parser)]:
-        for action in cli.visible_actions(part):
-            for option in action.option_strings or [cli.metavar(action)]:
-                yield command, option
+@pytest.fixture(scope="module")
+def cli() -> Any:
+    """docs/_ext/cli_reference.py, which is in no package."""
+    path = DOCS / "_ext" / "cli_reference.py"
+    spec = importlib.util.spec_from_file_location("cli_reference", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize("command", ["", "record", "report", "stat", "list", "restore", "listen", "snapshot"])
-def test_every_option_is_in_the_reference(command: str) -> None:
-    cli = load("cli_reference", DOCS / "_ext" / "cli_reference.py")
-    section = dict(sections(cli.write(find_parser(), page("cli.md"))))["aiotrace " + command if command else ""]
-    options = [option for of, option in find_options() if of == command]
+def test_every_option_is_in_the_reference(cli: Any, command: str) -> None:
+    parser = cli.find_parser()
+    section = dict(sections(cli.write(parser, page("cli.md"))))[f"aiotrace {command}" if command else ""]
+
+    actions = cli.visible_actions({"": parser, **dict(cli.subcommands(parser))}[command])
+    options = [option for action in actions for option in action.option_strings or [cli.metavar(action)]]
     assert options
     assert [option for option in options if f"`{option}" not in section] == []
 
 
-def test_every_command_has_a_section() -> None:
-    cli = load("cli_reference", DOCS / "_ext" / "cli_reference.py")
-    commands = ["", *[name for name, _ in cli.subcommands(find_parser())]]
+def test_every_command_has_a_section(cli: Any) -> None:
+    commands = ["", *[name for name, _ in cli.subcommands(cli.find_parser())]]
     assert sorted(cli.MARK.findall(page("cli.md"))) == sorted(commands)
 
 
@@ -116,19 +94,12 @@ def sections(text: str) -> Iterator[tuple[str, str]]:
         yield heading, body
 
 
-def defined_events() -> dict[str, dict[str, str]]:
+def own_events() -> dict[str, dict[str, str]]:
     """Events that aiotrace itself defines, with their fields and types: those of tracers, and the internal ones."""
-    switch = first_of("aiotrace._events.tracer_switch", "aiotrace._tracing")
-    for target in switch.TRACERS.values():
-        pkgutil.resolve_name(target)
-    for internal in (
-        ("aiotrace._events.internal_events", "aiotrace._own"),
-        ("aiotrace._budget.thread", "aiotrace._budgetthread"),
-    ):
-        first_of(*internal)
-    systems = {*switch.TRACERS, "aiotrace", "span"}
-    events = first_of("aiotrace._events.event", "aiotrace._event").defined_events()
-    return {name: dict(event.fields) for name, event in events.items() if name.partition(":")[0] in systems}
+    for tracer in TRACERS.values():
+        pkgutil.resolve_name(tracer)
+    systems = {*TRACERS, "aiotrace", "span"}
+    return {name: dict(event.fields) for name, event in defined_events().items() if name.partition(":")[0] in systems}
 
 
 def documented_events() -> dict[str, dict[str, str]]:
@@ -137,7 +108,7 @@ def documented_events() -> dict[str, dict[str, str]]:
 
 
 def test_every_event_is_in_the_reference_with_its_fields() -> None:
-    known, written = defined_events(), documented_events()
+    known, written = own_events(), documented_events()
     audited = {name for name in known if name.startswith("audit:") and name != "audit:other"}
     assert {name: fields for name, fields in known.items() if name not in audited and written.get(name) != fields} == {}
     assert set(written) - set(known) == {"aiotrace:lost"}, "what only readers make, and nothing else"
@@ -211,7 +182,7 @@ def test_no_page_names_a_file_that_is_not_there(path: Path) -> None:
 
 
 def test_no_page_names_an_event_that_is_not_there() -> None:
-    known = {*defined_events(), *documented_events()}
+    known = {*own_events(), *documented_events()}
     systems = {name.partition(":")[0] for name in known} - {"audit"}
     for path in PAGES:
         named = set(re.findall(r"`(\w+:\w+)`", path.read_text(encoding="utf-8")))

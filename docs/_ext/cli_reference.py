@@ -1,13 +1,14 @@
 """The reference of the command line, made from the argparse parsers when the site is built.
 
-A page holds `<!-- command: record -->`, or `<!-- command: -->` for `aiotrace` itself; in place of it stand the command's
-usage, description, arguments and options as Markdown. `write` needs no Sphinx, so that tests can compare it with the
-parsers.
+A page holds `<!-- command: record -->`, or `<!-- command: -->` for `aiotrace` itself; it is replaced by the
+command's usage, description, arguments and options. `write` needs no Sphinx, so that tests can compare its result with
+the parsers.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import re
 from collections.abc import Iterator
 from typing import Any, Final
@@ -80,20 +81,20 @@ def cell(text: str) -> str:
     return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
 
 
+def find_parser() -> argparse.ArgumentParser:
+    """aiotrace's own: where its command line is, `python -m aiotrace` knows."""
+    from aiotrace.__main__ import main
+
+    parser: argparse.ArgumentParser = importlib.import_module(main.__module__)._parser()
+    return parser
+
+
 def setup(app: Any) -> dict[str, Any]:
     """Called by Sphinx."""
-    import importlib
 
     def fill(app: Any, page: str, source: list[str]) -> None:
         if MARK.search(source[0]):
-            source[0] = write(make_parser(), source[0])
-
-    def make_parser() -> argparse.ArgumentParser:
-        for module in ("aiotrace._cli", "aiotrace._commands"):
-            if importlib.util.find_spec(module):
-                parser: argparse.ArgumentParser = importlib.import_module(module)._parser()
-                return parser
-        raise ModuleNotFoundError("the command line is in no known module")
+            source[0] = write(find_parser(), source[0])
 
     app.connect("source-read", fill)
     return {"parallel_read_safe": True}
