@@ -8,6 +8,7 @@ AIOTRACE_* in the code   -> reference/environment.md
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.util
 import pkgutil
@@ -74,7 +75,9 @@ def test_every_option_is_in_the_reference(cli: Any, command: str) -> None:
     parser = cli.find_parser()
     section = dict(sections(cli.write(parser, page("cli.md"))))[f"aiotrace {command}" if command else ""]
 
-    actions = cli.visible_actions({"": parser, **dict(cli.subcommands(parser))}[command])
+    part = {"": parser, **dict(cli.subcommands(parser))}[command]
+    own = (argparse._HelpAction, argparse._SubParsersAction)
+    actions = [action for action in part._actions if not isinstance(action, own) and action.help != argparse.SUPPRESS]
     options = [option for action in actions for option in action.option_strings or [cli.metavar(action)]]
     assert options
     assert [option for option in options if f"`{option}" not in section] == []
