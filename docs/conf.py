@@ -13,6 +13,8 @@ sys.path[:0] = [str(HERE / "_ext"), str(HERE.parent), str(HERE.parent / "sinks")
 
 import aiotrace  # noqa: E402
 
+aiotrace.Event.__name__ = aiotrace.Event.__qualname__ = "Event"  # its public name: or it would be shown as an alias
+
 project = "aiotrace"
 author = "the aiotrace developers"
 release = version = aiotrace.__version__

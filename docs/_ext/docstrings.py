@@ -20,8 +20,8 @@ def convert(what: str, lines: list[str]) -> list[str]:
     paragraphs = re.split(r"\n(?=\n)", "\n".join(lines))
     lines = "\n".join(map(_indent_example, paragraphs)).split("\n")
 
-    # 3. Napoleon takes "Bytes: ..." of an attribute for its type, unless an empty line comes first.
-    return ["", *lines] if what in ("attribute", "data", "property") else lines
+    # 3. Napoleon takes "Bytes: ..." of an attribute for its type. It looks at the first line only: an empty comment.
+    return ["..", "", *lines] if what in ("attribute", "data", "property") else lines
 
 
 def _indent_example(paragraph: str) -> str:
