@@ -130,6 +130,13 @@ def test_every_environment_variable_is_in_the_reference() -> None:
     assert found == written
 
 
+def test_every_room_is_in_the_architecture() -> None:
+    text = (DOCS / "internals" / "architecture.md").read_text(encoding="utf-8").partition("## Rooms and floors")[2]
+    written = re.findall(r"^\| \d+ \| `(\w+)` \|", text, re.MULTILINE)
+    rooms = [path.parent.name for path in (ROOT / "aiotrace").glob("_*/__init__.py")]
+    assert sorted(written) == sorted([*rooms, "doors", "aiotrace_sinks", "examples", "benchmarks", "tests"])
+
+
 # --- links and names -------------------------------------------------------------------------------
 
 
