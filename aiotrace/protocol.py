@@ -1,6 +1,6 @@
 """The stream protocol, for producers and collectors of one's own: both sides, without a socket.
 
-`Producer` keeps pages until a collector has them; `Collector` takes them and says how safe they are. docs/protocol.md
+`Producer` keeps pages until a collector has them; `Collector` takes them and says how safe they are. docs/reference/protocol.md
 has every byte, for other languages.
 """
 

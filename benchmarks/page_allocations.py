@@ -43,7 +43,7 @@ SPARE_PAGES = 2
 """Pages of the pool beyond those in flight: one that the writer fills, one that is full and waits in the ring."""
 KERNEL = {1: "0.001", 16: "0.94", 64: "1.0 (at 256)"}
 """Allocations a page by Linux 6.18's own tracing reader when it splices so many pages at a time (its cache has
-one slot). The numbers of docs/architecture.md; 64 was not measured."""
+one slot). The numbers of docs/internals/architecture.md; 64 was not measured."""
 
 filled = aiotrace.event("benchmark:page", body="bytes")
 BODY = bytes(PAGE_SIZE * 3 // 4)

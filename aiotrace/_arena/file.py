@@ -1,6 +1,6 @@
 """The file that an arena lies in, as its owner has it: made, locked, filled, and removed at the end. Blocking.
 
-    PATH, 0600, new --flock, allocate, map--> header | descriptors | definitions | pages      (docs/arena.md: each byte)
+    PATH, 0600, new --flock, allocate, map--> header | descriptors | definitions | pages  (docs/reference/arena.md)
 
 What a reader needs stands in it at any moment: a page is in the file because it is in the arena, and a definition is
 there before anybody can use it. So after a kill, whatever killed the program, `aiotrace restore PATH` has it all.

@@ -6,7 +6,7 @@
     ├── TraceFormatError     (ValueError)    bytes that are read are not what their format says
     └── AcknowledgeError     (RuntimeError)  a sink acknowledged a page that it does not hold
 
-None of these is ever raised into a traced program by an event call: see law 6 in docs/architecture.md.
+None of these is ever raised into a traced program by an event call: see law 6 in docs/internals/architecture.md.
 """
 
 from __future__ import annotations

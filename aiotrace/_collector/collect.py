@@ -4,7 +4,7 @@
         print(collector.addresses, collector.statistics())
         await anyio.sleep_forever()
 
-What it promises is in docs/collector.md.
+What it promises is in docs/guide/collector.md.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ TRANSITIONS: Final = frozenset(
 )
 
 # --- arena --------------------------------------------------------------------------------------
-# What stands in the first 4 KiB of an arena's file: docs/arena.md has it as a table. Anonymous arenas leave them empty.
+# The first 4 KiB of an arena's file: docs/reference/arena.md has the table. Anonymous arenas leave them empty.
 
 ARENA_MAGIC: Final = b"aioarena"
 ARENA_VERSION: Final = 1

@@ -1,4 +1,4 @@
-"""The stream protocol: what a producer and a collector say to each other. Sans-IO; docs/protocol.md has every byte.
+"""The stream protocol: what a producer and a collector say to each other. Sans-IO; docs/reference/protocol.md.
 
     producer                          collector
     HELLO      stream, what it asks -->

@@ -503,8 +503,8 @@ def record(
         thread: Whether the reader and the sinks run in a thread of their own, so that they go on while the program's
             loop is blocked.
         budget: The share of the program's own processor time that all this may cost, at least 0.001: 0.01 is 1 %. What
-            costs more is switched off, group by group, and on again when there is room (docs/budget.md), by a thread
-            that measures. None: there is no such thread.
+            costs more is switched off, group by group, and on again when there is room (docs/guide/budget.md) by a
+            thread that measures. None: there is no such thread.
 
     Raises:
         ConfigurationError: A value that cannot work; the message says what would.

@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md: the collector under faults, at large counts.
+"""The table of docs/measurements/reliability.md: the collector under faults, at large counts.
 
     ./dev faults                 all of it, some 20 minutes; as root, or R8 and the cable of R11 are NOT RUN
     ./dev faults R5 R10          these

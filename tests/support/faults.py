@@ -7,7 +7,7 @@
 
 A producer numbers its events, so a page is known by them. The oracle knows of each what the producer was told is safe,
 and what it counted as lost; `check` compares that with what stands in the folder. `tests/test_faults.py` has
-the small counts, `tests/long/collector_faults.py` those of docs/reliability.md.
+the small counts, `tests/long/collector_faults.py` those of docs/measurements/reliability.md.
 """
 
 from __future__ import annotations
