@@ -1,7 +1,7 @@
 """The stream protocol, for producers and collectors of one's own: both sides, without a socket.
 
-`Producer` keeps pages until a collector has them; `Collector` takes them and says how safe they are. docs/reference/protocol.md
-has every byte, for other languages.
+`Producer` keeps pages until a collector has them; `Collector` takes them and says how safe they
+are. docs/reference/protocol.md has every byte, for other languages.
 """
 
 from __future__ import annotations

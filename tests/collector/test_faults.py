@@ -1,4 +1,4 @@
-"""The collector under faults, at small counts: docs/measurements/reliability.md has the large ones, and how they were made.
+"""The collector under faults, at small counts: docs/measurements/reliability.md has the large ones.
 
 Each test ends with the oracle: what a producer was told is safe is there, once, and what is not there is counted.
 """
