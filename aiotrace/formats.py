@@ -28,14 +28,16 @@ from ._formats.frames import (
     unpack_hello,
     unpack_page,
 )
-from ._formats.journal import JournalReader, Placed
+from ._formats.journal import JournalReader
+from ._formats.journal import PagePlacement as Placed
 from ._formats.tracedat import CpuStatistics
 from ._formats.tracedat_stream import LateHeaders
-from ._page.entry import PageEntry
+from ._page.entry import PageCopy as StoredPage
+from ._page.entry import PageEntry, page_entry
 from ._store.finish import RestoreReport, restore
 from ._store.store import TraceStore
 from ._store.trace_files import remove
-from ._store.unfinished import StoredPage, UnfinishedTrace, is_unfinished, page_entry
+from ._store.unfinished import UnfinishedTrace, is_unfinished
 
 __all__ = [
     "LENGTH_MAX",

@@ -21,9 +21,10 @@ from .._formats.frames import Damage
 from .._formats.journal import JournalReader
 from .._page import layout as L
 from .._page.definitions import Definition
+from .._page.entry import PageCopy
 from ..abc import StreamInfo
 from .file import HEADER_SIZE, READ, Header, is_owned, unpack_header
-from .scan import BadPage, Copy, Looker, Planned, with_definitions
+from .scan import ArenaScan, DamagedPage, PageCandidate, with_definitions
 
 _DESCRIPTOR: Final = struct.Struct(f"={L.DESCRIPTOR_WORDS}Q")
 _STATE: Final = struct.Struct("=QQ")
@@ -107,17 +108,17 @@ class ArenaReader:
             raise OSError(errno.EIO, f"{size} bytes should be at {offset}, {len(data)} are: it was cut", self.path)
         return data
 
-    def look(self) -> Iterator[Copy | BadPage]:
+    def scan(self) -> Iterator[PageCopy | DamagedPage]:
         """What is on its pages as of now; all definitions that these need are read before this returns."""
-        looker = Looker(self, self.header.writers)
-        plan = looker.plan()
+        scan = ArenaScan(self, self.header.writers)
+        plan = scan.plan()
         self.read_definitions()
-        return self._copies(looker, plan)
+        return self._copies(scan, plan)
 
-    def _copies(self, looker: Looker, plan: list[Planned | BadPage]) -> Iterator[Copy | BadPage]:
+    def _copies(self, scan: ArenaScan, plan: list[PageCandidate | DamagedPage]) -> Iterator[PageCopy | DamagedPage]:
         for each in plan:
-            found = each if isinstance(each, BadPage) else looker.copy(each)
-            if isinstance(found, Copy):
+            found = each if isinstance(each, DamagedPage) else scan.copy(each)
+            if isinstance(found, PageCopy):
                 yield with_definitions(found, len(self.definitions))
             elif found is not None:
                 yield found

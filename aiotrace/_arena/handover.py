@@ -43,7 +43,7 @@ from .._ring.page_cycle import Pages
 from .._ring.pool import Pool
 from .._ring.ring import Ring
 from .foreign_arena import TakenArena
-from .scan import BadPage
+from .scan import DamagedPage
 
 _IDENTITY: Final = struct.Struct("=QQQ")
 _RECORD_MIN: Final = 4 + L.RECORD_COMMON_SIZE
@@ -181,7 +181,7 @@ class TakenRing(Ring):
         """For each writer how many events are missing before and between its pages that were taken."""
         self.saved: dict[int, int] = {}
         """For each writer how many events were copied off pages that were overrun later."""
-        self.bad: list[BadPage] = []
+        self.bad: list[DamagedPage] = []
         """Pages that cannot be what a writer made."""
 
     def __len__(self) -> int:
@@ -310,7 +310,7 @@ class TakenRing(Ring):
     def _refuse(self, page: int, state: int, reason: str) -> list[int]:
         """Returns what there is to offer all the same: what was copied of it before."""
         words = self._theirs.get_all(page)
-        self.bad.append(BadPage(page, words[L.WRITER], words[L.SEQUENCE], reason))
+        self.bad.append(DamagedPage(page, words[L.WRITER], words[L.SEQUENCE], reason))
         self._theirs.empty(page)
         self._theirs.move(page, state, L.FREE)
         copied = [each for each in self._filling.values() if each.theirs == page]
@@ -408,7 +408,7 @@ class TakenRing(Ring):
                 self.full += self._refuse(page, L.FULL, "the crc32 of its numbers is wrong")
             elif state >= len(L.STATE_NAMES):
                 words = self._theirs.get_all(page)
-                self.bad.append(BadPage(page, words[L.WRITER], words[L.SEQUENCE], f"its state is {state}"))
+                self.bad.append(DamagedPage(page, words[L.WRITER], words[L.SEQUENCE], f"its state is {state}"))
 
         for stand_in in list(self._filling.values()):
             found = self._identify(stand_in.theirs)

@@ -18,10 +18,11 @@ from typing import Final
 
 from .._base.errors import TraceFormatError
 from .._formats.frames import Damage
+from .._page.entry import PageCopy
 from .._store.store import TraceStore
 from .._store.trace_files import remove
 from .file_reader import ArenaReader
-from .scan import BadPage, Copy
+from .scan import DamagedPage
 
 BATCH_BYTES: Final = 1 << 20
 """Pages that are copied, and then written at once."""
@@ -37,7 +38,7 @@ class RescueReport:
     """On these pages."""
     lost: int = 0
     """Events that are missing between them: refused or overwritten while the program ran, or on damaged pages."""
-    damaged: list[BadPage] = field(default_factory=list)
+    damaged: list[DamagedPage] = field(default_factory=list)
     """Pages that cannot be what a writer made."""
     definitions_damage: list[Damage] = field(default_factory=list)
     definitions_refused: int = 0
@@ -79,7 +80,7 @@ def save(
         OSError: A file cannot be read or written.
     """
     report = RescueReport()
-    found = reader.look()
+    found = reader.scan()
     store = TraceStore(output, reader.info, fsync=fsync)
     try:
         _write(store, reader, report, found, progress)
@@ -100,10 +101,10 @@ def _write(
     store: TraceStore,
     reader: ArenaReader,
     report: RescueReport,
-    found: Iterable[Copy | BadPage],
+    found: Iterable[PageCopy | DamagedPage],
     progress: Callable[[int], None] | None,
 ) -> None:
-    batch: list[Copy] = []
+    batch: list[PageCopy] = []
     size = 0
 
     def flush() -> None:
@@ -115,7 +116,7 @@ def _write(
         size = 0
 
     for each in found:
-        if isinstance(each, BadPage):
+        if isinstance(each, DamagedPage):
             report.damaged.append(each)
             continue
         report.pages += 1

@@ -17,14 +17,14 @@ Whose memory it is, this process's or a file's, is `Memory`'s to know.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
 from .._base.crc32 import crc32
 from .._base.errors import TraceFormatError
 from .._page import layout as L
-from .._page.encode import pack_header, pack_lost_count
+from .._page.entry import PageCopy, PageEntry
 from .._page.walk import new_totals, tally, walk
 
 _HEADER: Final = struct.Struct(L.BYTE_ORDER + "QQ")
@@ -46,7 +46,7 @@ class Memory(Protocol):
     def read(self, page: int, offset: int, size: int) -> bytes: ...
 
 
-class Raw(NamedTuple):
+class RawPage(NamedTuple):
     """A page as it was found."""
 
     timestamp: int
@@ -56,7 +56,7 @@ class Raw(NamedTuple):
     definitions: int
 
 
-class Planned(NamedTuple):
+class PageCandidate(NamedTuple):
     """A page that was there when the look began."""
 
     page: int
@@ -65,7 +65,7 @@ class Planned(NamedTuple):
     first_event: int
     timestamp: int
     """Nanoseconds: when it was begun."""
-    raw: Raw | None = None
+    raw: RawPage | None = None
     """What was on it then, if its writer was filling it."""
 
     @property
@@ -77,30 +77,7 @@ class Planned(NamedTuple):
         return self.writer, self.sequence, self.first_event
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """A copy of a page, or of what came on it since the last look; has all that an `aiotrace.abc.Page` has."""
-
-    writer: int
-    sequence: int
-    offset: int
-    """Bytes of the page's records that an earlier look had."""
-    complete: bool
-    timestamp: int
-    """Nanoseconds: the base of the first delta in `data`."""
-    data: memoryview
-    events_count: int
-    lost_before: int
-    definitions_needed: int
-
-    def header(self) -> bytes:
-        return pack_header(self.timestamp, len(self.data), self.lost_before)
-
-    def lost_count(self) -> bytes:
-        return pack_lost_count(self.lost_before)
-
-
-class BadPage(NamedTuple):
+class DamagedPage(NamedTuple):
     """A page that cannot be what a writer made."""
 
     page: int
@@ -121,7 +98,7 @@ class _Position:
     timestamp: int = 0
 
 
-class Looker:
+class ArenaScan:
     """Looks at one arena, once or again and again: what an earlier look had is not seen twice.
 
     Args:
@@ -136,40 +113,40 @@ class Looker:
         self._totals = new_totals()
         self._trusted = trusted
 
-    def plan(self) -> list[Planned | BadPage]:
+    def plan(self) -> list[PageCandidate | DamagedPage]:
         """The pages that are there now; of each writer in the order of its stream, the oldest first otherwise. What
         is being filled is copied already."""
-        found: dict[tuple[int, int], Planned] = {}
-        bad: list[Planned | BadPage] = []
+        found: dict[tuple[int, int], PageCandidate] = {}
+        bad: list[PageCandidate | DamagedPage] = []
         for page in range(self._memory.pages):
             each = self._find(page)
-            if isinstance(each, Planned) and (other := found.get(each.number)) is not None:
-                each = BadPage(page, *each.number, f"page {other.page} has its number")
-            if isinstance(each, Planned):
+            if isinstance(each, PageCandidate) and (other := found.get(each.number)) is not None:
+                each = DamagedPage(page, *each.number, f"page {other.page} has its number")
+            if isinstance(each, PageCandidate):
                 found[each.number] = each
             elif each is not None:
                 bad.append(each)
         return bad + _in_order(list(found.values()))
 
-    def _find(self, page: int) -> Planned | BadPage | None:
+    def _find(self, page: int) -> PageCandidate | DamagedPage | None:
         """What is on a page; None: nothing."""
         words = self._memory.descriptor(page)
         for _ in range(TRIES):
             timestamp, committed = self._header(page)
             if words[L.STATE] == L.FREE or (words[L.STATE] == L.FILLING and not committed):
                 return None  # its numbers may be half set
-            planned = Planned(page, words[L.WRITER], words[L.SEQUENCE], words[L.FIRST_EVENT], timestamp)
+            candidate = PageCandidate(page, words[L.WRITER], words[L.SEQUENCE], words[L.FIRST_EVENT], timestamp)
             try:
                 self._check(words)
                 if words[L.STATE] != L.FILLING:
-                    return planned
-                raw = self._read(planned)
-                return None if raw is None else planned._replace(raw=raw)
+                    return candidate
+                raw = self._read(candidate)
+                return None if raw is None else candidate._replace(raw=raw)
             except TraceFormatError as error:
                 before, words = words, self._memory.descriptor(page)
                 if words == before:
-                    return BadPage(page, *planned.number, error.message)
-        return BadPage(page, *planned.number, "its numbers changed again and again")
+                    return DamagedPage(page, *candidate.number, error.message)
+        return DamagedPage(page, *candidate.number, "its numbers changed again and again")
 
     def _check(self, words: tuple[int, ...]) -> None:
         """
@@ -185,60 +162,60 @@ class Looker:
         if crc32(_IDENTITY.pack(*words[L.WRITER : L.FIRST_EVENT + 1])) != words[L.CHECK]:
             raise TraceFormatError("the crc32 of its numbers is wrong")
 
-    def has_seen(self, planned: Planned | BadPage) -> bool:
+    def has_seen(self, candidate: PageCandidate | DamagedPage) -> bool:
         """Whether an earlier look had something of this page."""
-        position = self._positions.get(planned.writer)
-        return position is not None and planned.sequence <= position.sequence
+        position = self._positions.get(candidate.writer)
+        return position is not None and candidate.sequence <= position.sequence
 
-    def copy(self, planned: Planned) -> Copy | BadPage | None:
+    def copy(self, candidate: PageCandidate) -> PageCopy | DamagedPage | None:
         """What is on a page that an earlier look had not; None: nothing, or it was taken for other events since."""
-        position = self._positions.get(planned.writer)
-        if position is not None and planned.sequence < position.sequence:
+        position = self._positions.get(candidate.writer)
+        if position is not None and candidate.sequence < position.sequence:
             return None
         try:
-            raw = planned.raw or self._read(planned)
+            raw = candidate.raw or self._read(candidate)
             if raw is None:
                 return None
-            return self._make(planned, raw, position)
+            return self._make(candidate, raw, position)
         except TraceFormatError as error:
-            return BadPage(planned.page, planned.writer, planned.sequence, error.message)
+            return DamagedPage(candidate.page, candidate.writer, candidate.sequence, error.message)
 
-    def _read(self, planned: Planned) -> Raw | None:
+    def _read(self, candidate: PageCandidate) -> RawPage | None:
         """What is committed on the page now; None: nothing, or it is of other events by now."""
-        before = self._memory.descriptor(planned.page)
-        timestamp, committed = self._header(planned.page)
+        before = self._memory.descriptor(candidate.page)
+        timestamp, committed = self._header(candidate.page)
         if not committed:
             return None
         if committed > self._memory.page_size - L.PAGE_HEADER_SIZE:
             raise TraceFormatError(f"commit is {committed}, more than the page has", offset=8)
-        data = self._memory.read(planned.page, L.PAGE_HEADER_SIZE, committed)
-        after = self._memory.descriptor(planned.page)
+        data = self._memory.read(candidate.page, L.PAGE_HEADER_SIZE, committed)
+        after = self._memory.descriptor(candidate.page)
         # A page's numbers change before anything on it does.
-        if (after[L.WRITER], after[L.SEQUENCE], after[L.FIRST_EVENT]) != planned.identity:
+        if (after[L.WRITER], after[L.SEQUENCE], after[L.FIRST_EVENT]) != candidate.identity:
             return None
         sealed = before[L.EVENTS], before[L.COMMITTED], before[L.LAST_TIME]
         is_steady = sealed == (after[L.EVENTS], after[L.COMMITTED], after[L.LAST_TIME])
         is_sealed = before[L.STATE] in (L.FULL, L.IN_FLIGHT) and is_steady and any(sealed)
-        return Raw(timestamp, data, sealed if is_sealed else None, before[L.DEFINITIONS])
+        return RawPage(timestamp, data, sealed if is_sealed else None, before[L.DEFINITIONS])
 
     def _header(self, page: int) -> tuple[int, int]:
         timestamp, commit = _HEADER.unpack(self._memory.read(page, 0, L.PAGE_HEADER_SIZE))
         return timestamp, commit & L.COMMIT_MASK
 
-    def _make(self, planned: Planned, raw: Raw, position: _Position | None) -> Copy | None:
+    def _make(self, candidate: PageCandidate, raw: RawPage, position: _Position | None) -> PageCopy | None:
         """
         Raises:
             TraceFormatError: The page cannot be.
         """
-        goes_on = position is not None and position.sequence == planned.sequence
+        goes_on = position is not None and position.sequence == candidate.sequence
         if position is None:  # the first page of all that was ever filled tells of losses before it; others cannot
-            position = _Position(0 if not planned.sequence else planned.first_event)
-        before = position if goes_on else _Position(planned.first_event, planned.sequence, 0, 0, raw.timestamp)
+            position = _Position(0 if not candidate.sequence else candidate.first_event)
+        before = position if goes_on else _Position(candidate.first_event, candidate.sequence, 0, 0, raw.timestamp)
         if before.offset >= len(raw.data):
             return None
-        lost = 0 if goes_on else planned.first_event - position.next_event
+        lost = 0 if goes_on else candidate.first_event - position.next_event
         if lost < 0:
-            raise TraceFormatError(f"its first event is number {planned.first_event}, not {position.next_event}")
+            raise TraceFormatError(f"its first event is number {candidate.first_event}, not {position.next_event}")
         if self._trusted and raw.sealed is not None:
             total, _, last = raw.sealed
             events = total - before.events
@@ -247,15 +224,17 @@ class Looker:
             total = before.events + events
             if raw.sealed is not None and raw.sealed != (total, len(raw.data), last):
                 raise TraceFormatError(f"it was sealed with {raw.sealed}, it has {(total, len(raw.data), last)}")
-        self._positions[planned.writer] = _Position(
-            planned.first_event + total, planned.sequence, len(raw.data), total, last
+        self._positions[candidate.writer] = _Position(
+            candidate.first_event + total, candidate.sequence, len(raw.data), total, last
         )
-        return Copy(
-            planned.writer, planned.sequence, before.offset, raw.sealed is not None, before.timestamp,
-            memoryview(raw.data)[before.offset :], events, lost, raw.definitions,
+        data = memoryview(raw.data)[before.offset :]
+        entry = PageEntry(
+            candidate.writer, candidate.sequence, before.offset, raw.sealed is not None, events, lost,
+            raw.definitions, before.timestamp, len(data),
         )  # fmt: skip
+        return PageCopy(entry, data)
 
-    def _count(self, raw: Raw, before: _Position) -> tuple[int, int]:
+    def _count(self, raw: RawPage, before: _Position) -> tuple[int, int]:
         """Events from there on, and the time of the last."""
         records = walk(raw.data, before.timestamp, before.offset)
         events, _, _, last = tally(records, self._totals)
@@ -263,15 +242,16 @@ class Looker:
         return events, last & _TIME_MASK if events else before.timestamp
 
 
-def _in_order(found: list[Planned]) -> list[Planned | BadPage]:
+def _in_order(found: list[PageCandidate]) -> list[PageCandidate | DamagedPage]:
     """By time, but the pages of a writer by their numbers: the times of a damaged page say nothing."""
-    streams: dict[int, list[Planned]] = {}
-    for planned in sorted(found, key=attrgetter("number")):
-        streams.setdefault(planned.writer, []).append(planned)
+    streams: dict[int, list[PageCandidate]] = {}
+    for candidate in sorted(found, key=attrgetter("number")):
+        streams.setdefault(candidate.writer, []).append(candidate)
     following = {writer: iter(stream) for writer, stream in streams.items()}
-    return [next(following[planned.writer]) for planned in sorted(found, key=attrgetter("timestamp"))]
+    return [next(following[candidate.writer]) for candidate in sorted(found, key=attrgetter("timestamp"))]
 
 
-def with_definitions(copy: Copy, count: int, *, complete: bool | None = None) -> Copy:
-    """The same, for whoever has so many definitions."""
-    return replace(copy, definitions_needed=count, complete=copy.complete if complete is None else complete)
+def with_definitions(copy: PageCopy, count: int, *, complete: bool | None = None) -> PageCopy:
+    """The same page for a reader that knows `count` definitions."""
+    is_complete = copy.complete if complete is None else complete
+    return PageCopy(copy.entry._replace(definitions_needed=count, complete=is_complete), copy.data)

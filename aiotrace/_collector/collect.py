@@ -22,7 +22,7 @@ from .access import listen, make_access
 from .collector import Collector
 from .folder import Folder
 from .live_text import LiveText
-from .state import Keeper, Rotation
+from .state import CollectorState, Rotation
 from .stored_stream import check_after_power_loss
 
 __all__ = ["collect"]
@@ -92,16 +92,16 @@ async def collect(
             async with worker_thread("aiotrace collector, checking") as worker:
                 await worker.run(check_after_power_loss, place)
         listeners = listen(addresses, access)
-        keeper = Keeper(place, Rotation(max_size, max_age))
+        state = CollectorState(place, Rotation(max_size, max_age))
         show = LiveText(text) if text is not None else None
-        collector = Collector(keeper, access, listeners, commit_interval=commit_interval, show=show)
+        collector = Collector(state, access, listeners, commit_interval=commit_interval, show=show)
         collector.start()
         try:
             yield collector
         finally:
             with anyio.CancelScope(shield=True):
                 await collector.stop()
-            keeper.stop()
+            state.stop()
             if show is not None:
                 show.stop(TEXT_TIMEOUT)
     finally:

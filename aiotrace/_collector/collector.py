@@ -1,6 +1,6 @@
 """The collector: it listens, serves every connection, and ends when it is told to.
 
-    listeners --accept--> Client (one task group each) --> Keeper: streams, threads, memory
+    listeners --accept--> Connection (one task group each) --> CollectorState: streams, threads, memory
                             a bad one ends by itself; the others do not notice
 
 It runs in a task of its own that is in nobody's task group, so that `collect` works wherever an async context manager
@@ -20,8 +20,8 @@ import anyio.abc
 
 from .._threads.loop import Loop, Task
 from .access import Access, Listener, peer_of
-from .connection import Client, Show
-from .state import LOG, Keeper
+from .connection import Connection, Show
+from .state import LOG, CollectorState
 from .transport import TlsTransport, Transport
 
 __all__ = ["CLIENTS_MAX", "Collector", "CollectorStatistics"]
@@ -79,7 +79,7 @@ class Collector:
 
     def __init__(
         self,
-        keeper: Keeper,
+        state: CollectorState,
         access: Access,
         listeners: Sequence[Listener],
         *,
@@ -88,12 +88,12 @@ class Collector:
     ) -> None:
         self.addresses = tuple(listener.address for listener in listeners)
         """Where it listens; with the ports that the system chose."""
-        self._keeper = keeper
+        self._state = state
         self._access = access
         self._listeners = listeners
         self._commit_interval = commit_interval
         self._show = show
-        self._clients: set[Client] = set()
+        self._connections: set[Connection] = set()
         self._ending = False
         self._tasks: anyio.abc.TaskGroup
         self._end = anyio.Event()
@@ -106,9 +106,9 @@ class Collector:
 
     def statistics(self) -> CollectorStatistics:
         """Of this moment; the disk as of the last second."""
-        counts, folder = self._keeper.counts, self._keeper.folder
+        counts, folder = self._state.counts, self._state.folder
         return CollectorStatistics(
-            clients=sum(client.is_greeted for client in self._clients),
+            clients=sum(connection.is_greeted for connection in self._connections),
             connections=counts.connections,
             connections_refused=counts.refused,
             connections_broken=counts.broken,
@@ -120,7 +120,7 @@ class Collector:
             events_lost=counts.lost,
             streams_ended=counts.ended,
             failures=counts.failures,
-            stalled=self._keeper.stalled,
+            stalled=self._state.stalled,
             disk_used=folder.used,
             disk_budget=folder.budget,
             traces_deleted=folder.deleted,
@@ -144,7 +144,7 @@ class Collector:
                 self._task.cancel()
         for listener in self._listeners:
             listener.close()
-        self.unfinished = len(self._keeper.folder.unfinished())
+        self.unfinished = len(self._state.folder.unfinished())
 
     async def wait(self) -> None:
         """Until it has ended: told to, or because it failed."""
@@ -155,7 +155,7 @@ class Collector:
         """Raises nothing but a cancellation."""
         try:
             async with anyio.create_task_group() as self._tasks:
-                self._tasks.start_soon(self._keeper.close_traces)
+                self._tasks.start_soon(self._state.close_traces)
                 self._tasks.start_soon(self._look_after)
                 for listener in self._listeners:
                     self._tasks.start_soon(self._accept, listener)
@@ -167,22 +167,22 @@ class Collector:
             LOG.exception("the collector failed")
 
     async def _finish(self) -> None:
-        for client in list(self._clients):
-            client.stop()
+        for connection in list(self._connections):
+            connection.stop()
         with anyio.move_on_after(END_TIMEOUT):
-            if self._clients:
+            if self._connections:
                 self._all_gone = anyio.Event()
                 await self._all_gone.wait()
-            await self._keeper.leave_all()
+            await self._state.leave_all()
 
     async def _look_after(self) -> None:
         """What is due each second."""
         while True:
             try:
-                await self._keeper.run(self._keeper.folder.scan)
+                await self._state.run(self._state.folder.scan)
             except OSError as error:
-                self._keeper.stall(error)
-            await self._keeper.rotate_old()
+                self._state.write_failed(error)
+            await self._state.rotate_old()
             await anyio.sleep(1)
 
     # --- connections ----------------------------------------------------------------------------
@@ -203,7 +203,7 @@ class Collector:
 
     def _take(self, sock: socket.socket, listener: Listener) -> None:
         """Serve a connection, or close it."""
-        counts = self._keeper.counts
+        counts = self._state.counts
         counts.connections += 1
         try:
             peer = peer_of(sock)
@@ -216,8 +216,8 @@ class Collector:
             LOG.warning("a connection was refused: %s", error.strerror or error)
             sock.close()
             return
-        client = Client(
-            self._keeper,
+        connection = Connection(
+            self._state,
             self._access,
             listener,
             transport,
@@ -225,26 +225,26 @@ class Collector:
             commit_interval=self._commit_interval,
             show=self._show,
         )
-        self._clients.add(client)
-        self._tasks.start_soon(self._serve, client)
+        self._connections.add(connection)
+        self._tasks.start_soon(self._serve, connection)
 
     def _refusal(self, peer: str) -> str | None:
         """Why there is no room for one more of this peer's."""
-        if len(self._clients) >= CLIENTS_MAX:
+        if len(self._connections) >= CLIENTS_MAX:
             return f"{CLIENTS_MAX} connections are open"
-        from_peer = [client for client in self._clients if client.peer == peer]
+        from_peer = [connection for connection in self._connections if connection.peer == peer]
         if len(from_peer) >= CLIENTS_PER_PEER_MAX:
             return f"{CLIENTS_PER_PEER_MAX} connections from {peer} are open"
-        if sum(not client.is_greeted for client in from_peer) >= STRANGERS_PER_PEER_MAX:
+        if sum(not connection.is_greeted for connection in from_peer) >= STRANGERS_PER_PEER_MAX:
             return f"{STRANGERS_PER_PEER_MAX} connections from {peer} have not said who they are"
         return None
 
-    async def _serve(self, client: Client) -> None:
+    async def _serve(self, connection: Connection) -> None:
         try:
-            await client.run()
+            await connection.run()
         except Exception:  # a fault of ours, with what this client did: the others go on
-            LOG.exception("%s: the connection failed", client.name)
+            LOG.exception("%s: the connection failed", connection.name)
         finally:
-            self._clients.discard(client)
-            if not self._clients:
+            self._connections.discard(connection)
+            if not self._connections:
                 self._all_gone.set()

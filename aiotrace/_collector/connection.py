@@ -1,14 +1,16 @@
-"""One connection of a producer: read, kept, acknowledged, each at its pace.
+"""One connection of a producer: three loops read, store and acknowledge its pages at their own pace.
 
-    socket --read--> protocol --pages--> queue --keep--> files --sync--> acknowledged --speak--> socket
+    socket --_read_until--> protocol --pages--> queue --_store_loop--> files, fsync --> _send_loop --> socket
 
-The reader takes what has come and never waits for the disk: heartbeats go on while it is full, and the credit that the
-producer was granted bounds the queue. The keeper writes what is queued, brings it to the disk for many pages at once,
-and only then acknowledges. The speaker sends, and looks at the clock.
+Reading never waits for the disk: heartbeats arrive even while the disk is full, and the credit that
+was granted to the producer bounds the queue. The store loop writes what is queued, syncs many pages
+with one fsync, and only then acknowledges them. The send loop sends, and ticks the protocol's
+timers.
 
-The laws. **Nothing is acknowledged before it has reached the level that the producer asked for.** **When reading ends,
-for whatever reason, what came is kept first**: a producer that connects again is told of it. **A stream has one
-connection**: a newer one takes it over, once the older has kept what it has.
+**No page is acknowledged before it has reached the level that the producer requested.** **When
+reading ends, for whatever reason, what was received is stored first**: the producer learns of it
+when it reconnects. **A stream has one connection**: a newer one takes the stream over after the
+older has stored what it received.
 """
 
 from __future__ import annotations
@@ -24,39 +26,42 @@ from anyio.lowlevel import checkpoint
 from .._base.errors import TraceFormatError
 from .._base.terminal_text import escape
 from .._formats.frames import Level
+from .._page.entry import PageCopy
 from .._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
 from .._protocol.messages import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
-from .._store.unfinished import StoredPage
 from ..abc import Ledger, Page, StreamInfo
 from .access import Access, Listener
-from .state import LOG, FullError, Keeper, Stream
+from .state import LOG, CollectorState, FullError, Stream
 from .stored_stream import UNSYNCED_MAX
 from .transport import Transport
 
-__all__ = ["Client"]
+__all__ = ["Connection"]
 
 BATCH_BYTES: Final = 1 << 20
-"""Of pages that are written in one hop to the thread: a client has its turn, then the others that share it."""
+"""Bytes of pages that are written in one call in the thread; then the other connections that
+share it have their turn."""
 RETRY_PAUSE: Final = 0.25
 """Seconds before a write that failed is tried again."""
 SYNC_SHARE: Final = 4
-"""A stream syncs when so many times the duration of its last fsync have passed, though not later than is promised."""
-LAST_WORDS: Final = 1.0
-"""Seconds that a peer has to take what it is told at the end."""
+"""A stream syncs when this many times the duration of its last fsync have passed, but at the
+latest after `commit_interval`."""
+FLUSH_TIMEOUT: Final = 1.0
+"""Seconds that a peer has to read the last frames before the connection is closed."""
 LIMITS: Final = Limits(definitions_size=1 << 24)
 HELD_MAX: Final = 8 << 20
-"""Bytes that wait to be written when pages are acknowledged as soon as they are received: from then on later."""
+"""Bytes in the queue up to which pages are acknowledged as soon as they are received; above it,
+when written."""
 
 Show = Callable[[Stream, list[Page]], None]
-"""Called in a stream's thread with pages that are new."""
+"""Called in a stream's thread with pages that were not received before."""
 
 
-class Client:
+class Connection:
     """One connection. `run` does everything."""
 
     def __init__(
         self,
-        keeper: Keeper,
+        state: CollectorState,
         access: Access,
         listener: Listener,
         transport: Transport,
@@ -67,8 +72,8 @@ class Client:
     ) -> None:
         self.peer = peer
         self.is_greeted = False
-        """It has said who it is, and was let in."""
-        self._keeper = keeper
+        """The peer has identified itself and was admitted."""
+        self._state = state
         self._access = access
         self._listener = listener
         self._transport = transport
@@ -77,8 +82,8 @@ class Client:
         self._machine: Collector
         self._reading = anyio.CancelScope()
         self._is_reading = True
-        self._to_keep = anyio.Event()
-        self._to_say = anyio.Event()
+        self._to_store = anyio.Event()
+        self._to_send = anyio.Event()
         self._over = anyio.Event()
         self._greeted: Greeted | None = None
         self._stream: Stream | None = None
@@ -98,30 +103,30 @@ class Client:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The peer, for log messages."""
         if self._greeted is None:
             return self.peer
         info = self._greeted.info
         return f"{escape(info.host)}, pid {info.pid} ({self.peer})"
 
     def stop(self) -> None:
-        """Read no more; keep and acknowledge what has come, and end."""
+        """Stop reading; store and acknowledge what was received, then end."""
         self._is_reading = False
         self._reading.cancel()
 
     async def run(self) -> None:
-        """Serve the connection to its end. Raises nothing but a cancellation."""
+        """Serve the connection until it ends. Raises only a cancellation."""
         try:
             with anyio.fail_after(HANDSHAKE_PATIENCE):
                 await self._transport.start()
             self._machine = Collector(anyio.current_time(), limits=LIMITS)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._speak)
+                tasks.start_soon(self._send_loop)
                 await self._serve()
-                await self._say_last_words()
+                await self._flush_before_close()
                 tasks.cancel_scope.cancel()
         except TimeoutError:
-            self._refused(f"it did not begin TLS within {HANDSHAKE_PATIENCE:g} s")
+            self._refused(f"no TLS handshake within {HANDSHAKE_PATIENCE:g} s")
         except ssl.SSLError as error:
             self._refused(f"TLS: {_reason(error)}")
         except OSError as error:
@@ -136,14 +141,14 @@ class Client:
         if self._greeted is None:
             return
         if self._transport.is_over():
-            return  # it gave up while nobody looked: its next connection must not be taken the stream from
+            return  # the peer already disconnected: do not steal the stream from its next connection
         info = self._greeted.info
         if (reason := self._refusal(self._greeted)) is not None:
             self._refused(reason)
             self._machine.refuse(reason)
             return
         try:
-            credit = self._keeper.grant(info.page_size)
+            credit = self._state.grant(info.page_size)
         except FullError as error:
             self._refused(str(error))
             self._machine.refuse(str(error))
@@ -151,19 +156,19 @@ class Client:
         try:
             await self._serve_stream(info, credit)
         finally:
-            self._keeper.give_back_memory(credit, info.page_size)
+            self._state.give_back_memory(credit, info.page_size)
 
     def _refusal(self, greeted: Greeted) -> str | None:
-        """Why it is not let in."""
+        """The reason to reject the peer, or None."""
         if self._listener.needs_token and not self._access.admits(greeted.request.token):
             return "a token is needed" if greeted.request.token is None else "the token is wrong"
         return None
 
     async def _serve_stream(self, info: StreamInfo, credit: int) -> None:
         try:
-            stream = self._stream = await self._keeper.take(info, self.stop)
+            stream = self._stream = await self._state.take(info, self.stop)
         except (OSError, TraceFormatError) as error:
-            # Somebody restores it, or the disk fails: the producer tries again.
+            # A restore is running, or the disk fails: the producer tries again.
             LOG.warning("%s: its traces cannot be used: %s", self.name, escape(str(error)))
             return
         try:
@@ -171,15 +176,15 @@ class Client:
                 return
             self.is_greeted = True
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._keep, stream)
+                tasks.start_soon(self._store_loop, stream)
                 self._handle(self._machine.received(0, anyio.current_time()))
                 await self._read_until(lambda: False)
                 self._is_reading = False
-                self._to_keep.set()
+                self._to_store.set()
         finally:
             self._drop_queue()
             with anyio.CancelScope(shield=True):
-                await self._keeper.give_back(stream)
+                await self._state.give_back(stream)
 
     async def _accept(self, stream: Stream, credit: int) -> bool:
         assert self._greeted is not None
@@ -195,23 +200,24 @@ class Client:
             await stream.run(stored.recover)
             await stream.run(stored.sync)
         except OSError as error:
-            self._keeper.stall(error)
+            self._state.write_failed(error)
             return False
         check = request.check_bodies or not self._listener.is_local or self._listener.is_tls
         grant = Grant(credit, check_bodies=check, definitions=len(stored.definitions), ended=stored.ended)
         self._machine.accept(grant, stored.reached)
-        self._say()
+        self._wake_sender()
         LOG.info("%s: connected", self.name)
         return True
 
     def _refused(self, reason: str) -> None:
-        self._keeper.counts.refused += 1
+        self._state.counts.refused += 1
         LOG.warning("%s was refused: %s", self.name, escape(reason))
 
     # --- reading --------------------------------------------------------------------------------
 
     async def _read_until(self, done: Callable[[], bool]) -> None:
-        """Until that, or the end of the connection, or `stop`. One read a turn, so that all have theirs."""
+        """Read until `done`, the end of the connection, or `stop`. One read per loop turn, so
+        that connections alternate."""
         with anyio.CancelScope() as self._reading:
             try:
                 while self._is_reading and not done() and not self._machine.is_over:
@@ -243,9 +249,9 @@ class Client:
                     self._greeted = event
                 case Finished(ledger):
                     self._ledger = ledger
-                    self._to_keep.set()
+                    self._to_store.set()
                 case Broken(reason):
-                    self._keeper.counts.broken += 1
+                    self._state.counts.broken += 1
                     LOG.warning("%s: %s", self.name, escape(reason))
                     self._is_reading = False
                 case Refused(reason):
@@ -253,7 +259,7 @@ class Client:
                     self._is_reading = False
 
     def _take(self, page: PageReceived) -> None:
-        counts, entry = self._keeper.counts, page.entry
+        counts, entry = self._state.counts, page.entry
         counts.pages += 1
         counts.bytes += entry.committed
         counts.events += entry.events_count
@@ -263,7 +269,7 @@ class Client:
         if self._level is Level.RECEIVED:
             self._arrived[entry.writer] = page.end
             self._acknowledge_received()
-        self._to_keep.set()
+        self._to_store.set()
 
     def _acknowledge_received(self) -> None:
         if self._arrived and self._queued_bytes <= HELD_MAX:
@@ -272,16 +278,16 @@ class Client:
     def _acknowledge(self, positions: dict[int, Position]) -> None:
         before = self._machine.held_count
         self._machine.acknowledge(positions)
-        self._keeper.counts.acknowledged += before - self._machine.held_count
+        self._state.counts.acknowledged += before - self._machine.held_count
         positions.clear()
-        self._say()
+        self._wake_sender()
 
-    # --- keeping --------------------------------------------------------------------------------
+    # --- storing --------------------------------------------------------------------------------
 
-    async def _keep(self, stream: Stream) -> None:
-        """Until reading has ended and what came is kept, or cannot be."""
+    async def _store_loop(self, stream: Stream) -> None:
+        """Store pages until reading has ended and everything received is stored, or cannot be."""
         while True:
-            self._to_keep = anyio.Event()
+            self._to_store = anyio.Event()
             if self._is_sync_due():
                 if not await self._sync(stream):
                     return
@@ -295,12 +301,12 @@ class Client:
                 return
             else:
                 with anyio.move_on_after(self._time_to_sync()):
-                    await self._to_keep.wait()
+                    await self._to_store.wait()
 
     async def _write(self, stream: Stream) -> bool:
-        """The next pages; false if they cannot be kept and nobody waits for it any more."""
+        """Write the next batch of pages; false if that failed and the connection is over."""
         pages, size = self._next_batch()
-        copies = [StoredPage(page.entry, page.data) for page in pages]
+        copies = [PageCopy(page.entry, page.data) for page in pages]
         fresh = stream.stored.missing(copies) if self._show is not None else []
         before = stream.stored.duplicates
         while True:
@@ -308,11 +314,11 @@ class Client:
                 await stream.run(stream.stored.write, copies)
                 break
             except OSError as error:
-                if not await self._bear(stream, error):
+                if not await self._wait_to_retry(stream, error):
                     return False
-        self._keeper.flow()
-        self._keeper.close_full(stream)
-        self._keeper.counts.duplicates += stream.stored.duplicates - before
+        self._state.write_succeeded()
+        self._state.close_full(stream)
+        self._state.counts.duplicates += stream.stored.duplicates - before
         if self._show is not None:
             await stream.run(self._show, stream, fresh)
         if not self._written:
@@ -340,10 +346,10 @@ class Client:
             size += page.entry.committed
         return pages, size
 
-    async def _bear(self, stream: Stream, error: OSError) -> bool:
-        """A write failed: wait until it may be tried again. False if the connection is over, or its pages must be sent
-        again."""
-        self._keeper.stall(error)
+    async def _wait_to_retry(self, stream: Stream, error: OSError) -> bool:
+        """A write failed: wait before the next attempt. False if the connection is over, or the
+        pages must be sent again."""
+        self._state.write_failed(error)
         if stream.stored.sync_failed:
             await self._recover(stream)
             return False
@@ -355,14 +361,14 @@ class Client:
 
     async def _reading_ended(self) -> None:
         while self._is_reading:
-            self._to_keep = anyio.Event()
-            await self._to_keep.wait()
+            self._to_store = anyio.Event()
+            await self._to_store.wait()
 
     def _is_sync_due(self) -> bool:
         return bool(self._written) and (self._time_to_sync() or 0) <= 0
 
     def _time_to_sync(self) -> float | None:
-        """Seconds; None if there is nothing to be synced."""
+        """Seconds until the next fsync is due; None if there is nothing to sync."""
         if not self._written:
             return None
         if self._unsynced_bytes >= UNSYNCED_MAX // 2:
@@ -373,16 +379,16 @@ class Client:
         return due - anyio.current_time()
 
     def _is_out_of_credit(self) -> bool:
-        """Whether no more can come before something is acknowledged."""
+        """Whether the producer must wait for an acknowledgement before it can send more."""
         return self._machine.held_count >= self._credit
 
     async def _sync(self, stream: Stream) -> bool:
-        """Bring what is written to the disk, and acknowledge it; false if it must be sent again."""
+        """Sync what is written, and acknowledge it; false if it must be sent again."""
         began = anyio.current_time()
         try:
             await stream.run(stream.stored.sync)
         except OSError as error:
-            self._keeper.stall(error)
+            self._state.write_failed(error)
             await self._recover(stream)
             return False
         self._synced_at = anyio.current_time()
@@ -392,13 +398,14 @@ class Client:
         return True
 
     async def _recover(self, stream: Stream) -> None:
-        """What is on the disk is unknown. The producer, which connects again, is told what is known to be."""
+        """After a failed fsync: keep only what is known to be on the disk. The producer learns
+        of it when it reconnects."""
         LOG.warning("%s: an fsync failed: what was not acknowledged must be sent again", self.name)
         self.stop()
         try:
             await stream.run(stream.stored.recover)
         except OSError as error:
-            self._keeper.stall(error)
+            self._state.write_failed(error)
 
     async def _end(self, stream: Stream, ledger: Ledger) -> None:
         while True:
@@ -406,44 +413,44 @@ class Client:
                 await stream.run(stream.stored.end, ledger)
                 break
             except OSError as error:
-                self._keeper.stall(error)
+                self._state.write_failed(error)
                 if not self._is_reading:
                     return
                 try:
                     await stream.run(stream.stored.recover)
                 except OSError as failure:
-                    self._keeper.stall(failure)
+                    self._state.write_failed(failure)
                 await anyio.sleep(RETRY_PAUSE)
-        self._keeper.flow()
-        self._keeper.counts.ended += 1
-        self._keeper.counts.lost += sum(writer.lost_after for writer in ledger.writers)
-        self._keeper.close_full(stream)
+        self._state.write_succeeded()
+        self._state.counts.ended += 1
+        self._state.counts.lost += sum(writer.lost_after for writer in ledger.writers)
+        self._state.close_full(stream)
         LOG.info("%s: ended", self.name)
         self._machine.acknowledge_end()
-        self._say()
+        self._wake_sender()
         self.stop()
 
     def _drop_queue(self) -> None:
         while self._queue:
             self._queue.popleft().release()
 
-    # --- speaking -------------------------------------------------------------------------------
+    # --- sending --------------------------------------------------------------------------------
 
-    def _say(self) -> None:
+    def _wake_sender(self) -> None:
         """There is something to send."""
-        self._to_say.set()
+        self._to_send.set()
 
-    async def _speak(self) -> None:
-        """Send what is to be sent; look at the clock."""
+    async def _send_loop(self) -> None:
+        """Send pending frames, and tick the protocol when its deadline passes."""
         while True:
-            self._to_say = anyio.Event()
+            self._to_send = anyio.Event()
             try:
                 if not self._send():
                     with anyio.move_on_after(self._machine.deadline - anyio.current_time()):
                         await self._transport.wait_writable()
                 else:
                     with anyio.move_on_after(self._machine.deadline - anyio.current_time()):
-                        await self._to_say.wait()
+                        await self._to_send.wait()
                 if anyio.current_time() >= self._machine.deadline:
                     await self._tick()
             except OSError as error:
@@ -452,7 +459,7 @@ class Client:
                 return
 
     def _send(self) -> bool:
-        """Send what is to be sent; false if there is no room at present."""
+        """Send pending frames; false if the socket accepts no more at present."""
         while buffers := self._machine.pending():
             count = self._transport.send_now(buffers)
             if not count:
@@ -461,25 +468,26 @@ class Client:
         return True
 
     async def _tick(self) -> None:
-        """Time has passed. What is there is read before: whoever slept must not call the other silent."""
+        """Tick the protocol's timers. Reads what has arrived first, so that after a pause of
+        this process the peer is not taken for silent."""
         while self._is_reading and self._transport.has_bytes():
             await checkpoint()
         self._handle(self._machine.tick(anyio.current_time()))
         if not self._is_reading:
             self.stop()
 
-    async def _say_last_words(self) -> None:
+    async def _flush_before_close(self) -> None:
         try:
-            with anyio.move_on_after(LAST_WORDS):
+            with anyio.move_on_after(FLUSH_TIMEOUT):
                 while not self._send():
                     await self._transport.wait_writable()
         except OSError as error:
-            LOG.debug("%s: it did not hear the last words: %s", self.name, error)
+            LOG.debug("%s: the last frames were not delivered: %s", self.name, error)
 
 
 def _reason(error: ssl.SSLError) -> str:
     if getattr(error, "reason", None) == "HTTP_REQUEST":
-        return "it speaks HTTP"
+        return "the peer speaks HTTP"
     if error.reason in ("WRONG_VERSION_NUMBER", "UNEXPECTED_MESSAGE", "RECORD_LAYER_FAILURE"):
-        return f"it does not speak TLS ({error.reason})"
+        return f"the peer does not speak TLS ({error.reason})"
     return str(error)

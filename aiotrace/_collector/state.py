@@ -27,7 +27,7 @@ from ..abc import StreamInfo
 from .folder import BudgetError, Folder
 from .stored_stream import Closing, StoredStream, restoring
 
-__all__ = ["LOG", "Counts", "FullError", "Keeper", "Rotation", "Stream"]
+__all__ = ["LOG", "CollectorState", "Counts", "FullError", "Rotation", "Stream"]
 
 LOG: Final = logging.getLogger("aiotrace.collect")
 MEMORY: Final = 512 << 20
@@ -107,7 +107,7 @@ class Stream:
         return await self._worker.run(function, *arguments)
 
 
-class Keeper:
+class CollectorState:
     """See the module's docstring. Of one event loop."""
 
     def __init__(self, folder: Folder, rotation: Rotation) -> None:
@@ -224,7 +224,7 @@ class Keeper:
             try:
                 await stream.run(stream.stored.rotate)
             except OSError as error:
-                self.stall(error)
+                self.write_failed(error)
             self.close_full(stream)
 
     # --- closing --------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class Keeper:
 
     # --- what is told ---------------------------------------------------------------------------
 
-    def stall(self, error: OSError) -> None:
+    def write_failed(self, error: OSError) -> None:
         """Nothing can be written."""
         self.counts.failures += not isinstance(error, BudgetError)
         reason = escape(f"{error.strerror}: {error.filename}" if error.filename else str(error))
@@ -292,7 +292,7 @@ class Keeper:
             LOG.warning("nothing is acknowledged until it can be written: %s", reason)
             self.stalled = reason
 
-    def flow(self) -> None:
+    def write_succeeded(self) -> None:
         """Something was written."""
         if self.stalled:
             LOG.warning("it can be written again")

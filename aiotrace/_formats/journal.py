@@ -4,13 +4,14 @@
                              |
                              +--> writer, sequence, place, events, losses, crc32 of the records
 
-It is made of stream frames (`_frames`) whose page frames have no body: the records are where `Placed` says, in the
-trace itself or in the spool of their writer. The law: **a page is in the trace when its `placed` frame is in the
-journal, whole**; whatever else lies in the files is not there. So a journal cut anywhere is a journal, and a torn
-tail is no damage to what stands before it.
+It is made of stream frames (`_frames`) whose page frames have no body: the records are where
+`PagePlacement` says, in the trace itself or in the spool of their writer. The law: **a page is in
+the trace when its `placed` frame is in the journal, whole**; whatever else lies in the files is not
+there. So a journal cut anywhere is a journal, and a torn tail is no damage to what stands before
+it.
 
-The same holds for each part of a page that comes in parts. They have one place, and the crc32 goes on from part to
-part: each can be checked alone, and the last one's is that of the page.
+The same holds for each part of a page that comes in parts. They have one place, and the crc32 goes
+on from part to part: each can be checked alone, and the last one's is that of the page.
 
 This module knows no file: `_store` writes them, `_growing` and `_closing` read them.
 """
@@ -61,7 +62,7 @@ Positions = dict[int, Position]
 """By writer."""
 
 
-class Placed(NamedTuple):
+class PagePlacement(NamedTuple):
     """A page, or a part of one, and where it is."""
 
     entry: PageEntry
@@ -70,8 +71,8 @@ class Placed(NamedTuple):
     place: int
     """Offset of the page's header in that file, in bytes; always a multiple of the page size."""
     start: int
-    """Bytes of records that stand before these at this place. Other than `entry.offset` if the beginning of the page
-    is in an earlier file."""
+    """Bytes of records that stand before these at this place. Other than `entry.offset` if the
+    beginning of the page is in an earlier file."""
     crc_before: int
     """crc32 of those; 0 if there are none."""
     crc: int
@@ -80,12 +81,12 @@ class Placed(NamedTuple):
     @classmethod
     def of(
         cls, entry: PageEntry, spooled: bool, place: int, data: Buffer, start: int = 0, crc_before: int = 0
-    ) -> Placed:
+    ) -> PagePlacement:
         """With the crc32 of the records."""
         return cls(entry, spooled, place, start, crc_before, crc32(data, crc_before))
 
     @classmethod
-    def of_body(cls, entry: PageEntry, bodies: bytes, number: int) -> Placed:
+    def of_body(cls, entry: PageEntry, bodies: bytes, number: int) -> PagePlacement:
         """From the bodies of frames, one after the other, of which this is the page's."""
         place, spooled, start, crc_before, crc = _PLACE.unpack_from(bodies, number * BODY_SIZE + PAGE_ENTRY_SIZE)
         return cls(entry, bool(spooled), place, start, crc_before, crc)
@@ -113,7 +114,7 @@ class Checkpoint(NamedTuple):
     definitions: int
     in_place: int | None
     """The writer whose pages are in the trace itself."""
-    last: list[Placed]
+    last: list[PagePlacement]
     """The last page of each writer, or part of one."""
     stored: Positions
 
@@ -151,7 +152,7 @@ class JournalWriter:
         self.definitions_count = first + len(new)
         return b"".join(self._frame(Kind.DEFINITIONS, body) for body in pack_definitions(first, new))
 
-    def placed(self, placed: list[Placed]) -> bytes:
+    def placed(self, placed: list[PagePlacement]) -> bytes:
         frames = pack_placed(self._info.stream_id, self._sequence, placed)
         self._sequence += len(placed)
         return frames
@@ -171,7 +172,7 @@ class JournalWriter:
         """So many frames were made elsewhere, numbered from `sequence` on."""
         self._sequence += frames
 
-    def checkpoint(self, pages: int, in_place: int | None, last: Iterable[Placed], stored: Positions) -> bytes:
+    def checkpoint(self, pages: int, in_place: int | None, last: Iterable[PagePlacement], stored: Positions) -> bytes:
         """What the frames before it come to."""
         bodies = [
             pack_page_entry(each.entry)
@@ -201,7 +202,8 @@ class JournalReader:
     def __init__(self, info: StreamInfo | None = None, *, offset: int = 0) -> None:
         """
         Args:
-            info: The stream, and `offset` the place of a checkpoint: the frames before it will not be fed.
+            info: The stream, and `offset` the place of a checkpoint: the frames before it will not
+                be fed.
         """
         self._frames = FrameReader()
         self._frames.offset = offset
@@ -219,13 +221,13 @@ class JournalReader:
         self.ledger: Ledger | None = None
         """None until the stream's end was read."""
         self.stored: Positions = {}
-        """By writer, what `Kind.STORED` says: how far its stream had come in the files before this one; at the end of
-        a trace.dat, how far it has come with it."""
+        """By writer, what `Kind.STORED` says: how far its stream had come in the files before
+        this one; at the end of a trace.dat, how far it has come with it."""
         self.frames_count = 0
         """The number of the next frame."""
         self.damage: list[Damage] = []
 
-    def feed(self, data: Buffer, *, final: bool = False) -> Iterator[Placed]:
+    def feed(self, data: Buffer, *, final: bool = False) -> Iterator[PagePlacement]:
         """The pages that `data` completes, in the order in which they were written.
 
         Args:
@@ -238,8 +240,9 @@ class JournalReader:
             if (placed := self._take(item)) is not None:
                 yield placed
 
-    def feed_runs(self, data: Buffer, expected: Expected, *, final: bool = False) -> Iterator[Placed | Run]:
-        """As `feed`, but pages that are `expected` come many at once. It is looked at again after each that is not."""
+    def feed_runs(self, data: Buffer, expected: Expected, *, final: bool = False) -> Iterator[PagePlacement | Run]:
+        """As `feed`, but pages that are `expected` come many at once. It is looked at again
+        after each that is not."""
         self._frames.feed(data)
         self.fed += len(data)
         frames = self._frames.frames(final=final)
@@ -256,7 +259,7 @@ class JournalReader:
             if (placed := self._take(item)) is not None:
                 yield placed
 
-    def _take(self, item: Frame | Damage) -> Placed | None:
+    def _take(self, item: Frame | Damage) -> PagePlacement | None:
         if isinstance(item, Damage):
             self.damage.append(item)
             return None
@@ -282,7 +285,7 @@ class JournalReader:
         self._frames.forget_incomplete()
         self.fed = self._frames.offset
 
-    def _read(self, frame: Frame) -> Placed | None:
+    def _read(self, frame: Frame) -> PagePlacement | None:
         match frame.kind:
             case Kind.PLACED:
                 return self._unpack_placed(frame.body)
@@ -319,7 +322,7 @@ class JournalReader:
         place = None if in_place == _NO_WRITER else in_place
         return Checkpoint(pages, definitions, place, last, unpack_positions(body[end:]))
 
-    def _unpack_placed(self, body: bytes) -> Placed:
+    def _unpack_placed(self, body: bytes) -> PagePlacement:
         entry = unpack_page_entry(body)
         if len(body) != PAGE_ENTRY_SIZE + _PLACE.size:
             raise TraceFormatError(f"{len(body)} bytes where {PAGE_ENTRY_SIZE + _PLACE.size} say where a page is")
@@ -330,4 +333,4 @@ class JournalReader:
             raise TraceFormatError(f"a page of writer {entry.writer} at {place} cannot be")
         if start + entry.committed > self.info.page_size - L.PAGE_HEADER_SIZE:
             raise TraceFormatError(f"{start} + {entry.committed} bytes of records on a page of {self.info.page_size}")
-        return Placed(entry, bool(spooled), place, start, crc_before, crc)
+        return PagePlacement(entry, bool(spooled), place, start, crc_before, crc)

@@ -77,7 +77,7 @@ def python_pack_placed(stream_id: bytes, sequence: int, placed: list[Any]) -> by
 
     Args:
         sequence: Number of the first frame.
-        placed: `_journal.Placed`, each.
+        placed: `_journal.PagePlacement`, each.
     """
     frames: list[bytes] = []
     for number, each in enumerate(placed, sequence):
@@ -87,7 +87,7 @@ def python_pack_placed(stream_id: bytes, sequence: int, placed: list[Any]) -> by
 
 
 def pack_body(entry: PageEntry, spooled: bool, place: int, start: int, crc_before: int, crc: int) -> bytes:
-    """What a frame says of a page; the arguments are a `_journal.Placed`."""
+    """What a frame says of a page; the arguments are a `_journal.PagePlacement`."""
     writer, page, offset, complete, events, lost, definitions, timestamp, committed = entry
     return _BODY.pack(
         writer, 1 if complete else 0, page, timestamp, lost, offset, events, definitions, committed,

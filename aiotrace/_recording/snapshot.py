@@ -25,11 +25,12 @@ from typing import Final, Self
 import anyio
 from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
-from .._arena.scan import BadPage, Copy, Looker, Planned, with_definitions
+from .._arena.scan import ArenaScan, DamagedPage, PageCandidate, with_definitions
 from .._base.errors import AcknowledgeError
 from .._base.warn import warn
 from .._events.open_recordings import in_service
 from .._page.definitions import Definition
+from .._page.entry import PageCopy
 from .._ring.arena import Arena
 from .._threads.loop import Loop, Task
 from ..abc import Ledger, Page, Sink, StreamInfo, WriterLedger
@@ -72,7 +73,7 @@ class SnapshotStream:
         know: Callable[[], object] = _nothing,
     ) -> None:
         self._arena = arena
-        self._looker = Looker(arena, info.writers, trusted=True)
+        self._scan = ArenaScan(arena, info.writers, trusted=True)
         self._info = info
         self._definitions = definitions
         self._end = end
@@ -82,9 +83,9 @@ class SnapshotStream:
         self._cut = anyio.Event()
         self._events: dict[int, int] = {}
         self.lost = 0
-        self._held: dict[int, Copy] = {}
+        self._held: dict[int, PageCopy] = {}
         self._know = know
-        self._plan: deque[Planned | BadPage] = deque()
+        self._plan: deque[PageCandidate | DamagedPage] = deque()
         self._look()
 
     @property
@@ -141,21 +142,21 @@ class SnapshotStream:
             # What came until the end is seen by one look after it.
             self._over = self._cut.is_set() or time.monotonic() >= self._end
             self._look()
-            new = sum(not self._looker.has_seen(each) for each in self._plan)
+            new = sum(not self._scan.has_seen(each) for each in self._plan)
             self._wait = max(self._wait / 2, LOOK_MIN) if 4 * new > self._arena.pages else min(2 * self._wait, LOOK_MAX)
 
     def _look(self) -> None:
-        self._plan.extend(self._looker.plan())
+        self._plan.extend(self._scan.plan())
         self._know()
 
     def _take(self, pages: int) -> list[Page]:
         batch: list[Page] = []
         while self._plan and len(batch) < pages:
-            planned = self._plan.popleft()
-            if isinstance(planned, BadPage) or (planned.raw is not None and not (self._prefixes or self._over)):
+            candidate = self._plan.popleft()
+            if isinstance(candidate, DamagedPage) or (candidate.raw is not None and not (self._prefixes or self._over)):
                 continue  # of a page that still fills this sink is given all at once
-            copy = self._looker.copy(planned)
-            if isinstance(copy, Copy):
+            copy = self._scan.copy(candidate)
+            if isinstance(copy, PageCopy):
                 copy = with_definitions(copy, len(self._definitions), complete=copy.complete or not self._prefixes)
                 self._events[copy.writer] = self._events.get(copy.writer, 0) + copy.events_count
                 self.lost += copy.lost_before

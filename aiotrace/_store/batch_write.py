@@ -68,7 +68,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Path:
+class _LaneState:
     """A lane on the way."""
 
     lane: Lane
@@ -103,7 +103,7 @@ def python_write_whole(
     Returns:
         None, without effect, if the pages are not as expected.
     """
-    paths = {lane.writer: _Path(lane, lane.first, []) for lane in lanes}
+    paths = {lane.writer: _LaneState(lane, lane.first, []) for lane in lanes}
     bodies: list[bytes] = []
     for number, (entry, records) in enumerate(zip(entries, data, strict=True)):
         body = _add_page(paths, number, entry, records, page_size)
@@ -126,7 +126,9 @@ def python_write_whole(
     return outcome._replace(journal_error=write_most(journal, [frames], journal_end)[1])
 
 
-def _add_page(paths: dict[int, _Path], number: int, entry: PageEntry, records: Buffer, page_size: int) -> bytes | None:
+def _add_page(
+    paths: dict[int, _LaneState], number: int, entry: PageEntry, records: Buffer, page_size: int
+) -> bytes | None:
     """Put a page into its lane; returns the body of its frame. None: it is not as expected."""
     path = paths.get(entry.writer)
     size = L.PAGE_HEADER_SIZE + entry.committed

@@ -10,7 +10,7 @@ left empty, and its events are counted as lost before the page that follows it. 
 before the damaged one stay.
 
 Whole pages that lie side by side are taken together, as `_wholepages.Run`; what restoring checks, and what is not as
-expected, is taken by itself, as a `_Slot`.
+expected, is taken by itself, as a `_PageSlot`.
 
 Both go in steps, so that whoever waits can stop between two.
 """
@@ -26,7 +26,7 @@ from typing import ClassVar, Final
 from .._base.errors import TraceFormatError
 from .._formats import tracedat as T
 from .._formats.frames import Damage
-from .._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Positions
+from .._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, PagePlacement, Positions
 from .._formats.journal_runs import Expected, Run
 from .._page import layout as L
 from .._page.encode import pack_header, pack_lost_count
@@ -46,7 +46,7 @@ class RestoreReport:
     """In the trace.dat, intact, or at least their beginning."""
     events: int = 0
     """On these pages."""
-    damaged: list[Placed] = field(default_factory=list)
+    damaged: list[PagePlacement] = field(default_factory=list)
     """Pages that are not what was written, and what came after them on the same page; their events are counted as lost
     with the page that follows."""
     journal_damage: list[Damage] = field(default_factory=list)
@@ -86,12 +86,12 @@ def restore(path: str, *, progress: Callable[[int], None] | None = None) -> Rest
 
 
 @dataclass(slots=True)
-class _Slot:
+class _PageSlot:
     """A page's place in the trace.dat: what is intact of it."""
 
     pages: ClassVar[int] = 1
 
-    first: Placed | None = None
+    first: PagePlacement | None = None
     """The page, or its first part; None: the journal lost the frame of the page that is here."""
     lost: int = 0
     """As in `PageEntry.lost_before`, with what damage before it has cost."""
@@ -112,10 +112,10 @@ class _Slot:
     def header(self) -> bytes:
         return pack_header(self.timestamp, self.committed, self.lost)
 
-    def goes_on_with(self, part: Placed) -> bool:
+    def is_continued_by(self, part: PagePlacement) -> bool:
         return self.first is not None and part.start > 0 and part.place == self.first.place
 
-    def add(self, part: Placed) -> bool:
+    def add(self, part: PagePlacement) -> bool:
         """Take an intact part; false if one before it is missing, so that it does not follow on what is there."""
         if part.start != self.committed:
             return False
@@ -128,32 +128,32 @@ class _Slot:
 
 
 @dataclass(slots=True)
-class _Column:
+class _WriterPages:
     """The pages of one writer, in order."""
 
     writer: int
     spooled: bool
-    slots: list[_Slot | Run] = field(default_factory=list)
+    slots: list[_PageSlot | Run] = field(default_factory=list)
     pages: int = 0
     """Of all slots."""
     offset: int = 0
     """Of the first page, in the trace.dat."""
     lost_at_end: int = 0
 
-    def goes_on_with(self, part: Placed) -> _Slot | None:
+    def slot_of(self, part: PagePlacement) -> _PageSlot | None:
         """The page of which it is another part."""
         last = self.slots[-1] if self.slots else None
-        return last if isinstance(last, _Slot) and last.goes_on_with(part) else None
+        return last if isinstance(last, _PageSlot) and last.is_continued_by(part) else None
 
-    def append(self, slot: _Slot | Run) -> None:
+    def append(self, slot: _PageSlot | Run) -> None:
         self.slots.append(slot)
         self.pages += slot.pages
 
-    def add(self, part: Placed, intact: bool) -> bool:
+    def add(self, part: PagePlacement, intact: bool) -> bool:
         """Take a page, or a part of one; false if its events are lost."""
-        slot = self.goes_on_with(part)
+        slot = self.slot_of(part)
         if slot is None:
-            self.append(slot := _Slot(part))
+            self.append(slot := _PageSlot(part))
             self.lost_at_end = _add_lost(self.lost_at_end, part.entry.lost_before)
         if not (intact and slot.add(part)):
             self.lost_at_end = _add_lost(self.lost_at_end, part.entry.events_count)
@@ -170,7 +170,7 @@ def _add_lost(first: int, second: int) -> int:
 def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreReport) -> Iterator[int]:
     """Make NAME a trace.dat from what the journal says; yields bytes of work done."""
     journal = JournalReader()
-    columns: dict[int, _Column] = {}
+    columns: dict[int, _WriterPages] = {}
     done = 0
     stored: Positions = {}
     expected: Expected = array("Q")
@@ -193,7 +193,7 @@ def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreR
     info = journal.info
     for ledger in journal.ledger.writers if journal.ledger else ():
         if ledger.lost_after:  # a writer that never got a page stands there too: else nothing tells of its losses
-            columns.setdefault(ledger.writer, _Column(ledger.writer, spooled=True))
+            columns.setdefault(ledger.writer, _WriterPages(ledger.writer, spooled=True))
     order = _arrange(columns, info.page_size)
     in_place = sum(column.pages for column in order if not column.spooled)
     os.ftruncate(files.data, (1 + in_place) * info.page_size)  # nothing stale in holes, or at the end
@@ -202,14 +202,16 @@ def make_trace(files: TraceFiles, *, fsync: bool, verify: bool, report: RestoreR
     _write_tail(files, journal, info, order, fsync)
 
 
-def _read_journal(fd: int, journal: JournalReader, expected: Expected) -> Iterator[Placed | Run]:
+def _read_journal(fd: int, journal: JournalReader, expected: Expected) -> Iterator[PagePlacement | Run]:
     """To the file's end. What is `expected` may change between any two."""
     while chunk := os.pread(fd, _JOURNAL_CHUNK, journal.fed):
         yield from journal.feed_runs(chunk, expected)
     yield from journal.feed_runs(b"", expected, final=True)
 
 
-def _expect_next(expected: Expected, columns: dict[int, _Column], placed: Placed, journal: JournalReader) -> None:
+def _expect_next(
+    expected: Expected, columns: dict[int, _WriterPages], placed: PagePlacement, journal: JournalReader
+) -> None:
     """From now on whole pages of its writer that follow side by side are taken together, unless the next has a loss of
     ours to tell of."""
     assert journal.info is not None
@@ -218,15 +220,15 @@ def _expect_next(expected: Expected, columns: dict[int, _Column], placed: Placed
     column = columns.get(placed.entry.writer)
     if column is not None and column.spooled == placed.spooled:
         last = column.slots[-1]
-        is_there = isinstance(last, _Slot) and last.first is not None and last.first.place == placed.place
+        is_there = isinstance(last, _PageSlot) and last.first is not None and last.first.place == placed.place
         place = placed.place + journal.info.page_size + column.spooled
         expected[column.writer] = place if is_there and not column.lost_at_end else 0
 
 
 def _add_page(
     files: TraceFiles,
-    columns: dict[int, _Column],
-    placed: Placed,
+    columns: dict[int, _WriterPages],
+    placed: PagePlacement,
     verify: bool,
     report: RestoreReport,
     journal: JournalReader,
@@ -236,8 +238,8 @@ def _add_page(
     bytes that were checked."""
     assert journal.info is not None, "a page before hello is damage"
     writer = placed.entry.writer
-    column = columns.get(writer) or _Column(writer, placed.spooled)
-    goes_on = column.goes_on_with(placed) is not None
+    column = columns.get(writer) or _WriterPages(writer, placed.spooled)
+    goes_on = column.slot_of(placed) is not None
     gap = 0 if placed.spooled or goes_on else placed.place // journal.info.page_size - 1 - column.pages
     intact = not verify or is_intact(files, placed)
     if placed.spooled != column.spooled or (gap and not 0 < gap <= _frames_lost(journal)):
@@ -249,7 +251,7 @@ def _add_page(
         return 0
     columns[writer] = column
     for _ in range(gap):
-        column.append(_Slot())
+        column.append(_PageSlot())
     if column.add(placed, intact):
         report.pages += not goes_on
         report.events += placed.entry.events_count
@@ -264,7 +266,7 @@ def _frames_lost(journal: JournalReader) -> int:
     return sum(1 + damage.length // PLACED_SIZE for damage in journal.damage)
 
 
-def is_intact(files: TraceFiles, placed: Placed) -> bool:
+def is_intact(files: TraceFiles, placed: PagePlacement) -> bool:
     """Whether a page, or a part of one, is what was written."""
     fd = files.spool(placed.entry.writer) if placed.spooled else files.data
     try:
@@ -273,7 +275,7 @@ def is_intact(files: TraceFiles, placed: Placed) -> bool:
         return False
 
 
-def _arrange(columns: dict[int, _Column], page_size: int) -> list[_Column]:
+def _arrange(columns: dict[int, _WriterPages], page_size: int) -> list[_WriterPages]:
     """The columns in the order in which they lie in the file: the one that is there already comes first."""
     order = sorted(columns.values(), key=lambda column: (column.spooled, column.writer))
     offset = page_size
@@ -283,7 +285,7 @@ def _arrange(columns: dict[int, _Column], page_size: int) -> list[_Column]:
     return order
 
 
-def _copy(files: TraceFiles, order: list[_Column], page_size: int, verify: bool) -> Iterator[int]:
+def _copy(files: TraceFiles, order: list[_WriterPages], page_size: int, verify: bool) -> Iterator[int]:
     """Bring the pages of the spools to their places. The headers of pages in parts are written now, and after a check
     those of all: no crc32 covers them while a trace grows, and the losses may be more."""
     done = 0
@@ -300,13 +302,13 @@ def _copy(files: TraceFiles, order: list[_Column], page_size: int, verify: bool)
         target = column.offset
         for slot in column.slots:
             time = slot.timestamp or time
-            if isinstance(slot, _Slot):
+            if isinstance(slot, _PageSlot):
                 _write_around(files.data, slot, target, time, verify)
             target += slot.pages * page_size
     yield done
 
 
-def _write_around(fd: int, slot: _Slot, target: int, time: int, verify: bool) -> None:
+def _write_around(fd: int, slot: _PageSlot, target: int, time: int, verify: bool) -> None:
     """What of a page is not its records, if it is not there already."""
     if not slot.parts:
         write_all(fd, [pack_header(time, 0)], target)
@@ -315,7 +317,7 @@ def _write_around(fd: int, slot: _Slot, target: int, time: int, verify: bool) ->
         write_all(fd, [pack_lost_count(slot.lost)], target + L.PAGE_HEADER_SIZE + slot.committed)
 
 
-def _runs(column: _Column, page_size: int, verify: bool) -> Iterator[tuple[int, int, int]]:
+def _runs(column: _WriterPages, page_size: int, verify: bool) -> Iterator[tuple[int, int, int]]:
     """Where it is in the spool, where it goes in the trace, and bytes: pages without a hole between them together."""
     source = target = size = 0
     goal = column.offset
@@ -340,7 +342,9 @@ def _runs(column: _Column, page_size: int, verify: bool) -> Iterator[tuple[int, 
         yield source, target, size
 
 
-def _write_tail(files: TraceFiles, journal: JournalReader, info: StreamInfo, order: list[_Column], fsync: bool) -> None:
+def _write_tail(
+    files: TraceFiles, journal: JournalReader, info: StreamInfo, order: list[_WriterPages], fsync: bool
+) -> None:
     """The sections, and then the commit point."""
     size = info.page_size
     regions = [T.Region(column.writer, column.offset, column.pages * size) for column in order]
@@ -362,7 +366,7 @@ def _write_tail(files: TraceFiles, journal: JournalReader, info: StreamInfo, ord
         os.fdatasync(files.data)
 
 
-def _options(journal: JournalReader, info: StreamInfo, order: list[_Column]) -> Iterator[tuple[int, bytes]]:
+def _options(journal: JournalReader, info: StreamInfo, order: list[_WriterPages]) -> Iterator[tuple[int, bytes]]:
     writer = JournalWriter(info)
     frames = writer.hello() + writer.definitions(journal.definitions, len(journal.definitions))
     frames += writer.stored(journal.stored)
@@ -388,11 +392,11 @@ def _options(journal: JournalReader, info: StreamInfo, order: list[_Column]) -> 
         yield T.OPTION_CPUSTAT, T.cpu_statistics(statistics)
 
 
-def _is_intact(slot: _Slot | Run) -> bool:
+def _is_intact(slot: _PageSlot | Run) -> bool:
     return isinstance(slot, Run) or slot.parts > 0
 
 
-def _rows(column: _Column) -> Iterator[bytes]:
+def _rows(column: _WriterPages) -> Iterator[bytes]:
     # A page that follows tells of the loss: a reader must not count it twice.
     told = max((number for number, slot in enumerate(column.slots) if _is_intact(slot)), default=-1)
     for number, slot in enumerate(column.slots):
@@ -402,7 +406,7 @@ def _rows(column: _Column) -> Iterator[bytes]:
             yield T.pack_page_rows([_row(column, slot, is_told=number < told)])
 
 
-def _row(column: _Column, slot: _Slot, *, is_told: bool) -> T.PageRow:
+def _row(column: _WriterPages, slot: _PageSlot, *, is_told: bool) -> T.PageRow:
     if slot.first is None:
         return T.PageRow(0, column.writer, 0, 0, T.PAGE_DAMAGED)
     entry = slot.first.entry

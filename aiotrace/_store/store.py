@@ -29,17 +29,16 @@ from .._base.crc32 import crc32
 from .._base.errors import TraceFormatError
 from .._formats import tracedat as T
 from .._formats.frames import MAGIC, VERSION, Kind
-from .._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed, Position, Positions
+from .._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, PagePlacement, Position, Positions
 from .._formats.journal_runs import BODY_SIZE
 from .._page import layout as L
 from .._page.definitions import Definition
 from .._page.encode import pack_header, pack_lost_count
-from .._page.entry import PageEntry
+from .._page.entry import PageEntry, page_entry
 from ..abc import Ledger, Page, StreamInfo
 from .batch_write import Lane, Outcome, write_whole
 from .finish import RestoreReport, is_intact, make_trace
 from .trace_files import Buffer, TraceFiles, reserve_for, sync_folder, write_all, write_most
-from .unfinished import page_entry
 
 _JOURNAL_CHUNK: Final = 1 << 20
 CHECKPOINT_PAGES: Final = 4096
@@ -51,7 +50,7 @@ _WRITER: Final = itemgetter(PageEntry._fields.index("writer"))
 _NEEDED: Final = itemgetter(PageEntry._fields.index("definitions_needed"))
 
 
-class _Stretch:
+class _ContiguousWrite:
     """What lies side by side in one file and is written in one call; for each page alone it costs twice as much."""
 
     __slots__ = ("buffers", "end", "ends", "fd", "offset")
@@ -69,15 +68,15 @@ class _Plan:
     """What is to be written of a batch, and what is so when all of it is."""
 
     stored: Positions
-    last: dict[int, Placed]
+    last: dict[int, PagePlacement]
     in_place: int | None
-    placed: list[Placed] = field(default_factory=list)
+    placed: list[PagePlacement] = field(default_factory=list)
     """In the order of the batch."""
     definitions: int = 0
     """How many of them the pages need."""
     fds: list[int] = field(default_factory=list)
     """Of each of these."""
-    stretches: dict[int, list[_Stretch]] = field(default_factory=dict)
+    stretches: dict[int, list[_ContiguousWrite]] = field(default_factory=dict)
     """By file."""
     no_spool: OSError | None = None
     """Why the batch ends before its end."""
@@ -131,11 +130,11 @@ class TraceStore:
         self._hello = JournalWriter(info).hello()
         self._journal_end = 0
         self._torn = False
-        self._last: dict[int, Placed] = {}
+        self._last: dict[int, PagePlacement] = {}
         """The last page of each writer, or part of one, in this file."""
         self._in_place: int | None = None
         self._pages = 0
-        self._foreign = False
+        self._in_forked_child = False
         self._ended = False
         self._dirty = False
         """The journal has what is not synced."""
@@ -177,7 +176,7 @@ class TraceStore:
 
     def _go_on(self, files: TraceFiles, fsync: bool, check: int) -> None:
         journal, pages, ends = (None if check else _read_tail(files)) or _read_journal(files)
-        if check and (end := _believed(files, journal, pages, ends, check)) < journal.end:
+        if check and (end := _trusted_size(files, journal, pages, ends, check)) < journal.end:
             os.ftruncate(files.journal, end)
             journal, pages, _ = _read_journal(files)
         info = journal.info
@@ -235,7 +234,7 @@ class TraceStore:
         ends = {writer: placed.end for writer, placed in self._last.items()}
         for count, page in enumerate(pages):
             entry = page_entry(page)
-            left -= not _goes_on(ends.get(entry.writer), entry)
+            left -= not _continues(ends.get(entry.writer), entry)
             if left < 0:
                 return count
             ends[entry.writer] = entry.sequence, entry.offset + entry.committed
@@ -254,7 +253,7 @@ class TraceStore:
             OSError: Some of the first may be in the trace, the others are not; writing the same pages again goes on
                 with the first that is not. If `sync_failed` is set, they must go into another trace.
         """
-        if self._foreign:
+        if self._in_forked_child:
             return
         assert not self.closing and not self.sync_failed
         self.open()
@@ -270,7 +269,7 @@ class TraceStore:
         Raises:
             OSError: What of it is there is unknown: `sync_failed` is set.
         """
-        if self._foreign or not self._dirty:
+        if self._in_forked_child or not self._dirty:
             return
         self.open()
         self._sync(*(self._files.data if writer is None else self._files.spool(writer) for writer in self._unsynced))
@@ -314,7 +313,7 @@ class TraceStore:
         self.stored = dict(self.stored)  # others may have kept the old one
         for end in outcome.lanes:
             self._pages += end.pages - 1
-            self._take(Placed.of_body(entries[end.last], outcome.bodies, end.last))
+            self._take(PagePlacement.of_body(entries[end.last], outcome.bodies, end.last))
         return None
 
     def _lanes(self, entries: Sequence[PageEntry]) -> tuple[Lane, ...] | None:
@@ -346,7 +345,7 @@ class TraceStore:
             self._append_pages(count, definitions, needed, lambda: self._journal.whole(bodies))
             self.stored = dict(self.stored)
             for number in range(count):
-                self._take(Placed.of_body(entries[number], bodies, number))
+                self._take(PagePlacement.of_body(entries[number], bodies, number))
         return outcome.error
 
     def _write_each(self, pages: Sequence[Page], definitions: Sequence[Definition]) -> OSError | None:
@@ -361,7 +360,7 @@ class TraceStore:
         plan = _Plan(dict(self.stored), dict(self._last), self._in_place)
         files, page_size = self._files, self.info.page_size
         stored, lasts = plan.stored, plan.last
-        stretches: dict[int, _Stretch] = {}
+        stretches: dict[int, _ContiguousWrite] = {}
         for page in pages:  # one loop and few calls: this runs for each page
             entry = page_entry(page)
             writer, sequence, begin, _, _, lost, definitions, timestamp, committed = entry
@@ -378,14 +377,14 @@ class TraceStore:
                 break
             records = page.data
             last = lasts.get(writer)
-            if last is not None and last[0][1] == sequence and _goes_on(last.end, entry):
+            if last is not None and last[0][1] == sequence and _continues(last.end, entry):
                 start = last.start + last.entry.committed
-                placed = Placed(entry, spooled, last.place, start, last.crc, crc32(records, last.crc))
+                placed = PagePlacement(entry, spooled, last.place, start, last.crc, crc32(records, last.crc))
                 offset, size = placed.records_place, committed
                 buffers: tuple[Buffer, ...] = (records,)
             else:
                 offset = last.place + page_size if last is not None else 0 if spooled else page_size
-                placed = Placed(entry, spooled, offset, 0, 0, crc32(records))
+                placed = PagePlacement(entry, spooled, offset, 0, 0, crc32(records))
                 lost_count = pack_lost_count(lost) if lost else b""
                 size = L.PAGE_HEADER_SIZE + committed + len(lost_count)
                 rest = -size % L.BLOCK
@@ -393,7 +392,7 @@ class TraceStore:
                 size += rest
             stretch = stretches.get(fd)
             if stretch is None or stretch.end != offset:
-                stretch = stretches[fd] = _Stretch(fd, offset)
+                stretch = stretches[fd] = _ContiguousWrite(fd, offset)
                 plan.stretches.setdefault(fd, []).append(stretch)
             stretch.buffers += buffers
             stretch.end = offset + size
@@ -460,7 +459,7 @@ class TraceStore:
     def _checkpoint(self) -> bytes:
         return self._journal.checkpoint(self._pages, self._in_place, self._last.values(), self.stored)
 
-    def _take(self, placed: Placed) -> None:
+    def _take(self, placed: PagePlacement) -> None:
         """What its frame in the journal says is so."""
         writer = placed.entry.writer
         self._last[writer] = placed
@@ -470,7 +469,7 @@ class TraceStore:
             self._in_place = writer
         self._note_unsynced(placed)
 
-    def _note_unsynced(self, placed: Placed) -> None:
+    def _note_unsynced(self, placed: PagePlacement) -> None:
         if self._fsync:
             self._unsynced.add(placed.entry.writer if placed.spooled else None)
 
@@ -515,7 +514,7 @@ class TraceStore:
         Raises:
             OSError: The journal cannot be cut.
         """
-        if self._foreign:
+        if self._in_forked_child:
             return
         self.open()
         end, pages, stored = self._synced
@@ -531,7 +530,7 @@ class TraceStore:
         Raises:
             OSError: It is still where it was.
         """
-        if self._foreign:
+        if self._in_forked_child:
             return
         self._files.move(path)
         self.path = path
@@ -546,7 +545,7 @@ class TraceStore:
         Args:
             ledger: None if the stream goes on in another trace.
         """
-        if self._foreign or self._committed or self._ended:
+        if self._in_forked_child or self._committed or self._ended:
             return
         self.open()
         mark = self._journal.mark()
@@ -567,7 +566,7 @@ class TraceStore:
         Raises:
             OSError: The trace is unfinished, but nothing is lost.
         """
-        if self._foreign:
+        if self._in_forked_child:
             return
         self.closing = True
         if not self._committed:
@@ -585,7 +584,7 @@ class TraceStore:
         Raises:
             OSError: They are not there any more, or are others: someone has restored or moved the trace.
         """
-        if not self._foreign and not self._committed and self._files.closed:
+        if not self._in_forked_child and not self._committed and self._files.closed:
             self._files.open_existing()
             hello = os.pread(self._files.journal, len(self._hello), 0)
             if hello != self._hello or os.fstat(self._files.journal).st_size < self._journal_end:
@@ -597,7 +596,7 @@ class TraceStore:
         self._files.close()
 
     def _abandon(self) -> None:
-        self._foreign = True
+        self._in_forked_child = True
         self._files.close()
 
 
@@ -615,10 +614,10 @@ def _has(stored: Positions, entry: PageEntry) -> bool:
     return end is not None and (entry.sequence, entry.offset + entry.committed) <= end
 
 
-def _read_journal(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[int]]:
+def _read_journal(files: TraceFiles) -> tuple[JournalReader, list[PagePlacement], list[int]]:
     """What it says, its pages, and for each of these where its frame ends in the journal."""
     journal = JournalReader()
-    pages: list[Placed] = []
+    pages: list[PagePlacement] = []
     ends: list[int] = []
     while chunk := os.pread(files.journal, _JOURNAL_CHUNK, journal.fed):
         for placed in journal.feed(chunk):
@@ -627,7 +626,7 @@ def _read_journal(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[
     return journal, pages, ends
 
 
-def _read_tail(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[int]] | None:
+def _read_tail(files: TraceFiles) -> tuple[JournalReader, list[PagePlacement], list[int]] | None:
     """The same from the last checkpoint on; None if there is none near the end."""
     size = os.fstat(files.journal).st_size
     start = max(1, size - 2 * _JOURNAL_CHUNK)
@@ -644,8 +643,8 @@ def _read_tail(files: TraceFiles) -> tuple[JournalReader, list[Placed], list[int
     return None
 
 
-def _believed(
-    files: TraceFiles, journal: JournalReader, pages: Sequence[Placed], ends: Sequence[int], check: int
+def _trusted_size(
+    files: TraceFiles, journal: JournalReader, pages: Sequence[PagePlacement], ends: Sequence[int], check: int
 ) -> int:
     """Bytes of the journal that are to be believed, if the last `check` bytes of pages may not be on the disk."""
     first = len(pages)
@@ -657,7 +656,7 @@ def _believed(
     return min([lost, *(damage.offset for damage in journal.damage if damage.offset >= before[first])])
 
 
-def _goes_on(end: Position | None, entry: PageEntry) -> bool:
+def _continues(end: Position | None, entry: PageEntry) -> bool:
     """Whether a part belongs where the page that ends there is. A loss before it would need a header of its own."""
     return (entry.sequence, entry.offset) == end and not entry.lost_before
 

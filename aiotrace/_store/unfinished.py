@@ -1,6 +1,6 @@
 """Reading a trace that is not finished: it grows, or nobody closed it. Blocking file I/O; changes nothing.
 
-    NAME.journal --> `Placed`: writer, sequence, place, crc32 --> the page, from NAME or the spool of its writer
+    NAME.journal --> `PagePlacement`: writer, sequence, place, crc32 --> the page, from NAME or the spool of its writer
 
 The law: **a page that is read is what was written**, by its crc32; whatever the journal does not tell of is not there.
 It may be read while it is written: what is in the journal does not change any more.
@@ -10,82 +10,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 from .._base.errors import TraceFormatError
 from .._formats import tracedat as T
 from .._formats.frames import Damage
-from .._formats.journal import JournalReader, Placed
+from .._formats.journal import JournalReader, PagePlacement
 from .._page.definitions import Definition
-from .._page.encode import pack_header, pack_lost_count
-from .._page.entry import PageEntry
-from ..abc import Ledger, Page, StreamInfo
+from .._page.entry import PageCopy
+from ..abc import Ledger, StreamInfo
 from .trace_files import READ, journal_path, spool_path
 
 _JOURNAL_CHUNK: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class StoredPage:
-    """A copy of a page, or of a part of one, with all that an `aiotrace.abc.Page` has."""
-
-    entry: PageEntry
-    data: memoryview
-
-    @classmethod
-    def copy(cls, page: Page) -> StoredPage:
-        return cls(page_entry(page), memoryview(bytes(page.data)))
-
-    @property
-    def writer(self) -> int:
-        return self.entry.writer
-
-    @property
-    def sequence(self) -> int:
-        return self.entry.sequence
-
-    @property
-    def offset(self) -> int:
-        return self.entry.offset
-
-    @property
-    def complete(self) -> bool:
-        return self.entry.complete
-
-    @property
-    def timestamp(self) -> int:
-        return self.entry.timestamp
-
-    @property
-    def events_count(self) -> int:
-        return self.entry.events_count
-
-    @property
-    def lost_before(self) -> int:
-        return self.entry.lost_before
-
-    @property
-    def definitions_needed(self) -> int:
-        return self.entry.definitions_needed
-
-    def header(self) -> bytes:
-        return pack_header(self.timestamp, self.entry.committed, self.lost_before)
-
-    def lost_count(self) -> bytes:
-        return pack_lost_count(self.lost_before)
-
-
-def page_entry(page: Page) -> PageEntry:
-    """What a frame says of a page."""
-    entry = getattr(page, "entry", None)  # our own pages have it made
-    if type(entry) is PageEntry:
-        return entry
-    return PageEntry(
-        page.writer, page.sequence, page.offset, page.complete, page.events_count,
-        page.lost_before, page.definitions_needed, page.timestamp, len(page.data),
-    )  # fmt: skip
 
 
 def is_unfinished(path: str) -> bool:
@@ -112,7 +49,7 @@ class UnfinishedTrace:
             OSError: A file cannot be read.
         """
         self.path = path
-        self.pages: list[Placed] = []
+        self.pages: list[PagePlacement] = []
         """All that is in the trace, in the order in which it was written; a page in parts is there in parts."""
         self._journal = JournalReader()
         self._fds: dict[str, int] = {}
@@ -126,7 +63,7 @@ class UnfinishedTrace:
             TraceFormatError: The journal has no intact hello (yet).
         """
         if self._journal.info is None:
-            raise TraceFormatError("the journal says of no stream", path=journal_path(self.path), offset=0)
+            raise TraceFormatError("the journal has no stream header", path=journal_path(self.path), offset=0)
         return self._journal.info
 
     @property
@@ -157,7 +94,7 @@ class UnfinishedTrace:
             self.pages += placed
         return len(self.pages) - before
 
-    def read(self, placed: Placed) -> StoredPage:
+    def read(self, placed: PagePlacement) -> PageCopy:
         """A page, or a part of one, whose records are those that were written.
 
         Raises:
@@ -168,7 +105,7 @@ class UnfinishedTrace:
         if not placed.check(data):
             found = f"page {placed.entry.sequence} of writer {placed.entry.writer} is not what was written"
             raise TraceFormatError(found, path=path, offset=placed.place)
-        return StoredPage(placed.entry, memoryview(data))
+        return PageCopy(placed.entry, memoryview(data))
 
     def _open(self, path: str) -> int:
         if path not in self._fds:
@@ -189,7 +126,7 @@ class UnfinishedTrace:
         self.close()
 
 
-def read_journal(fd: int, journal: JournalReader, *, final: bool = False) -> Iterator[list[Placed]]:
+def read_journal(fd: int, journal: JournalReader, *, final: bool = False) -> Iterator[list[PagePlacement]]:
     """Feed what the file has beyond what the reader has got, a chunk at a time."""
     while chunk := os.pread(fd, _JOURNAL_CHUNK, journal.fed):
         yield list(journal.feed(chunk))

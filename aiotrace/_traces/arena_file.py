@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .._arena.file_reader import ArenaReader
-from .._arena.scan import BadPage, Looker, Planned
+from .._arena.scan import ArenaScan, DamagedPage, PageCandidate
 from .._page.definitions import Definition
 from .event_tables import OwnTables
 from .page_sources import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage
@@ -32,9 +32,9 @@ class ArenaTrace(OwnTables):
         self._damage = DamageLog()
         self._reader = ArenaReader(path)
         try:
-            self._writers: dict[int, list[Planned]] = {}
-            for each in Looker(self._reader, self._reader.header.writers).plan():
-                if isinstance(each, BadPage):
+            self._writers: dict[int, list[PageCandidate]] = {}
+            for each in ArenaScan(self._reader, self._reader.header.writers).plan():
+                if isinstance(each, DamagedPage):
                     self._damage.note(self._place(each.page), each.reason)
                 else:
                     self._writers.setdefault(each.writer, []).append(each)
@@ -80,11 +80,11 @@ class ArenaTrace(OwnTables):
 
     def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
         """The pages of one writer, in order."""
-        looker = Looker(self._reader, self._reader.header.writers)
-        for planned in self._writers.get(cpu.cpu, ()):
-            found = looker.copy(planned)
-            place = self._place(planned.page)
-            if isinstance(found, BadPage):
+        scan = ArenaScan(self._reader, self._reader.header.writers)
+        for candidate in self._writers.get(cpu.cpu, ()):
+            found = scan.copy(candidate)
+            place = self._place(candidate.page)
+            if isinstance(found, DamagedPage):
                 yield FoundPage(place, b"", found.reason, 0)  # the next page tells of its events
             elif found is not None:
                 yield FoundPage(place, found.header() + found.data + found.lost_count())

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator
 
 from .._base.errors import TraceFormatError
-from .._formats.journal import Placed
+from .._formats.journal import PagePlacement
 from .._page.definitions import Definition
 from .._store.trace_files import journal_path
 from .._store.unfinished import UnfinishedTrace
@@ -33,7 +33,7 @@ class UnfinishedFile(OwnTables):
         super().__init__(path)
         self._page_damage = DamageLog()
         self._taken = 0
-        self._writers: dict[int, list[Placed]] = {}
+        self._writers: dict[int, list[PagePlacement]] = {}
         self._unread: dict[int, int] = {}
         self._told: set[int] = set()
         self._trace = UnfinishedTrace(path)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from aiotrace._arena import file
 from aiotrace._arena.file import HEADER_SIZE, is_arena, is_owned, pack_header, unpack_header
 from aiotrace._arena.file_reader import ArenaReader
-from aiotrace._arena.scan import BadPage
+from aiotrace._arena.scan import DamagedPage
 from aiotrace._base.crc32 import crc32
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._page import layout as L
@@ -365,7 +365,7 @@ def test_a_forked_child_has_a_copy_and_no_lock(tmp_path: Path, child: list[int])
     os.close(write_end)
     assert bytes(filled.arena.page(3)[:5]) == bytes(5)
     with ArenaReader(str(path)) as reader:
-        copies = [each for each in reader.look() if not isinstance(each, BadPage)]
+        copies = [each for each in reader.scan() if not isinstance(each, DamagedPage)]
         assert [copy.events_count for copy in copies] == [1]
         assert list(reader.definitions) == list(filled.definitions)
         assert reader.is_alive

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from aiotrace._arena.file import HEADER_SIZE
 from aiotrace._arena.file_reader import ArenaReader
-from aiotrace._arena.scan import BadPage, Copy
+from aiotrace._arena.scan import DamagedPage
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._page import layout as L
+from aiotrace._page.entry import PageCopy
 from support.arenas import PAGE, Filled, numbers
 
 IN_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -32,16 +33,16 @@ def arena(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return path.read_bytes()
 
 
-def read(path: Path, content: bytes) -> tuple[list[Copy], list[BadPage], int]:
+def read(path: Path, content: bytes) -> tuple[list[PageCopy], list[DamagedPage], int]:
     """Copies, damaged pages, and how many damages there are to the definitions; or TraceFormatError."""
     path.write_bytes(content)
     with ArenaReader(str(path)) as reader:
         assert not reader.is_alive
-        found = list(reader.look())
+        found = list(reader.scan())
         assert reader.info.page_size == reader.page_size
         damage = len(reader.damage)
-    copies = [each for each in found if isinstance(each, Copy)]
-    return copies, [each for each in found if isinstance(each, BadPage)], damage
+    copies = [each for each in found if isinstance(each, PageCopy)]
+    return copies, [each for each in found if isinstance(each, DamagedPage)], damage
 
 
 def test_an_arena_is_read_from_its_file(tmp_path: Path, arena: bytes) -> None:
@@ -57,7 +58,7 @@ places = st.sampled_from(
 ) | st.one_of(st.integers(DEFINITIONS, DEFINITIONS + 1000), st.integers(RECORDS, END - 1))
 
 
-def contents(copies: list[Copy]) -> set[tuple[int, int, bytes]]:
+def contents(copies: list[PageCopy]) -> set[tuple[int, int, bytes]]:
     return {(copy.writer, copy.sequence, bytes(copy.data)) for copy in copies}
 
 
@@ -138,7 +139,7 @@ def test_where_the_definitions_are_lost_the_header_says_what_the_stream_is(tmp_p
     content[DEFINITIONS:RECORDS] = bytes(RECORDS - DEFINITIONS)
     (tmp_path / "arena").write_bytes(content)
     with ArenaReader(str(tmp_path / "arena")) as reader:
-        assert len(list(reader.look())) > 2
+        assert len(list(reader.scan())) > 2
         assert reader.damage
         assert reader.definitions == []
         info = reader.info
@@ -149,7 +150,7 @@ def test_a_file_that_is_cut_while_it_is_read_is_an_error(tmp_path: Path, arena: 
     path = tmp_path / "arena"
     path.write_bytes(arena)
     with ArenaReader(str(path)) as reader:
-        looking = reader.look()
+        looking = reader.scan()
         path.write_bytes(arena[: len(arena) // 2])
         with pytest.raises(OSError, match="it was cut"):
             list(looking)

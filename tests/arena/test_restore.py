@@ -15,6 +15,7 @@ from aiotrace._arena.file_reader import ArenaReader
 from aiotrace._arena.restore import find_arenas, restore_arena, save
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._page import layout as L
+from aiotrace._page.entry import PageCopy
 from aiotrace.decode import open_trace
 from support.arenas import Filled
 
@@ -114,7 +115,7 @@ def test_an_arena_is_written_in_batches(tmp_path: Path, filled: Filled, monkeypa
     sizes: list[int] = []
     real = restore.TraceStore.write
 
-    def write(self: restore.TraceStore, pages: Sequence[restore.Copy], definitions: Sequence[object]) -> None:
+    def write(self: restore.TraceStore, pages: Sequence[PageCopy], definitions: Sequence[object]) -> None:
         sizes.append(sum(len(page.data) for page in pages))
         real(self, pages, definitions)  # type: ignore[arg-type]  # as it is called
 

@@ -10,16 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiotrace._arena.scan import BadPage, Copy, Looker, Planned
+from aiotrace._arena.scan import ArenaScan, DamagedPage, PageCandidate
 from aiotrace._page import layout as L
+from aiotrace._page.entry import PageCopy
 from aiotrace._ring.arena import Arena
 from support.arenas import PAGE, Filled, numbers
 
 
-def look(looker: Looker) -> list[Copy]:
-    found = [each if isinstance(each, BadPage) else looker.copy(each) for each in looker.plan()]
-    assert not [each for each in found if isinstance(each, BadPage)]
-    return [each for each in found if isinstance(each, Copy)]
+def scan_all(scan: ArenaScan) -> list[PageCopy]:
+    found = [each if isinstance(each, DamagedPage) else scan.copy(each) for each in scan.plan()]
+    assert not [each for each in found if isinstance(each, DamagedPage)]
+    return [each for each in found if isinstance(each, PageCopy)]
 
 
 class Watch:
@@ -29,7 +30,7 @@ class Watch:
         self.following: dict[int, int] = {}
         self.events = 0
 
-    def take(self, copies: list[Copy]) -> None:
+    def take(self, copies: list[PageCopy]) -> None:
         for copy in copies:
             found = numbers(copy)
             first = self.following.get(copy.writer)
@@ -44,7 +45,7 @@ def test_one_look_has_full_pages_and_those_being_filled() -> None:
     filled = Filled(writers=2)
     for n in range(100):
         filled.write(n % 2)
-    copies = look(Looker(filled.arena, 2))
+    copies = scan_all(ArenaScan(filled.arena, 2))
     assert {copy.complete for copy in copies} == {True, False}
     for writer in (0, 1):
         found = [n for copy in copies if copy.writer == writer for n in numbers(copy)]
@@ -57,14 +58,14 @@ def test_what_the_ring_had_forgotten_before_the_first_look_is_no_loss_but_what_i
     filled = Filled(pages=4)
     for _ in range(1000):
         filled.write()
-    looker = Looker(filled.arena, 1)
-    first = look(looker)
+    scan = ArenaScan(filled.arena, 1)
+    first = scan_all(scan)
     assert numbers(first[0])[0] > 0
     assert [copy.timestamp for copy in first] == sorted(copy.timestamp for copy in first)
     assert not sum(copy.lost_before for copy in first)
     for _ in range(1000):
         filled.write()
-    second = look(looker)
+    second = scan_all(scan)
     assert sum(copy.lost_before for copy in second) == numbers(second[0])[0] - numbers(first[-1])[-1] - 1 > 0
 
 
@@ -77,26 +78,26 @@ def test_events_refused_before_the_first_page_are_a_loss() -> None:
     filled.arena.move(page, L.FILLING, L.FREE)
     filled.pages.pool.give_back(page)
     filled.write()
-    (copy,) = look(Looker(filled.arena, 1))
+    (copy,) = scan_all(ArenaScan(filled.arena, 1))
     assert (copy.lost_before, numbers(copy)) == (3, [3])
 
 
 def test_the_next_look_goes_on_in_the_middle_of_a_page() -> None:
     filled = Filled()
-    looker, watch = Looker(filled.arena, 1), Watch()
-    assert look(looker) == []
+    scan, watch = ArenaScan(filled.arena, 1), Watch()
+    assert scan_all(scan) == []
     filled.write()
-    watch.take(look(looker))
-    assert look(looker) == []
+    watch.take(scan_all(scan))
+    assert scan_all(scan) == []
     for _ in range(5):
         filled.write()
-    (part,) = look(looker)
+    (part,) = scan_all(scan)
     assert part.offset > 0
     assert numbers(part) == [1, 2, 3, 4, 5]
     watch.take([part])
     for _ in range(50):
         filled.write()
-    watch.take(look(looker))
+    watch.take(scan_all(scan))
     assert watch.events == 56
 
 
@@ -115,7 +116,7 @@ def test_looks_have_each_event_at_most_once_and_count_all_that_is_missing_betwee
     steps: list[tuple[str, int, int]], overrun: bool
 ) -> None:
     filled = Filled(pages=6, writers=3, overrun=overrun)
-    looker, watch = Looker(filled.arena, 3), Watch()
+    scan, watch = ArenaScan(filled.arena, 3), Watch()
     for step, writer, count in steps:
         if step == "write":
             filled.write(writer, count)
@@ -123,8 +124,8 @@ def test_looks_have_each_event_at_most_once_and_count_all_that_is_missing_betwee
             for _ in range(count):
                 filled.write(writer, 200)
         else:
-            watch.take(look(looker))
-    watch.take(look(looker))
+            watch.take(scan_all(scan))
+    watch.take(scan_all(scan))
     for writer, following in watch.following.items():
         lost_since = filled.all[writer].number - following
         assert overrun is False or lost_since == 0, "the last event is on the page that fills"
@@ -156,22 +157,22 @@ def test_a_page_that_is_taken_for_other_events_meanwhile_is_not_copied(seed: int
         for _ in range(generator.randrange(most + 1)):
             filled.write(generator.randrange(2), generator.randrange(300))
 
-    looker, watch = Looker(filled.arena, 2), Watch()
+    scan, watch = ArenaScan(filled.arena, 2), Watch()
     for _ in range(4):
         filled.arena.disturb = disturb  # type: ignore[attr-defined]  # of the class above
-        watch.take(look(looker))
+        watch.take(scan_all(scan))
 
 
 def test_a_look_is_of_one_moment_pages_that_are_taken_later_are_the_next_looks() -> None:
     filled = Filled(pages=8)
     for _ in range(100):
         filled.write()
-    looker = Looker(filled.arena, 1)
-    plan = looker.plan()
+    scan = ArenaScan(filled.arena, 1)
+    plan = scan.plan()
     for _ in range(100):
         filled.write()
-    copies = [looker.copy(each) for each in plan if isinstance(each, Planned)]
-    found = [n for copy in copies if isinstance(copy, Copy) for n in numbers(copy)]
+    copies = [scan.copy(each) for each in plan if isinstance(each, PageCandidate)]
+    found = [n for copy in copies if isinstance(copy, PageCopy) for n in numbers(copy)]
     assert found == list(range(100))
 
 
@@ -179,12 +180,12 @@ def test_a_page_on_which_nothing_was_when_the_look_began_is_the_next_looks() -> 
     filled = Filled()
     page = filled.pages.take(filled.all[0], 0)
     assert page is not None
-    looker = Looker(filled.arena, 1)
-    plan = looker.plan()
+    scan = ArenaScan(filled.arena, 1)
+    plan = scan.plan()
     filled.all[0].enter(filled.arena.page(page))
     filled.write()
     assert plan == []
-    assert [numbers(copy) for copy in look(looker)] == [[0]]
+    assert [numbers(copy) for copy in scan_all(scan)] == [[0]]
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
@@ -203,7 +204,7 @@ def test_a_page_that_is_being_taken_has_nothing_on_it_wherever_its_taker_is_kill
     )
     for _ in range(steps):
         next(doings)()
-    (*old, last) = look(Looker(filled.arena, 1))
+    (*old, last) = scan_all(ArenaScan(filled.arena, 1))
     assert [copy.sequence for copy in old] == ([0] if steps < 2 else [])
     assert last.sequence == 1
 
@@ -221,8 +222,8 @@ def test_numbers_that_change_while_they_are_read_are_read_again() -> None:
             filled.arena.set(0, L.CHECK, check)
 
     filled.arena.disturb = settle  # type: ignore[attr-defined]  # of the class above
-    (planned,) = [each for each in Looker(filled.arena, 1).plan() if isinstance(each, Planned)]
-    assert planned.page == 0
+    (candidate,) = [each for each in ArenaScan(filled.arena, 1).plan() if isinstance(each, PageCandidate)]
+    assert candidate.page == 0
 
 
 def test_a_page_whose_last_sink_acknowledges_it_meanwhile_is_copied_all_the_same() -> None:
@@ -231,16 +232,16 @@ def test_a_page_whose_last_sink_acknowledges_it_meanwhile_is_copied_all_the_same
     while not filled.pages.ring:
         filled.write()
     (page,) = filled.pages.ring.swap(1)
-    looker = Looker(filled.arena, 1)
-    plan = [each for each in looker.plan() if isinstance(each, Planned) and each.page == page]
+    scan = ArenaScan(filled.arena, 1)
+    plan = [each for each in scan.plan() if isinstance(each, PageCandidate) and each.page == page]
     reads = iter(range(9))
 
     def settle() -> None:  # word by word, as another process may see it
         filled.arena.set(page, L.EVENTS + next(reads), 0)
 
     filled.arena.disturb = settle  # type: ignore[attr-defined]  # of the class above
-    copy = looker.copy(plan[0])
-    assert isinstance(copy, Copy)
+    copy = scan.copy(plan[0])
+    assert isinstance(copy, PageCopy)
     assert numbers(copy)[0] == 0
 
 
@@ -249,11 +250,11 @@ def test_records_that_cannot_be_cost_the_page_that_is_being_filled() -> None:
     for _ in range(3):
         filled.write()
     filled.arena.page(0)[L.PAGE_HEADER_SIZE : L.PAGE_HEADER_SIZE + 8] = bytes(8)
-    looker = Looker(filled.arena, 1)
-    (planned,) = looker.plan()
-    assert isinstance(planned, Planned)
-    bad = looker.copy(planned)
-    assert isinstance(bad, BadPage)
+    scan = ArenaScan(filled.arena, 1)
+    (candidate,) = scan.plan()
+    assert isinstance(candidate, PageCandidate)
+    bad = scan.copy(candidate)
+    assert isinstance(bad, DamagedPage)
     assert "a record of" in bad.reason
 
 
@@ -265,9 +266,9 @@ def test_a_page_that_says_numbers_which_others_have_is_damage_though_its_crc_is_
     _, writer, sequence, _, *rest = filled.arena.get_all(second)
     filled.arena.give(second, writer, sequence, 1)
     filled.arena.set_from(second, L.EVENTS, *rest[: L.TAKES - L.EVENTS])
-    looker = Looker(filled.arena, 1)
-    found = [looker.copy(each) for each in looker.plan() if isinstance(each, Planned)]
-    assert [each.page for each in found if isinstance(each, BadPage)] == [second]
+    scan = ArenaScan(filled.arena, 1)
+    found = [scan.copy(each) for each in scan.plan() if isinstance(each, PageCandidate)]
+    assert [each.page for each in found if isinstance(each, DamagedPage)] == [second]
 
 
 @pytest.mark.parametrize(
@@ -291,12 +292,12 @@ def test_a_page_whose_descriptor_cannot_be_costs_itself(field: int, value: int, 
     second = tuple(filled.pages.ring)[1]
     events = filled.arena.get(second, L.EVENTS)
     filled.arena.set(second, field, value)
-    looker = Looker(filled.arena, 1)
-    copies = [each if isinstance(each, BadPage) else looker.copy(each) for each in looker.plan()]
-    (bad,) = [each for each in copies if isinstance(each, BadPage)]
+    scan = ArenaScan(filled.arena, 1)
+    copies = [each if isinstance(each, DamagedPage) else scan.copy(each) for each in scan.plan()]
+    (bad,) = [each for each in copies if isinstance(each, DamagedPage)]
     assert bad.page == second
     assert reason in bad.reason
-    good = [each for each in copies if isinstance(each, Copy)]
+    good = [each for each in copies if isinstance(each, PageCopy)]
     assert [copy.sequence for copy in good] == [0, 2, 3]
     assert sum(copy.lost_before for copy in good) == events
 
@@ -308,8 +309,8 @@ def test_two_pages_with_one_number_are_damage() -> None:
     first, second = filled.pages.ring
     filled.arena.set_from(second, L.WRITER, *(filled.arena.get(first, L.WRITER + n) for n in range(9)))
     filled.arena.set(second, L.CHECK, filled.arena.get(first, L.CHECK))
-    looker = Looker(filled.arena, 1)
-    bad = [each for each in looker.plan() if isinstance(each, BadPage)]
+    scan = ArenaScan(filled.arena, 1)
+    bad = [each for each in scan.plan() if isinstance(each, DamagedPage)]
     assert [each.page for each in bad] == [max(first, second)]
     assert "has its number" in bad[0].reason
 
@@ -318,6 +319,6 @@ def test_a_page_longer_than_a_page_is_damage() -> None:
     filled = Filled()
     filled.write()
     filled.arena.page(0)[8:16] = (PAGE - 15).to_bytes(8, "little")
-    (bad,) = Looker(filled.arena, 1).plan()
-    assert isinstance(bad, BadPage)
+    (bad,) = ArenaScan(filled.arena, 1).plan()
+    assert isinstance(bad, DamagedPage)
     assert "commit is 4081" in bad.reason

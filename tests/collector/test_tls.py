@@ -106,10 +106,10 @@ async def test_who_speaks_no_tls_on_its_port_is_refused(
         await sender.connect(collector.addresses[0])
         await sender.until(lambda: False)
         assert not sender.granted
-        await happens(lambda: "it does not speak TLS" in caplog.text)
+        await happens(lambda: "the peer does not speak TLS" in caplog.text)
         plain = await senders.connect(collector.addresses[0])
         plain.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        await happens(lambda: "it speaks HTTP" in caplog.text)
+        await happens(lambda: "the peer speaks HTTP" in caplog.text)
         plain.close()
         sender.disconnect()
         assert collector.statistics().connections_refused == 2
@@ -124,7 +124,7 @@ async def test_who_does_not_begin_tls_is_cut_off(
         with anyio.fail_after(senders.DEADLINE):
             await anyio.wait_readable(idle)
         assert idle.recv(1) == b""
-        assert "did not begin TLS within 0.1 s" in caplog.text
+        assert "no TLS handshake within 0.1 s" in caplog.text
         idle.close()
 
 

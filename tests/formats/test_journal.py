@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._formats.frames import Damage, Kind, encode_frame
-from aiotrace._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
-from aiotrace._store.unfinished import page_entry
+from aiotrace._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, PagePlacement
+from aiotrace._page.entry import page_entry
 from aiotrace.abc import Ledger, WriterLedger
 from support import fakes
 
@@ -15,9 +15,9 @@ INFO = fakes.make_info()
 LEDGER = Ledger((WriterLedger(0, 10, 1, 2, 3, 4),))
 
 
-def make_placed(count: int) -> list[Placed]:
+def make_placed(count: int) -> list[PagePlacement]:
     pages = enumerate(fakes.make_pages(count, 2))
-    return [Placed.of(page_entry(page), page.writer == 1, 4096 * (n // 2 + 1), page.data) for n, page in pages]
+    return [PagePlacement.of(page_entry(page), page.writer == 1, 4096 * (n // 2 + 1), page.data) for n, page in pages]
 
 
 def make_journal(count: int) -> list[bytes]:
@@ -27,7 +27,7 @@ def make_journal(count: int) -> list[bytes]:
     return [*frames, writer.definitions(fakes.DEFINITIONS, 99), writer.end(LEDGER)]
 
 
-def read(data: bytes, *, final: bool = True) -> tuple[JournalReader, list[Placed]]:
+def read(data: bytes, *, final: bool = True) -> tuple[JournalReader, list[PagePlacement]]:
     reader = JournalReader()
     return reader, list(reader.feed(data, final=final))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aiotrace._formats import tracedat as T
 from aiotrace._formats.frames import HEADER_SIZE
-from aiotrace._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, Placed
+from aiotrace._formats.journal import PLACED_SIZE, JournalReader, JournalWriter, PagePlacement
 from aiotrace._formats.journal_runs import (
     Expected,
     Run,
@@ -23,7 +23,7 @@ from aiotrace._formats.journal_runs import (
     python_take_whole,
     take_whole,
 )
-from aiotrace._store.unfinished import page_entry
+from aiotrace._page.entry import page_entry
 from support import fakes
 
 INFO = fakes.make_info()
@@ -47,11 +47,11 @@ ENTRIES = st.builds(
     ),
     U32, U64, U32, st.booleans(), U32, st.integers(-(1 << 63), (1 << 63) - 1), U32, U64, U32,
 )  # fmt: skip
-PLACED = st.builds(Placed, ENTRIES, st.booleans(), U64, U32, U32, U32)
+PLACED = st.builds(PagePlacement, ENTRIES, st.booleans(), U64, U32, U32, U32)
 
 
 @given(sequence=st.integers(0, (1 << 64) - 9), placed=st.lists(PLACED, max_size=8))
-def test_the_twins_pack_the_same(sequence: int, placed: list[Placed]) -> None:
+def test_the_twins_pack_the_same(sequence: int, placed: list[PagePlacement]) -> None:
     assert pack_placed(STREAM, sequence, placed) == python_pack_placed(STREAM, sequence, placed)
 
 
@@ -66,18 +66,20 @@ def test_a_number_that_does_not_fit_is_an_error(pack: Any, change: dict[str, Any
         pack(STREAM, 0, [make_placed(0)._replace(**change)])
 
 
-def make_placed(number: int, writer: int = 0, **changes: Any) -> Placed:
+def make_placed(number: int, writer: int = 0, **changes: Any) -> PagePlacement:
     page = fakes.make_page(writer, number, 100, lost=changes.pop("lost", 0))
     place = SIZE * (number if writer else number + 1)
-    placed = Placed(page_entry(page), writer > 0, place, 0, 0, 0x1234567 * (number + 1))
+    placed = PagePlacement(page_entry(page), writer > 0, place, 0, 0, 0x1234567 * (number + 1))
     return placed._replace(
-        **{name: value for name, value in changes.items() if name in Placed._fields},
-        entry=placed.entry._replace(**{name: value for name, value in changes.items() if name not in Placed._fields}),
+        **{name: value for name, value in changes.items() if name in PagePlacement._fields},
+        entry=placed.entry._replace(
+            **{name: value for name, value in changes.items() if name not in PagePlacement._fields}
+        ),
     )
 
 
 @given(placed=st.lists(PLACED, max_size=8), sequence=st.integers(0, (1 << 64) - 9))
-def test_frames_are_packed_from_their_bodies_as_from_what_they_say(placed: list[Placed], sequence: int) -> None:
+def test_frames_are_packed_from_their_bodies_as_from_what_they_say(placed: list[PagePlacement], sequence: int) -> None:
     whole = python_pack_placed(STREAM, sequence, placed)
     bodies = b"".join(whole[at + HEADER_SIZE : at + PLACED_SIZE] for at in range(0, len(whole), PLACED_SIZE))
     assert pack_whole(STREAM, sequence, bodies) == python_pack_whole(STREAM, sequence, bodies) == whole
@@ -190,7 +192,7 @@ def test_a_journal_gives_whole_pages_together_and_others_alone() -> None:
     data = writer.hello() + writer.placed([make_placed(n) for n in range(4)])
     data += writer.definitions(fakes.DEFINITIONS, 2) + writer.placed([make_placed(4), make_placed(5, complete=False)])
     for step in (len(data), 1000, 1):
-        reader, expected, found = JournalReader(), make_expected(), list[Placed | Run]()
+        reader, expected, found = JournalReader(), make_expected(), list[PagePlacement | Run]()
         for at in range(0, len(data), step):
             for item in reader.feed_runs(data[at : at + step], expected):
                 found.append(item)

@@ -9,10 +9,10 @@ from typing import Any
 import anyio
 import pytest
 
-from aiotrace._arena.scan import Copy
 from aiotrace._base.backend import c_module
 from aiotrace._launcher.snapshot_requests import AskedSnapshots, AskingSnapshots
 from aiotrace._page import layout as L
+from aiotrace._page.entry import PageCopy
 from aiotrace.abc import PageStream, Sink
 from support.arenas import Filled, numbers
 
@@ -46,7 +46,7 @@ class Both:
 
     async def _read(self, stream: PageStream) -> None:
         async for page in stream:
-            assert isinstance(page, Copy)
+            assert isinstance(page, PageCopy)
             self.got += numbers(page)
             stream.acknowledge(page)
 

@@ -13,14 +13,13 @@ import pytest
 
 from aiotrace._base.errors import AcknowledgeError
 from aiotrace._page.encode import unpack_header, walk
-from aiotrace._page.entry import PageEntry
+from aiotrace._page.entry import PageEntry, page_entry
 from aiotrace._recording import page_stream
 from aiotrace._recording.page_stream import Stream
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
-from aiotrace._store.unfinished import page_entry
 from aiotrace.abc import Ledger, Page, WriterLedger
 from support.fakes import make_info
 

@@ -14,8 +14,8 @@ import pytest
 
 import aiotrace
 from aiotrace import ConfigurationError, record
-from aiotrace._arena.scan import Copy
 from aiotrace._events.selection import parse_trigger
+from aiotrace._page.entry import PageCopy
 from aiotrace._recording import snapshot
 from aiotrace._recording.snapshot import SnapshotStream, name_for
 from aiotrace.abc import Page, PageStream
@@ -43,12 +43,12 @@ def numbers_in(path: str | Path) -> list[int]:
 # --- the stream -----------------------------------------------------------------------------------
 
 
-async def collect(stream: SnapshotStream, *, prefixes: bool, meanwhile: Callable[[int], object]) -> list[Copy]:
+async def collect(stream: SnapshotStream, *, prefixes: bool, meanwhile: Callable[[int], object]) -> list[PageCopy]:
     if prefixes:
         stream.accept_prefixes()
-    found: list[Copy] = []
+    found: list[PageCopy] = []
     async for page in stream:
-        assert isinstance(page, Copy)
+        assert isinstance(page, PageCopy)
         found.append(page)
         stream.acknowledge(page)
         meanwhile(len(found))
@@ -87,7 +87,7 @@ async def test_a_stream_of_an_empty_ring_ends_and_one_whose_end_has_come_looks_o
     filled = Filled()
     stream = SnapshotStream(filled.arena, filled.info, filled.definitions, 0.0)
     filled.write()
-    assert [numbers(page) for page in await stream.next_batch(5) if isinstance(page, Copy)] == [[0]]
+    assert [numbers(page) for page in await stream.next_batch(5) if isinstance(page, PageCopy)] == [[0]]
     assert await stream.next_batch(5) == []
     with pytest.raises(ValueError, match="a batch of 0 pages"):
         await stream.next_batch(0)
@@ -404,5 +404,5 @@ async def test_pages_of_a_snapshot_are_the_sinks_for_as_long_as_it_holds_them() 
         await recording.snapshot(keep)
         for n in range(1000):
             number(n, "overwritten")
-        assert all(isinstance(page, Copy) for page in held)
+        assert all(isinstance(page, PageCopy) for page in held)
         assert held == [] or b"x\0" in bytes(held[0].data)

@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 
 from aiotrace._base.backend import c_module
 from aiotrace._base.crc32 import crc32
-from aiotrace._formats.journal import PLACED_SIZE, Placed
+from aiotrace._formats.journal import PLACED_SIZE, PagePlacement
 from aiotrace._formats.journal_runs import python_pack_placed
 from aiotrace._page import layout as L
-from aiotrace._page.entry import PageEntry
+from aiotrace._page.entry import PageCopy, PageEntry
 from aiotrace._store.batch_write import Lane, Outcome, python_write_whole, write_whole
 from aiotrace._store.trace_files import RESERVE_FROM, RESERVED, reserve
-from aiotrace._store.unfinished import StoredPage
 from support import fakes
 
 STREAM = fakes.make_info().stream_id
@@ -81,15 +80,15 @@ def test_pages_go_each_into_the_file_of_its_writer_and_then_their_frames_into_th
     assert [tuple(end) for end in outcome.lanes] == [(6, 3, 3, 0), (4, 2, 2, 0), (5, 2, 2, 0)]
     placed = []
     for number, (entry, records) in enumerate(zip(entries, data, strict=True)):
-        page = StoredPage(entry, records)
+        page = PageCopy(entry, records)
         whole = page.header() + bytes(records) + page.lost_count()
         lane, nth = number % 3, number // 3
         assert files[lane][nth * SIZE :][: len(whole)] == whole
-        placed.append(Placed(entry, lane > 0, (lane + nth) * SIZE, 0, 0, crc32(records)))
+        placed.append(PagePlacement(entry, lane > 0, (lane + nth) * SIZE, 0, 0, crc32(records)))
     assert list(map(len, files)) == [3 * SIZE, 2 * SIZE, SIZE + L.BLOCK]
     assert not any(files[2][SIZE + L.PAGE_HEADER_SIZE + 100 + L.LOST_COUNT_SIZE :])
     assert found == bytes(50) + b"prefix" + python_pack_placed(STREAM, 7, placed)
-    assert [Placed.of_body(entry, outcome.bodies, number) for number, entry in enumerate(entries)] == placed
+    assert [PagePlacement.of_body(entry, outcome.bodies, number) for number, entry in enumerate(entries)] == placed
 
 
 @both
@@ -158,7 +157,7 @@ def test_a_batch_of_any_size_is_written_and_blocks_are_reserved_for_it(write: An
     written = path.read_bytes()
     assert len(written) == 601 * SIZE > RESERVE_FROM
     for number, (entry, records) in enumerate(zip(entries, data, strict=True)):
-        assert written[(1 + number) * SIZE :].startswith(StoredPage(entry, records).header() + bytes(records))
+        assert written[(1 + number) * SIZE :].startswith(PageCopy(entry, records).header() + bytes(records))
     if can_reserve and c_module is not None:
         assert path.stat().st_blocks * 512 >= SIZE + RESERVED
 

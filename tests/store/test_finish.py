@@ -11,10 +11,11 @@ import pytest
 from aiotrace import TraceFormatError, open_trace
 from aiotrace._formats import tracedat as trace_dat
 from aiotrace._formats.frames import MAGIC
-from aiotrace._formats.journal import PLACED_SIZE, JournalReader, Placed
+from aiotrace._formats.journal import PLACED_SIZE, JournalReader, PagePlacement
+from aiotrace._page.entry import page_entry
 from aiotrace._store.finish import RestoreReport, make_trace, restore
 from aiotrace._store.trace_files import journal_path, remove
-from aiotrace._store.unfinished import is_unfinished, page_entry
+from aiotrace._store.unfinished import is_unfinished
 from support import fakes, stores
 from support.stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, flip, make_store, numbers, report, rest
 
@@ -215,9 +216,9 @@ def test_a_journal_that_tells_of_impossible_places_costs_no_memory(path: str) ->
     store = make_store(path, fakes.make_pages(2))
     empty = fakes.make_page(0, 7, 0)
     entry = page_entry(empty)
-    store._append(store._journal.placed([Placed.of(entry, False, 1 << 62, b"")]))
-    store._append(store._journal.placed([Placed.of(entry._replace(writer=1), False, 4096, b"")]))
-    store._append(store._journal.placed([Placed.of(entry._replace(sequence=8), True, 0, b"")]))
+    store._append(store._journal.placed([PagePlacement.of(entry, False, 1 << 62, b"")]))
+    store._append(store._journal.placed([PagePlacement.of(entry._replace(writer=1), False, 4096, b"")]))
+    store._append(store._journal.placed([PagePlacement.of(entry._replace(sequence=8), True, 0, b"")]))
     store.close()
     found = restore(path)
     assert (found.pages, len(found.damaged)) == (2, 3)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from aiotrace._arena import file
 from aiotrace._arena.file import ArenaFile
-from aiotrace._arena.scan import Copy
 from aiotrace._page.definitions import Definitions, EventDefinition
 from aiotrace._page.encode import walk
+from aiotrace._page.entry import PageCopy
 from aiotrace._page.event_schema import Schema
 from aiotrace._ring.arena import Arena, Shape
 from aiotrace._ring.page_cycle import Pages
@@ -57,7 +57,7 @@ class Filled:
         self.file._close()
 
 
-def numbers(copy: Copy) -> list[int]:
+def numbers(copy: PageCopy) -> list[int]:
     """The numbers of the events of a copy."""
     found = [
         struct.unpack_from("=Q", copy.data, record.start + 8)[0] for record in walk(bytes(copy.data), copy.timestamp)
