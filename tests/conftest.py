@@ -74,15 +74,15 @@ def fiu_run() -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--twin", action="store_true", help="on the Python twin, after the C module: not the tests marked once"
+        "--pure-python", action="store_true", help="only tests marked pure_too, on the pure-Python implementation"
     )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("twin"):
-        once = [item for item in items if item.get_closest_marker("once")]
-        config.hook.pytest_deselected(items=once)
-        items[:] = [item for item in items if not item.get_closest_marker("once")]
+    if config.getoption("pure_python"):
+        deselected = [item for item in items if not item.get_closest_marker("pure_too")]
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item.get_closest_marker("pure_too")]
 
 
 def pytest_collection_finish() -> None:

@@ -24,7 +24,6 @@ from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
 from support.arenas import EVENT_ID, PAGE, SCHEMA, Filled
 
-pytestmark = pytest.mark.once
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
 PER_PAGE = (PAGE - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE) // 132
 

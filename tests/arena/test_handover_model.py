@@ -9,7 +9,6 @@ import pytest
 
 from support import ROOT
 
-pytestmark = pytest.mark.once
 MODELS = ROOT / "models"
 
 

@@ -10,7 +10,7 @@ import pytest
 from aiotrace._base import backend
 from support.programs import environment
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.pure_too
 
 REFUSED = """
 import sys

@@ -22,6 +22,7 @@ from support.programs import environment
 has_tsc = c_module is not None and c_module.tsc_calibrate(_clock.TSC_CALIBRATION)
 
 
+@pytest.mark.pure_too
 @pytest.mark.parametrize(
     "name", ["mono", pytest.param("tsc", marks=pytest.mark.skipif(not has_tsc, reason="NOT RUN: no C or no TSC"))]
 )
@@ -32,12 +33,14 @@ def test_a_clock_gives_nanoseconds_of_the_monotonic_clock(name: str) -> None:
     assert getattr(clock, "aiotrace_tsc", False) is (name == "tsc")
 
 
+@pytest.mark.pure_too
 @pytest.mark.parametrize("name", ["", "MONO", "wall"])
 def test_a_clock_that_is_not_known_is_named_with_those_that_are(name: str) -> None:
     with pytest.raises(ConfigurationError, match=f"clock='{name}' is unknown; known: 'mono', 'tsc'"):
         get_clock(name)
 
 
+@pytest.mark.pure_too
 @pytest.mark.parametrize(
     ("module", "reason"),
     [(None, "needs the C module"), (SimpleNamespace(tsc_calibrate=lambda _: False), "no counter of constant rate")],
@@ -51,6 +54,7 @@ def test_where_the_counter_cannot_be_used_mono_is_named_instead(
     assert get_clock("mono") is time.monotonic_ns
 
 
+@pytest.mark.pure_too
 def test_an_anchor_is_the_closest_of_its_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     """The middle of the two readings around the wall clock's: the narrowest pair is the surest."""
     readings = iter([1000, 9000, 20_000, 20_100, 30_000, 30_500])
@@ -61,6 +65,7 @@ def test_an_anchor_is_the_closest_of_its_tries(monkeypatch: pytest.MonkeyPatch) 
     assert next(readings, None) is None, "three tries"
 
 
+@pytest.mark.pure_too
 def test_an_anchor_ties_the_clock_to_the_time_of_day_and_the_boot() -> None:
     before = time.time_ns() - time.monotonic_ns()
     anchor = take_anchor(time.monotonic_ns)
@@ -70,6 +75,7 @@ def test_an_anchor_ties_the_clock_to_the_time_of_day_and_the_boot() -> None:
         assert anchor.boot_id == file.read().strip()
 
 
+@pytest.mark.pure_too
 def test_a_system_that_says_no_boot_id_has_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError
@@ -98,7 +104,6 @@ print(int.from_bytes(page[:8], sys.byteorder), time.monotonic_ns())
 """
 
 
-@pytest.mark.once
 @pytest.mark.skipif(c_module is None or shutil.which("cc") is None, reason="NOT RUN: no C")
 def test_a_clock_in_the_place_of_libc_s_is_that_of_the_events_too(tmp_path: Path) -> None:
     (tmp_path / "other.c").write_text(OTHER_CLOCK)

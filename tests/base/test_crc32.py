@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from aiotrace._base.crc32 import crc32
 
+pytestmark = pytest.mark.pure_too
+
 
 @given(st.binary(max_size=400), st.integers(0, (1 << 32) - 1), st.integers(0, 20))
 def test_it_is_zlibs(data: bytes, before: int, skipped: int) -> None:

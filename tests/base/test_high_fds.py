@@ -12,8 +12,6 @@ import pytest
 
 from aiotrace._base.high_fds import FIRST, out_of_the_way
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture
 def fd(tmp_path: Path) -> Iterator[int]:

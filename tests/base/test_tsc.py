@@ -10,7 +10,6 @@ from aiotrace._base import clock
 from aiotrace._base.backend import c_module
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.skipif(
         c_module is None or not c_module.tsc_calibrate(clock.TSC_CALIBRATION), reason="NOT RUN: no C or no TSC"
     ),

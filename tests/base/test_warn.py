@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-import pytest
-
 from aiotrace._base.warn import warn
-
-pytestmark = pytest.mark.once
 
 
 def tell(stacklevel: int) -> None:

@@ -9,8 +9,6 @@ import pytest
 from aiotrace._base.backend import c_module
 from benchmarks import budget
 
-pytestmark = pytest.mark.once
-
 
 @pytest.mark.skipif(c_module is None, reason="NOT RUN: functions are traced by the C module")
 def test_a_run_gives_the_time_of_a_piece_and_the_account_before_and_after(tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ from benchmarks import flat, page_allocations
 from benchmarks.table import Table
 from support import ROOT
 
-pytestmark = pytest.mark.once
-
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: tasks are traced by the C module")
 HELD = ("events", "dropped", "in snapshot")
 

@@ -12,8 +12,6 @@ from aiotrace.decode import open_trace
 from benchmarks import decode
 from benchmarks.ctf import write_ctf
 
-pytestmark = pytest.mark.once
-
 needs_babeltrace = pytest.mark.skipif(shutil.which("babeltrace2") is None, reason="NOT RUN: needs babeltrace2")
 
 

@@ -12,8 +12,6 @@ from benchmarks import events, pipeline
 from benchmarks.events import EMPTY_LOOP, Row
 from benchmarks.floor import NotCompiledError, compile_extension
 
-pytestmark = pytest.mark.once
-
 
 def test_the_floor_writes_the_record_that_an_event_writes() -> None:
     try:

@@ -11,8 +11,6 @@ from benchmarks import external_kills
 from benchmarks.external_kills import kill_once
 from benchmarks.kills import Outcome, check_trace
 
-pytestmark = pytest.mark.once
-
 
 def check(outcome: Outcome) -> None:
     assert (outcome.missing, outcome.torn, outcome.wrong, outcome.faults) == (0, 0, 0, [])

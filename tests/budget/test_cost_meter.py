@@ -18,6 +18,8 @@ from aiotrace._budget.cost_meter import Meter, Prices, ThreadTimes, cpu_ns
 from aiotrace._recording.statistics import Statistics
 from support.laws import check_laws
 
+pytestmark = pytest.mark.pure_too
+
 first = aiotrace.event("meter:first", n="u64")
 second = aiotrace.event("other:second", n="u64", text="str")
 EVENT, TURN, ASKED = 100.0, 0.0, 1000.0

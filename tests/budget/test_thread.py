@@ -91,6 +91,7 @@ def no_thread_stays() -> Iterator[None]:
 # --- what is switched -------------------------------------------------------------------------------
 
 
+@pytest.mark.pure_too
 def test_what_costs_too_much_is_recorded_no_more_and_the_trace_says_so(costs: Costs) -> None:
     sink = Collect()
     with aiotrace.recording(sink, budget=0.01) as recording:
@@ -111,6 +112,7 @@ def test_what_costs_too_much_is_recorded_no_more_and_the_trace_says_so(costs: Co
     check_closed(recording.statistics(), 3)  # two of ours, and its own
 
 
+@pytest.mark.pure_too
 def test_it_comes_back_when_there_is_room(costs: Costs) -> None:
     sink = Collect()
     with aiotrace.recording(sink, budget=0.01) as recording:
@@ -133,6 +135,7 @@ def switch_off_and_on(recording: aiotrace.Recording, costs: Costs) -> None:
     budget.debt_ns = 0
 
 
+@pytest.mark.pure_too
 @pytest.mark.anyio
 async def test_it_comes_back_in_the_program_s_loop_where_running_tasks_are_seen(
     costs: Costs, monkeypatch: pytest.MonkeyPatch
@@ -155,6 +158,7 @@ async def test_it_comes_back_in_the_program_s_loop_where_running_tasks_are_seen(
     assert threads[0] != threading.get_ident(), "what goes off does not wait for a loop that may be busy"
 
 
+@pytest.mark.pure_too
 def test_a_reader_that_takes_much_for_itself_flushes_more_rarely(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.fixed = 0.05
@@ -163,6 +167,7 @@ def test_a_reader_that_takes_much_for_itself_flushes_more_rarely(costs: Costs) -
         assert budget_of(recording).off == ()
 
 
+@pytest.mark.pure_too
 def test_a_reader_that_is_to_wake_rarely_waits_for_a_quarter_of_the_pool() -> None:
     sink = Collect()
     with aiotrace.recording(sink, page_size=4096, pages=64, flush_interval=3600) as recording:
@@ -181,6 +186,7 @@ def test_a_reader_that_is_to_wake_rarely_waits_for_a_quarter_of_the_pool() -> No
     check_closed(recording.statistics(), len(sink.events))
 
 
+@pytest.mark.pure_too
 @needs_c
 def test_a_tracer_whose_group_is_off_has_no_hook_in_the_program(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
@@ -198,6 +204,7 @@ def callee() -> None:
     pass
 
 
+@pytest.mark.pure_too
 @needs_c
 def test_a_part_of_a_tracer_goes_off_alone(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
@@ -210,6 +217,7 @@ def test_a_part_of_a_tracer_goes_off_alone(costs: Costs) -> None:
         assert recording.selection.is_enabled("task:step", by_default=False)
 
 
+@pytest.mark.pure_too
 @needs_c
 def test_stalls_are_watched_for_whatever_is_off(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
@@ -222,6 +230,7 @@ def test_stalls_are_watched_for_whatever_is_off(costs: Costs) -> None:
         assert "stall" in tracer_switch._running
 
 
+@pytest.mark.pure_too
 def test_what_the_user_enables_while_it_is_off_stays_off(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.shares = {"budgeted:*": 0.5}
@@ -232,6 +241,7 @@ def test_what_the_user_enables_while_it_is_off_stays_off(costs: Costs) -> None:
         assert budget_of(recording).off == ("budgeted",)
 
 
+@pytest.mark.pure_too
 def test_what_the_user_disables_while_it_is_off_does_not_come_back(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.shares = {"budgeted:*": 0.5}
@@ -244,6 +254,7 @@ def test_what_the_user_disables_while_it_is_off_does_not_come_back(costs: Costs)
         assert thread._is_wanted("budgeted:*")
 
 
+@pytest.mark.pure_too
 def test_another_recording_keeps_its_events(costs: Costs) -> None:
     mine, theirs = Collect(), Collect()
     with aiotrace.recording(mine, budget=0.01) as recording, aiotrace.recording(theirs):
@@ -255,6 +266,7 @@ def test_another_recording_keeps_its_events(costs: Costs) -> None:
     assert [event.name for event in theirs.events] == ["budgeted:request"], "nor is it told what another's budget does"
 
 
+@pytest.mark.pure_too
 def test_it_is_told_also_where_all_is_disabled(costs: Costs) -> None:
     sink = Collect()
     with aiotrace.recording(sink, budget=0.01) as recording:
@@ -264,6 +276,7 @@ def test_it_is_told_also_where_all_is_disabled(costs: Costs) -> None:
     assert sink.told == [("budgeted", False)]
 
 
+@pytest.mark.pure_too
 def test_a_meter_that_fails_is_warned_of_and_the_program_goes_on(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(meter: Meter) -> Reading:
         raise ZeroDivisionError("broken")
@@ -279,12 +292,14 @@ def test_a_meter_that_fails_is_warned_of_and_the_program_goes_on(costs: Costs, m
     check_closed(recording.statistics(), 1)
 
 
+@pytest.mark.pure_too
 def test_without_a_budget_there_is_no_thread_and_no_account() -> None:
     with aiotrace.recording() as recording:
         assert recording.statistics().budget is None
         assert _budgetthread.NAME not in [thread.name for thread in threading.enumerate()]
 
 
+@pytest.mark.pure_too
 @pytest.mark.parametrize("budget", [0, 1.5, "1%"])
 def test_a_budget_that_cannot_be_is_refused(budget: Any) -> None:
     with pytest.raises(aiotrace.ConfigurationError, match=r"0\.01 is 1 %"):
@@ -300,6 +315,7 @@ def fibonacci(n: int) -> int:
     return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
 
 
+@pytest.mark.pure_too
 @needs_c
 @pytest.mark.anyio
 @pytest.mark.parametrize(
@@ -348,7 +364,6 @@ def record(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 
 
 @needs_c
-@pytest.mark.once
 @pytest.mark.parametrize("options", [[], ["--external"]], ids=["a thread", "external"])
 def test_record_says_at_its_end_what_was_off_and_the_trace_when(tmp_path: Path, options: list[str]) -> None:
     words = [*options, "--budget", "1%", "-p", "function_graph", "-b", "16M", "-o", tmp_path / "t.dat", "-c", PROGRAM]
@@ -361,7 +376,6 @@ def test_record_says_at_its_end_what_was_off_and_the_trace_when(tmp_path: Path, 
     assert [(fields["group"], fields["on"]) for fields in told] == [("function_graph", 0)]
 
 
-@pytest.mark.once
 @pytest.mark.parametrize("budget", ["0", "150%", "abc", "0%"])
 def test_record_refuses_what_is_no_budget_before_the_program_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], budget: str

@@ -22,7 +22,6 @@ from aiotrace._cli import main
 from aiotrace.decode import open_trace
 from support.programs import environment
 
-pytestmark = pytest.mark.once
 needs_c = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
 
 WAITING = """

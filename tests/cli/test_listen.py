@@ -21,8 +21,6 @@ from support import fakes, stores
 from support.programs import environment
 from support.senders import Sender
 
-pytestmark = pytest.mark.once
-
 
 @contextmanager
 def listening(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:

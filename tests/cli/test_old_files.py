@@ -26,6 +26,8 @@ from aiotrace import abc, formats, protocol
 from aiotrace.__main__ import main
 from aiotrace.decode import Decoder, format_line, open_trace
 
+pytestmark = pytest.mark.pure_too
+
 DATA = Path(__file__).resolve().parent.parent / "data" / "before"
 
 

@@ -21,8 +21,6 @@ from aiotrace._base.backend import c_module
 from aiotrace._cli import main
 from aiotrace._cli.record import _absolute, file_url
 
-pytestmark = pytest.mark.once
-
 MIRROR = """
 import json, os, signal, sys, warnings
 print(json.dumps({

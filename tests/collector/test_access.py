@@ -15,8 +15,6 @@ import trustme
 from aiotrace import ConfigurationError
 from aiotrace._collector.access import Access, listen, make_access, peer_of
 
-pytestmark = pytest.mark.once
-
 TOKEN = "a token that is long enough"
 
 

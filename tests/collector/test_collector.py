@@ -25,7 +25,7 @@ from aiotrace.decode import open_trace
 from support import fakes, senders, stores
 from support.senders import Sender, happens
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = pytest.mark.anyio
 LEDGER = stores.LEDGER
 
 

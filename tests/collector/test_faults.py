@@ -15,8 +15,6 @@ import pytest
 from support import faults
 from support.faults import Cutter, Listener, Scene, Verdict
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Iterator[Scene]:

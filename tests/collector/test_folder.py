@@ -16,8 +16,6 @@ from aiotrace._collector.folder import LOCK, BudgetError, Folder
 from aiotrace._store.store import TraceStore
 from support import fakes
 
-pytestmark = pytest.mark.once
-
 INFO = fakes.make_info()
 
 

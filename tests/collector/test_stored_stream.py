@@ -18,8 +18,6 @@ from aiotrace.decode import open_trace
 from support import fakes, stores
 from support.stores import EIO, INFO, LEDGER
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:

@@ -18,7 +18,7 @@ from aiotrace_sinks import SocketSink
 from support import fakes, senders, stores
 from support.senders import Sender, happens
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = pytest.mark.anyio
 PAST = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
 number = aiotrace.event("tls:number", n="u64")
 

@@ -19,6 +19,8 @@ from aiotrace._page.encode import encode_record
 from aiotrace._page.walk import ALL, PythonWalk, walk
 from support.pages import EVERYTHING, FORMATS, KERNEL_FORMATS, NUMBERS, OUR_FORMATS, SYMBOL, good_pages, pages
 
+pytestmark = pytest.mark.pure_too
+
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
 
 

@@ -22,8 +22,6 @@ from aiotrace._decode.event_format import (
 )
 from aiotrace._page import layout as L
 
-pytestmark = pytest.mark.once
-
 HEAD = "name: one\nID: 77\nformat:\n"
 
 

@@ -13,8 +13,6 @@ from aiotrace._base.terminal_text import escape, format_pairs, format_value
 from aiotrace._decode.event_format import EventFormat, parse_format
 from aiotrace._decode.print_fmt import compile_print
 
-pytestmark = pytest.mark.once
-
 FIELDS = """\
 	field:int i;	offset:8;	size:4;	signed:1;
 	field:u64 u;	offset:16;	size:8;	signed:0;

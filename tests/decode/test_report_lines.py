@@ -21,6 +21,8 @@ from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace.decode import Event, format_line
 from support.pages import FORMATS, NUMBERS, SYMBOLS, good_pages, kernel_format, pages
 
+pytestmark = pytest.mark.pure_too
+
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
 
 

@@ -15,7 +15,7 @@ import aiotrace.testing
 from aiotrace.abc import Page, PageStream, Sink
 from aiotrace.testing import SinkRuleError, check_sink
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture

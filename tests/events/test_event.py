@@ -11,6 +11,8 @@ import aiotrace
 from aiotrace import DefinitionError
 from support.laws import PAGE, Collect, check_closed
 
+pytestmark = pytest.mark.pure_too
+
 number = aiotrace.event("test_event:number", n="u16", text="str")
 
 

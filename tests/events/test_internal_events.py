@@ -28,6 +28,7 @@ def fill(pages: int) -> None:
         filler(BODY)
 
 
+@pytest.mark.pure_too
 @pytest.mark.parametrize("globs", [(), ("all",), ("*:*",), ("all", "aiotrace:overrun")])
 def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) -> None:
     sink = fakes.Collect()
@@ -41,6 +42,7 @@ def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) ->
     assert not [event for event in sink.events if event.name.startswith("aiotrace:") and not event.is_loss]
 
 
+@pytest.mark.pure_too
 def test_each_page_is_allocated_once_and_told_of_after_it_was_taken() -> None:
     sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096, pages=16) as recording:
@@ -51,6 +53,7 @@ def test_each_page_is_allocated_once_and_told_of_after_it_was_taken() -> None:
     assert len(told) == len(set(told)) == allocated <= 16
 
 
+@pytest.mark.pure_too
 def test_an_allocation_has_the_stack_of_the_call_that_needed_the_page() -> None:
     sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096, pages=16) as recording:
@@ -70,6 +73,7 @@ async def send(pages: int) -> None:
         await filler.send(BODY)
 
 
+@pytest.mark.pure_too
 @pytest.mark.anyio
 async def test_without_the_free_list_every_page_taken_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOTRACE_DEBUG_NO_FREE_LIST", "1")
@@ -82,6 +86,7 @@ async def test_without_the_free_list_every_page_taken_is_allocated(monkeypatch: 
     assert len(told) == len(taken) == recording.statistics().pages_allocated >= 200
 
 
+@pytest.mark.pure_too
 @pytest.mark.anyio
 async def test_what_is_acknowledged_and_comes_home_is_told() -> None:
     sink = fakes.Collect()
@@ -96,6 +101,7 @@ async def test_what_is_acknowledged_and_comes_home_is_told() -> None:
     assert all(event.fields["events"] > 0 for event in acknowledged)
 
 
+@pytest.mark.pure_too
 def test_an_overrun_tells_how_many_events_it_took() -> None:
     sink = fakes.Collect()
     with (
@@ -108,6 +114,7 @@ def test_an_overrun_tells_how_many_events_it_took() -> None:
     assert sum(event.fields["events"] for event in sink.named("aiotrace:overrun")) == overrun > 100
 
 
+@pytest.mark.pure_too
 def test_a_thread_that_only_acknowledges_takes_no_writer() -> None:
     with aiotrace.recording(fakes.Collect(), page_size=4096, pages=16) as recording:
         fill(50)
@@ -139,7 +146,6 @@ def run_experiment(folder: Path, free_list: bool, trace_cmd: str) -> tuple[int, 
     return ours.count(" page_alloc: "), theirs.count(" page_alloc: "), ours + theirs
 
 
-@pytest.mark.once
 def test_the_experiment(tmp_path: Path, trace_cmd: str) -> None:
     kept, kept_by_them, _ = run_experiment(tmp_path / "with", True, trace_cmd)
     freed, freed_by_them, text = run_experiment(tmp_path / "without", False, trace_cmd)
@@ -149,6 +155,7 @@ def test_the_experiment(tmp_path: Path, trace_cmd: str) -> None:
     assert calls["main"] == 2 * freed, "each has the stack of the program's call, in both reports"
 
 
+@pytest.mark.pure_too
 def test_a_page_that_comes_home_without_the_free_list_gives_its_memory_back() -> None:
     pool = Pool(Arena(4096, 2))
     for keeps in (True, False):

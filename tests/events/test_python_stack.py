@@ -15,6 +15,8 @@ from aiotrace.decode import Event
 from aiotrace_sinks import FileSink
 from support import fakes
 
+pytestmark = pytest.mark.pure_too
+
 hit = aiotrace.event("stack:hit", x="u32")
 LINE = 0
 

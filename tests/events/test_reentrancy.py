@@ -22,6 +22,8 @@ import pytest
 import aiotrace
 from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
+pytestmark = pytest.mark.pure_too
+
 CORE = str(Path(aiotrace.__file__).parent)
 
 

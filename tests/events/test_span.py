@@ -8,6 +8,8 @@ import aiotrace
 from aiotrace.abc import PageStream
 from aiotrace_sinks import MemorySink
 
+pytestmark = pytest.mark.pure_too
+
 
 def events_of(program: object) -> int:
     async def sink(stream: PageStream) -> None:

@@ -16,8 +16,6 @@ from aiotrace._page.entry import PageEntry
 from aiotrace.abc import CommandDefinition, EventDefinition, FunctionDefinition, Ledger, SymbolDefinition, WriterLedger
 from support import fakes
 
-pytestmark = pytest.mark.once
-
 ID = b"0123456789abcdef"
 OTHER = b"fedcba9876543210"
 

@@ -26,6 +26,8 @@ from aiotrace._formats.journal_runs import (
 from aiotrace._page.entry import page_entry
 from support import fakes
 
+pytestmark = pytest.mark.pure_too
+
 INFO = fakes.make_info()
 STREAM = INFO.stream_id
 SIZE = INFO.page_size

@@ -27,7 +27,6 @@ from aiotrace._launcher import recorder as _recorder
 from aiotrace._launcher.recorder import Followed, Recorder
 from support.arenas import Filled
 
-pytestmark = pytest.mark.once
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
 
 STEPS = """

@@ -17,7 +17,6 @@ from aiotrace.abc import PageStream, Sink
 from support.arenas import Filled, numbers
 
 pytestmark = [
-    pytest.mark.once,
     pytest.mark.anyio,
     pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap"),
 ]

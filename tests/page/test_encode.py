@@ -20,6 +20,8 @@ from aiotrace._page.encode import (
     walk,
 )
 
+pytestmark = pytest.mark.pure_too
+
 deltas = st.one_of(st.integers(0, 2**27 + 1), st.integers(0, 2**59 - 1))
 
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import re
 
-import pytest
-
 from aiotrace._base.package import PACKAGE_FOLDER
 from aiotrace._page import layout
-
-pytestmark = pytest.mark.once
 
 
 def test_each_number_in_c_is_that_of_the_python_layout() -> None:

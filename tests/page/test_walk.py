@@ -17,6 +17,8 @@ from aiotrace._page.encode import encode_absolute_timestamp
 from aiotrace._page.walk import ALL, PythonWalk, Selection
 from support.pages import pages
 
+pytestmark = pytest.mark.pure_too
+
 needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is not there: pip install . builds it")
 timestamps = st.one_of(st.integers(0, 1 << 61), st.integers(0, (1 << 64) - 1))
 offsets = st.one_of(st.just(0), st.integers(-(1 << 63), (1 << 63) - 1))

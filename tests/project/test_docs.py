@@ -25,9 +25,6 @@ from aiotrace._events.event import defined_events
 from aiotrace._events.tracer_switch import TRACERS
 from support import ROOT
 
-pytestmark = pytest.mark.once
-
-
 DOCS = ROOT / "docs"
 REFERENCE = DOCS / "reference"
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])

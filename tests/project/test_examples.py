@@ -18,8 +18,6 @@ import http_app
 import load
 from support import ROOT
 
-pytestmark = pytest.mark.once
-
 EXAMPLES = ROOT / "examples"
 PROGRAMS = [path.name for path in sorted(EXAMPLES.glob("*.py")) if "__main__" in path.read_text(encoding="utf-8")]
 

@@ -18,8 +18,6 @@ import pytest
 import aiotrace
 from support import ROOT
 
-pytestmark = pytest.mark.once
-
 CONFIGURATION: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = CONFIGURATION["project"]
 SOURCES = {"aiotrace": ROOT / "aiotrace", "aiotrace_sinks": ROOT / "sinks" / "aiotrace_sinks"}

@@ -32,8 +32,6 @@ from aiotrace.protocol import (
 from support import fakes
 from support.peers import give, make_producer, open_link, take_all
 
-pytestmark = pytest.mark.once
-
 INFO = fakes.make_info()
 LEDGER = fakes.FakeStream([]).ledger
 Events = list[ProducerEvent | CollectorEvent]

@@ -13,8 +13,6 @@ from aiotrace import TraceFormatError
 from aiotrace._formats.frames import HEADER_SIZE, Kind, encode_frame, pack_frame_header
 from aiotrace._protocol import framing as wire
 
-pytestmark = pytest.mark.once
-
 ID = b"0123456789abcdef"
 OTHER = b"fedcba9876543210"
 LIMITS = {Kind.PAGE: 3000, Kind.HEARTBEAT: 0, Kind.ERROR: 100}

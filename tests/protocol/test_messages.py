@@ -16,8 +16,6 @@ from aiotrace.protocol import Grant, Level, Request
 from support import fakes
 from support.peers import Link, make_producer, open_link
 
-pytestmark = pytest.mark.once
-
 START = 2**32 - 3
 """Sequences go over 2**32 within a few pages."""
 

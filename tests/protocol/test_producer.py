@@ -29,8 +29,6 @@ from aiotrace.protocol import (
 from support import fakes
 from support.peers import give, make_producer, open_link, take, take_all
 
-pytestmark = pytest.mark.once
-
 ID = fakes.make_info().stream_id
 LEDGER = fakes.FakeStream([]).ledger
 SIZE = len(fakes.make_page().data)

@@ -21,7 +21,7 @@ from aiotrace.worker import worker_thread
 from support.cancellation import random_cancellation
 from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number, numbers_on
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.pure_too]
 BY = pytest.mark.parametrize("by", ["scope", "native"])
 SUSPENSIONS_MAX = 60
 

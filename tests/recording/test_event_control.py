@@ -9,6 +9,8 @@ import pytest
 import aiotrace
 from aiotrace import ConfigurationError
 
+pytestmark = pytest.mark.pure_too
+
 hit = aiotrace.event("chooser:hit", x="u32", name="str")
 miss = aiotrace.event("chooser:miss", x="u32")
 

@@ -13,6 +13,8 @@ import pytest
 
 from support import TESTS
 
+pytestmark = pytest.mark.pure_too
+
 PRELUDE = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads is what is tested

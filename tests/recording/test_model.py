@@ -29,6 +29,8 @@ from aiotrace._ring.delivery import Delivery, Part
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
 
+pytestmark = pytest.mark.pure_too
+
 PAYLOAD = 1000
 """Bytes: four events on a page."""
 FIRST_SEQUENCE = 2**32 - 3

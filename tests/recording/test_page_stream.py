@@ -23,7 +23,7 @@ from aiotrace._ring.writer import Writers
 from aiotrace.abc import Ledger, Page, WriterLedger
 from support.fakes import make_info
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.pure_too]
 
 LEDGER = Ledger((WriterLedger(0, 10, 1, 2, 3, 4),))
 START = 10**15

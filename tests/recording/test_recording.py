@@ -25,7 +25,7 @@ from aiotrace.worker import worker_thread
 from support.fakes import Timeout
 from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.pure_too]
 ONLY_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"])
 THREAD = pytest.mark.parametrize("thread", [False, True], ids=["task", "thread"])
 

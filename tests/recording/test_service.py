@@ -29,6 +29,8 @@ from aiotrace.abc import Page, PageStream
 from support.fakes import Timeout, make_info
 from support.laws import PAGE, Collect, check_closed
 
+pytestmark = pytest.mark.pure_too
+
 number = aiotrace.event("laws:number", n="u64", text="str")
 FILL = "x" * 3000
 """One such event fills a page: a second does not fit."""

@@ -15,6 +15,8 @@ import pytest
 
 from support import TESTS
 
+pytestmark = pytest.mark.pure_too
+
 PRELUDE = """
 import asyncio, atexit, os, signal, sys, threading
 import anyio

@@ -9,7 +9,7 @@ import aiotrace
 from aiotrace.abc import PageStream
 from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.pure_too]
 
 
 class Slow(Collect):

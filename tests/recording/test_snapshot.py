@@ -23,6 +23,8 @@ from aiotrace.decode import open_trace
 from support.arenas import Filled, numbers
 from support.laws import PAGE, Collect, check_closed, check_laws, number
 
+pytestmark = pytest.mark.pure_too
+
 THREAD = pytest.mark.parametrize("thread", [False, True], ids=["task", "thread"])
 
 

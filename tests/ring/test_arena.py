@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from aiotrace._page import layout as L
 from aiotrace._ring.arena import Arena
 
+pytestmark = pytest.mark.pure_too
+
 
 @pytest.mark.parametrize(("page_size", "pages"), [(4096, 1), (4096, 33), (65536, 3), (1 << 20, 2)])
 def test_pages_have_their_size_and_overlap_nothing(page_size: int, pages: int) -> None:

@@ -13,6 +13,8 @@ from aiotrace._page import layout as L
 from aiotrace._page.encode import encode_record, unpack_header, walk
 from aiotrace._ring.cursor import PythonCursor
 
+pytestmark = pytest.mark.pure_too
+
 CURSORS = [pytest.param(PythonCursor, id="python")]
 if c_module is not None:
     CURSORS.append(pytest.param(c_module.Cursor, id="c"))

@@ -14,6 +14,8 @@ from aiotrace._page.entry import PageEntry
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery, OnFull, Part, Position
 
+pytestmark = pytest.mark.pure_too
+
 EVENT = 100
 """Bytes that an event takes on these pages."""
 START = 10**15

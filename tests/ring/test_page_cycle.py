@@ -9,6 +9,8 @@ from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
 
+pytestmark = pytest.mark.pure_too
+
 PAYLOAD = bytes(1000)
 
 

@@ -20,7 +20,7 @@ from aiotrace._ring.delivery import Delivery, Mark, Part
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writer, Writers
 
-pytestmark = [pytest.mark.once, pytest.mark.skipif(c_module is None, reason="both twins are needed")]
+pytestmark = pytest.mark.skipif(c_module is None, reason="compares both implementations")
 
 PAYLOAD = bytes(1000)
 """Four fill a page."""

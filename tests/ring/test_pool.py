@@ -8,6 +8,8 @@ from aiotrace._page import layout as L
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.pool import Pool
 
+pytestmark = pytest.mark.pure_too
+
 
 def go_home(pool: Pool, arena: Arena, page: int) -> None:
     arena.move(page, L.FILLING, L.FREE)

@@ -9,6 +9,8 @@ from aiotrace._ring.arena import Arena
 from aiotrace._ring.pool import Pool
 from aiotrace._ring.ring import Ring
 
+pytestmark = pytest.mark.pure_too
+
 
 @pytest.fixture
 def ring() -> Ring:

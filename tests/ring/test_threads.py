@@ -13,6 +13,8 @@ import aiotrace
 from aiotrace_sinks import FileSink
 from support.laws import PAGE, Collect, check_closed, check_laws, check_sink_has, number
 
+pytestmark = pytest.mark.pure_too
+
 
 def run_all(count: int, function: Callable[[int], None], at_once: int) -> None:
     """Run `function(n)` for each n in a thread of its own, at most `at_once` at a time."""

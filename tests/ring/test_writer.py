@@ -17,6 +17,8 @@ from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import CAUSES, Writer, Writers, payload_max
 
+pytestmark = pytest.mark.pure_too
+
 PAGE = 4096
 PAYLOAD = bytes(1000)
 """Four of them fill a page."""

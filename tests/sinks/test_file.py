@@ -28,7 +28,7 @@ from aiotrace_sinks import FileSink
 from aiotrace_sinks._file import CLOSE_ATTEMPTS
 from support import fakes, stores
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = pytest.mark.anyio
 
 EIO = OSError(errno.EIO, "injected")
 NO_SPACE = OSError(errno.ENOSPC, "injected")

@@ -23,8 +23,6 @@ from aiotrace.formats import restore
 from aiotrace_sinks import FileSink, NullSink
 from support.programs import environment
 
-pytestmark = pytest.mark.once
-
 
 def count(trace_cmd: str, path: Path) -> list[int]:
     """The numbers that the events of this file have, as trace-cmd prints them."""

@@ -19,6 +19,8 @@ from aiotrace.decode import Event, open_trace
 from aiotrace.formats import is_unfinished, restore
 from support.programs import environment
 
+pytestmark = pytest.mark.pure_too
+
 PROGRAM = """
 import itertools, sys, threading
 import aiotrace

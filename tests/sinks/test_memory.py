@@ -9,7 +9,7 @@ from aiotrace.testing import check_sink
 from aiotrace_sinks import MemorySink, NullSink
 from support import fakes
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = pytest.mark.anyio
 
 
 async def test_pages_are_copies_that_outlive_the_stream() -> None:

@@ -31,8 +31,6 @@ from support.collectors import TestCollector, collecting, numbers_in
 from support.laws import PAGE, check_closed, number
 from support.peers import make_producer
 
-pytestmark = pytest.mark.once
-
 
 class Unhurried:
     """In place of random numbers: it never waits."""

@@ -22,7 +22,7 @@ from aiotrace_sinks import TextSink
 from support import fakes
 from support.programs import environment
 
-pytestmark = [pytest.mark.anyio, pytest.mark.once]
+pytestmark = pytest.mark.anyio
 
 
 async def test_each_event_is_a_line_and_so_is_a_loss() -> None:

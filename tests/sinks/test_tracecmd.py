@@ -209,7 +209,6 @@ def test_a_loop_that_stalls_for_longer_than_a_listener_waits_costs_nothing(
     check_agrees(trace_cmd, tmp_path, run(WHOLE + STALLED, tmp_path, backend))
 
 
-@pytest.mark.once
 @pytest.mark.root
 @pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.long)])
 def test_the_program_goes_on_while_a_killed_listener_is_gone_and_the_next_has_the_rest(

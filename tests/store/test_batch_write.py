@@ -25,6 +25,8 @@ from aiotrace._store.batch_write import Lane, Outcome, python_write_whole, write
 from aiotrace._store.trace_files import RESERVE_FROM, RESERVED, reserve
 from support import fakes
 
+pytestmark = pytest.mark.pure_too
+
 STREAM = fakes.make_info().stream_id
 SIZE = 2 * L.BLOCK
 FULL = SIZE - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE

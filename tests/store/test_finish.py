@@ -19,8 +19,6 @@ from aiotrace._store.unfinished import is_unfinished
 from support import fakes, stores
 from support.stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, flip, make_store, numbers, report, rest
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:

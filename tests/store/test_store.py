@@ -26,8 +26,6 @@ from aiotrace.decode import open_trace
 from support import fakes, stores
 from support.stores import EIO, INFO, LEDGER, NO_SPACE, expected, finish, make_store, numbers, report, rest
 
-pytestmark = pytest.mark.once
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:

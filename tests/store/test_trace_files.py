@@ -12,6 +12,8 @@ from aiotrace._store.trace_files import remove
 from support import fakes, stores
 from support.stores import NO_SPACE, make_store, rest
 
+pytestmark = pytest.mark.pure_too
+
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:

@@ -45,6 +45,7 @@ def counting(loop: ThreadLoop) -> CountingPoll:
     return poll
 
 
+@pytest.mark.pure_too
 def test_a_step_of_a_task_is_no_look_at_the_descriptors(loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look gives the interpreter up: a busy thread has it for 5 ms then."""
     monkeypatch.setattr(own_loop, "monotonic", lambda: 1000.0)  # whatever other programs take
@@ -58,6 +59,7 @@ def test_a_step_of_a_task_is_no_look_at_the_descriptors(loop: ThreadLoop, monkey
     assert poll.polls in (3, 4)
 
 
+@pytest.mark.pure_too
 def test_who_comes_by_a_descriptor_is_heard_while_steps_follow_steps(loop: ThreadLoop) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -76,6 +78,7 @@ def test_who_comes_by_a_descriptor_is_heard_while_steps_follow_steps(loop: Threa
         loop.remove_reader(ours)
 
 
+@pytest.mark.pure_too
 def test_while_steps_are_long_it_looks_at_its_descriptors_after_each(
     loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,6 +96,7 @@ def test_while_steps_are_long_it_looks_at_its_descriptors_after_each(
     assert poll.polls in (9, 10)
 
 
+@pytest.mark.pure_too
 def test_it_is_woken_by_every_thread_and_each_time(loop: ThreadLoop) -> None:
     count, threads = 2000, 3
     told = 0
@@ -121,6 +125,7 @@ def test_it_is_woken_by_every_thread_and_each_time(loop: ThreadLoop) -> None:
     assert told == count * threads
 
 
+@pytest.mark.pure_too
 def test_a_wake_that_came_before_it_waits_is_heard(loop: ThreadLoop) -> None:
     done = loop.create_future()
     thread = threading.Thread(target=loop.call_soon_threadsafe, args=(done.set_result, None))
@@ -129,6 +134,7 @@ def test_a_wake_that_came_before_it_waits_is_heard(loop: ThreadLoop) -> None:
     loop.run_until_complete(asyncio.wait_for(done, 60))
 
 
+@pytest.mark.pure_too
 def test_its_descriptors_are_out_of_the_way_and_gone_when_it_is_closed() -> None:
     before = set(os.listdir("/proc/self/fd"))
     loop = ThreadLoop()
@@ -143,6 +149,7 @@ def test_its_descriptors_are_out_of_the_way_and_gone_when_it_is_closed() -> None
         loop.call_soon_threadsafe(print)
 
 
+@pytest.mark.pure_too
 def test_its_alarm_is_not_closed_while_somebody_is_about_to_ring_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace that is opened just then would have its number, and get the 8 bytes."""
     loop = ThreadLoop()
@@ -159,6 +166,7 @@ def test_its_alarm_is_not_closed_while_somebody_is_about_to_ring_it(monkeypatch:
     assert not os.path.lexists(f"/proc/self/fd/{alarm}")
 
 
+@pytest.mark.pure_too
 def test_where_the_program_closed_its_descriptors_nothing_is_raised() -> None:
     loop = ThreadLoop()
     os.close(loop.fileno())
@@ -166,7 +174,6 @@ def test_where_the_program_closed_its_descriptors_nothing_is_raised() -> None:
     loop.close()
 
 
-@pytest.mark.once
 @pytest.mark.skipif(c_module is None, reason="of the C module alone")
 def test_ringing_the_alarm_adds_one_and_says_what_is_wrong() -> None:
     assert c_module is not None

@@ -323,6 +323,7 @@ def test_what_is_no_time_is_refused(timeout: float) -> None:
         recording.watch_cancellations(timeout)
 
 
+@pytest.mark.pure_too
 @pytest.mark.skipif(c_module is not None, reason="what the twin says")
 def test_without_the_c_module_it_says_so() -> None:
     with aiotrace.recording() as recording, pytest.raises(aiotrace.ConfigurationError, match="C module"):

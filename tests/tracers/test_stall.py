@@ -346,6 +346,7 @@ def test_a_threshold_is_a_time_that_can_be_seen(threshold: float) -> None:
         recording.watch_stalls(threshold)
 
 
+@pytest.mark.pure_too
 @pytest.mark.skipif(c_module is not None, reason="of the twin alone")
 def test_without_the_c_module_the_watch_is_refused() -> None:
     with aiotrace.recording() as recording:

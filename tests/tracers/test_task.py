@@ -975,6 +975,7 @@ def test_an_eager_first_step_that_ends_in_a_bare_yield_is_recorded(tmp_path: Pat
 # --- without the C module ---------------------------------------------------------------------------
 
 
+@pytest.mark.pure_too
 @pytest.mark.skipif(c_module is not None, reason="the C module is there")
 def test_without_the_c_module_the_tracer_refuses(tmp_path: Path) -> None:
     with aiotrace.recording() as recording, pytest.raises(aiotrace.ConfigurationError, match="needs the C module"):

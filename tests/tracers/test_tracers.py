@@ -19,6 +19,8 @@ from aiotrace._events.tracer_switch import TRACERS
 from aiotrace._tracers.task import find_inner
 from aiotrace_sinks import MemorySink
 
+pytestmark = pytest.mark.pure_too
+
 foreign = aiotrace.event("foreign:thread")
 OF_OURS = {"audit:gc_get_referents", "audit:object___getattr__", "audit:its_own"}
 

@@ -24,6 +24,8 @@ from aiotrace.decode import open_trace
 from aiotrace.formats import TraceFormatError, TraceStore
 from support import fakes
 
+pytestmark = pytest.mark.pure_too
+
 PAGE = 4096
 LEDGER = Ledger((WriterLedger(0, 40, 1, 2, 3, 4), WriterLedger(1, 30, 0, 0, 0, 0)))
 

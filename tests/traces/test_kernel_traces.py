@@ -17,8 +17,6 @@ from aiotrace.decode import open_trace
 from support import kernel
 from support.kernel_recordings import EVENTS_WANTED, RECORDINGS, WORK, instance, record
 
-pytestmark = pytest.mark.once
-
 
 @pytest.mark.root
 @pytest.mark.parametrize("kind", RECORDINGS)

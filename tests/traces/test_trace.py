@@ -32,6 +32,8 @@ from aiotrace_sinks import FileSink
 from support import DATA, kernel
 from support.traces import ID, INFO, SYMBOL, definitions, numbers, page, payload, store
 
+pytestmark = pytest.mark.pure_too
+
 KEPT = sorted(path.name for path in DATA.glob("*.dat"))
 
 
