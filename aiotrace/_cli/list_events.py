@@ -21,7 +21,7 @@ from ..decode import open_trace
 NAME: Final = "list"
 HELP: Final = "list a trace's events, or the sinks and tracers that are installed"
 
-LIBRARIES: Final = ("anyio", "trio", "uvloop", "zstandard")
+LIBRARIES: Final = ("anyio", "trio", "uvloop", "backports.zstd")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

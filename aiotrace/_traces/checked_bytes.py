@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +25,12 @@ __all__ = ["SECTION_MAX", "Cursor", "Expand", "FileCursor", "Source", "decompres
 SECTION_MAX: Final = 256 << 20
 """Bytes that are read as one part, decompressed: kallsyms is the largest, about 5 MiB on Linux 6.18, more with many
 modules."""
+
+ZSTD_WINDOW_LOG_MAX: Final = 27
+"""The largest window of a zstd frame that is accepted, as a power of two: 128 MiB, what `zstd` itself accepts."""
+ZSTD_HINT: Final = (
+    "use a Python that was built with it" if sys.version_info >= (3, 14) else "pip install backports.zstd"
+)
 
 Expand = Callable[[bytes, int], bytes]
 """(compressed, the size that is said for them) -> exactly so many bytes, or TraceFormatError."""
@@ -161,28 +168,14 @@ def decompressor(name: str) -> Expand:
     """A function that expands bytes to exactly the size that is said for them.
 
     Raises:
-        TraceFormatError: The kind of compression is not known here, or its library is not installed.
+        TraceFormatError: The compression is not one that can be read.
     """
     if name == "none":
         return _refuse
     if name == "zlib":
         return _expand_zlib
     if name == "zstd":
-        try:
-            import zstandard
-        except ImportError:
-            raise TraceFormatError("compressed with zstd: install aiotrace[zstd]") from None
-
-        def expand_zstd(data: bytes, size: int) -> bytes:
-            # A frame may announce any size: only a reader with a limit is safe.
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
-                try:
-                    expanded = reader.read(size + 1)
-                except zstandard.ZstdError as error:
-                    raise TraceFormatError(f"zstd: {error}") from None
-            return _of_size(expanded, size)
-
-        return expand_zstd
+        return _expand_zstd
     raise TraceFormatError(f"compressed with {name!r}: zstd, zlib and none can be read")
 
 
@@ -195,6 +188,24 @@ def _expand_zlib(data: bytes, size: int) -> bytes:
         return _of_size(zlib.decompressobj().decompress(data, size + 1), size)
     except zlib.error as error:
         raise TraceFormatError(f"zlib: {error}") from None
+
+
+def _expand_zstd(data: bytes, size: int) -> bytes:
+    # Imported here, so that only traces compressed with zstd pay for it.
+    try:
+        if sys.version_info >= (3, 14):
+            from compression import zstd
+        else:
+            from backports import zstd
+    except ImportError as error:
+        raise TraceFormatError(f"compressed with zstd, and {error.name or error} is not installed: {ZSTD_HINT}") from None
+
+    # A frame may announce any size and any window: both are limited before anything is allocated.
+    options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}
+    try:
+        return _of_size(zstd.ZstdDecompressor(options=options).decompress(data, size + 1), size)
+    except zstd.ZstdError as error:
+        raise TraceFormatError(f"zstd: {error}") from None
 
 
 def _of_size(expanded: bytes, size: int) -> bytes:

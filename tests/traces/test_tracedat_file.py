@@ -19,6 +19,11 @@ from aiotrace._traces.tracedat_file import TraceFile
 from aiotrace.decode import open_trace
 from support import DATA
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 V6 = (DATA / "sched-v6.dat").read_bytes()
 ZSTD = (DATA / "sched-v7-zstd.dat").read_bytes()
 ZLIB = (DATA / "sched-v7-zlib.dat").read_bytes()
@@ -197,8 +202,7 @@ def bomb(kind: str) -> bytes:
     if kind == "zlib":
         packer = zlib.compressobj()
         return b"".join(packer.compress(zeros) for _ in range(64)) + packer.flush()
-    zstandard = pytest.importorskip("zstandard", reason="NOT RUN: zstandard is not installed")
-    compressor = zstandard.ZstdCompressor().compressobj()
+    compressor = zstd.ZstdCompressor()
     return b"".join(compressor.compress(zeros) for _ in range(64)) + compressor.flush()
 
 
@@ -244,11 +248,29 @@ def test_a_table_that_announces_too_much_is_not_expanded(path: Path) -> None:
         assert f"at most {checked_bytes.SECTION_MAX} are read" in file.damage[0].message
 
 
-def test_without_zstandard_the_error_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "zstandard", None)
+def test_a_zstd_frame_with_a_window_of_gigabytes_is_refused() -> None:
+    options = {zstd.CompressionParameter.window_log: checked_bytes.ZSTD_WINDOW_LOG_MAX + 1}
+    compressor = zstd.ZstdCompressor(options=options)
+    data = compressor.compress(b"abc") + compressor.flush()  # without its size, the frame announces its window
+    with pytest.raises(TraceFormatError, match="zstd: "):
+        checked_bytes.decompressor("zstd")(data, 3)
+
+
+def test_without_zstd_the_error_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, zstd.__name__, None)
+    monkeypatch.delattr(sys.modules[zstd.__name__.partition(".")[0]], "zstd")
     path.write_bytes(ZSTD)
-    with pytest.raises(TraceFormatError, match=r"compressed with zstd: install aiotrace\[zstd\]"):
+    with pytest.raises(TraceFormatError, match=f"compressed with zstd, and {zstd.__name__} is not installed"):
         open_trace(path)
+
+
+def test_zstd_is_imported_only_for_traces_that_need_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, zstd.__name__, None)
+    monkeypatch.delattr(sys.modules[zstd.__name__.partition(".")[0]], "zstd")
+    path.write_bytes(ZLIB)
+    with open_trace(path) as trace:
+        assert list(trace)
+        assert not trace.damage
 
 
 def test_an_unknown_compression_is_named() -> None:
