@@ -39,7 +39,7 @@ from aiotrace._decode.columns import ColumnPlan
 from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace._traces.cpu_streams import read_page_header
 from aiotrace._traces.page_sources import FoundPage
-from aiotrace._traces.tracedat_file import TraceFile
+from aiotrace._traces.tracedat_file import TraceDatSource
 from aiotrace.decode import Trace, open_trace
 from aiotrace_sinks import FileSink
 
@@ -109,7 +109,7 @@ class Pages:
     """A file's pages in memory, so that columns are measured without its reading."""
 
     def __init__(self, path: Path) -> None:
-        file = TraceFile(path)
+        file = TraceDatSource(path)
         self.found: list[FoundPage] = [
             found for buffer in file.buffers for cpu in buffer.cpus for found in file.pages(buffer, cpu)
         ]

@@ -28,7 +28,7 @@ from .._store.finish import restore
 from .._store.store import TraceStore
 from .._store.trace_files import journal_path, remove
 from .._store.unfinished import is_unfinished
-from .._traces.tracedat_file import TraceFile
+from .._traces.tracedat_file import TraceDatSource
 from ..abc import Ledger, Page, StreamInfo
 from .folder import Folder, TraceName
 
@@ -317,7 +317,7 @@ def stored_positions(path: str) -> tuple[Positions, bool]:
         TraceFormatError: It is no complete trace of ours.
         OSError: It cannot be read.
     """
-    file = TraceFile(path)
+    file = TraceDatSource(path)
     try:
         content = file.option(T.OPTION_STREAM)
     finally:

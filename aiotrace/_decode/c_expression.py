@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple
 from .._base.errors import TraceFormatError
 from .c_operators import BINARY, MASK, as_bytes, cpu_list, cut, item
 from .c_tokens import split_tokens, unquoted
-from .event_format import EventFormat, Field, Kind, Value
+from .event_format import EventFormat, FieldKind, FormatField, Value
 
 __all__ = ["Expression", "PrintFormat", "Values", "parse_print_format"]
 
@@ -258,11 +258,11 @@ class _Parser:
         field = self._field()
         name = field.name
         expression = self._indexed(lambda values: values[name])
-        if field.kind is Kind.FLOAT:
+        if field.kind is FieldKind.FLOAT:
             self._floats.append(expression)
         return expression
 
-    def _field(self) -> Field:
+    def _field(self) -> FormatField:
         kind, name = self._next()
         if kind != "name" or name not in self._fields:
             raise self._refuse(f"{name!r} should be a field")
@@ -303,7 +303,7 @@ class _Parser:
 
     def _call_get_dynamic_array_len(self) -> Expression:
         field = self._field()
-        name, size, extra = field.name, field.element_size, int(field.kind is Kind.CHAR)
+        name, size, extra = field.name, field.element_size, int(field.kind is FieldKind.CHAR)
 
         def length(values: Values) -> int:
             value = values[name]

@@ -26,7 +26,7 @@ from .._base.backend import c_module
 from .._base.errors import TraceFormatError
 from .._page import layout as L
 from .._page.walk import Buffer, PythonWalk, Walk, walk
-from .event_format import EventFormat, Field, Kind, Place, Value, compile_convert
+from .event_format import EventFormat, FieldKind, FormatField, Place, Value, compile_convert
 
 __all__ = ["ColumnPlan", "Columns", "EventColumns", "Texts", "decode_columns"]
 
@@ -51,7 +51,9 @@ Raw = tuple[Buffer, Buffer, Buffer, Buffer, Buffer, tuple[tuple[Buffer, tuple[An
 class Texts(Sequence[Value]):
     """A column of what has no fixed size: strings, bytes, arrays. A value is made when it is asked for."""
 
-    def __init__(self, data: Buffer, offset: memoryview, length: memoryview, field: Field, plan: ColumnPlan) -> None:
+    def __init__(
+        self, data: Buffer, offset: memoryview, length: memoryview, field: FormatField, plan: ColumnPlan
+    ) -> None:
         self.data = data
         """The page that they lie on."""
         self.offset = offset
@@ -166,7 +168,7 @@ class ColumnPlan:
             None if damage is None else TraceFormatError(damage[0], offset=damage[1]),
         )
 
-    def _column(self, column: Any, field: Field, data: Buffer) -> memoryview | Texts:
+    def _column(self, column: Any, field: FormatField, data: Buffer) -> memoryview | Texts:
         if isinstance(column, tuple):
             return Texts(data, _typed(column[0], "I"), _typed(column[1], "I"), field, self)
         return _typed(column, _code(field))
@@ -192,20 +194,20 @@ def decode_columns(
     return plan.name(plan.decode(records), data, writer)
 
 
-def _planned(field: Field) -> PlannedField:
+def _planned(field: FormatField) -> PlannedField:
     if field.place is not Place.SCALAR:
         return _PLACES[field.place], field.offset, field.size
-    return TRUTH if field.kind is Kind.BOOL else NUMBER, field.offset, field.size
+    return TRUTH if field.kind is FieldKind.BOOL else NUMBER, field.offset, field.size
 
 
 _CODES: Final = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
-def _code(field: Field) -> str:
+def _code(field: FormatField) -> str:
     """As in `struct`: what one number of the column is. A symbol is its key."""
-    if field.kind is Kind.FLOAT:
+    if field.kind is FieldKind.FLOAT:
         return "f" if field.size == 4 else "d"
-    if field.kind is Kind.BOOL:
+    if field.kind is FieldKind.BOOL:
         return "?"
     return _CODES[field.size] if field.signed else _CODES[field.size].upper()
 

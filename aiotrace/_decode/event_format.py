@@ -31,8 +31,8 @@ from .._page import layout as L
 
 __all__ = [
     "EventFormat",
-    "Field",
-    "Kind",
+    "FieldKind",
+    "FormatField",
     "Place",
     "Value",
     "compile_convert",
@@ -53,7 +53,7 @@ FIELDS_SIZE_MAX: Final = L.PAGE_SIZE_MAX
 """Bytes of all fields of an event together."""
 
 
-class Kind(enum.IntEnum):
+class FieldKind(enum.IntEnum):
     """What one element of a field is."""
 
     INT = 0
@@ -76,7 +76,7 @@ class Place(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Field:
+class FormatField:
     """One field of an event."""
 
     name: str
@@ -87,7 +87,7 @@ class Field:
     size: int
     """Bytes at `offset`: 0 for a TAIL, 4 for DATA_LOC and REL_LOC."""
     signed: bool
-    kind: Kind
+    kind: FieldKind
     place: Place
     element_size: int
     """Bytes of one element: 1, 2, 4 or 8."""
@@ -95,12 +95,14 @@ class Field:
     @property
     def is_text(self) -> bool:
         """Whether its value is a string that is held in the record."""
-        return self.kind is Kind.CHAR and self.place is not Place.SCALAR
+        return self.kind is FieldKind.CHAR and self.place is not Place.SCALAR
 
     @property
     def is_bytes(self) -> bool:
         """Whether its value is `bytes`: an array of unsigned 8 bit integers."""
-        return self.kind is Kind.INT and self.element_size == 1 and not self.signed and self.place is not Place.SCALAR
+        return (
+            self.kind is FieldKind.INT and self.element_size == 1 and not self.signed and self.place is not Place.SCALAR
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class EventFormat:
     """common_type of its records."""
     system: str
     name: str
-    fields: tuple[Field, ...]
+    fields: tuple[FormatField, ...]
     """In the order of the text, the common fields first."""
     print_format: str
     """What follows `print fmt:`; "" if there is none."""
@@ -122,7 +124,7 @@ class EventFormat:
         return f"{self.system}:{self.name}"
 
     @property
-    def own_fields(self) -> tuple[Field, ...]:
+    def own_fields(self) -> tuple[FormatField, ...]:
         """The fields without those that every event has."""
         return tuple(field for field in self.fields if not field.name.startswith("common_"))
 
@@ -146,7 +148,7 @@ def parse_format(text: str, system: str, *, long_size: int = 8) -> EventFormat:
     if len(text) > FORMAT_SIZE_MAX:
         raise TraceFormatError(f"an event format of {len(text)} characters; at most {FORMAT_SIZE_MAX} are read")
     name, event_id, print_format = "", -1, ""
-    fields: list[Field] = []
+    fields: list[FormatField] = []
     position = 0
     for line in text.splitlines(keepends=True):
         stripped = line.strip()
@@ -179,11 +181,13 @@ def _number(text: str, what: str, most: int) -> int:
     return int(text)
 
 
-def _with_counted_tail(system: str, name: str, fields: list[Field]) -> tuple[Field, ...]:
+def _with_counted_tail(system: str, name: str, fields: list[FormatField]) -> tuple[FormatField, ...]:
     """The kernel declares `caller[8]` in its stack traces and writes as many as `size` says."""
     if system == "ftrace" and name == "kernel_stack" and fields and fields[-1].place is Place.ARRAY:
         last = fields[-1]
-        fields[-1] = Field(last.name, last.type, last.offset, 0, last.signed, last.kind, Place.TAIL, last.element_size)
+        fields[-1] = FormatField(
+            last.name, last.type, last.offset, 0, last.signed, last.kind, Place.TAIL, last.element_size
+        )
     return tuple(fields)
 
 
@@ -201,7 +205,7 @@ _ELEMENT_SIZES: Final = {
 _LONG_TYPES: Final = frozenset({"long", "unsigned long", "signed long", "long int", "size_t", "ssize_t", "cpumask_t"})
 
 
-def _parse_field(line: str, long_size: int) -> Field:
+def _parse_field(line: str, long_size: int) -> FormatField:
     """`field:DECLARATION; offset:N; size:N; signed:N;`"""
     head, colon, rest = line.partition(":")
     declaration, semicolon, numbers = rest.partition(";")
@@ -217,7 +221,7 @@ def _parse_field(line: str, long_size: int) -> Field:
     return _declared(declaration.strip(), values["offset"], values["size"], bool(values.get("signed")), long_size)
 
 
-def _declared(declaration: str, offset: int, size: int, signed: bool, long_size: int) -> Field:
+def _declared(declaration: str, offset: int, size: int, signed: bool, long_size: int) -> FormatField:
     open_bracket = declaration.find("[")
     place = Place.SCALAR
     for prefix, loc in (("__data_loc ", Place.DATA_LOC), ("__rel_loc ", Place.REL_LOC)):
@@ -244,7 +248,7 @@ def _declared(declaration: str, offset: int, size: int, signed: bool, long_size:
     )
     if place is Place.SCALAR and size not in (1, 2, 4, 8):
         place, element_size = Place.ARRAY, 1  # a struct: shown as its bytes
-    return Field(name, kind_text, offset, size, signed, _kind(element, element_size, place), place, element_size)
+    return FormatField(name, kind_text, offset, size, signed, _kind(element, element_size, place), place, element_size)
 
 
 def _element_size(element: str, brackets: str, place: Place, size: int, long_size: int) -> int:
@@ -262,16 +266,16 @@ def _element_size(element: str, brackets: str, place: Place, size: int, long_siz
     return known
 
 
-def _kind(element: str, element_size: int, place: Place) -> Kind:
+def _kind(element: str, element_size: int, place: Place) -> FieldKind:
     if element == "char" and element_size == 1:
-        return Kind.CHAR if place is not Place.SCALAR else Kind.INT
+        return FieldKind.CHAR if place is not Place.SCALAR else FieldKind.INT
     if element in ("bool", "_Bool") and element_size == 1:
-        return Kind.BOOL
+        return FieldKind.BOOL
     if (element, element_size) in (("float", 4), ("double", 8)):
-        return Kind.FLOAT
+        return FieldKind.FLOAT
     if element.replace(" ", "") == "char*" and place is Place.SCALAR and element_size in (4, 8):
-        return Kind.SYMBOL
-    return Kind.INT
+        return FieldKind.SYMBOL
+    return FieldKind.INT
 
 
 # --- values -------------------------------------------------------------------------------------
@@ -292,24 +296,24 @@ def text_of(data: bytes) -> str:
 _CODES: Final = {1: "b", 2: "h", 4: "i", 8: "q"}
 
 
-def _code(field: Field) -> str:
+def _code(field: FormatField) -> str:
     """The `struct` code of what stands at its offset."""
     if field.place in (Place.DATA_LOC, Place.REL_LOC):
         return "I"
     return f"{field.size}s" if field.place is not Place.SCALAR else _element_code(field)
 
 
-def _element_code(field: Field) -> str:
-    if field.kind is Kind.FLOAT:
+def _element_code(field: FormatField) -> str:
+    if field.kind is FieldKind.FLOAT:
         return "f" if field.element_size == 4 else "d"
-    if field.kind is Kind.BOOL:
+    if field.kind is FieldKind.BOOL:
         return "?"
     code = _CODES[field.element_size]
     return code if field.signed else code.upper()
 
 
 def compile_reader(
-    fields: tuple[Field, ...],
+    fields: tuple[FormatField, ...],
     *,
     byte_order: str = L.BYTE_ORDER,
     symbols: Mapping[int, str] | None = None,
@@ -330,7 +334,7 @@ def compile_reader(
     fixes = [
         (index, _compile_fix(field, fields, byte_order, {} if symbols is None else symbols, c_strings))
         for index, field in enumerate(fields)
-        if field.place is not Place.SCALAR or field.kind is Kind.SYMBOL
+        if field.place is not Place.SCALAR or field.kind is FieldKind.SYMBOL
     ]
 
     def read_plain(data: bytes, start: int, length: int) -> dict[str, Value]:
@@ -356,7 +360,9 @@ Fix = Callable[[bytes, int, int, list[Any]], Any]
 """(buffer, start, length, the row's raw values) -> the value."""
 
 
-def _compile_row(fields: tuple[Field, ...], byte_order: str) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int]:
+def _compile_row(
+    fields: tuple[FormatField, ...], byte_order: str
+) -> tuple[Callable[[bytes, int], tuple[Any, ...]], int]:
     """Read every SCALAR, and the u32 of every DATA_LOC and REL_LOC, with one `struct`; others read as None.
 
     Returns:
@@ -377,15 +383,15 @@ def _compile_row(fields: tuple[Field, ...], byte_order: str) -> tuple[Callable[[
     return lambda data, start: tuple(single.unpack_from(data, start + at)[0] for single, at in singles), size
 
 
-def _is_counter(field: Field) -> bool:
-    return field.name == "size" and field.kind is Kind.INT and field.place is Place.SCALAR
+def _is_counter(field: FormatField) -> bool:
+    return field.name == "size" and field.kind is FieldKind.INT and field.place is Place.SCALAR
 
 
 def _compile_fix(
-    field: Field, fields: tuple[Field, ...], byte_order: str, symbols: Mapping[int, str], c_strings: bool
+    field: FormatField, fields: tuple[FormatField, ...], byte_order: str, symbols: Mapping[int, str], c_strings: bool
 ) -> Fix:
     index = fields.index(field)
-    if field.kind is Kind.SYMBOL and field.place is Place.SCALAR:
+    if field.kind is FieldKind.SYMBOL and field.place is Place.SCALAR:
         return lambda data, start, length, values: symbols.get(values[index], values[index])
     convert = compile_convert(field, byte_order, c_strings)
     if field.place is Place.ARRAY:
@@ -415,9 +421,9 @@ def _compile_fix(
     return dynamic
 
 
-def compile_convert(field: Field, byte_order: str, c_strings: bool) -> Callable[[bytes], Any]:
+def compile_convert(field: FormatField, byte_order: str, c_strings: bool) -> Callable[[bytes], Any]:
     """A function from the bytes of an array to its value."""
-    if field.kind is Kind.CHAR:
+    if field.kind is FieldKind.CHAR:
         if field.place in (Place.DATA_LOC, Place.REL_LOC) and not c_strings:
             return lambda raw: text_of(raw[:-1] if raw.endswith(b"\0") else raw)
         return lambda raw: text_of(raw.partition(b"\0")[0])

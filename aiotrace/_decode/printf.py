@@ -45,7 +45,7 @@ CONVERSION: Final = re.compile(
 _POINTER: Final = re.compile(r"I[46]c?|i[46]|IS[pfsc]*|U[bBlL]?|MF?|mF?|[SsFfB]|x|b?l|K|h|e", re.ASCII)
 INTEGER_BITS: Final = {"hh": 8, "h": 16, "": 32, "ll": 64, "L": 64, "q": 64, "j": 64}
 
-Part = str | Callable[[Values], str]
+Piece = str | Callable[[Values], str]
 
 
 def compile_printf(format: PrintFormat, names: Names | None, long_size: int) -> Printer:
@@ -61,7 +61,7 @@ def compile_printf(format: PrintFormat, names: Names | None, long_size: int) -> 
         TraceFormatError: A conversion is not known, or has no argument.
     """
     text = format.text.rstrip("\n")
-    parts: list[Part] = []
+    parts: list[Piece] = []
     queue = iter(format.arguments)
     position = 0
     while position < len(text):
@@ -102,7 +102,7 @@ def _constant(text: str | None) -> Expression:
     return lambda values: number
 
 
-def _joined(parts: list[Part]) -> Printer:
+def _joined(parts: list[Piece]) -> Printer:
     template = "".join(part.replace("%", "%%") if isinstance(part, str) else "%s" for part in parts)
     functions = [part for part in parts if not isinstance(part, str)]
     return lambda values: template % tuple([function(values) for function in functions])

@@ -27,7 +27,7 @@ from .._base.terminal_text import escape, escape_literal
 from .._page import layout as L
 from .._page.walk import PythonWalk, Walk
 from .c_tokens import unquoted
-from .event_format import EventFormat, Field, Kind, Place, text_of
+from .event_format import EventFormat, FieldKind, FormatField, Place, text_of
 from .printf import CONVERSION, INTEGER_BITS, WIDTH_MAX
 
 __all__ = ["Chunk", "LineTables", "Lines", "chunk_of", "format_time", "merge"]
@@ -46,9 +46,9 @@ _TEXTS: Final = {
     Place.TAIL: TEXT_TAIL,
 }
 
-Part = tuple[int, int, int, int, int, int, int, int, int, bytes]
+LinePart = tuple[int, int, int, int, int, int, int, int, int, bytes]
 """(kind, offset, size, is signed, conversion, flags, bits, width, precision or -1, literal)."""
-Definition = tuple[bytes, int, tuple[Part, ...] | None]
+Definition = tuple[bytes, int, tuple[LinePart, ...] | None]
 """(the padded name, bytes that a payload has at least, parts)."""
 
 
@@ -194,7 +194,7 @@ _ARGUMENT: Final = re.compile(
 )
 
 
-def parts_of(format: EventFormat, *, long_size: int = 8) -> tuple[Part, ...] | None:
+def parts_of(format: EventFormat, *, long_size: int = 8) -> tuple[LinePart, ...] | None:
     """The parts of an event's print fmt; None if there is more to it."""
     if format.system == "ftrace" or len(format.print_format) > L.PAGE_SIZE_MIN:
         return None
@@ -206,8 +206,8 @@ def parts_of(format: EventFormat, *, long_size: int = 8) -> tuple[Part, ...] | N
     fields = {field.name: field for field in format.own_fields}
     if arguments is None:
         return None
-    parts: list[Part] = []
-    used: list[Field] = []
+    parts: list[LinePart] = []
+    used: list[FormatField] = []
     position = 0
     for mark in _conversions(text):
         if mark is None:
@@ -258,11 +258,11 @@ def _conversions(text: str) -> list[re.Match[str] | None]:
     return found
 
 
-def _literal(text: str) -> Part:
+def _literal(text: str) -> LinePart:
     return (LITERAL, 0, 0, 0, 0, 0, 8, 0, -1, escape_literal(text).encode())
 
 
-def _conversion(mark: re.Match[str], named: str, field: Field, long_size: int) -> Part | None:
+def _conversion(mark: re.Match[str], named: str, field: FormatField, long_size: int) -> LinePart | None:
     conversion = mark["conversion"].replace("i", "d")
     if "*" in (mark["width"], mark["precision"]):
         return None
@@ -281,20 +281,20 @@ def _conversion(mark: re.Match[str], named: str, field: Field, long_size: int) -
     return kind, field.offset, field.size, int(field.signed), ord(conversion), flags, bits, width, precision, b""
 
 
-def _text_kind(named: str, field: Field, precision: int) -> int | None:
+def _text_kind(named: str, field: FormatField, precision: int) -> int | None:
     if named == "hex":
         return HEX_LOC if field.is_bytes and field.place is Place.DATA_LOC and precision < 0 else None
     if field.is_text:
         return _TEXTS[field.place]
-    if field.kind is Kind.SYMBOL and field.place is Place.SCALAR and not field.signed and named == "field":
+    if field.kind is FieldKind.SYMBOL and field.place is Place.SCALAR and not field.signed and named == "field":
         return SYMBOL
     return None
 
 
-def _number_kind(field: Field) -> int | None:
+def _number_kind(field: FormatField) -> int | None:
     if field.place is not Place.SCALAR:
         return None
-    return {Kind.INT: INTEGER, Kind.BOOL: BOOLEAN, Kind.FLOAT: FLOATING}.get(field.kind)
+    return {FieldKind.INT: INTEGER, FieldKind.BOOL: BOOLEAN, FieldKind.FLOAT: FLOATING}.get(field.kind)
 
 
 # --- the twin -----------------------------------------------------------------------------------

@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from .._arena.file_reader import ArenaReader
 from .._arena.scan import ArenaScan, DamagedPage, PageCandidate
 from .._page.definitions import Definition
-from .event_tables import OwnTables
-from .page_sources import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage
+from .event_tables import UnclosedTables
+from .page_sources import DAMAGE_MAX, CpuData, Damage, DamageLog, FoundPage, TraceBuffer
 
-__all__ = ["ArenaTrace"]
+__all__ = ["ArenaSource"]
 
 
-class ArenaTrace(OwnTables):
-    """The same doors as `TraceFile`."""
+class ArenaSource(UnclosedTables):
+    """The same doors as `TraceDatSource`."""
 
     def __init__(self, path: str) -> None:
         """
@@ -48,7 +48,7 @@ class ArenaTrace(OwnTables):
         self.info = self._reader.info
         size = self.info.page_size
         cpus = tuple(CpuData(writer, 0, len(pages) * size) for writer, pages in sorted(self._writers.items()))
-        self.buffers = [Buffer("", self.info.clock, size, cpus)]
+        self.buffers = [TraceBuffer("", self.info.clock, size, cpus)]
 
     def _place(self, page: int) -> int:
         return self._reader.shape.first_page + page * self._reader.page_size
@@ -78,7 +78,7 @@ class ArenaTrace(OwnTables):
         """The pages are read again, from the first."""
         self._damage.forget()
 
-    def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
+    def pages(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[FoundPage]:
         """The pages of one writer, in order."""
         scan = ArenaScan(self._reader, self._reader.header.writers)
         for candidate in self._writers.get(cpu.cpu, ()):
@@ -89,7 +89,7 @@ class ArenaTrace(OwnTables):
             elif found is not None:
                 yield FoundPage(place, found.header() + found.data + found.lost_count())
 
-    def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
+    def losses_after(self, buffer: TraceBuffer, cpu: CpuData) -> list[tuple[int | None, str]]:
         """Nobody knows what is missing after the last page."""
         return []
 

@@ -1,6 +1,6 @@
 """The bytes of a trace file, taken with care: by place, in order, and expanded.
 
-    Source --offset, size--> bytes --decompressor, the size that is said--> bytes --Cursor--> u16, u32, string, ...
+    Source --offset, size--> bytes --decompressor, the size that is said--> bytes --ByteCursor--> u16, u32, string, ...
 
 The law: **no length is believed**: each is compared with what is really there, or with a limit, before anything is
 read or allocated. This module knows no part of a trace.
@@ -20,7 +20,7 @@ from typing import Final
 from .._base.errors import TraceFormatError
 from .._decode.event_format import text_of
 
-__all__ = ["SECTION_MAX", "Cursor", "Expand", "FileCursor", "Source", "decompressor"]
+__all__ = ["SECTION_MAX", "ByteCursor", "Expand", "FileByteCursor", "Source", "decompressor"]
 
 SECTION_MAX: Final = 256 << 20
 """Bytes that are read as one part, decompressed: kallsyms is the largest, about 5 MiB on Linux 6.18, more with many
@@ -83,7 +83,7 @@ class Source:
             self._fd = -1
 
 
-class Cursor:
+class ByteCursor:
     """Takes numbers and strings from bytes, in order; every step is checked."""
 
     def __init__(self, data: bytes, byte_order: str, offset: int = 0) -> None:
@@ -134,7 +134,7 @@ class Cursor:
         return len(self.data) - self.position
 
 
-class FileCursor(Cursor):
+class FileByteCursor(ByteCursor):
     """The same over a file that is not read into memory."""
 
     def __init__(self, source: Source, position: int, byte_order: str) -> None:
@@ -198,7 +198,9 @@ def _expand_zstd(data: bytes, size: int) -> bytes:
         else:
             from backports import zstd
     except ImportError as error:
-        raise TraceFormatError(f"compressed with zstd, and {error.name or error} is not installed: {ZSTD_HINT}") from None
+        raise TraceFormatError(
+            f"compressed with zstd, and {error.name or error} is not installed: {ZSTD_HINT}"
+        ) from None
 
     # A frame may announce any size and any window: both are limited before anything is allocated.
     options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}

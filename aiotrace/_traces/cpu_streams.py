@@ -20,11 +20,11 @@ from .._base.errors import TraceFormatError
 from .._decode.event import Event, Tables, make_lost
 from .._page import layout as L
 from .._page.walk import ALL, Selection, Walk, tally, walk
-from .arena_file import ArenaTrace
-from .page_sources import Buffer, CpuData, FoundPage, PageShape
+from .arena_file import ArenaSource
+from .page_sources import CpuData, FoundPage, PageShape, TraceBuffer
 from .statistics import Loss, WriterCount
-from .tracedat_file import TraceFile
-from .unfinished_file import UnfinishedFile
+from .tracedat_file import TraceDatSource
+from .unfinished_file import UnfinishedSource
 
 __all__ = ["CpuStreams", "Read", "read_page_header"]
 
@@ -74,7 +74,7 @@ Read = Callable[[FoundPage, Walk, str, int], Iterator[tuple[int, _T]]]
 class CpuStreams:
     """A file's pages, read CPU by CPU."""
 
-    def __init__(self, file: TraceFile | UnfinishedFile | ArenaTrace, tables: Tables) -> None:
+    def __init__(self, file: TraceDatSource | UnfinishedSource | ArenaSource, tables: Tables) -> None:
         self._file = file
         self._tables = tables
         self.losses: dict[tuple[str, int], Loss] = {}
@@ -108,7 +108,7 @@ class CpuStreams:
         ]
 
     def _stream(
-        self, buffer: Buffer, cpu: CpuData, select: Selection, read: Read[_T]
+        self, buffer: TraceBuffer, cpu: CpuData, select: Selection, read: Read[_T]
     ) -> Iterator[tuple[int, _T | Event]]:
         """What `read` makes of one CPU's records, and a loss where some are missing, each with its time."""
         shape, name, number = self._file.shape, buffer.name, cpu.cpu
@@ -159,7 +159,7 @@ class CpuStreams:
         else:
             loss.count += count
 
-    def count(self, buffer: Buffer, cpu: CpuData, totals: array[int]) -> WriterCount:
+    def count(self, buffer: TraceBuffer, cpu: CpuData, totals: array[int]) -> WriterCount:
         """Count one CPU's records, and those of each id in `totals`; decodes no field."""
         writer = WriterCount(buffer.name, cpu.cpu, cpu.size)
         for found in self._file.pages(buffer, cpu):

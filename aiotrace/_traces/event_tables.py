@@ -16,10 +16,10 @@ from .._base.errors import TraceFormatError
 from .._decode.event_format import EventFormat, parse_format, text_of
 from .._page import kernel_events
 from .._page import layout as L
-from .checked_bytes import Cursor
+from .checked_bytes import ByteCursor
 from .page_sources import DamageLog, PageShape
 
-__all__ = ["EventTables", "Functions", "OwnTables", "unescaped"]
+__all__ = ["EventTables", "KernelFunctions", "UnclosedTables", "unescaped"]
 
 EVENTS_MAX: Final = 1 << 16
 
@@ -37,9 +37,9 @@ class EventTables:
         self.formats: dict[int, EventFormat] = {}
         self.symbols: dict[int, str] = {}
         self.commands: dict[int, str] = {}
-        self.functions = Functions()
+        self.functions = KernelFunctions()
 
-    def read_header_info(self, cursor: Cursor) -> None:
+    def read_header_info(self, cursor: ByteCursor) -> None:
         cursor.expect(b"header_page\0")
         text = text_of(cursor.take(cursor.u64()))
         cursor.expect(b"header_event\0")
@@ -50,11 +50,11 @@ class EventTables:
             elif "commit;" in line and "size:8;" in line:
                 self.shape = PageShape(self.shape.byte_order, 8)
 
-    def read_ftrace_formats(self, cursor: Cursor) -> None:
+    def read_ftrace_formats(self, cursor: ByteCursor) -> None:
         for _ in range(cursor.u32()):
             self._add_format(cursor.take(cursor.u64()), "ftrace")
 
-    def read_event_formats(self, cursor: Cursor) -> None:
+    def read_event_formats(self, cursor: ByteCursor) -> None:
         for _ in range(cursor.u32()):
             system = cursor.string()
             for _ in range(cursor.u32()):
@@ -70,10 +70,10 @@ class EventTables:
             return
         self.formats.setdefault(format.id, format)
 
-    def read_kallsyms(self, cursor: Cursor) -> None:
-        self.functions = Functions(cursor.take(cursor.u32()))
+    def read_kallsyms(self, cursor: ByteCursor) -> None:
+        self.functions = KernelFunctions(cursor.take(cursor.u32()))
 
-    def read_printk(self, cursor: Cursor) -> None:
+    def read_printk(self, cursor: ByteCursor) -> None:
         for line in cursor.take(cursor.u32()).split(b"\n"):
             key, colon, text = line.partition(b":")
             text = text.strip()
@@ -87,14 +87,14 @@ class EventTables:
                 text = text[1:-1]
             self.symbols[number] = unescaped(text_of(text))
 
-    def read_commands(self, cursor: Cursor) -> None:
+    def read_commands(self, cursor: ByteCursor) -> None:
         for line in cursor.take(cursor.u64()).split(b"\n"):
             pid, space, name = line.partition(b" ")
             if space and pid.removeprefix(b"-").isdigit() and len(pid) <= 11:
                 self.commands[int(pid)] = text_of(name)
 
 
-class Functions:
+class KernelFunctions:
     """The functions of a kallsyms text, by address. Read when first asked: there are 200,000 lines of it."""
 
     def __init__(self, text: bytes = b"") -> None:
@@ -140,12 +140,12 @@ _ESCAPED: Final = re.compile(r'\\(n|t|r|"|\\|x[0-9a-f]{2})')
 _ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r"}
 
 
-class OwnTables:
+class UnclosedTables:
     """What a trace of ours that was not closed has in their place: its definitions stand elsewhere, and come one by
     one."""
 
     complete = False
-    is_ours = True
+    by_aiotrace = True
     byte_order = L.BYTE_ORDER
     time_offset = 0
 
@@ -154,7 +154,7 @@ class OwnTables:
         self.shape = PageShape()
         self.symbols: dict[int, str] = {}
         self.commands: dict[int, str] = {}
-        self.functions = Functions()
+        self.functions = KernelFunctions()
         formats = [parse_format(event.format, event.system) for event in kernel_events.EVENTS]
         self.formats: dict[int, EventFormat] = {format.id: format for format in formats}
 

@@ -6,10 +6,10 @@ import os
 
 from .._arena.file import is_arena
 from .._store.unfinished import is_unfinished
-from .arena_file import ArenaTrace
+from .arena_file import ArenaSource
 from .trace import Trace
-from .tracedat_file import TraceFile
-from .unfinished_file import UnfinishedFile
+from .tracedat_file import TraceDatSource
+from .unfinished_file import UnfinishedSource
 
 __all__ = ["open_trace"]
 
@@ -27,5 +27,5 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
     """
     name = os.fspath(path)
     if is_arena(name):
-        return Trace(ArenaTrace(name))
-    return Trace(UnfinishedFile(name) if is_unfinished(name) else TraceFile(name))
+        return Trace(ArenaSource(name))
+    return Trace(UnfinishedSource(name) if is_unfinished(name) else TraceDatSource(name))

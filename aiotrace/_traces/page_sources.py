@@ -1,7 +1,7 @@
 """What is found in a trace file before any record is read: buffers, their CPUs and pages, and damage.
 
-    Buffer ""  --+-- CpuData 0 (offset, size)  -->  FoundPage  FoundPage  ...
-                 `-- CpuData 1
+    TraceBuffer ""  --+-- CpuData 0 (offset, size)  -->  FoundPage  FoundPage  ...
+                      `-- CpuData 1
 
 The law: **a place is told in bytes from the beginning of the file**. Finished and unfinished traces are both told in
 these words; this module knows neither.
@@ -17,12 +17,12 @@ from ..abc import Ledger
 
 __all__ = [
     "DAMAGE_MAX",
-    "Buffer",
     "CpuData",
     "Damage",
     "DamageLog",
     "FoundPage",
     "PageShape",
+    "TraceBuffer",
     "losses_after",
     "with_writers_of",
 ]
@@ -90,7 +90,7 @@ class CpuData:
 
 
 @dataclass(frozen=True, slots=True)
-class Buffer:
+class TraceBuffer:
     """One ring buffer: the main one, or an instance."""
 
     name: str
@@ -114,7 +114,7 @@ class FoundPage:
     """Events on it, where that is known."""
 
 
-def with_writers_of(ledger: Ledger | None, buffer: Buffer) -> Buffer:
+def with_writers_of(ledger: Ledger | None, buffer: TraceBuffer) -> TraceBuffer:
     """The buffer with a CPU, empty, for each writer that has no page here and whose account tells of losses."""
     known = {cpu.cpu for cpu in buffer.cpus}
     more = [

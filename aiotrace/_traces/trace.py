@@ -32,12 +32,12 @@ from .._page.derived_fields import ALL as DERIVED
 from .._page.derived_fields import with_derived
 from .._page.filter import Filter, compile_filter
 from .._page.walk import Selection, Walk, new_totals
-from .arena_file import ArenaTrace
+from .arena_file import ArenaSource
 from .cpu_streams import CpuStreams
 from .page_sources import Damage, FoundPage
 from .statistics import EventCount, Loss, TraceStatistics
-from .tracedat_file import TraceFile
-from .unfinished_file import UnfinishedFile
+from .tracedat_file import TraceDatSource
+from .unfinished_file import UnfinishedSource
 
 __all__ = ["Trace"]
 
@@ -60,7 +60,7 @@ class Trace:
     May be iterated over more than once; each time the file is read again.
     """
 
-    def __init__(self, file: TraceFile | UnfinishedFile | ArenaTrace) -> None:
+    def __init__(self, file: TraceDatSource | UnfinishedSource | ArenaSource) -> None:
         self._file = file
         self._tables = Tables(
             file.formats,
@@ -69,7 +69,7 @@ class Trace:
             file.functions,
             byte_order=file.byte_order,
             long_size=file.shape.commit_size,
-            c_strings=not file.is_ours,
+            c_strings=not file.by_aiotrace,
         )
         self._defined = 0
         self._define()
@@ -210,7 +210,7 @@ class Trace:
         self._streams.restart()
         yield from self._events(wanted)
         file = self._file
-        while isinstance(file, UnfinishedFile):
+        while isinstance(file, UnfinishedSource):
             ended = file.ended  # before the look: what was written until then is seen by it
             if file.refresh() or ended:
                 self._define()

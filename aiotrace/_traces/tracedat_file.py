@@ -29,12 +29,12 @@ from .._formats.tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION
 from .._page import layout as L
 from .._page.definitions import Definition
 from ..abc import Ledger, StreamInfo
-from .checked_bytes import SECTION_MAX, Cursor, FileCursor, Source, decompressor
-from .event_tables import EventTables, Functions
-from .page_sources import Buffer, CpuData, Damage, DamageLog, FoundPage, PageShape, losses_after, with_writers_of
+from .checked_bytes import SECTION_MAX, ByteCursor, FileByteCursor, Source, decompressor
+from .event_tables import EventTables, KernelFunctions
+from .page_sources import CpuData, Damage, DamageLog, FoundPage, PageShape, TraceBuffer, losses_after, with_writers_of
 from .tracedat_pages import FilePages
 
-__all__ = ["TraceFile"]
+__all__ = ["TraceDatSource"]
 
 MAGIC: Final = b"\x17\x08\x44tracing"
 OPTIONS_MAX: Final = 1 << 16
@@ -56,7 +56,7 @@ OPTION_HEADER_INFO, OPTION_FTRACE_EVENTS, OPTION_EVENT_FORMATS, OPTION_KALLSYMS,
 )
 
 
-class TraceFile:
+class TraceDatSource:
     """A trace.dat: what it says about its events, and where its pages are."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -74,7 +74,7 @@ class TraceFile:
         self.compression = "none"
         self.options_offset = 0
         self.options: list[tuple[int, bytes]] = []
-        self.buffers: list[Buffer] = []
+        self.buffers: list[TraceBuffer] = []
         self.time_offset = 0
         """Nanoseconds to be added to each timestamp."""
         self.definitions: list[Definition] = []
@@ -122,11 +122,11 @@ class TraceFile:
         return self._tables.commands
 
     @property
-    def functions(self) -> Functions:
+    def functions(self) -> KernelFunctions:
         return self._tables.functions
 
     @property
-    def is_ours(self) -> bool:
+    def by_aiotrace(self) -> bool:
         """Whether aiotrace made it, so that each page has a row in our own option."""
         return self.option(OPTION_STREAM) is not None
 
@@ -159,13 +159,13 @@ class TraceFile:
         """The data of the first option with this number."""
         return next((data for found, data in self.options if found == number), None)
 
-    def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
+    def pages(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[FoundPage]:
         """The pages of one CPU, in order; what cannot be read is noted as damage."""
         return self._pages.pages(buffer, cpu)
 
-    def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
+    def losses_after(self, buffer: TraceBuffer, cpu: CpuData) -> list[tuple[int | None, str]]:
         """(count, reason) of what is missing after the last page of a CPU: no page can tell of it."""
-        if self.is_ours:
+        if self.by_aiotrace:
             return losses_after(self.ledger, cpu.cpu)
         dropped = self._dropped.get((buffer.name, cpu.cpu), 0)
         return [(dropped, "dropped, says the account at the end")] if dropped else []
@@ -173,7 +173,7 @@ class TraceFile:
     # --- the beginning ---
 
     def _read_header(self) -> None:
-        start = Cursor(self.source.read_some(0, 4096), "<")
+        start = ByteCursor(self.source.read_some(0, 4096), "<")
         if not start.data.startswith(MAGIC):
             found = f"it begins with {start.data[: len(MAGIC)]!r}" if start.data else "it is empty"
             raise TraceFormatError(f"no trace.dat: {found}, a trace with {MAGIC!r}", offset=0)
@@ -186,7 +186,7 @@ class TraceFile:
         if big not in (0, 1) or self.long_size not in (4, 8):
             raise start.fail(f"byte order should be 0 or 1, long 4 or 8 bytes; found {big} and {self.long_size}")
         self.byte_order = ">" if big else "<"
-        cursor = Cursor(start.data, self.byte_order)
+        cursor = ByteCursor(start.data, self.byte_order)
         cursor.position = start.position
         self.page_size = self._checked_page_size(cursor.u32())
         self._tables.shape = PageShape(self.byte_order, self.long_size)
@@ -215,9 +215,9 @@ class TraceFile:
 
     # --- version 7 ---
 
-    def _section(self, offset: int, number: int) -> Cursor:
+    def _section(self, offset: int, number: int) -> ByteCursor:
         """The content of a section, decompressed."""
-        head = Cursor(self.source.read(offset, 16), self.byte_order, offset)
+        head = ByteCursor(self.source.read(offset, 16), self.byte_order, offset)
         found, flags = head.u16(), head.u16()
         head.u32()  # the id of a description
         size = head.u64()
@@ -227,7 +227,7 @@ class TraceFile:
             raise TraceFormatError(f"a section of {size} bytes; at most {SECTION_MAX} are read", offset=offset)
         data = self.source.read(offset + 16, size)
         if flags & 1:
-            packed = Cursor(data, self.byte_order, offset + 16)
+            packed = ByteCursor(data, self.byte_order, offset + 16)
             compressed_size, size = packed.u32(), packed.u32()
             if size > SECTION_MAX:
                 raise packed.fail(f"a section of {size} bytes; at most {SECTION_MAX} are read")
@@ -235,7 +235,7 @@ class TraceFile:
                 data = self._expand(packed.take(compressed_size), size)
             except TraceFormatError as error:
                 raise error.at(offset=offset) from None
-        return Cursor(data, self.byte_order, offset + 16)
+        return ByteCursor(data, self.byte_order, offset + 16)
 
     def _read_options_sections(self, offset: int) -> None:
         first = True
@@ -253,7 +253,7 @@ class TraceFile:
                 return
             first = False
 
-    def _read_options(self, cursor: Cursor) -> int:
+    def _read_options(self, cursor: ByteCursor) -> int:
         """Returns where the next options section is, 0 if there is none."""
         while len(self.options) < OPTIONS_MAX:
             number = cursor.u16()
@@ -262,7 +262,7 @@ class TraceFile:
             if number == 0:
                 if cursor.left:
                     self.note_damage(self.options_offset, f"{cursor.left} bytes stand behind the end of the options")
-                return Cursor(data, self.byte_order).u64() if size >= 8 else 0
+                return ByteCursor(data, self.byte_order).u64() if size >= 8 else 0
             self.options.append((number, data))
         raise cursor.fail(f"more than {OPTIONS_MAX} options")
 
@@ -271,12 +271,16 @@ class TraceFile:
         as it can be."""
         content = self.option(OPTION_CHECK)
         if content is None:
-            if self.is_ours:
+            if self.by_aiotrace:
                 self.note_damage(self.options_offset, "the crc32 of the sections should be among the options")
             return
         try:
             begin, crc = unpack_check(content)
-            end = self.options_offset + 16 + Cursor(self.source.read(self.options_offset + 8, 8), self.byte_order).u64()
+            end = (
+                self.options_offset
+                + 16
+                + ByteCursor(self.source.read(self.options_offset + 8, 8), self.byte_order).u64()
+            )
             if not begin <= self.options_offset or end - begin > SECTION_MAX:
                 raise TraceFormatError(f"sections from {begin} to {end} cannot be")
             if check_of(self.source.read(0, CHECKED_HEAD), self.source.read(begin, end - begin)) != crc:
@@ -311,7 +315,7 @@ class TraceFile:
             offsets = {data for number, data in self.options if number == wanted}
             for data in list(offsets)[:16]:
                 try:
-                    offset = Cursor(data, self.byte_order).u64()
+                    offset = ByteCursor(data, self.byte_order).u64()
                     read(self._section(offset, wanted))
                 except TraceFormatError as error:
                     self.note_damage(error.offset or 0, f"option {wanted}: {error.message}")
@@ -321,12 +325,12 @@ class TraceFile:
         for number, data in self.options:
             if number == OPTION_BUFFER:
                 try:
-                    self.buffers.append(self._read_buffer(Cursor(data, self.byte_order)))
+                    self.buffers.append(self._read_buffer(ByteCursor(data, self.byte_order)))
                 except TraceFormatError as error:
                     self.note_damage(0, f"a buffer option: {error.message}")
         self._refuse_overlaps()
 
-    def _read_buffer(self, cursor: Cursor) -> Buffer:
+    def _read_buffer(self, cursor: ByteCursor) -> TraceBuffer:
         section = cursor.u64()
         name, clock = cursor.string(), cursor.string()
         page_size = self._checked_page_size(cursor.u32())
@@ -334,10 +338,10 @@ class TraceFile:
         if count > cursor.left // 20:
             raise cursor.fail(f"{count} CPUs should follow, there is room for {cursor.left // 20}")
         cpus = tuple(CpuData(cursor.u32(), cursor.u64(), cursor.u64()) for _ in range(count))
-        head = Cursor(self.source.read(section, 16), self.byte_order, section)
+        head = ByteCursor(self.source.read(section, 16), self.byte_order, section)
         if (found := head.u16()) != OPTION_BUFFER:
             raise TraceFormatError(f"section {OPTION_BUFFER} should be here, found {found}", offset=section)
-        return Buffer(name, clock, page_size, cpus, bool(head.u16() & 1))
+        return TraceBuffer(name, clock, page_size, cpus, bool(head.u16() & 1))
 
     def _refuse_overlaps(self) -> None:
         """No byte may be read twice as pages: else a small file could cost any time."""
@@ -358,13 +362,13 @@ class TraceFile:
         for buffer_index in {pair[0] for pair in refused}:
             old = self.buffers[buffer_index]
             kept = tuple(cpu for index, cpu in enumerate(old.cpus) if (buffer_index, index) not in refused)
-            self.buffers[buffer_index] = Buffer(old.name, old.clock, old.page_size, kept, old.compressed)
+            self.buffers[buffer_index] = TraceBuffer(old.name, old.clock, old.page_size, kept, old.compressed)
 
     # --- version 6 ---
 
     def _read_version_6(self, position: int) -> None:
         """Everything stands in one row, so nothing behind a damaged length can be found."""
-        cursor = FileCursor(self.source, position, self.byte_order)
+        cursor = FileByteCursor(self.source, position, self.byte_order)
         self._tables.read_header_info(cursor)
         self._tables.read_ftrace_formats(cursor)
         self._tables.read_event_formats(cursor)
@@ -384,9 +388,9 @@ class TraceFile:
             raise cursor.fail(f"'flyrecord' or 'latency' should be here, found {tag!r}")
         for number, data in self.options:
             if number == OPTION_BUFFER:
-                option = Cursor(data, self.byte_order)
+                option = ByteCursor(data, self.byte_order)
                 try:
-                    instance = FileCursor(self.source, option.u64(), self.byte_order)
+                    instance = FileByteCursor(self.source, option.u64(), self.byte_order)
                     name = option.string()
                     instance.expect(b"flyrecord\0")
                     self._add_version_6_buffer(name, instance, cpus, clock)
@@ -394,7 +398,7 @@ class TraceFile:
                     self.note_damage(error.offset or 0, f"an instance: {error.message}")
         self._refuse_overlaps()
 
-    def _read_version_6_options(self, cursor: Cursor) -> None:
+    def _read_version_6_options(self, cursor: ByteCursor) -> None:
         while len(self.options) < OPTIONS_MAX:
             number = cursor.u16()
             if number == 0:
@@ -402,11 +406,11 @@ class TraceFile:
             self.options.append((number, cursor.take(cursor.u32())))
         raise cursor.fail(f"more than {OPTIONS_MAX} options")
 
-    def _add_version_6_buffer(self, name: str, cursor: Cursor, cpus: int, clock: str) -> None:
+    def _add_version_6_buffer(self, name: str, cursor: ByteCursor, cpus: int, clock: str) -> None:
         if cpus > (self.source.size - cursor.position) // 16:
             raise cursor.fail(f"{cpus} CPUs should follow, the file is too small for them")
         found = tuple(CpuData(cpu, cursor.u64(), cursor.u64()) for cpu in range(cpus))
-        self.buffers.append(Buffer(name, clock, self.page_size, found))
+        self.buffers.append(TraceBuffer(name, clock, self.page_size, found))
 
     # --- what options of both versions say ---
 

@@ -17,8 +17,8 @@ from .._base.crc32 import crc32
 from .._base.errors import TraceFormatError
 from .._formats.tracedat import PAGE_DAMAGED, PageRow, pack_page_rows, page_crc, unpack_page_rows
 from .._page import layout as L
-from .checked_bytes import Cursor, Expand, Source
-from .page_sources import Buffer, CpuData, DamageLog, FoundPage, PageShape
+from .checked_bytes import ByteCursor, Expand, Source
+from .page_sources import CpuData, DamageLog, FoundPage, PageShape, TraceBuffer
 
 __all__ = ["CHUNK_MAX", "FilePages"]
 
@@ -53,7 +53,7 @@ class FilePages:
         self._expand = expand
         self._damage = damage
 
-    def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
+    def pages(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[FoundPage]:
         """The pages of one CPU, in order; what cannot be read is noted as damage."""
         if buffer.compressed:
             yield from self._compressed_pages(buffer, cpu)
@@ -72,7 +72,7 @@ class FilePages:
                 self._damage.note(position, f"CPU {cpu.cpu}: pages up to {end} should follow, the file ends here")
                 return
 
-    def _rows(self, buffer: Buffer, cpu: CpuData) -> Iterator[PageRow] | None:
+    def _rows(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[PageRow] | None:
         """What our own option says of this CPU's pages; None if there is no such option."""
         content = self._listed
         if content is None:
@@ -89,13 +89,13 @@ class FilePages:
             for row in unpack_page_rows(content[at : min(at + _ROWS_AT_ONCE * _ROW_SIZE, end)])
         )
 
-    def _compressed_pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
+    def _compressed_pages(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[FoundPage]:
         # trace-cmd's size leaves out the count at the beginning.
         position, end = cpu.offset, min(cpu.offset + 4 + cpu.size, self._source.size)
         if not cpu.size:
             return
         try:
-            count = Cursor(self._source.read(position, 4), self._shape.byte_order).u32()
+            count = ByteCursor(self._source.read(position, 4), self._shape.byte_order).u32()
             position += 4
             for _ in range(count):
                 packed_size, size = struct.unpack(self._shape.byte_order + "II", self._source.read(position, 8))

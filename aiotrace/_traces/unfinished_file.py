@@ -15,14 +15,14 @@ from .._formats.journal import PagePlacement
 from .._page.definitions import Definition
 from .._store.trace_files import journal_path
 from .._store.unfinished import UnfinishedTrace
-from .event_tables import OwnTables
-from .page_sources import DAMAGE_MAX, Buffer, CpuData, Damage, DamageLog, FoundPage, losses_after, with_writers_of
+from .event_tables import UnclosedTables
+from .page_sources import DAMAGE_MAX, CpuData, Damage, DamageLog, FoundPage, TraceBuffer, losses_after, with_writers_of
 
-__all__ = ["UnfinishedFile"]
+__all__ = ["UnfinishedSource"]
 
 
-class UnfinishedFile(OwnTables):
-    """The same doors as `TraceFile`."""
+class UnfinishedSource(UnclosedTables):
+    """The same doors as `TraceDatSource`."""
 
     def __init__(self, path: str) -> None:
         """
@@ -60,10 +60,10 @@ class UnfinishedFile(OwnTables):
         return self._trace.ledger is not None or not os.path.exists(journal_path(self.path))
 
     @property
-    def buffers(self) -> list[Buffer]:
+    def buffers(self) -> list[TraceBuffer]:
         size = self.info.page_size
         cpus = tuple(CpuData(writer, 0, len(pages) * size) for writer, pages in sorted(self._writers.items()))
-        return [with_writers_of(self._trace.ledger, Buffer("", self.info.clock, size, cpus))]
+        return [with_writers_of(self._trace.ledger, TraceBuffer("", self.info.clock, size, cpus))]
 
     @property
     def damage(self) -> list[Damage]:
@@ -101,7 +101,7 @@ class UnfinishedFile(OwnTables):
         self._taken += len(new)
         return bool(new)
 
-    def pages(self, buffer: Buffer, cpu: CpuData) -> Iterator[FoundPage]:
+    def pages(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[FoundPage]:
         """The pages of one writer, in order."""
         for placed in self._writers.get(cpu.cpu, [])[self._unread.get(cpu.cpu, 0) :]:
             try:
@@ -112,7 +112,7 @@ class UnfinishedFile(OwnTables):
                 continue
             yield FoundPage(placed.place, page.header() + page.data + page.lost_count())
 
-    def losses_after(self, buffer: Buffer, cpu: CpuData) -> list[tuple[int | None, str]]:
+    def losses_after(self, buffer: TraceBuffer, cpu: CpuData) -> list[tuple[int | None, str]]:
         """(count, reason) of what is missing after the last page of a writer; told once in each reading."""
         if self._trace.ledger is None or cpu.cpu in self._told:
             return []

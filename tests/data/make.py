@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE.parent.parent)]
 
 from aiotrace._traces.page_sources import CpuData  # noqa: E402
-from aiotrace._traces.tracedat_file import TraceFile  # noqa: E402
+from aiotrace._traces.tracedat_file import TraceDatSource  # noqa: E402
 from aiotrace.decode import open_trace  # noqa: E402
 from support import kernel  # noqa: E402
 from support.kernel_recordings import RECORDINGS, TRACING, record  # noqa: E402
@@ -53,7 +53,7 @@ def shrink(source: str, target: str, pages: int, packed: str) -> None:
     """Write the first pages of each CPU, with the formats and symbols that they need."""
     with open_trace(source) as trace:
         file = trace._file
-        assert isinstance(file, TraceFile)
+        assert isinstance(file, TraceDatSource)
         ids, addresses = set(), set()
         for buffer in file.buffers:
             cut = [CpuData(cpu.cpu, cpu.offset, min(cpu.size, pages * buffer.page_size)) for cpu in buffer.cpus]
@@ -95,7 +95,7 @@ def texts(ids: set[int]) -> dict[str, list[bytes]]:
     return found
 
 
-def write(file: TraceFile, target: str, ids: set[int], kallsyms: bytes, count: int, packed: bool = False) -> None:
+def write(file: TraceDatSource, target: str, ids: set[int], kallsyms: bytes, count: int, packed: bool = False) -> None:
     formats = texts(ids)
     ftrace = formats.pop("ftrace", [])
     header_page = (TRACING / "events/header_page").read_bytes()

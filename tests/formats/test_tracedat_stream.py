@@ -13,7 +13,7 @@ from aiotrace._formats import tracedat as T
 from aiotrace._formats import tracedat_stream
 from aiotrace._formats.tracedat_stream import FILLER_SIZE, LateHeaders
 from aiotrace._page.definitions import Definition
-from aiotrace._traces.tracedat_file import TraceFile
+from aiotrace._traces.tracedat_file import TraceDatSource
 from support import fakes
 
 
@@ -26,7 +26,7 @@ def write(path: Path, waits: int, definitions: list[Definition] = fakes.DEFINITI
 
 
 def check(path: Path) -> None:
-    trace = TraceFile(str(path))
+    trace = TraceDatSource(str(path))
     try:
         assert trace.complete
         assert not trace.damage, trace.damage

@@ -75,8 +75,8 @@ SANS_IO = {"_base", "_page", "_ring", "_formats", "_decode", "_protocol"}
 """Rooms that may import none of these: time and bytes are their arguments."""
 
 REQUIRED = {"anyio"}
-"""What may be imported at the top of a module; anything else is imported where it is used. That holds for backports.zstd
-too, which only `pip install .` for a Python before 3.14 brings."""
+"""What may be imported at the top of a module; anything else is imported where it is used. That holds for
+backports.zstd too: only Pythons before 3.14 have it."""
 
 KNOWN_HERE = {"aiotrace._page.walk", "aiotrace._page.layout", "aiotrace._recording.service", "aiotrace._formats.frames"}
 KNOWN_HERE |= {"aiotrace.abc", "aiotrace._page"}

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from aiotrace._decode.event_format import Field, Kind, Place
+from aiotrace._decode.event_format import FieldKind, FormatField, Place
 from aiotrace.decode import Event, Trace
 
 LINE = re.compile(
@@ -90,7 +90,7 @@ def pattern_of(names: tuple[str, ...]) -> re.Pattern[str]:
     return re.compile(r"\s".join(f"{re.escape(name)}=(.*)" for name in names), re.DOTALL)
 
 
-def same_value(trace: Trace, field: Field, value: Any, text: str) -> bool:
+def same_value(trace: Trace, field: FormatField, value: Any, text: str) -> bool:
     if not isinstance(value, str):
         text = text.strip()
     if text == "(nil)":
@@ -100,7 +100,7 @@ def same_value(trace: Trace, field: Field, value: Any, text: str) -> bool:
         return value == text or value.rstrip("\n") == text.rstrip("\n")
     if isinstance(value, (bytes, tuple)):
         return same_array(field, value, text)
-    if field.kind is Kind.SYMBOL or not re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", text):
+    if field.kind is FieldKind.SYMBOL or not re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", text):
         return same_address(trace, value, text)
     bits = field.size * 8
     return int(value) % (1 << bits) == number(text) % (1 << bits)
@@ -111,7 +111,7 @@ def number(text: str) -> int:
     return int(text, 16 if "0x" in text else 10)
 
 
-def same_array(field: Field, value: Any, text: str) -> bool:
+def same_array(field: FormatField, value: Any, text: str) -> bool:
     items = re.fullmatch(r"ARRAY\[(.*)\]", text, re.DOTALL)
     if items is None:
         return False

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._traces import checked_bytes, tracedat_file, tracedat_pages
-from aiotrace._traces.event_tables import Functions, unescaped
-from aiotrace._traces.tracedat_file import TraceFile
+from aiotrace._traces.event_tables import KernelFunctions, unescaped
+from aiotrace._traces.tracedat_file import TraceDatSource
 from aiotrace.decode import open_trace
 from support import DATA
 
@@ -113,7 +113,7 @@ def test_damage_costs_the_page_that_it_is_in(path: Path) -> None:
     path.write_bytes(V6)
     before, damage = count(path)
     assert damage == 0
-    file = TraceFile(path)
+    file = TraceDatSource(path)
     cpu = next(cpu for cpu in file.buffers[0].cpus if cpu.size >= 3 * 4096)
     pages = list(file.pages(file.buffers[0], cpu))
     file.close()
@@ -148,21 +148,21 @@ def test_damage_is_counted_anew_in_each_reading(path: Path) -> None:
         assert trace.statistics().damage == 1
 
 
-def open_v6(path: Path) -> TraceFile:
+def open_v6(path: Path) -> TraceDatSource:
     path.write_bytes(V6)
-    return TraceFile(path)
+    return TraceDatSource(path)
 
 
 def test_the_error_says_the_file_the_place_and_what_was_expected(path: Path) -> None:
     path.write_bytes(b"\x17\x08\x44tracing9\0")
     with pytest.raises(TraceFormatError, match=r"trace\.dat, offset 10: trace\.dat version '9': 6 and 7 can be read"):
-        TraceFile(path)
+        TraceDatSource(path)
 
 
 def test_an_empty_file_is_refused(path: Path) -> None:
     path.write_bytes(b"")
     with pytest.raises(TraceFormatError, match="it is empty"):
-        TraceFile(path)
+        TraceDatSource(path)
 
 
 def test_pages_that_overlap_are_read_once(path: Path) -> None:
@@ -180,8 +180,8 @@ def test_pages_that_overlap_are_read_once(path: Path) -> None:
     assert second.size
 
 
-class TraceFileClosing(TraceFile):
-    def __enter__(self) -> TraceFile:
+class TraceFileClosing(TraceDatSource):
+    def __enter__(self) -> TraceDatSource:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -284,7 +284,9 @@ def test_a_compressed_part_in_a_file_that_says_it_has_none_is_refused() -> None:
 
 
 def test_a_function_is_found_by_any_address_in_it() -> None:
-    functions = Functions(b"0000000000000010 t first\n0000000000000040 T second\t[module]\n0000000000000050 t end\n")
+    functions = KernelFunctions(
+        b"0000000000000010 t first\n0000000000000040 T second\t[module]\n0000000000000050 t end\n"
+    )
     assert functions.find(0x0F) is None
     assert functions.find(0x10) == ("first", 0)
     assert functions.find(0x3F) == ("first", 0x2F)
@@ -294,7 +296,7 @@ def test_a_function_is_found_by_any_address_in_it() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_kallsyms_can_be_searched(text: bytes) -> None:
-    Functions(text).find(5)
+    KernelFunctions(text).find(5)
 
 
 def test_escapes_of_printk_formats_are_resolved() -> None:
