@@ -33,7 +33,7 @@ from .._base.terminal_text import escape
 from .._decode.event_format import EventFormat
 from .._page.derived_fields import ALL as DERIVED
 from .._page.filter import OF_EVENT, Filter, compile_filter
-from .._traces.trace import matches
+from .._traces.query import matches
 from ..decode import Event, Trace, format_line, open_trace
 from . import _analyses, _losses
 from ._progress import with_progress

@@ -59,6 +59,15 @@ class ArenaSource(UnclosedTables):
         return sum(cpu.size for cpu in self.buffers[0].cpus)
 
     @property
+    def ended(self) -> bool:
+        """An arena is read as it was when it was opened."""
+        return True
+
+    def refresh(self) -> bool:
+        """False: see `ended`."""
+        return False
+
+    @property
     def definitions(self) -> Sequence[Definition]:
         return self._reader.definitions
 

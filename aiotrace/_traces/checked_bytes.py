@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Callable
 from typing import Final
 
-from .._base.errors import TraceFormatError
+from .._base.errors import ConfigurationError, TraceFormatError
 from .._decode.event_format import text_of
 
 __all__ = ["SECTION_MAX", "ByteCursor", "Expand", "FileByteCursor", "Source", "decompressor"]
@@ -198,12 +198,11 @@ def _expand_zstd(data: bytes, size: int) -> bytes:
         else:
             from backports import zstd
     except ImportError as error:
-        raise TraceFormatError(
-            f"compressed with zstd, and {error.name or error} is not installed: {ZSTD_HINT}"
-        ) from None
+        # Not a TraceFormatError: that would be noted as damage of a file that is intact.
+        raise ConfigurationError(f"a trace compressed with zstd needs {error.name or error}: {ZSTD_HINT}") from None
 
     # A frame may announce any size and any window: both are limited before anything is allocated.
-    options = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}
+    options: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG_MAX}
     try:
         return _of_size(zstd.ZstdDecompressor(options=options).decompress(data, size + 1), size)
     except zstd.ZstdError as error:

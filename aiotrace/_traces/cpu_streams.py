@@ -20,11 +20,8 @@ from .._base.errors import TraceFormatError
 from .._decode.event import Event, Tables, make_lost
 from .._page import layout as L
 from .._page.walk import ALL, Selection, Walk, tally, walk
-from .arena_file import ArenaSource
-from .page_sources import CpuData, FoundPage, PageShape, TraceBuffer
+from .page_sources import CpuData, FoundPage, PageShape, PageSource, TraceBuffer
 from .statistics import Loss, WriterCount
-from .tracedat_file import TraceDatSource
-from .unfinished_file import UnfinishedSource
 
 __all__ = ["CpuStreams", "Read", "read_page_header"]
 
@@ -74,7 +71,7 @@ Read = Callable[[FoundPage, Walk, str, int], Iterator[tuple[int, _T]]]
 class CpuStreams:
     """A file's pages, read CPU by CPU."""
 
-    def __init__(self, file: TraceDatSource | UnfinishedSource | ArenaSource, tables: Tables) -> None:
+    def __init__(self, file: PageSource, tables: Tables) -> None:
         self._file = file
         self._tables = tables
         self.losses: dict[tuple[str, int], Loss] = {}

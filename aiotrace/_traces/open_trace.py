@@ -21,6 +21,7 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
         A context manager over the events; see `Trace`.
 
     Raises:
+        ConfigurationError: It is compressed with zstd, and this Python has no zstd.
         OSError: The file cannot be opened.
         TraceFormatError: It is not a trace, or its beginning is damaged; says the file, the place and what was
             expected there.

@@ -1,19 +1,23 @@
-"""What is found in a trace file before any record is read: buffers, their CPUs and pages, and damage.
+"""What a trace is read from, whichever kind of file it is: buffers, their CPUs and pages, and damage.
 
-    TraceBuffer ""  --+-- CpuData 0 (offset, size)  -->  FoundPage  FoundPage  ...
-                      `-- CpuData 1
+    PageSource  --buffers-->  TraceBuffer ""  --+-- CpuData 0 (offset, size)  --pages-->  FoundPage  FoundPage  ...
+                                                `-- CpuData 1
 
-The law: **a place is told in bytes from the beginning of the file**. Finished and unfinished traces are both told in
-these words; this module knows neither.
+`TraceDatSource`, `UnfinishedSource` and `ArenaSource` are the page sources; this module knows none of them. All offsets
+are bytes from the beginning of the file.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
+from .._decode.event_format import EventFormat
+from .._decode.printf import Names
 from .._page import layout as L
-from ..abc import Ledger
+from .._page.definitions import Definition
+from ..abc import Ledger, StreamInfo
 
 __all__ = [
     "DAMAGE_MAX",
@@ -22,6 +26,7 @@ __all__ = [
     "DamageLog",
     "FoundPage",
     "PageShape",
+    "PageSource",
     "TraceBuffer",
     "losses_after",
     "with_writers_of",
@@ -112,6 +117,98 @@ class FoundPage:
     """What is wrong with it, where more is known than its structure: then none of it is to be read."""
     events_count: int | None = None
     """Events on it, where that is known."""
+
+
+class PageSource(Protocol):
+    """A file of pages, as `Trace` and `CpuStreams` read it.
+
+    One that grows is read in rounds: `pages` until it is exhausted, `refresh`, `pages` again, until `ended` was True
+    before a `refresh`.
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file, or of the pages in it."""
+
+    @property
+    def complete(self) -> bool:
+        """False if the recording has not ended, or was killed."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be written."""
+
+    @property
+    def by_aiotrace(self) -> bool:
+        """Whether aiotrace wrote it: its strings are UTF-8, and its pages are listed with a crc32 each."""
+
+    @property
+    def byte_order(self) -> str:
+        """As `struct` has it: "<" or ">"."""
+
+    @property
+    def time_offset(self) -> int:
+        """Nanoseconds to add to each timestamp."""
+
+    @property
+    def shape(self) -> PageShape: ...
+
+    @property
+    def formats(self) -> dict[int, EventFormat]:
+        """Events by id (common_type)."""
+
+    @property
+    def symbols(self) -> dict[int, str]:
+        """Strings that `char *` fields point to."""
+
+    @property
+    def commands(self) -> dict[int, str]:
+        """Names of tasks by pid."""
+
+    @property
+    def functions(self) -> Names: ...
+
+    @property
+    def definitions(self) -> Sequence[Definition]:
+        """aiotrace's own definitions, append-only; they take precedence over the tables above."""
+
+    @property
+    def buffers(self) -> Sequence[TraceBuffer]: ...
+
+    @property
+    def info(self) -> StreamInfo | None:
+        """None for a trace that aiotrace did not write."""
+
+    @property
+    def damage(self) -> Sequence[Damage]:
+        """At most DAMAGE_MAX."""
+
+    @property
+    def damage_count(self) -> int: ...
+
+    def note_damage(self, offset: int, message: str) -> None:
+        """Count a part that could not be read."""
+
+    def forget_page_damage(self) -> None:
+        """Start over: pages are read from the first again, and their damage is noted again."""
+
+    def refresh(self) -> bool:
+        """Read what was written since. From now on `pages` and `losses_after` return only what is new.
+
+        Returns:
+            Whether there is anything new. Always False for a file that does not grow.
+        """
+
+    def pages(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[FoundPage]:
+        """The pages of one CPU, in order. What cannot be read is noted as damage, or is a page with a `problem`."""
+
+    def losses_after(self, buffer: TraceBuffer, cpu: CpuData) -> list[tuple[int | None, str]]:
+        """(count, reason) of what is missing after the last page of a CPU. None for an unknown number."""
+
+    def close(self) -> None: ...
 
 
 def with_writers_of(ledger: Ledger | None, buffer: TraceBuffer) -> TraceBuffer:

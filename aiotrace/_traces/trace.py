@@ -12,15 +12,12 @@ This module knows no page.
 
 from __future__ import annotations
 
-import fnmatch
 import heapq
 import html
 import itertools
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any
 
 from .._base.clock import Anchor
 from .._base.errors import TraceFormatError
@@ -28,30 +25,14 @@ from .._base.terminal_text import escape
 from .._decode.event import Event, Tables, format_line
 from .._decode.event_format import EventFormat
 from .._decode.report_lines import Chunk, Lines, chunk_of, format_time, merge
-from .._page.derived_fields import ALL as DERIVED
-from .._page.derived_fields import with_derived
-from .._page.filter import Filter, compile_filter
-from .._page.walk import Selection, Walk, new_totals
-from .arena_file import ArenaSource
+from .._page.filter import Filter
+from .._page.walk import Walk, new_totals
 from .cpu_streams import CpuStreams
-from .page_sources import Damage, FoundPage
+from .page_sources import Damage, FoundPage, PageSource
+from .query import Query
 from .statistics import EventCount, Loss, TraceStatistics
-from .tracedat_file import TraceDatSource
-from .unfinished_file import UnfinishedSource
 
 __all__ = ["Trace"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """What a caller asked for."""
-
-    names: tuple[str, ...]
-    pids: frozenset[int] | None
-    cpus: frozenset[int] | None
-    start_ns: int | None
-    end_ns: int | None
-    where: Filter | None
 
 
 class Trace:
@@ -60,7 +41,7 @@ class Trace:
     May be iterated over more than once; each time the file is read again.
     """
 
-    def __init__(self, file: TraceDatSource | UnfinishedSource | ArenaSource) -> None:
+    def __init__(self, file: PageSource) -> None:
         self._file = file
         self._tables = Tables(
             file.formats,
@@ -184,9 +165,9 @@ class Trace:
         Raises:
             ConfigurationError: The filter is not one.
         """
-        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, where)
+        query = Query.of(names, start_ns, end_ns, cpus, pids, where)
         self._streams.restart()
-        return self._events(wanted)
+        return self._events(query)
 
     def follow(
         self,
@@ -206,49 +187,21 @@ class Trace:
         Args:
             interval: Seconds between two looks at the file.
         """
-        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, where)
+        query = Query.of(names, start_ns, end_ns, cpus, pids, where)
         self._streams.restart()
-        yield from self._events(wanted)
-        file = self._file
-        while isinstance(file, UnfinishedSource):
-            ended = file.ended  # before the look: what was written until then is seen by it
-            if file.refresh() or ended:
+        yield from self._events(query)
+
+        ended = False
+        while not ended:
+            # Asked before the refresh, which then sees all that was written until the end.
+            ended = self._file.ended
+            if self._file.refresh():
                 self._define()
-                yield from self._events(wanted)
+                yield from self._events(query)
             elif not ended:
                 time.sleep(interval)
-            if ended:
-                return
 
-    def _wanted(
-        self,
-        names: Iterable[str] | str,
-        start_ns: int | None,
-        end_ns: int | None,
-        cpus: Iterable[int] | None,
-        pids: Iterable[int] | None,
-        where: str | Filter | None,
-    ) -> _Wanted:
-        return _Wanted(
-            (names,) if isinstance(names, str) else tuple(names),
-            None if pids is None else frozenset(pids),
-            None if cpus is None else frozenset(cpus),
-            start_ns,
-            end_ns,
-            compile_filter(where) if isinstance(where, str) else where,
-        )
-
-    def _select(self, wanted: _Wanted) -> Selection:
-        return Selection(self._ids(wanted.names), wanted.pids, wanted.start_ns, wanted.end_ns)
-
-    def _ids(self, patterns: tuple[str, ...]) -> frozenset[int] | None:
-        if not patterns:
-            return None
-        return frozenset(
-            id for id, format in self._file.formats.items() if any(matches(pattern, format) for pattern in patterns)
-        )
-
-    def _events(self, wanted: _Wanted) -> Iterator[Event]:
+    def _events(self, query: Query) -> Iterator[Event]:
         tables = self._tables
 
         def read(found: FoundPage, records: Walk, buffer: str, cpu: int) -> Iterator[tuple[int, Event]]:
@@ -256,14 +209,13 @@ class Trace:
             for now, id, pid, start, length in records:
                 yield now, Event(kind_of(id), now, pid, cpu, data[start : start + length], tables, buffer)
 
-        streams = [
-            _keyed(order, stream) for order, stream in self._streams.streams(self._select(wanted), wanted.cpus, read)
-        ]
+        records = query.record_filter(self._file.formats)
+        streams = [_keyed(order, stream) for order, stream in self._streams.streams(records, query.cpus, read)]
         merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
-        test = wanted.where
-        for _, _, event in merged:
-            if test is None or event.is_loss or test(_asked(test, event), event):
-                yield event
+        if query.where is None:
+            yield from (event for _, _, event in merged)
+        else:
+            yield from (event for _, _, event in merged if query.accepts(event))
 
     def text(
         self,
@@ -292,8 +244,9 @@ class Trace:
             for now, item in stream:
                 yield chunk_of(format_line(item), now) if isinstance(item, Event) else item
 
-        wanted = self._wanted(names, start_ns, end_ns, cpus, pids, None)
-        return merge([chunks(stream) for _, stream in self._streams.streams(self._select(wanted), wanted.cpus, read)])
+        query = Query.of(names, start_ns, end_ns, cpus, pids)
+        streams = self._streams.streams(query.record_filter(self._file.formats), query.cpus, read)
+        return merge([chunks(stream) for _, stream in streams])
 
     def statistics(self) -> TraceStatistics:
         """Count everything: reads the whole file, decodes no field."""
@@ -331,19 +284,3 @@ class Trace:
 def _keyed(order: int, stream: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, tuple[int, int], Event]]:
     """(time, place in the order of equals, event)."""
     return ((now, (order, serial), event) for serial, (now, event) in enumerate(stream))
-
-
-def _asked(test: Filter, event: Event) -> Mapping[str, Any]:
-    """What a filter may ask of an event."""
-    if test.fields.isdisjoint(DERIVED):
-        return event.fields
-    return with_derived(event.name, event.fields, event.timestamp_ns)
-
-
-def matches(pattern: str, format: EventFormat) -> bool:
-    """Whether a glob is of an event. A name of ours has no dots: "audit:socket.connect" has underscores."""
-    if "." in pattern and matches(pattern.replace(".", "_"), format):
-        return True
-    if ":" in pattern:
-        return fnmatch.fnmatchcase(format.full_name, pattern)
-    return fnmatch.fnmatchcase(format.name, pattern) or fnmatch.fnmatchcase(format.system, pattern)

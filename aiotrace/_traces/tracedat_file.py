@@ -136,6 +136,15 @@ class TraceDatSource:
         return self.version == 6 or self.options_offset != 0
 
     @property
+    def ended(self) -> bool:
+        """A trace.dat is written in one go when a recording ends: it does not grow."""
+        return True
+
+    def refresh(self) -> bool:
+        """False: see `ended`."""
+        return False
+
+    @property
     def damage(self) -> list[Damage]:
         """At most DAMAGE_MAX."""
         return self._damage.found

@@ -85,14 +85,12 @@ class UnfinishedSource(UnclosedTables):
         self._told.clear()
 
     def refresh(self) -> bool:
-        """Read what the journal has got since. From now on only pages that were not handed out before are.
-
-        Returns:
-            Whether there are new pages.
-        """
+        """Read what was added to the journal: pages, or the ledger, which says what is missing at the end."""
         self._unread = {writer: len(pages) for writer, pages in self._writers.items()}
+        had_ledger = self._trace.ledger is not None
         self._trace.refresh()
-        return self._sort()
+        has_new_pages = self._sort()
+        return has_new_pages or (self._trace.ledger is not None and not had_ledger)
 
     def _sort(self) -> bool:
         new = self._trace.pages[self._taken :]

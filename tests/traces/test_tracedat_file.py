@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from aiotrace._base.errors import TraceFormatError
+from aiotrace._base.errors import ConfigurationError, TraceFormatError
 from aiotrace._traces import checked_bytes, tracedat_file, tracedat_pages
 from aiotrace._traces.event_tables import KernelFunctions, unescaped
 from aiotrace._traces.tracedat_file import TraceDatSource
@@ -260,7 +260,7 @@ def test_without_zstd_the_error_says_what_to_install(path: Path, monkeypatch: py
     monkeypatch.setitem(sys.modules, zstd.__name__, None)
     monkeypatch.delattr(sys.modules[zstd.__name__.partition(".")[0]], "zstd")
     path.write_bytes(ZSTD)
-    with pytest.raises(TraceFormatError, match=f"compressed with zstd, and {zstd.__name__} is not installed"):
+    with pytest.raises(ConfigurationError, match=f"compressed with zstd needs {zstd.__name__}: "):
         open_trace(path)
 
 

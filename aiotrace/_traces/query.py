@@ -1,0 +1,95 @@
+"""Which events a reader wants: by name, time, CPU, task and fields.
+
+    Query --ids of the names, tasks, times--> RecordFilter     before an event is made
+          --where--> `accepts`                                  after it
+
+Invariant (tests/traces/test_trace.py): a loss is always accepted, whatever was asked for.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .._decode.event import Event
+from .._decode.event_format import EventFormat
+from .._page.derived_fields import ALL as DERIVED
+from .._page.derived_fields import with_derived
+from .._page.filter import Filter, compile_filter
+from .._page.walk import Selection
+
+__all__ = ["Query", "matches"]
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The arguments of `Trace.events`, checked. What is None or empty does not restrict anything."""
+
+    names: tuple[str, ...] = ()
+    """Globs; see `matches`."""
+    start_ns: int | None = None
+    end_ns: int | None = None
+    """Included."""
+    cpus: frozenset[int] | None = None
+    pids: frozenset[int] | None = None
+    where: Filter | None = None
+
+    @classmethod
+    def of(
+        cls,
+        names: Iterable[str] | str = (),
+        start_ns: int | None = None,
+        end_ns: int | None = None,
+        cpus: Iterable[int] | None = None,
+        pids: Iterable[int] | None = None,
+        where: str | Filter | None = None,
+    ) -> Query:
+        """
+        Raises:
+            ConfigurationError: `where` is not a valid filter.
+        """
+        return cls(
+            (names,) if isinstance(names, str) else tuple(names),
+            start_ns,
+            end_ns,
+            None if cpus is None else frozenset(cpus),
+            None if pids is None else frozenset(pids),
+            compile_filter(where) if isinstance(where, str) else where,
+        )
+
+    def record_filter(self, formats: Mapping[int, EventFormat]) -> Selection:
+        """The part that is decided before an event is made.
+
+        Args:
+            formats: The trace's events by id.
+        """
+        ids = None
+        if self.names:
+            ids = frozenset(id for id, format in formats.items() if any(matches(glob, format) for glob in self.names))
+        return Selection(ids, self.pids, self.start_ns, self.end_ns)
+
+    def accepts(self, event: Event) -> bool:
+        """The part that needs the event: whether its fields pass the filter."""
+        test = self.where
+        return test is None or event.is_loss or test(_fields_for(test, event), event)
+
+
+def _fields_for(test: Filter, event: Event) -> Mapping[str, Any]:
+    """The event's fields, with the derived ones only if the filter names one: they cost a lookup each."""
+    if test.fields.isdisjoint(DERIVED):
+        return event.fields
+    return with_derived(event.name, event.fields, event.timestamp_ns)
+
+
+def matches(pattern: str, format: EventFormat) -> bool:
+    """Whether a glob matches an event: "system:event", or, without a colon, its system or its name.
+
+    aiotrace's names have no dots, so "audit:socket.connect" matches audit:socket_connect.
+    """
+    if "." in pattern and matches(pattern.replace(".", "_"), format):
+        return True
+    if ":" in pattern:
+        return fnmatch.fnmatchcase(format.full_name, pattern)
+    return fnmatch.fnmatchcase(format.name, pattern) or fnmatch.fnmatchcase(format.system, pattern)
