@@ -12,41 +12,60 @@ print(recording.statistics())
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any, Final
 
-from . import abc
 from ._base.backend import BACKEND
 from ._base.errors import AcknowledgeError, AiotraceError, ConfigurationError, DefinitionError, TraceFormatError
 from ._events.event import Event, event
 from ._events.open_recordings import strict
 from ._events.span import span, span_type
-from ._recording.recording import Recording, record
-from ._recording.service import SinkOptions
-from ._recording.sinks import sink
-from ._recording.snapshot import SnapshotStatistics
-from ._recording.statistics import SinkStatistics, Statistics, WriterStatistics
-from ._recording.sync_recording import SyncRecording, recording
+
+if TYPE_CHECKING:
+    from . import abc
+    from ._collector.collect import collect
+    from ._recording.recording import Recording, record
+    from ._recording.service import SinkOptions
+    from ._recording.sinks import sink
+    from ._recording.snapshot import SnapshotStatistics
+    from ._recording.statistics import SinkStatistics, Statistics, WriterStatistics
+    from ._recording.sync_recording import SyncRecording, recording
+    from .decode import open_trace
 
 __version__: Final = "0.1.0"
 __backend__: Final = BACKEND
 """Which implementation runs per event: "c" or "python"."""
 
-if TYPE_CHECKING:
-    from ._collector.collect import collect
-    from .decode import open_trace
+_LAZY: Final = {
+    "Recording": "._recording.recording",
+    "SinkOptions": "._recording.service",
+    "SinkStatistics": "._recording.statistics",
+    "SnapshotStatistics": "._recording.snapshot",
+    "Statistics": "._recording.statistics",
+    "SyncRecording": "._recording.sync_recording",
+    "WriterStatistics": "._recording.statistics",
+    "abc": ".abc",
+    "collect": "._collector.collect",
+    "open_trace": ".decode",
+    "record": "._recording.recording",
+    "recording": "._recording.sync_recording",
+    "sink": "._recording.sinks",
+}
+"""Names that are imported when they are first used, and from where: a program that only emits events pays for neither
+recording nor reading."""
 
 
 def __getattr__(name: str) -> Any:
-    """Reading and collecting are imported when they are first used: a program that only records does not pay for it."""
-    if name == "collect":
-        from ._collector.collect import collect
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(_LAZY[name], __name__)
+    value = module if name == "abc" else getattr(module, name)
+    globals()[name] = value
+    return value
 
-        return collect
-    if name == "open_trace":
-        from .decode import open_trace
 
-        return open_trace
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 __all__ = [

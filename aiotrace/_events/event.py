@@ -20,19 +20,18 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from anyio.lowlevel import checkpoint
-
 from .._base.backend import c_module
 from .._base.errors import DefinitionError
 from .._base.warn import warn
 from .._page.definitions import DEFINITIONS, EventDefinition
 from .._page.derived_fields import DERIVED, with_derived
 from .._page.event_schema import COMM, FieldType, Schema, WrongValueError
-from .._ring.writer import Writer
-from .._threads.loop import Loop, Waker
 from .open_recordings import Target, active, get_pid, get_task, in_service, is_strict, local, renew
 from .python_stack import pack_current_stack
-from .selection import PLAIN, Decision
+
+if TYPE_CHECKING:
+    from .._ring.writer import Writer
+    from .selection import Decision
 
 FIRST_ID: Final = 2048
 """common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""
@@ -145,7 +144,7 @@ class PythonEvent:
             target: target.selection.decide(self.name, by_default=self._by_default) for target in active.targets
         }
         plan = {target: decision for target, decision in decisions.items() if decision is not None}
-        is_plain = all(decision is PLAIN for decision in decisions.values())
+        is_plain = all(decision is not None and decision.is_plain for decision in decisions.values())
         self._plan = None if is_plain else plan
         self._plan_epoch = epoch
         if self.native is not None:
@@ -211,6 +210,8 @@ class PythonEvent:
             own = local.own
             writers = own.writers if own.epoch is active.epoch else renew()
             if not turned and not waited and any(writer.would_turn(size) for writer in writers):
+                from anyio.lowlevel import checkpoint
+
                 await checkpoint()
                 turned = True
                 continue
@@ -271,6 +272,8 @@ def _write_stack(target: Target) -> None:
 
 async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:
     """Wait until this writer may have room. Cancelled: a wake that was meant for us goes to the next."""
+    from .._threads.loop import Loop, Waker
+
     waker = Waker(Loop())
 
     def wake() -> None:

@@ -15,15 +15,17 @@ import sys
 import threading
 from collections.abc import Callable
 from contextvars import ContextVar
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._base.backend import c_module
-from .._base.clock import Clock
 from .._page import layout as L
 from .._page.definitions import DEFINITIONS
-from .._ring.writer import Writer, Writers
-from .._threads.loop import Waker
-from .selection import Selection, Trigger
+
+if TYPE_CHECKING:
+    from .._base.clock import Clock
+    from .._ring.writer import Writer, Writers
+    from .._threads.loop import Waker
+    from .selection import Selection, Trigger
 
 in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
 """Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""

@@ -114,6 +114,11 @@ class Decision:
     records: bool = True
     """False while the recording is off: then the event is only looked at for what switches it on."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the event is taken always, and does nothing else."""
+        return self is PLAIN
+
     def accepts(self, fields: Mapping[str, Any]) -> bool:
         for filter in self.filters:  # noqa: SIM110  # all() of a generator costs three times as much
             if not filter(fields):

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import CodeType
 from typing import Final, overload
+
+from .._base.frozen import frozen
 
 SYMBOL_BASE: Final = 0xFFFF_8000_0000_1000
 """Key of the first interned string. It looks like a kernel address, because trace-cmd looks a `const char *`
@@ -28,7 +29,7 @@ FUNCTION_BASE: Final = 0x5000_0000_0000
 FUNCTIONS_MAX: Final = 65536
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class EventDefinition:
     """An event's format."""
 
@@ -40,7 +41,7 @@ class EventDefinition:
     """The text that /sys/kernel/tracing/events/SYSTEM/NAME/format would hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SymbolDefinition:
     """An interned string."""
 
@@ -49,7 +50,7 @@ class SymbolDefinition:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CommandDefinition:
     """The name of a thread or task, as of now; a later one for the same pid replaces it."""
 
@@ -57,7 +58,7 @@ class CommandDefinition:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FunctionDefinition:
     """A function's place in stack traces: `address` is its first line, `address + n` the nth line after that."""
 

@@ -14,23 +14,21 @@ The law: **a payload is made whole before anything is reserved on a page**: ever
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 from .._base.errors import DefinitionError
+from .._base.frozen import frozen
 from . import layout as L
 
-IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 FIXED_MAX: Final = 3072
 """Bytes of fixed fields that an event may have, so that every event fits on the smallest page."""
 
 ELLIPSIS: Final = "…".encode()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Type:
     """A field type: how it is packed and what it is called."""
 
@@ -91,7 +89,7 @@ _COMMON: Final = """\
 """
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Field:
     """A field at its place."""
 
@@ -271,15 +269,19 @@ def _split_name(name: str) -> tuple[str, str]:
     if not colon:
         raise DefinitionError(f"{name!r} has no system: name it 'system:{name}', for example 'app:{name}'")
     for part in (system, event):
-        if not IDENTIFIER.fullmatch(part):
+        if not _is_identifier(part):
             raise DefinitionError(f"{name!r}: {part!r} is not an identifier ([A-Za-z_][A-Za-z0-9_]*)")
     if len(name) > 200:
         raise DefinitionError(f"{name[:40] + '…'!r}: a name has at most 200 characters, this one {len(name)}")
     return system, event
 
 
+def _is_identifier(name: str) -> bool:
+    return name.isascii() and name.isidentifier()
+
+
 def _get_type(event: str, field: str, type: FieldType) -> Type:
-    if not IDENTIFIER.fullmatch(field) or len(field) > 100:
+    if not _is_identifier(field) or len(field) > 100:
         raise DefinitionError(f"{event}: field {field!r} is not an identifier ([A-Za-z_][A-Za-z0-9_]*, at most 100)")
     if field.startswith("common_"):
         raise DefinitionError(f"{event}: field {field!r}: names that begin with common_ are the record's own")

@@ -1,0 +1,65 @@
+"""What `import aiotrace` imports, and that names which are imported late are there all the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import aiotrace
+
+pytestmark = pytest.mark.once
+
+TOO_MUCH = {"anyio", "asyncio", "concurrent", "dataclasses", "inspect", "logging", "socket", "ssl", "subprocess"}
+"""Of the standard library and others."""
+ROOMS = {"_base", "_events", "_page"}
+"""Of aiotrace, all that emitting an event needs: pages, recording, reading and sinks are imported later."""
+EMIT = """
+import sys
+before = set(sys.modules)
+import aiotrace
+aiotrace.event("a:b", n="u32")(1)
+with aiotrace.span("c"):
+    pass
+import json
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+LATE = """
+for name in aiotrace.__all__:
+    imported = {}
+    exec(f"from aiotrace import {name}", imported)
+    assert imported[name] is getattr(aiotrace, name), name
+"""
+
+
+def run(code: str, *options: str) -> str:
+    command = [sys.executable, *options, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_a_program_that_only_emits_events_imports_no_more_than_it_needs() -> None:
+    """Without `site`: what its .pth files import would hide what we do."""
+    folder = str(Path(aiotrace.__file__).parents[1])
+    modules = json.loads(run(f"import sys; sys.path.insert(0, {folder!r})\n{EMIT}", "-I", "-S"))
+    assert "aiotrace._events.event" in modules
+    assert TOO_MUCH & {name.partition(".")[0] for name in modules} == set()
+    assert {name.split(".")[1] for name in modules if name.startswith("aiotrace.")} - ROOMS - {"_c"} == set()
+
+
+def test_a_name_that_is_imported_late_is_listed_and_found() -> None:
+    listed = run(f"import aiotrace; assert 'record' not in vars(aiotrace); print(*dir(aiotrace))\n{LATE}")
+    assert set(aiotrace.__all__) <= set(listed.split())
+
+
+def test_all_names_are_imported_by_a_star() -> None:
+    run(f"from aiotrace import *; print({', '.join(aiotrace.__all__)})")
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="module 'aiotrace' has no attribute 'bogus'"):
+        _ = aiotrace.bogus  # type: ignore[attr-defined]
