@@ -39,7 +39,7 @@ from .._page.encode import transition
 from .._page.walk import new_totals, tally, walk
 from .._ring.arena import Arena
 from .._ring.delivery import Mark
-from .._ring.page_cycle import Pages
+from .._ring.page_cycle import PageCycle
 from .._ring.pool import Pool
 from .._ring.ring import Ring
 from .foreign_arena import TakenArena
@@ -106,7 +106,7 @@ class HandedRing(Ring):
         return None
 
 
-def hand_over(pages: Pages) -> None:
+def hand_over(pages: PageCycle) -> None:
     """Let another process read these pages from now on; nothing of them is used yet.
 
     Raises:
@@ -446,14 +446,14 @@ class TakenRing(Ring):
         self._theirs.move(page, L.FILLING, L.FULL)
 
 
-def taken_over(arena: Arena, writers: int, know: Callable[[], int]) -> tuple[Pages, TakenRing]:
+def taken_over(arena: Arena, writers: int, know: Callable[[], int]) -> tuple[PageCycle, TakenRing]:
     """The pages of another process's arena, for a reader here; and what they come from.
 
     Raises:
         ConfigurationError: There is no compare-and-swap.
     """
     taken = TakenArena(arena, min(_STAND_INS * writers, arena.pages))
-    pages = Pages(taken, overrun=False)
+    pages = PageCycle(taken, overrun=False)
     pages.pool = TakenPool(taken)
     pages.ring = ring = TakenRing(taken, writers, know)
     return pages, ring

@@ -36,7 +36,7 @@ from .._page.event_schema import Schema
 from .._page.filter import compile_filter
 from .._page.walk import new_totals, tally, walk
 from .._ring.arena import Arena
-from .._ring.page_cycle import Pages
+from .._ring.page_cycle import PageCycle
 from .._ring.writer import Writer, Writers
 from .._threads.loop import our_threads
 from .policy import Period, group_of
@@ -121,7 +121,7 @@ class Prices:
     """What calls cost here and now. For one thread, which records nothing meanwhile."""
 
     def __init__(self, clock: Clock) -> None:
-        pages = Pages(Arena(L.PAGE_SIZE_MIN, 2), overrun=True)
+        pages = PageCycle(Arena(L.PAGE_SIZE_MIN, 2), overrun=True)
         self._writer = Writers(pages, 1, clock, ()).all[0]
         self._twin = make_twin(Schema("aiotrace:price", {"a": "u64", "b": "u64", "c": "f64"}), 1, by_default=False)
         self._lease = SimpleNamespace(target=object())

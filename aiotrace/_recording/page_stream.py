@@ -23,7 +23,7 @@ from .._page.encode import pack_header, pack_lost_count
 from .._page.entry import PageEntry
 from .._ring.arena import Arena
 from .._ring.delivery import Delivery, Part
-from .._ring.page_cycle import Pages
+from .._ring.page_cycle import PageCycle
 from ..abc import Ledger, Page, StreamInfo
 
 ALONE_MAX: Final = 0.001
@@ -100,7 +100,7 @@ class Stream:
 
     def __init__(
         self,
-        pages: Pages,
+        pages: PageCycle,
         delivery: Delivery,
         info: StreamInfo,
         definitions: Sequence[Definition],

@@ -35,7 +35,7 @@ from .._events.tracer_switch import follow
 from .._page import layout as L
 from .._page.definitions import DEFINITIONS
 from .._ring.arena import Arena, Shape
-from .._ring.page_cycle import Pages
+from .._ring.page_cycle import PageCycle
 from .._ring.writer import CAUSES, Writers
 from .._threads.loop import Waker
 from .._threads.service_thread import ServiceThread, cede
@@ -115,7 +115,7 @@ class Recording(Chooser):
         self._arena = Arena(page_size, pages, self._arena_file)
         self.selection = Selection()
         """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
-        self._pages = Pages(self._arena, overrun=overrun == "drop_oldest")
+        self._pages = PageCycle(self._arena, overrun=overrun == "drop_oldest")
         self._pages.pool.keeps = has_free_list()
         self._pages.on_event = tell
         if thread:

@@ -22,7 +22,7 @@ from .._base.warn import warn
 from .._events.open_recordings import in_service
 from .._page.definitions import Definition
 from .._ring.delivery import Delivery, OnError, OnFull
-from .._ring.page_cycle import Pages
+from .._ring.page_cycle import PageCycle
 from .._ring.writer import Writers
 from .._threads.loop import Loop, Task, Waker, Wrap
 from ..abc import Ledger, Sink, StreamInfo, WriterLedger
@@ -82,7 +82,7 @@ class Service:
 
     def __init__(
         self,
-        pages: Pages,
+        pages: PageCycle,
         writers: Writers,
         info: StreamInfo,
         definitions: Sequence[Definition],

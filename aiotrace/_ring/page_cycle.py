@@ -64,7 +64,7 @@ def _nobody() -> Sequence[Owner]:
     return ()
 
 
-class Pages:
+class PageCycle:
     """
     Args:
         arena: Where the pages lie.

@@ -23,7 +23,7 @@ from .._base.reentrancy import Guard
 from .._page import layout as L
 from .cursor import Cursor
 from .delivery import Mark
-from .page_cycle import Pages, Told
+from .page_cycle import PageCycle, Told
 
 CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")
 """Why an event is refused."""
@@ -39,7 +39,7 @@ class Writer(Cursor):
         first_sequence: Number of its first page.
     """
 
-    def __init__(self, pages: Pages, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
+    def __init__(self, pages: PageCycle, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
         super().__init__(clock)
         self.slot = slot
         self.guard = Guard()
@@ -257,7 +257,7 @@ W = TypeVar("W", bound=Writer)
 class Writers:
     """The writer slots of one recording, and which of them are free. Slot 0 is there from the start."""
 
-    def __init__(self, pages: Pages, slots: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
+    def __init__(self, pages: PageCycle, slots: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
         self.slots = slots
         self.all: list[Writer] = []
         self._arguments = (clock, definitions, first_sequence)

@@ -37,7 +37,7 @@ from .._events.python_stack import is_ours
 from .._events.selection import PLAIN, STALL_NS, Selection
 from .._page.definitions import DEFINITIONS
 from .._page.kernel_events import pack_stack
-from .._ring.page_cycle import Pages
+from .._ring.page_cycle import PageCycle
 from .._ring.writer import Writer
 from .._threads.loop import block_signals
 from . import task as tasks
@@ -83,7 +83,7 @@ class StallWriter(Writer):
     thread has it: its records come from the watcher alone.
     """
 
-    def __init__(self, pages: Pages, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
+    def __init__(self, pages: PageCycle, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
         assert c_module is not None
         self.place: Any = c_module.WatcherCursor()
         self._quarter = pages.arena.page_size // 4

@@ -20,7 +20,7 @@ from aiotrace._page.definitions import Definitions
 from aiotrace._page.encode import transition, walk
 from aiotrace._ring.arena import Arena, Shape
 from aiotrace._ring.delivery import Delivery
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 from support.arenas import EVENT_ID, PAGE, SCHEMA, Filled
 
@@ -45,7 +45,7 @@ class Both:
     def __init__(self, pages: int = 4, writers: int = 1, overrun: bool = True, quota: int = 64) -> None:
         memory = _Memory(pages)
         self.arena = Arena(PAGE, pages, memory)
-        self.pages = Pages(self.arena, overrun=overrun)
+        self.pages = PageCycle(self.arena, overrun=overrun)
         hand_over(self.pages)
         self.time = 0
         self.times: dict[tuple[int, int], int] = {}

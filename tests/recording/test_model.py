@@ -26,7 +26,7 @@ from aiotrace._page import layout as L
 from aiotrace._page.encode import walk
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery, Part
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 
 pytestmark = pytest.mark.pure_too
@@ -58,7 +58,7 @@ class CoreMachine(RuleBasedStateMachine):
     def open(self, pages: int, overrun: bool, slots: int) -> None:
         self.now = 10**18
         self.arena = Arena(4096, pages)
-        self.pages = Pages(self.arena, overrun=overrun)
+        self.pages = PageCycle(self.arena, overrun=overrun)
         self.writers = Writers(self.pages, slots, self.clock, range(7), FIRST_SEQUENCE)
         for _ in range(slots):
             self.writers.lease()

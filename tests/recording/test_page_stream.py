@@ -18,7 +18,7 @@ from aiotrace._recording import page_stream
 from aiotrace._recording.page_stream import Stream
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 from aiotrace.abc import Ledger, Page, WriterLedger
 from support.fakes import make_info
@@ -34,7 +34,7 @@ class Setup:
 
     def __init__(self) -> None:
         self.told: list[str] = []
-        self.pages = Pages(Arena(4096, 8), overrun=False)
+        self.pages = PageCycle(Arena(4096, 8), overrun=False)
         self.writer = Writers(self.pages, 1, lambda: START, range(3)).all[0]
         self.delivery = Delivery(self.pages.arena, 4, "wait")
         self.pages.attach(self.delivery, {})

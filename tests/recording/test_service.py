@@ -23,7 +23,7 @@ from aiotrace._recording import recording as _recording
 from aiotrace._recording import service as _reader
 from aiotrace._recording.service import Attachment, Service, SinkOptions
 from aiotrace._ring.arena import Arena
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 from aiotrace.abc import Page, PageStream
 from support.fakes import Timeout, make_info
@@ -141,7 +141,7 @@ class Setup:
     """A service over pages that the test fills; events carry their number."""
 
     def __init__(self, pages: int = 16, *, flush_interval: float = 3600, slots: int = 2) -> None:
-        self.pages = Pages(Arena(PAGE, pages), overrun=False)
+        self.pages = PageCycle(Arena(PAGE, pages), overrun=False)
         self.writers = Writers(self.pages, slots, lambda: 10**15, ())
         self.writer, _ = self.writers.lease()
         self.service = Service(self.pages, self.writers, make_info(), [], flush_interval)

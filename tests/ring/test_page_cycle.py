@@ -6,7 +6,7 @@ import pytest
 
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 
 pytestmark = pytest.mark.pure_too
@@ -14,8 +14,8 @@ pytestmark = pytest.mark.pure_too
 PAYLOAD = bytes(1000)
 
 
-def make(pages: int = 8) -> tuple[Pages, Writers]:
-    made = Pages(Arena(4096, pages), overrun=False)
+def make(pages: int = 8) -> tuple[PageCycle, Writers]:
+    made = PageCycle(Arena(4096, pages), overrun=False)
     return made, Writers(made, 1, lambda: 1000, ())
 
 

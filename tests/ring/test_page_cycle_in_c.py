@@ -17,7 +17,7 @@ from aiotrace._page import layout as L
 from aiotrace._ring import delivery, page_cycle
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery, Mark, Part
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writer, Writers
 
 pytestmark = pytest.mark.skipif(c_module is None, reason="compares both implementations")
@@ -32,7 +32,7 @@ class World:
     def __init__(self, plain: bool, quota: int, skips: bool) -> None:
         self.plain = plain
         self.time = 10**15
-        self.pages = Pages(Arena(4096, 16), overrun=False)
+        self.pages = PageCycle(Arena(4096, 16), overrun=False)
         writers = Writers(self.pages, 2, self.clock, range(3))
         other = writers.reserve(Writer)
         assert other is not None

@@ -14,7 +14,7 @@ from aiotrace._page import layout as L
 from aiotrace._page.encode import unpack_header, walk
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import CAUSES, Writer, Writers, payload_max
 
 pytestmark = pytest.mark.pure_too
@@ -32,7 +32,7 @@ class Core:
         self.now = START
         self.definitions: list[object] = []
         self.arena = Arena(PAGE, pages)
-        self.pages = Pages(self.arena, overrun=overrun)
+        self.pages = PageCycle(self.arena, overrun=overrun)
         self.writers = Writers(self.pages, slots, lambda: self.now, self.definitions, first_sequence)
         self.writer = self.writers.all[0]
 

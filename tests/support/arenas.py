@@ -13,7 +13,7 @@ from aiotrace._page.encode import walk
 from aiotrace._page.entry import PageCopy
 from aiotrace._page.event_schema import Schema
 from aiotrace._ring.arena import Arena, Shape
-from aiotrace._ring.page_cycle import Pages
+from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 from support.fakes import make_info
 
@@ -40,7 +40,7 @@ class Filled:
         if path is not None:
             self.file = ArenaFile(str(path), Shape(PAGE, pages, size), self.info, self.definitions)
         self.arena = Arena(PAGE, pages, self.file)
-        self.pages = Pages(self.arena, overrun=overrun)
+        self.pages = PageCycle(self.arena, overrun=overrun)
         self._clock = itertools.count(1_000_000)
         self.writers = Writers(self.pages, writers, lambda: next(self._clock), self.definitions)
         self.all = [self.writers.lease()[0] for _ in range(writers)]
