@@ -144,8 +144,8 @@ class Recorded:
         self._sync = aiotrace.recording(NullSink(), clock=clock)
         self._sync.__enter__()
         self._recording = self._sync._recording
-        self._wake = self._recording._pages.on_full
-        self._recording._pages.on_full = _nothing
+        self._service = self._recording._service
+        self._service._is_listening = False
         deactivate(self._recording)
 
     def begin(self) -> None:
@@ -155,12 +155,14 @@ class Recorded:
     def end(self) -> None:
         """Wait until the reader has every full page, and the sink has given it back."""
         deactivate(self._recording)
-        self._wake()
+        self._service._is_listening = True
+        self._service.page_full()
         while (now := self._sync.statistics()).pages_full or now.pages_in_flight:
             time.sleep(0.0002)
+        self._service._is_listening = False
 
     def close(self) -> None:
-        self._recording._pages.on_full = self._wake
+        self._service._is_listening = True
         self._sync.close()
         told = self._sync.statistics()
         assert told.events_dropped == 0 and told.events_delivered == told.events_written, str(told)

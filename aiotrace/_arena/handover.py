@@ -38,8 +38,8 @@ from .._page import layout as L
 from .._page.encode import transition
 from .._page.walk import new_totals, tally, walk
 from .._ring.arena import Arena
-from .._ring.delivery import Mark
-from .._ring.page_cycle import PageCycle
+from .._ring.delivery import CommittedPrefix
+from .._ring.page_cycle import PageCycle, PageListener
 from .._ring.pool import Pool
 from .._ring.ring import Ring
 from .foreign_arena import TakenArena
@@ -323,7 +323,7 @@ class TakenRing(Ring):
         found = map(self._identify, _pages_in(self._theirs, L.FILLING))
         return {each.writer for each in found if each is not None}
 
-    def mark(self, writer: int) -> Mark | None:
+    def committed_prefix(self, writer: int) -> CommittedPrefix | None:
         """How far the page that a writer fills has come, copied to its stand-in; None: there is nothing, or what it
         sealed before comes first."""
         found = self._find_filling(writer)
@@ -339,7 +339,7 @@ class TakenRing(Ring):
             return None  # told when it is taken
         if stand_in is None:
             return None
-        return Mark(stand_in.page, *self._arena.get_all(stand_in.page)[L.EVENTS : L.DEFINITIONS + 1])
+        return CommittedPrefix(stand_in.page, *self._arena.get_all(stand_in.page)[L.EVENTS : L.DEFINITIONS + 1])
 
     def _find_filling(self, writer: int) -> _Found | None:
         """The page that a writer fills; None: it fills none, or another comes first."""
@@ -446,14 +446,16 @@ class TakenRing(Ring):
         self._theirs.move(page, L.FILLING, L.FULL)
 
 
-def taken_over(arena: Arena, writers: int, know: Callable[[], int]) -> tuple[PageCycle, TakenRing]:
+def taken_over(
+    arena: Arena, writers: int, know: Callable[[], int], listener: PageListener | None = None
+) -> tuple[PageCycle, TakenRing]:
     """The pages of another process's arena, for a reader here; and what they come from.
 
     Raises:
         ConfigurationError: There is no compare-and-swap.
     """
     taken = TakenArena(arena, min(_STAND_INS * writers, arena.pages))
-    pages = PageCycle(taken, overrun=False)
+    pages = PageCycle(taken, overrun=False, listener=listener)
     pages.pool = TakenPool(taken)
     pages.ring = ring = TakenRing(taken, writers, know)
     return pages, ring

@@ -29,7 +29,7 @@ from typing import Any, Final
 from .._base.backend import c_module
 from .._base.clock import Clock
 from .._events.event import MODE_ALL, defined_events, make_twin
-from .._events.open_recordings import active, local
+from .._events.open_recordings import active, this_thread
 from .._events.selection import Decision, Selection
 from .._page import layout as L
 from .._page.event_schema import Schema
@@ -124,19 +124,19 @@ class Prices:
         pages = PageCycle(Arena(L.PAGE_SIZE_MIN, 2), overrun=True)
         self._writer = Writers(pages, 1, clock, ()).all[0]
         self._twin = make_twin(Schema("aiotrace:price", {"a": "u64", "b": "u64", "c": "f64"}), 1, by_default=False)
-        self._lease = SimpleNamespace(target=object())
-        self._refused = {self._lease.target: Decision(filters=(compile_filter("a == 0"),))}
+        self._lease = SimpleNamespace(recording=object())
+        self._refused = {self._lease.recording: Decision(filters=(compile_filter("a == 0"),))}
         self._found: dict[str, deque[float]] = {}
         self._tries = 0
 
     def try_out(self) -> None:
         """Some ten microseconds of calls; on the Python twin, some hundred."""
         native = None if c_module is None else c_module.get_epoch()
-        own = local.own
-        self._twin._plan_epoch = own.epoch = active.epoch
-        own.writers, local.leases = (self._writer,), (self._lease,)  # type: ignore[assignment]
+        state = this_thread.state
+        self._twin._plan_epoch = state.epoch = active.epoch
+        state.writers, this_thread.leases = (self._writer,), (self._lease,)  # type: ignore[assignment]
         if c_module is not None:
-            local.native = c_module.Lease(own.writers, threading.get_native_id(), native)
+            this_thread.native = c_module.Lease(state.writers, threading.get_native_id(), native)
             self._twin.native.set_mode(native, MODE_ALL)
         try:
             self._twin._plan = None
@@ -147,8 +147,8 @@ class Prices:
                 self._try("asked", self._twin.__call__, 2)
             self._tries += 1
         finally:
-            own.epoch = local.native = None
-            own.writers, local.leases = (), ()
+            state.epoch = this_thread.native = None
+            state.writers, this_thread.leases = (), ()
 
     def _turn(self, *values: float) -> None:
         self._twin(*values)
@@ -200,10 +200,13 @@ class Meter:
         self._turns: dict[int, int] = {}
         self._looked: dict[int, tuple[int, int]] = {}
         self._mix: dict[int, dict[int, float]] = {}
-        self._asked: dict[str, int] = {}
+        self._filter_evaluations: dict[str, int] = {}
         self._names: dict[int, str] = {}
         self._hooked = (0, 0, 0)
-        writers.on_lease = lambda: self._program.begin(threading.get_native_id())
+
+    def begin_thread(self) -> None:
+        """Count what the calling thread does from now on as the program's."""
+        self._program.begin(threading.get_native_id())
 
     def start(self) -> None:
         """In the thread that reads it, and only then."""
@@ -213,7 +216,7 @@ class Meter:
         self._own = time.thread_time_ns()
         self._began = time.monotonic_ns()
         self._hooked = _hooked()
-        self._asked = {name: event.asked for name, event in defined_events().items()}
+        self._filter_evaluations = {name: event.filter_evaluations for name, event in defined_events().items()}
         self.read()
 
     def read(self) -> Reading:
@@ -284,7 +287,7 @@ class Meter:
             mix = {
                 id: part
                 for id, part in self._mix.get(writer.slot, {}).items()
-                if group_of(names[id]) not in self._selection.held
+                if group_of(names[id]) not in self._selection.disabled_by_budget
             }
             mix = mix or {UNKNOWN: 1.0}
             total = sum(mix.values())
@@ -295,17 +298,17 @@ class Meter:
     def _look(self, writer: Writer, names: Iterable[int]) -> None:
         """Count what is new on the page that a writer fills."""
         with writer.guard:
-            mark = writer.mark()
-            if mark is None or not mark.events:
+            prefix = writer.committed_prefix()
+            if prefix is None or not prefix.events:
                 return
             page, start = writer.sequence, 0
             if self._looked.get(writer.slot, (-1, 0))[0] == page:
                 start = self._looked[writer.slot][1]
             begin = L.PAGE_HEADER_SIZE + start
             data = bytes(
-                self._arena.page(mark.page)[begin : min(L.PAGE_HEADER_SIZE + mark.committed, begin + LOOK_MAX)]
+                self._arena.page(prefix.page)[begin : min(L.PAGE_HEADER_SIZE + prefix.committed, begin + LOOK_MAX)]
             )
-        self._looked[writer.slot] = page, mark.committed
+        self._looked[writer.slot] = page, prefix.committed
         before = {id: self._totals[2 * id] for id in names}
         tally(walk(data, 0), self._totals)
         new = {id: self._totals[2 * id] - count for id, count in before.items()}
@@ -326,10 +329,10 @@ class Meter:
         if not self._selection.looks_at_fields:
             return
         for name, event in defined_events().items():
-            count = event.asked - self._asked.get(name, 0)
+            count = event.filter_evaluations - self._filter_evaluations.get(name, 0)
             group = group_of(name)
             if count and group is not None:
-                self._asked[name] = event.asked
+                self._filter_evaluations[name] = event.filter_evaluations
                 yield group, count * price
 
     def _hooks(self, price: float) -> Iterable[tuple[str, float]]:

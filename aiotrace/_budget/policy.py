@@ -181,7 +181,7 @@ class Budget:
     _known: dict[str, _Group] = field(default_factory=dict)
 
     @property
-    def held(self) -> tuple[str, ...]:
+    def disabled(self) -> tuple[str, ...]:
         """The groups that are off, as globs, in the order of ORDER; what is not in it, as it went off."""
         off = {name: group.off_at for name, group in self._known.items() if group.on_at is None}
         return tuple(sorted(off, key=lambda name: (self._rank(name), off[name])))
@@ -212,8 +212,8 @@ class Budget:
         return self._switch_on(now, charged / busy) if not self.debt_ns else None
 
     def _switch_off(self, now: float, period: Period, busy: float) -> BudgetSwitch | None:
-        held = self.held
-        costs = {name: cost for name, cost in period.groups.items() if cost > 0 and name not in held}
+        disabled = self.disabled
+        costs = {name: cost for name, cost in period.groups.items() if cost > 0 and name not in disabled}
         if sum(costs.values()) < WORTH * self.share * busy:
             return None  # it would save nothing
         worth = [name for name, cost in costs.items() if cost >= WORTH * self.share * busy]
@@ -234,7 +234,7 @@ class Budget:
         return self._note(BudgetSwitch(now, name, False, self.last, share))
 
     def _switch_on(self, now: float, charged: float) -> BudgetSwitch | None:
-        for name in reversed(self.held):
+        for name in reversed(self.disabled):
             group = self._known[name]
             if now - group.off_at < group.patience or not self.is_wanted(name):
                 continue
@@ -261,7 +261,7 @@ class Budget:
             sinks_ns=sinks_ns,
             measuring_ns=measuring_ns,
             seconds=now,
-            off=tuple(map(title, self.held)),
+            off=tuple(map(title, self.disabled)),
             stretch=self.stretch,
             switches=tuple(self.switches),
         )

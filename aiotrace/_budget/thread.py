@@ -22,7 +22,7 @@ from typing import Final
 from .._base.backend import c_module
 from .._base.warn import warn
 from .._events.event import Event, define, defined_events
-from .._events.open_recordings import open_selections, reconsider
+from .._events.open_recordings import open_selections, selection_changed
 from .._events.selection import Selection
 from .._events.tracer_switch import follow_open
 from .._page.definitions import DEFINITIONS
@@ -136,8 +136,8 @@ class BudgetThread:
     def _apply(self) -> None:
         if self._ended.is_set():
             return
-        self._selection.held = self._budget.held
-        reconsider()
+        self._selection.disabled_by_budget = self._budget.disabled
+        selection_changed()
         try:
             follow_open(open_selections)
         except Exception as error:  # a tracer that cannot come back, because another is in its place now

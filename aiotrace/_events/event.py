@@ -26,7 +26,7 @@ from .._base.warn import warn
 from .._page.definitions import DEFINITIONS, EventDefinition
 from .._page.derived_fields import DERIVED, with_derived
 from .._page.event_schema import COMM, FieldType, Schema, WrongValueError
-from .open_recordings import Target, active, get_pid, get_task, in_service, is_strict, local, renew
+from .open_recordings import OpenRecording, active, get_pid, get_task, in_service, is_strict, refresh_lease, this_thread
 from .python_stack import pack_current_stack
 
 if TYPE_CHECKING:
@@ -58,13 +58,13 @@ class PythonEvent:
         self.native: Any = None
         """Its C twin."""
         self._by_default = by_default
-        self._plan: dict[Target, Decision] | None = None
+        self._plan: dict[OpenRecording, Decision] | None = None
         self._plan_epoch: object = None
         self._schema = schema
         self._encode = schema.encode
         self._pack = schema.pack
         self._warned = False
-        self.asked = 0
+        self.filter_evaluations = 0
         """Calls that a filter or a trigger had to look at."""
         self.id = id
         """common_type of its records."""
@@ -89,7 +89,7 @@ class PythonEvent:
         return f"aiotrace.event({self.name!r}{fields})"
 
     def __call__(self, /, *arguments: Any, **keywords: Any) -> None:
-        if not active.targets:
+        if not active.recordings:
             if is_strict():
                 self._payload(arguments, keywords)
             return
@@ -97,18 +97,18 @@ class PythonEvent:
         plan = self._plan if self._plan_epoch is epoch else self._make_plan()
         if plan is not None and not plan:
             return  # nobody takes it: this thread needs no writer for it
-        own = local.own
-        writers = own.writers if own.epoch is epoch else renew()
+        state = this_thread.state
+        writers = state.writers if state.epoch is epoch else refresh_lease()
         fields = None
         if plan is not None:
-            self.asked += 1
+            self.filter_evaluations += 1
             fields = self._name_values(arguments, keywords)
             writers = self._choose(plan, fields)
             if not writers:
                 self._fire(plan, fields)
                 return
         pack = self._pack
-        pid = own.pid if get_task is None else get_task() or own.pid
+        pid = state.pid if get_task is None else get_task() or state.pid
         try:
             if keywords:
                 arguments = self._schema.bind(arguments, keywords)
@@ -136,14 +136,15 @@ class PythonEvent:
         else:
             writer.write(payload)
 
-    def _make_plan(self) -> dict[Target, Decision] | None:
+    def _make_plan(self) -> dict[OpenRecording, Decision] | None:
         """What the open recordings make of this event; None if all take it always. Kept for the epoch."""
         epoch = active.epoch
         native_epoch = c_module.get_epoch() if c_module is not None else 0
         decisions = {
-            target: target.selection.decide(self.name, by_default=self._by_default) for target in active.targets
+            recording: recording.selection.decide(self.name, by_default=self._by_default)
+            for recording in active.recordings
         }
-        plan = {target: decision for target, decision in decisions.items() if decision is not None}
+        plan = {recording: decision for recording, decision in decisions.items() if decision is not None}
         is_plain = all(decision is not None and decision.is_plain for decision in decisions.values())
         self._plan = None if is_plain else plan
         self._plan_epoch = epoch
@@ -152,24 +153,24 @@ class PythonEvent:
         return self._plan
 
     @staticmethod
-    def _choose(plan: Mapping[Target, Decision], fields: Mapping[str, Any]) -> tuple[Writer, ...]:
+    def _choose(plan: Mapping[OpenRecording, Decision], fields: Mapping[str, Any]) -> tuple[Writer, ...]:
         """The writers of the recordings that take this call. Those that do not have nothing to count."""
         chosen: tuple[Writer, ...] = ()
-        for lease, writer in zip(local.leases, local.own.writers, strict=False):
-            decision = plan.get(lease.target)
+        for lease, writer in zip(this_thread.leases, this_thread.state.writers, strict=False):
+            decision = plan.get(lease.recording)
             if decision is not None and decision.records and decision.accepts(fields):
                 chosen += (writer,)
         return chosen
 
-    def _fire(self, plan: Mapping[Target, Decision], fields: Mapping[str, Any]) -> None:
-        for target, decision in plan.items():
+    def _fire(self, plan: Mapping[OpenRecording, Decision], fields: Mapping[str, Any]) -> None:
+        for recording, decision in plan.items():
             for trigger in decision.triggers:
                 if not (decision.accepts(fields) and trigger.fires(fields)):
                     continue
                 if trigger.action == "stacktrace":
-                    _write_stack(target)
+                    _write_stack(recording)
                 else:
-                    target.fire(trigger, self.name)
+                    recording.fire(trigger, self.name)
 
     def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
         """What a filter may ask for."""
@@ -182,10 +183,10 @@ class PythonEvent:
         """Whether recordings take it that were not asked to."""
         return self._by_default
 
-    def is_taken(self, target: Target) -> bool:
+    def is_taken(self, recording: OpenRecording) -> bool:
         """Whether a recording may take this event (its filters aside)."""
         plan = self._plan if self._plan_epoch is active.epoch else self._make_plan()
-        return plan is None or target in plan
+        return plan is None or recording in plan
 
     async def send(self, /, *arguments: Any, **keywords: Any) -> None:
         """Record one event, and wait for a free page instead of dropping.
@@ -194,7 +195,7 @@ class PythonEvent:
         checkpoint when it waits and when a page turns, and else returns at once. In a reader or a sink it does not
         wait. Cancelled: nothing was written.
         """
-        if not active.targets:
+        if not active.recordings:
             if is_strict():
                 self._payload(arguments, keywords)
             return
@@ -207,8 +208,8 @@ class PythonEvent:
             self(*arguments, **keywords)  # counts it
             return
         while not in_service.get():
-            own = local.own
-            writers = own.writers if own.epoch is active.epoch else renew()
+            state = this_thread.state
+            writers = state.writers if state.epoch is active.epoch else refresh_lease()
             if not turned and not waited and any(writer.would_turn(size) for writer in writers):
                 from anyio.lowlevel import checkpoint
 
@@ -216,10 +217,10 @@ class PythonEvent:
                 turned = True
                 continue
             full = [
-                (lease.target, lease.writer)
-                for lease in local.leases
-                if lease.target.makes_wait
-                and self.is_taken(lease.target)
+                (lease.recording, lease.writer)
+                for lease in this_thread.leases
+                if lease.recording.makes_wait
+                and self.is_taken(lease.recording)
                 and not lease.writer.make_room(min(size, lease.writer.payload_max))
             ]
             if not full:
@@ -228,7 +229,7 @@ class PythonEvent:
             waited = True
         self(*arguments, **keywords)
         if waited:
-            for lease in local.leases:
+            for lease in this_thread.leases:
                 if lease.writer.waiters and lease.writer.has_room(size):
                     lease.writer.wake_one()
 
@@ -262,15 +263,15 @@ class PythonEvent:
             warn(f"{error} (dropped and counted; told once)", stacklevel=3)
 
 
-def _write_stack(target: Target) -> None:
+def _write_stack(recording: OpenRecording) -> None:
     """Record this thread's Python stack, after the event that set it off."""
     payload = pack_current_stack(get_pid())
-    for lease, writer in zip(local.leases, local.own.writers, strict=False):
-        if lease.target is target:
+    for lease, writer in zip(this_thread.leases, this_thread.state.writers, strict=False):
+        if lease.recording is recording:
             writer.write(payload)
 
 
-async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:
+async def _wait_for_room(recording: OpenRecording, writer: Writer, size: int) -> None:
     """Wait until this writer may have room. Cancelled: a wake that was meant for us goes to the next."""
     from .._threads.loop import Loop, Waker
 
@@ -280,20 +281,20 @@ async def _wait_for_room(target: Target, writer: Writer, size: int) -> None:
         if not waker.wake():
             writer.wake_one()
 
-    began = target.clock()
+    began = recording.clock()
     writer.waiters.append(wake)
     try:
-        if writer.has_room(min(size, writer.payload_max)) or not target.makes_wait:
+        if writer.has_room(min(size, writer.payload_max)) or not recording.makes_wait:
             _withdraw(writer, wake)
             return  # it came home between the look and the wait
-        await target.wait_for_page(waker)
+        await recording.wait_for_page(waker)
         _withdraw(writer, wake)
     except BaseException:
         if not _withdraw(writer, wake):
             writer.wake_one()
         raise
     finally:
-        target.count_wait(target.clock() - began)
+        recording.count_wait(recording.clock() - began)
 
 
 def _withdraw(writer: Writer, wake: Callable[[], object]) -> bool:

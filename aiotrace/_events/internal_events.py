@@ -29,7 +29,7 @@ _events: Final = {
 }
 
 
-def tell(kind: str, *values: int | str) -> None:
+def emit_internal(kind: str, *values: int | str) -> None:
     """Record one of them, where a recording takes it."""
     _events[kind](*values)
 

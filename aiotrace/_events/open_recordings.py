@@ -31,7 +31,7 @@ in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
 """Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""
 
 
-class Target(Protocol):
+class OpenRecording(Protocol):
     """What an event needs to know of a recording."""
 
     writers: Writers
@@ -57,50 +57,50 @@ class Active:
     """The open recordings of this process."""
 
     def __init__(self) -> None:
-        self.targets: tuple[Target, ...] = ()
+        self.recordings: tuple[OpenRecording, ...] = ()
         self.epoch: object = object()
         self.lock = threading.RLock()
 
-    def set(self, targets: tuple[Target, ...]) -> None:
-        self.targets = targets
+    def set(self, recordings: tuple[OpenRecording, ...]) -> None:
+        self.recordings = recordings
         self.epoch = object()
         self.tell_c()
 
     def tell_c(self) -> None:
         """Let the C twin know what decides whether a call does anything at all."""
         if c_module is not None:
-            c_module.changed(bool(self.targets), is_strict())
+            c_module.changed(bool(self.recordings), is_strict())
 
 
 active: Final = Active()
 
 
-def activate(target: Target) -> None:
+def activate(recording: OpenRecording) -> None:
     """From now on every event call writes to this recording."""
     with active.lock:
-        active.set((*active.targets, target))
+        active.set((*active.recordings, recording))
 
 
-def deactivate(target: Target) -> None:
+def deactivate(recording: OpenRecording) -> None:
     """No event call that begins from now on writes to it."""
     with active.lock:
-        active.set(tuple(other for other in active.targets if other is not target))
+        active.set(tuple(other for other in active.recordings if other is not recording))
 
 
-def reconsider() -> None:
+def selection_changed() -> None:
     """A recording's selection changed: every event asks again."""
     with active.lock:
-        active.set(active.targets)
+        active.set(active.recordings)
 
 
 def open_selections() -> tuple[Selection, ...]:
     """The selections of the open recordings."""
-    return tuple(target.selection for target in active.targets)
+    return tuple(recording.selection for recording in active.recordings)
 
 
 def is_recording() -> bool:
     """Whether any recording is open."""
-    return bool(active.targets)
+    return bool(active.recordings)
 
 
 # --- a thread's writers ---------------------------------------------------------------------------
@@ -109,18 +109,18 @@ def is_recording() -> bool:
 class Lease:
     """A writer, for as long as its thread lives and the recording is open."""
 
-    __slots__ = ("own", "target", "writer")
+    __slots__ = ("is_exclusive", "recording", "writer")
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.writer, self.own = target.writers.lease()
+    def __init__(self, recording: OpenRecording) -> None:
+        self.recording = recording
+        self.writer, self.is_exclusive = recording.writers.lease()
 
     def __del__(self) -> None:
-        if self.own:
-            self.target.writers.give_back(self.writer)
+        if self.is_exclusive:
+            self.recording.writers.give_back(self.writer)
 
 
-class Own:
+class ThreadState:
     """What an event call needs to know of its thread, in one look-up: those of a `threading.local` are dear."""
 
     __slots__ = ("epoch", "pid", "writers")
@@ -131,18 +131,18 @@ class Own:
         self.writers: tuple[Writer, ...] = ()
 
 
-class Local(threading.local):
+class ThreadLocal(threading.local):
     """What is known of a thread."""
 
     leases: tuple[Lease, ...] = ()
     native: Any = None
-    """`own` for the C twin."""
+    """The same as `state`, for the C implementation."""
 
     def __init__(self) -> None:
-        self.own = Own()
+        self.state = ThreadState()
 
 
-local: Final = Local()
+this_thread: Final = ThreadLocal()
 
 get_task: Final[Callable[[], int] | None] = None if c_module is None else c_module.get_task
 """Gives the pid of the task that runs in this thread, if tasks are traced, else 0."""
@@ -150,25 +150,25 @@ get_task: Final[Callable[[], int] | None] = None if c_module is None else c_modu
 
 def get_pid() -> int:
     """common_pid of a record: the task's that runs here, if tasks are traced, else the thread's."""
-    return (0 if get_task is None else get_task()) or local.own.pid
+    return (0 if get_task is None else get_task()) or this_thread.state.pid
 
 
-def renew() -> tuple[Writer, ...]:
+def refresh_lease() -> tuple[Writer, ...]:
     """Bring this thread's lease to the present epoch."""
     native_epoch = c_module.get_epoch() if c_module is not None else 0  # the oldest first: a change between makes
-    epoch, targets = active.epoch, active.targets  # the lease stale, not wrong
-    own = local.own
-    if not own.pid:
-        own.pid = threading.get_native_id()
-        DEFINITIONS.name_command(own.pid, thread_name())
-    held = {lease.target: lease for lease in local.leases}
-    leases = tuple(held.get(target) or Lease(target) for target in targets)
-    local.leases = leases
-    own.writers = tuple(lease.writer for lease in leases)
-    own.epoch = epoch
+    epoch, recordings = active.epoch, active.recordings  # the lease stale, not wrong
+    state = this_thread.state
+    if not state.pid:
+        state.pid = threading.get_native_id()
+        DEFINITIONS.name_command(state.pid, thread_name())
+    held = {lease.recording: lease for lease in this_thread.leases}
+    leases = tuple(held.get(recording) or Lease(recording) for recording in recordings)
+    this_thread.leases = leases
+    state.writers = tuple(lease.writer for lease in leases)
+    state.epoch = epoch
     if c_module is not None:
-        local.native = c_module.Lease(own.writers, own.pid, native_epoch)
-    return own.writers
+        this_thread.native = c_module.Lease(state.writers, state.pid, native_epoch)
+    return state.writers
 
 
 def thread_name() -> str:
@@ -231,24 +231,24 @@ class _ForkRefusal:
 
 
 def _before_fork() -> None:
-    local.native = None
-    own = local.own
-    if own.epoch is active.epoch:
-        own.writers = (_ForkRefusal(own.writers),)  # type: ignore[assignment]  # as much of a Writer as is used
+    this_thread.native = None
+    state = this_thread.state
+    if state.epoch is active.epoch:
+        state.writers = (_ForkRefusal(state.writers),)  # type: ignore[assignment]  # as much of a Writer as is used
 
 
 def _after_fork_in_parent() -> None:
-    local.own.epoch = None
+    this_thread.state.epoch = None
 
 
 def _after_fork_in_child() -> None:
     """A child writes nothing into its parent's recordings."""
     active.lock = threading.RLock()
     DEFINITIONS.forget_lock()
-    for lease in local.leases:
-        lease.own = False
-    local.leases = ()
-    local.own.pid = 0
+    for lease in this_thread.leases:
+        lease.is_exclusive = False
+    this_thread.leases = ()
+    this_thread.state.pid = 0
     active.set(())
 
 

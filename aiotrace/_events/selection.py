@@ -3,7 +3,7 @@
     rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
     filters    all that match an event must agree
     triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded; a snapshot
-    held       what the budget has switched off
+    disabled_by_budget    what the budget has switched off
     functions  which functions the tracers of calls see: the kernel's set_ftrace_filter and set_ftrace_notrace
 
 A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
@@ -43,19 +43,19 @@ CANCEL_NS: Final = 1_000_000_000
 class Trigger:
     """What an event sets off, at most `left` times (None: always), where its filter agrees."""
 
-    def __init__(self, action: Action, left: int | None, filter: Filter | None, after: float = 0.0) -> None:
+    def __init__(self, action: Action, remaining: int | None, filter: Filter | None, after: float = 0.0) -> None:
         self.action = action
-        self.left = left
+        self.remaining = remaining
         self.filter = filter
         self.after = after
         """Seconds that a snapshot looks forward."""
 
     def fires(self, fields: Mapping[str, Any]) -> bool:
         """Whether it acts on an event with these fields; counts down if so."""
-        if self.left == 0 or (self.filter is not None and not self.filter(fields)):
+        if self.remaining == 0 or (self.filter is not None and not self.filter(fields)):
             return False
-        if self.left is not None:
-            self.left -= 1
+        if self.remaining is not None:
+            self.remaining -= 1
         return True
 
 
@@ -78,8 +78,8 @@ def parse_trigger(text: str) -> Trigger:
     if after > AFTER_MAX:
         raise ConfigurationError(f"trigger {text!r}: a snapshot looks forward {AFTER_MAX:.0f} s at most")
     filter = compile_filter(match["filter"]) if match["filter"] else None
-    left = None if count is None else int(count)
-    return Trigger(action, left, filter, after)  # type: ignore[arg-type]  # checked above
+    remaining = None if count is None else int(count)
+    return Trigger(action, remaining, filter, after)  # type: ignore[arg-type]  # checked above
 
 
 def matches(glob: str, name: str) -> bool:
@@ -169,7 +169,7 @@ class Selection:
         """How long a step lasts before the watch over stalls reports it."""
         self.cancel_ns = CANCEL_NS
         """How long a task has to obey a cancellation."""
-        self.held: tuple[str, ...] = ()
+        self.disabled_by_budget: tuple[str, ...] = ()
         """Globs of what the budget has switched off, whatever the rules say."""
 
     def enable(self, glob: str) -> None:
@@ -219,7 +219,8 @@ class Selection:
 
     def is_enabled(self, name: str, *, by_default: bool) -> bool:
         """Whether the rules, and the budget, take an event, filters and switches aside."""
-        return not any(matches(glob, name) for glob in self.held) and self.asks_for(name, by_default=by_default)
+        is_disabled = any(matches(glob, name) for glob in self.disabled_by_budget)
+        return not is_disabled and self.asks_for(name, by_default=by_default)
 
     def asks_for(self, name: str, *, by_default: bool) -> bool:
         """Whether the rules take an event."""
@@ -236,7 +237,7 @@ class Selection:
             explicit: Only a rule that names the system counts, not one for everything.
         """
         wanted = False
-        if f"{system}:*" in self.held:
+        if f"{system}:*" in self.disabled_by_budget:
             return False
         for glob, on in self._rules:
             part, _, rest = glob.partition(":")

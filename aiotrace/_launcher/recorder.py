@@ -41,7 +41,7 @@ from .._recording.service import Attachment, Service
 from .._recording.sinks import open_path, share_pages, sink
 from .._recording.snapshot import name_for
 from .._ring.arena import Arena, Shape
-from .._ring.delivery import Mark
+from .._ring.delivery import CommittedPrefix
 from .._ring.writer import Writers
 from .._store.trace_files import remove
 from .external_recording import READING, REFUSED
@@ -74,9 +74,9 @@ class _RemoteWriter:
     def number(self) -> int:
         return self.written + self.dropped_total
 
-    def mark(self) -> Mark | None:
+    def committed_prefix(self) -> CommittedPrefix | None:
         """How far the page that it fills has come, as of now."""
-        return self.ring.mark(self.slot)
+        return self.ring.committed_prefix(self.slot)
 
     def wake_one(self) -> None:
         """Who waits in the program looks by itself."""
@@ -119,8 +119,10 @@ class Followed:
         self.urls = plan.sinks if self.is_main else tuple(child_url(url, self.pid) for url in plan.sinks)
         self._backing = _Mapped(reader.path, reader.shape)
         self._arena = Arena(reader.page_size, reader.pages, self._backing)
-        self.pages, self.ring = taken_over(self._arena, reader.header.writers, self._know)
+        self._service = Service(reader.info, reader.definitions, _FLUSH)
+        self.pages, self.ring = taken_over(self._arena, reader.header.writers, self._know, self._service)
         self._writers = _RemoteWriters(self._account)
+        self._service.serve(self.pages, cast(Writers, self._writers))
         base = plan.snapshots if self.is_main else child_path(plan.snapshots, self.pid)
         self.snapshots = AskedSnapshots(
             self._backing.memory, self._arena, reader.info, reader.definitions, base, open_path, self._know
@@ -144,8 +146,6 @@ class Followed:
         answer = REFUSED
         try:
             self._know()
-            writers = cast(Writers, self._writers)
-            self._service = Service(self.pages, writers, self.reader.info, self.reader.definitions, _FLUSH)
             await self._service.start()
             await self.snapshots.start()
             options = [sink(url) for url in self.urls]
@@ -157,7 +157,7 @@ class Followed:
 
     def poll(self) -> None:
         """Wake the reader, if pages are full, and begin a snapshot that was asked for."""
-        self.pages.on_full()
+        self._service.page_full()
         self.snapshots.poll()
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 from .._base.errors import ConfigurationError
 from .._base.warn import warn
 from .._events.event import defined_events
-from .._events.open_recordings import open_selections, reconsider
+from .._events.open_recordings import open_selections, selection_changed
 from .._events.selection import STALL_MIN, Selection, matches, parse_trigger
 from .._events.tracer_switch import follow
 from .._page.derived_fields import DERIVED
@@ -39,7 +39,7 @@ class Chooser:
     selection: Selection
 
     def _reconsider(self) -> None:
-        reconsider()
+        selection_changed()
         follow(open_selections())
 
     def enable(self, glob: str) -> None:

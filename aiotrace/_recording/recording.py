@@ -28,8 +28,8 @@ from .._base.errors import ConfigurationError
 from .._budget.cost_meter import Meter
 from .._budget.policy import check_share
 from .._budget.thread import BudgetThread
-from .._events.internal_events import has_free_list, tell
-from .._events.open_recordings import activate, deactivate, open_selections, reconsider
+from .._events.internal_events import has_free_list
+from .._events.open_recordings import activate, deactivate, open_selections, selection_changed
 from .._events.selection import AFTER_MAX, Selection, Trigger
 from .._events.tracer_switch import follow
 from .._page import layout as L
@@ -38,7 +38,7 @@ from .._ring.arena import Arena, Shape
 from .._ring.page_cycle import PageCycle
 from .._ring.writer import CAUSES, Writers
 from .._threads.loop import Waker
-from .._threads.service_thread import ServiceThread, cede
+from .._threads.service_thread import ServiceThread
 from ..abc import Sink, StreamInfo
 from .event_control import Chooser
 from .service import CANCEL_GRACE, Attachment, Service, SinkOptions
@@ -115,15 +115,18 @@ class Recording(Chooser):
         self._arena = Arena(page_size, pages, self._arena_file)
         self.selection = Selection()
         """Which events it takes; changed by `enable`, `disable`, `filter` and `trigger`."""
-        self._pages = PageCycle(self._arena, overrun=overrun == "drop_oldest")
-        self._pages.pool.keeps = has_free_list()
-        self._pages.on_event = tell
-        if thread:
-            self._pages.on_scarce = cede
+        self._service = Service(self.info, DEFINITIONS, flush_interval, own_thread=thread)
+        self._pages = PageCycle(
+            self._arena,
+            overrun=overrun == "drop_oldest",
+            listener=self._service,
+            keeps_memory=has_free_list(),
+        )
         self.writers = Writers(self._pages, slots, self.clock, DEFINITIONS)
         self._snapshots = Snapshots(self._arena, self.info, DEFINITIONS, os.fspath(snapshots), open_path)
-        self._service = Service(self._pages, self.writers, self.info, DEFINITIONS, flush_interval)
-        self._budget = None if share is None else self._make_budget(share)
+        meter = None if share is None else Meter(self._arena, self.writers, self.selection, self.clock)
+        self._service.serve(self._pages, self.writers, meter)
+        self._budget = None if share is None or meter is None else self._make_budget(share, meter)
         self._waits: list[int] = []
         self._waits_total = [0, 0]
         self._state: Literal["new", "open", "closed"] = "new"
@@ -132,10 +135,7 @@ class Recording(Chooser):
     def __repr__(self) -> str:
         return f"<recording {self.info.stream_id.hex()[:8]} {self._state}, {len(self._service.attachments)} sinks>"
 
-    def _make_budget(self, share: float) -> BudgetThread:
-        meter = Meter(self._arena, self.writers, self.selection, self.clock)
-        if self._thread is None:
-            self._service.wrap = meter.timed
+    def _make_budget(self, share: float, meter: Meter) -> BudgetThread:
         return BudgetThread(share, meter, self.writers, self.selection, self._service.set_pace, self._run_soon)
 
     def _run_soon(self, function: Callable[[], object]) -> None:
@@ -320,13 +320,13 @@ class Recording(Chooser):
     def fire(self, trigger: Trigger, cause: str) -> None:
         """Do what a trigger says."""
         if trigger.action == "snapshot":
-            if not self._snapshots.request(cause, trigger.after) and trigger.left is not None:
-                trigger.left += 1
+            if not self._snapshots.request(cause, trigger.after) and trigger.remaining is not None:
+                trigger.remaining += 1
             return
         on = trigger.action == "traceon"
         if self.selection.is_on != on:
             self.selection.is_on = on
-            reconsider()
+            selection_changed()
 
     def _next_events(self) -> dict[int, int]:
         """For each writer the number of the oldest event that is not swapped."""

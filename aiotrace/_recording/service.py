@@ -19,12 +19,15 @@ from typing import Final, Literal
 import anyio
 
 from .._base.warn import warn
+from .._budget.cost_meter import Meter
+from .._events.internal_events import emit_internal
 from .._events.open_recordings import in_service
 from .._page.definitions import Definition
 from .._ring.delivery import Delivery, OnError, OnFull
-from .._ring.page_cycle import PageCycle
+from .._ring.page_cycle import PageCycle, PageListener
 from .._ring.writer import Writers
-from .._threads.loop import Loop, Task, Waker, Wrap
+from .._threads.loop import Loop, Task, Waker
+from .._threads.service_thread import yield_gil
 from ..abc import Ledger, Sink, StreamInfo, WriterLedger
 from .page_stream import Stream
 
@@ -77,39 +80,54 @@ class Attachment:
     task: Task | None = None
 
 
-class Service:
-    """Everything of a recording that is asynchronous. All methods are for its loop's thread."""
+class Service(PageListener):
+    """The asynchronous part of a recording. Its methods are for its loop's thread, unless they say otherwise.
+
+    The pages are given their listener, this service, when they are made; so the service is made first, and `serve`
+    gives it the pages.
+
+    Args:
+        own_thread: Whether it runs in a thread of its own, not in the program's loop.
+    """
 
     def __init__(
         self,
-        pages: PageCycle,
-        writers: Writers,
         info: StreamInfo,
         definitions: Sequence[Definition],
         flush_interval: float,
+        *,
+        own_thread: bool = False,
     ) -> None:
-        self._pages = pages
-        self._writers = writers
         self._info = info
         self._definitions = definitions
         self._flush_interval = flush_interval
+        self._own_thread = own_thread
         self.attachments: list[Attachment] = []
         self.failure: Exception | None = None
         """What the reader last crashed with."""
-        self.wrap: Wrap | None = None
-        """What is made of its tasks' functions, to measure them."""
+        self._meter: Meter | None = None
+        self._is_listening = False
         self._stretch = 1.0
         self._draining = False
         self._resting = False
         self._rest = min(REST_MAX, flush_interval / 10)
         self._reader: Task | None = None
 
+    def serve(self, pages: PageCycle, writers: Writers, meter: Meter | None = None) -> None:
+        """
+        Args:
+            pages: Were made with this service as their listener.
+            meter: Measures what the service and the program's threads cost.
+        """
+        self._pages = pages
+        self._writers = writers
+        self._meter = meter
+
     async def start(self) -> None:
-        self._loop = Loop()
-        self._loop.wrap = self.wrap
+        # In a thread of its own the service's time is the thread's; in the program's loop its steps are timed.
+        self._loop = Loop(None if self._meter is None or self._own_thread else self._meter.timed)
         self._waker = Waker(self._loop)
-        self._pages.on_full = self._wake_for_full
-        self._pages.on_free = self._on_free
+        self._is_listening = True
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
 
     def set_pace(self, stretch: float) -> None:
@@ -120,6 +138,30 @@ class Service:
     def run_soon(self, function: Callable[[], object]) -> bool:
         """Call it in the service's loop, from any thread. False: there is none that runs."""
         return self._reader is not None and self._loop.run_soon(function)
+
+    # --- what happens to pages, called from any thread --------------------------------------------
+
+    def page_full(self) -> None:
+        """Wake the reader, unless no sink has room: `_on_room` is called when one has."""
+        if self._is_listening and self._pages.deliveries and self._is_due and self._pages.room:
+            self._waker.wake()
+
+    def pages_freed(self) -> None:
+        """Let one sender that waits for a page, of each writer, try again."""
+        if self._is_listening:
+            self._wake_senders()
+
+    def pages_scarce(self) -> None:
+        """Give the reader's thread a chance to free pages."""
+        if self._own_thread:
+            yield_gil()
+
+    def writer_leased(self) -> None:
+        if self._meter is not None:
+            self._meter.begin_thread()
+
+    def happened(self, kind: str, *values: int | str) -> None:
+        emit_internal(kind, *values)
 
     # --- sinks ----------------------------------------------------------------------------------
 
@@ -171,7 +213,7 @@ class Service:
         if len(gone) > GONE_MAX:
             self.attachments.remove(gone[0])
         self._waker.wake()
-        self._on_free()  # it may have been what senders wait for
+        self._wake_senders()  # it may have been what they wait for
 
     async def _run_sink(self, attachment: Attachment) -> None:
         in_service.set(True)
@@ -297,11 +339,6 @@ class Service:
             with anyio.move_on_after(timeout):
                 await self._waker.wait()
 
-    def _wake_for_full(self) -> None:
-        """A page got full. From any thread. Where nobody has room for it, nobody is woken: `_on_room` comes later."""
-        if self._pages.deliveries and self._is_due and self._pages.room:
-            self._waker.wake()
-
     def _on_room(self) -> None:
         """A sink has room for a page: it is offered at once, for a step of the loop less. What fails in that is the
         reader's affair, not the sink's."""
@@ -333,9 +370,9 @@ class Service:
     def _flush(self) -> None:
         for writer in tuple(self._writers.all):
             with writer.guard:
-                mark = writer.mark()
-                if mark is not None and mark.events:
-                    self._pages.offer_prefix(mark)
+                prefix = writer.committed_prefix()
+                if prefix is not None and prefix.events:
+                    self._pages.offer_prefix(prefix)
         self._notify()
 
     def _notify(self) -> None:
@@ -343,7 +380,7 @@ class Service:
             if attachment.stream is not None and (attachment.delivery.waiting or attachment.delivery.closed):
                 attachment.stream.notify()
 
-    def _on_free(self) -> None:
+    def _wake_senders(self) -> None:
         for writer in tuple(self._writers.all):
             writer.wake_one()
 
@@ -404,7 +441,7 @@ class Service:
             self._drop(attachment)
         if self._reader is not None and not self._reader.done:
             self._reader.cancel()
-        self._pages.on_full = self._pages.on_free = lambda: None
+        self._is_listening = False
         return all(attachment.task is None or attachment.task.done for attachment in self.attachments)
 
     @staticmethod

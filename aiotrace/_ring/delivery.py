@@ -38,7 +38,7 @@ _c_offer_sealed: Final = getattr(c_module, "offer_sealed", None)
 _c_settle: Final = getattr(c_module, "settle", None)
 
 
-class Mark(NamedTuple):
+class CommittedPrefix(NamedTuple):
     """How far a page that still fills has come at one moment: what its descriptor would say if it were sealed."""
 
     page: int

@@ -14,16 +14,15 @@ from .arena import Arena
 
 
 class Pool:
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, *, keeps_memory: bool = True) -> None:
         self._arena = arena
         self.free = list(reversed(range(arena.pages)))
         """The pages; the last is taken first."""
         self.allocated = 0
-        """Times that a page's memory was allocated: for each page once, when it is first taken, if it is kept."""
-        self.keeps = True
-        """Whether a page that comes home keeps its memory. False is for measuring what that saves."""
+        """Times that a page's memory was allocated: once for each page, when it is first taken, if memory is kept."""
+        self._keeps_memory = keeps_memory
         self.recycled = 0
-        """Times that a page came home."""
+        """Times that a page was given back."""
 
     def __len__(self) -> int:
         return len(self.free)
@@ -58,7 +57,7 @@ class Pool:
     def give_back(self, page: int) -> None:
         """The page, free already by its descriptor, comes home."""
         assert self._arena.get(page, L.STATE) == L.FREE
-        if not self.keeps:
+        if not self._keeps_memory:
             self._arena.forget(page)
             self._arena.set(page, L.TAKES, 0)
         self.free.append(page)

@@ -7,9 +7,10 @@ A writer belongs to a thread, so that writing contends with nobody; slots are bo
 threads than slots, threads share one (a record's common_pid says which thread it was). A thread that ends leaves its
 slot, with the half-full page, to the next. A slot is a CPU to trace-cmd and KernelShark.
 
-Laws:
-* Only the writer's own side, under its guard, seals its page. Others read `mark`, and copy the committed prefix.
-* Every event asked for has a number, `written + dropped`; a page remembers that of its first, so losses are gaps.
+Invariants (held by tests/recording/test_model.py):
+* Only the writer seals its page, under its guard. Others ask for `committed_prefix`, and copy that.
+* Every event that the writer is called with has a number, `written + dropped`. A page remembers the number of its first
+  event, so losses are gaps.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from .._base.clock import Clock
 from .._base.reentrancy import Guard
 from .._page import layout as L
 from .cursor import Cursor
-from .delivery import Mark
-from .page_cycle import PageCycle, Told
+from .delivery import CommittedPrefix
+from .page_cycle import InternalEvent, PageCycle
 
 CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")
 """Why an event is refused."""
@@ -54,11 +55,12 @@ class Writer(Cursor):
         self._definitions = definitions
         self.sequence = first_sequence
         """Number of its next page."""
-        self.untold: list[Told] = []
+        self.pending_events: list[InternalEvent] = []
         self._turning = False
         self._refused: deque[str] = deque()  # appended to by re-entrant calls, which own nothing: it is atomic
         self.first_event = 0
         self.first_written = 0
+        pages.writers.append(self)
 
     # --- events ---------------------------------------------------------------------------------
 
@@ -91,16 +93,16 @@ class Writer(Cursor):
                 written = self.put(payload)
             finally:
                 guard.busy = False
-        if self.untold:
+        if self.pending_events:
             self._tell()
         if self._pages.is_scarce:
-            self._pages.on_scarce()
+            self._pages.listener.pages_scarce()
         return written
 
     def _tell(self) -> None:
         """Tell what a turn did. This may write an event here, and turn again."""
-        while self.untold:
-            self._pages.on_event(*self.untold.pop(0))
+        while self.pending_events:
+            self._pages.listener.happened(*self.pending_events.pop(0))
 
     def refuse(self, cause: str) -> None:
         """Count an event that was not written."""
@@ -121,7 +123,7 @@ class Writer(Cursor):
                 has_room = self.closed or self.fits(size) or (self._turn() and self.fits(size))
             finally:
                 guard.busy = False
-        if self.untold:
+        if self.pending_events:
             self._tell()
         return has_room
 
@@ -160,7 +162,7 @@ class Writer(Cursor):
         pages = self._pages
         page = self.page
         if page is None:
-            taken = pages.take(self, self.number, self.written)
+            taken = pages.turn(self, None, self.number, self.written)
         else:
             self.freeze()
             written = self._describe(page)
@@ -195,12 +197,12 @@ class Writer(Cursor):
         self._pages.arena.set(page, L.EVENTS, 0)
         self.thaw()
 
-    def mark(self) -> Mark | None:
+    def committed_prefix(self) -> CommittedPrefix | None:
         """How far the page that it fills has come; None if it fills none. The caller holds the guard."""
         if self.page is None:
             return None
         committed, last, written = self.state()
-        return Mark(self.page, written - self.first_written, committed, last, len(self._definitions))
+        return CommittedPrefix(self.page, written - self.first_written, committed, last, len(self._definitions))
 
     @property
     def events_on_page(self) -> int:
@@ -235,8 +237,7 @@ class Writer(Cursor):
             self._count_refused()
             if self.page is not None:
                 self._describe(self.page)
-                sealed = self._pages.seal(self.page)
-                assert sealed
+                self._pages.seal(self.page)
                 self.leave()
                 self.page = None
 
@@ -262,10 +263,7 @@ class Writers:
         self.all: list[Writer] = []
         self._arguments = (clock, definitions, first_sequence)
         self._pages = pages
-        pages.owners = lambda: tuple(self.all)
         self.all.append(Writer(pages, 0, *self._arguments))
-        self.on_lease: Callable[[], object] = lambda: None
-        """Called in each thread that is given a writer."""
         self._free = [self.all[0]]
         self._shared = 0
         self._closed = False
@@ -276,7 +274,7 @@ class Writers:
         if not self._guard.enter():  # a finaliser that ran while this thread was just here
             return self.all[0], False
         try:
-            self.on_lease()
+            self._pages.listener.writer_leased()
             if self._closed:
                 return self.all[0], False
             if self._free:

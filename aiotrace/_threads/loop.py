@@ -49,17 +49,19 @@ def block_signals() -> None:
 
 
 class Loop:
-    """The loop that was running when this was made."""
+    """The loop that is running when this is made.
 
-    def __init__(self) -> None:
-        """
-        Raises:
-            anyio.NoEventLoopError: No asyncio or trio loop runs in this thread.
-        """
+    Args:
+        wrap: Is given each task's function and returns what to run in its place, to measure it.
+
+    Raises:
+        anyio.NoEventLoopError: No asyncio or trio loop runs in this thread.
+    """
+
+    def __init__(self, wrap: Wrap | None = None) -> None:
         self._native: Any = current_token().native_token
         self.is_asyncio = isinstance(self._native, asyncio.AbstractEventLoop)
-        self.wrap: Wrap | None = None
-        """What is made of a task's function before it runs, to measure it."""
+        self._wrap = wrap
 
     def run_soon(self, function: Callable[[], object]) -> bool:
         """Call `function` in the loop, soon. From any thread or signal handler.
@@ -78,7 +80,7 @@ class Loop:
 
     def spawn(self, function: Callable[[], Awaitable[None]], name: str) -> Task:
         """Start a detached task, from within the loop. `function` must not raise anything but a cancellation."""
-        return Task(self, function if self.wrap is None else self.wrap(function), name)
+        return Task(self, function if self._wrap is None else self._wrap(function), name)
 
 
 class Task:

@@ -27,14 +27,14 @@ from .own_loop import ThreadLoop
 
 T = TypeVar("T")
 
-CEDE: Final = 1e-5
+YIELD: Final = 1e-5
 """Seconds; the system makes some 60 µs of it."""
 
 
-def cede() -> None:
+def yield_gil() -> None:
     """Let the reader's thread have the interpreter: CPython would do that at any moment, but up to 5 ms later, when
     the last pages are full too. A call of an event waits so at most once a page, and only while pages are scarce."""
-    time.sleep(CEDE)
+    time.sleep(YIELD)
 
 
 class ServiceThread:

@@ -32,7 +32,7 @@ from .._base.backend import c_module
 from .._base.clock import Clock
 from .._base.errors import ConfigurationError
 from .._events.event import define
-from .._events.open_recordings import Target, active, local
+from .._events.open_recordings import OpenRecording, active, this_thread
 from .._events.python_stack import is_ours
 from .._events.selection import PLAIN, STALL_NS, Selection
 from .._page.definitions import DEFINITIONS
@@ -182,9 +182,9 @@ def follow(selections: Iterable[Selection]) -> None:
     native = c_module
     if native is None:
         return  # `start` says so
-    takers = [target for target in active.targets if target.selection.wants_system("stall", explicit=False)]
-    threshold = min((target.selection.stall_ns for target in takers), default=STALL_NS)
-    writers = [_find_writer(target) for target in takers if _is_plain(target)]
+    takers = [recording for recording in active.recordings if recording.selection.wants_system("stall", explicit=False)]
+    threshold = min((recording.selection.stall_ns for recording in takers), default=STALL_NS)
+    writers = [_find_writer(recording) for recording in takers if _is_plain(recording)]
     # Filters and triggers need the GIL, and so does a recording that has no slot left: then the clerk tells them all.
     itself = len(writers) == len(takers) <= _PLACES_MAX and None not in writers
     _writers = tuple(writer for writer in writers if writer is not None) if itself else ()
@@ -194,16 +194,16 @@ def follow(selections: Iterable[Selection]) -> None:
     native.stall_set(threshold, interval, tuple(writer.place for writer in _writers), itself)
 
 
-def _is_plain(target: Target) -> bool:
+def _is_plain(recording: OpenRecording) -> bool:
     """Whether a recording takes `stall:noticed` always, and sets nothing off."""
-    return target.selection.decide(NOTICED.name, by_default=False) is PLAIN and not target.selection.has_triggers
+    return recording.selection.decide(NOTICED.name, by_default=False) is PLAIN and not recording.selection.has_triggers
 
 
-def _find_writer(target: Target) -> StallWriter | None:
-    for writer in tuple(target.writers.all):
+def _find_writer(recording: OpenRecording) -> StallWriter | None:
+    for writer in tuple(recording.writers.all):
         if isinstance(writer, StallWriter):
             return writer
-    return target.writers.reserve(StallWriter)
+    return recording.writers.reserve(StallWriter)
 
 
 def _need_c() -> ModuleType:
@@ -251,7 +251,7 @@ def _tell(
     fields["at"] = tasks.describe(*outside)[0]
     STACK(**fields)
     payload = pack_stack(task or thread, [DEFINITIONS.locate(code, line) for code, line in theirs])
-    for lease in local.leases:
-        decision = lease.target.selection.decide(STACK.name, by_default=False)
+    for lease in this_thread.leases:
+        decision = lease.recording.selection.decide(STACK.name, by_default=False)
         if decision is not None and decision.records and decision.accepts(fields):
             lease.writer.write(payload)

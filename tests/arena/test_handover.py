@@ -83,9 +83,9 @@ class Both:
 
     def peek(self, writer: int = 0) -> None:
         """Have what a writer's page holds that still fills; the sink looks at it later."""
-        mark = self.ring.mark(writer)
-        if mark is not None:
-            self.taken.offer_prefix(mark)
+        prefix = self.ring.committed_prefix(writer)
+        if prefix is not None:
+            self.taken.offer_prefix(prefix)
 
     def acknowledge(self, most: int = 64) -> None:
         for part in self.delivery.look(most):
@@ -400,7 +400,7 @@ def test_what_a_dead_writer_was_filling_is_taken_too() -> None:
 @atomic
 def test_a_writer_that_died_between_taking_and_writing_leaves_nothing() -> None:
     both = Both()
-    page = both.pages.take(both.all[0], 0)
+    page = both.pages.turn(both.all[0], None, 0)
     assert page is not None
     both.end()
     assert both.got[0] == []

@@ -208,7 +208,7 @@ def test_what_is_held_is_no_part_of_what_is_recorded_since(recording: aiotrace.S
     for n in range(100):
         first(n)
     costs(meter)
-    recording.selection.held = ("meter:*",)
+    recording.selection.disabled_by_budget = ("meter:*",)
     recording._reconsider()
     first(1)
     second(1, "text")

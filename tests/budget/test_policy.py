@@ -54,8 +54,8 @@ class Program:
     def tick(self) -> BudgetSwitch | None:
         self.now += self.period
         busy = self.busy * self.period * 1e9
-        held = self.budget.held
-        costs = {group: share * busy for group, share in self.groups.items() if group not in held}
+        disabled = self.budget.disabled
+        costs = {group: share * busy for group, share in self.groups.items() if group not in disabled}
         self.charged += sum(costs.values()) + min(self.fixed, FIXED_MAX * self.share) * busy
         self.allowed += self.share * busy
         switch = self.budget.step(self.now, Period(self.period, busy, self.fixed * busy, costs))
@@ -66,7 +66,7 @@ class Program:
     @property
     def spends(self) -> float:
         """What is charged now, as a share."""
-        on = sum(share for group, share in self.groups.items() if group not in self.budget.held)
+        on = sum(share for group, share in self.groups.items() if group not in self.budget.disabled)
         return on + min(self.fixed, FIXED_MAX * self.share)
 
 
@@ -92,11 +92,11 @@ def test_in_the_end_the_budget_is_held_or_what_is_on_is_not_worth_switching_off(
     for _ in range(600):  # what is off is tried again
         if program.spends <= 1.02 * program.share:  # so little too much is let pass for a minute
             return
-        on = sum(share for group, share in program.groups.items() if group not in program.budget.held)
+        on = sum(share for group, share in program.groups.items() if group not in program.budget.disabled)
         if on < WORTH * program.share:
             return
         program.tick()
-    pytest.fail(f"{program} spends {program.spends}, off are {program.budget.held}")
+    pytest.fail(f"{program} spends {program.spends}, off are {program.budget.disabled}")
 
 
 @simulated
@@ -125,13 +125,13 @@ def test_a_group_does_not_flap(program: Program) -> None:
 @given(programs)
 def test_what_goes_off_is_the_first_in_order_of_what_is_worth_it(program: Program) -> None:
     for _ in range(200):
-        before = program.budget.held
+        before = program.budget.disabled
         switch = program.tick()
         if switch is None or switch.is_on:
             continue
         assert switch.group not in before
-        assert set(program.budget.held) == {*before, switch.group}
-        assert list(map(rank, program.budget.held)) == sorted(map(rank, program.budget.held))
+        assert set(program.budget.disabled) == {*before, switch.group}
+        assert list(map(rank, program.budget.disabled)) == sorted(map(rank, program.budget.disabled))
         worth = [
             group
             for group, share in program.groups.items()
@@ -175,13 +175,13 @@ def test_every_call_goes_off_before_steps_and_these_before_the_program_s_own_eve
 def test_of_the_program_s_own_events_the_dearest_go_first() -> None:
     program = Program({"http:*": 0.004, "parser:*": 0.05, "db:*": 0.004})
     program.run(30)
-    assert program.budget.held == ("parser:*",)
+    assert program.budget.disabled == ("parser:*",)
 
 
 def test_what_costs_little_is_passed_over() -> None:
     program = Program({"audit:*": 0.0005, "task:step": 0.03})
     program.run(9)
-    assert program.budget.held == ("task:step",)
+    assert program.budget.disabled == ("task:step",)
 
 
 def test_much_that_costs_little_each_goes_too() -> None:
@@ -228,17 +228,17 @@ def test_an_idle_program_is_not_measured_to_death() -> None:
 def test_a_group_comes_back_when_it_costs_less_and_stays() -> None:
     program = Program({"task:step": 0.03})
     program.run(2)
-    assert program.budget.held == ("task:step",)
+    assert program.budget.disabled == ("task:step",)
     program.groups["task:step"] = 0.002
     program.run(300)
-    assert program.budget.held == ()
+    assert program.budget.disabled == ()
     assert len(program.switches) == 2
 
 
 def test_of_those_that_fit_the_last_in_order_is_the_first_to_come_back() -> None:
     program = Program({"function_graph:*": 0.03, "task:step": 0.03, "http:*": 0.03})
     program.run(9)
-    assert len(program.budget.held) == 3
+    assert len(program.budget.disabled) == 3
     program.now += 900  # all are believed to cost nothing now
     program.groups = dict.fromkeys(program.groups, 0.001)
     program.run(900)
@@ -252,7 +252,7 @@ def test_what_the_user_has_disabled_is_not_switched_on() -> None:
     program.run(2)
     program.groups["task:step"] = 0.001
     program.run(900)
-    assert program.budget.held == ("task:step",)
+    assert program.budget.disabled == ("task:step",)
 
 
 def test_a_group_that_never_fits_is_tried_more_and_more_rarely() -> None:

@@ -127,7 +127,7 @@ def test_it_comes_back_when_there_is_room(costs: Costs) -> None:
 def switch_off_and_on(recording: aiotrace.Recording, costs: Costs) -> None:
     """Let a group go off, and be due to come back at once."""
     costs.shares = {"budgeted:*": 0.5}
-    wait_until(lambda: recording.selection.held)
+    wait_until(lambda: recording.selection.disabled_by_budget)
     costs.shares = {}
     assert recording._budget is not None
     budget = recording._budget._budget
@@ -141,17 +141,17 @@ async def test_it_comes_back_in_the_program_s_loop_where_running_tasks_are_seen(
     costs: Costs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
-    reconsider = _budgetthread.reconsider
+    selection_changed = _budgetthread.selection_changed
 
     def note() -> None:
         threads.append(threading.get_ident())
-        reconsider()
+        selection_changed()
 
-    monkeypatch.setattr(_budgetthread, "reconsider", note)
+    monkeypatch.setattr(_budgetthread, "selection_changed", note)
     async with aiotrace.record(budget=0.01) as recording:
         switch_off_and_on(recording, costs)
         end = time.monotonic() + PATIENT
-        while recording.selection.held:
+        while recording.selection.disabled_by_budget:
             assert time.monotonic() < end
             await anyio.lowlevel.checkpoint()
     assert threads[-1] == threading.get_ident()
@@ -234,7 +234,7 @@ def test_stalls_are_watched_for_whatever_is_off(costs: Costs) -> None:
 def test_what_the_user_enables_while_it_is_off_stays_off(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.shares = {"budgeted:*": 0.5}
-        wait_until(lambda: recording.selection.held)
+        wait_until(lambda: recording.selection.disabled_by_budget)
         costs.shares = {}
         recording.enable("budgeted:*")
         assert not request.is_taken(recording._recording)
@@ -245,7 +245,7 @@ def test_what_the_user_enables_while_it_is_off_stays_off(costs: Costs) -> None:
 def test_what_the_user_disables_while_it_is_off_does_not_come_back(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.shares = {"budgeted:*": 0.5}
-        wait_until(lambda: recording.selection.held)
+        wait_until(lambda: recording.selection.disabled_by_budget)
         recording.disable("budgeted:*")
         thread = recording._recording._budget
         assert thread is not None

@@ -63,7 +63,7 @@ class Native:
             yield
         finally:
             del lease
-            open_recordings.active.set(open_recordings.active.targets)
+            open_recordings.active.set(open_recordings.active.recordings)
 
 
 class Asked(c_module.Cursor):  # type: ignore[misc, name-defined]  # C has no types
@@ -375,7 +375,7 @@ def test_with_no_recording_open_it_does_nothing_unless_strict() -> None:
         native.call(1)
         assert native.handed_over == [((1,), {})]
     finally:
-        open_recordings.active.set(open_recordings.active.targets)
+        open_recordings.active.set(open_recordings.active.recordings)
 
 
 def test_an_event_that_c_cannot_do_is_refused() -> None:

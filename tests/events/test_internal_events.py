@@ -157,9 +157,8 @@ def test_the_experiment(tmp_path: Path, trace_cmd: str) -> None:
 
 @pytest.mark.pure_too
 def test_a_page_that_comes_home_without_the_free_list_gives_its_memory_back() -> None:
-    pool = Pool(Arena(4096, 2))
     for keeps in (True, False):
-        pool.keeps = keeps
+        pool = Pool(Arena(4096, 2), keeps_memory=keeps)
         page = pool.take()
         assert page is not None
         memory = pool._arena.page(page)

@@ -114,9 +114,9 @@ class CoreMachine(RuleBasedStateMachine):
         before = self.before_offers()
         each = self.writers.all[writer % len(self.calls)]
         with each.guard:
-            mark = each.mark()
-            if mark is not None and mark.events:
-                self.pages.offer_prefix(mark)
+            prefix = each.committed_prefix()
+            if prefix is not None and prefix.events:
+                self.pages.offer_prefix(prefix)
         self.note_offers(before)
 
     def before_offers(self) -> list[int]:

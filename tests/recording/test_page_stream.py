@@ -76,7 +76,7 @@ class Setup:
         assert self.writer.page is not None
         self.writer.freeze()
         self.writer._describe(self.writer.page)
-        assert self.pages.seal(self.writer.page)
+        self.pages.seal(self.writer.page)
         self.writer.leave()
         self.writer.page = None
 
@@ -186,10 +186,10 @@ async def test_a_page_says_all_of_itself() -> None:
 async def test_the_parts_of_a_page_are_pages_of_their_own() -> None:
     setup = Setup()
     setup.write(1)
-    mark = setup.writer.mark()
-    assert mark is not None
+    prefix = setup.writer.committed_prefix()
+    assert prefix is not None
     setup.delivery.prefixes = True
-    setup.pages.offer_prefix(mark)
+    setup.pages.offer_prefix(prefix)
     setup.write(3)
     setup.write(1)
     setup.pages.swap()

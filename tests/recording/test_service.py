@@ -19,7 +19,6 @@ import aiotrace
 from aiotrace._events.open_recordings import in_service
 from aiotrace._page.encode import walk
 from aiotrace._recording import page_stream
-from aiotrace._recording import recording as _recording
 from aiotrace._recording import service as _reader
 from aiotrace._recording.service import Attachment, Service, SinkOptions
 from aiotrace._ring.arena import Arena
@@ -126,7 +125,7 @@ async def test_what_a_quiet_writer_wrote_goes_out_while_another_fills_page_after
 
 def test_a_writer_cedes_once_for_each_page_that_it_takes_of_the_last_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     free: list[int] = []
-    monkeypatch.setattr(_recording, "cede", lambda: free.append(recording.statistics().pages_free))
+    monkeypatch.setattr(_reader, "yield_gil", lambda: free.append(recording.statistics().pages_free))
     with aiotrace.recording(page_size=PAGE, pages=16) as recording:
         for n in range(40):
             number(n, FILL)
@@ -141,10 +140,11 @@ class Setup:
     """A service over pages that the test fills; events carry their number."""
 
     def __init__(self, pages: int = 16, *, flush_interval: float = 3600, slots: int = 2) -> None:
-        self.pages = PageCycle(Arena(PAGE, pages), overrun=False)
+        self.service = Service(make_info(), [], flush_interval)
+        self.pages = PageCycle(Arena(PAGE, pages), overrun=False, listener=self.service)
         self.writers = Writers(self.pages, slots, lambda: 10**15, ())
         self.writer, _ = self.writers.lease()
-        self.service = Service(self.pages, self.writers, make_info(), [], flush_interval)
+        self.service.serve(self.pages, self.writers)
         self.number = 0
 
     def write(self, events: int) -> None:

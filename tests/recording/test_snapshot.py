@@ -381,7 +381,7 @@ def test_names_are_of_time_and_cause_and_none_is_used_twice(tmp_path: Path) -> N
 
 def test_a_trigger_says_how_far_a_snapshot_looks_forward() -> None:
     trigger = parse_trigger("snapshot:3:after=2.5 if n > 1")
-    assert (trigger.action, trigger.left, trigger.after) == ("snapshot", 3, 2.5)
+    assert (trigger.action, trigger.remaining, trigger.after) == ("snapshot", 3, 2.5)
     assert parse_trigger("snapshot:after=2").after == 2
     assert parse_trigger("snapshot").after == 0
     for text, reason in (

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
+from support.page_events import PageEvents
 
 pytestmark = pytest.mark.pure_too
 
 PAYLOAD = bytes(1000)
 
 
-def make(pages: int = 8) -> tuple[PageCycle, Writers]:
-    made = PageCycle(Arena(4096, pages), overrun=False)
+def make(pages: int = 8, on_freed: Callable[[], object] | None = None) -> tuple[PageCycle, Writers]:
+    listener = PageEvents()
+    if on_freed is not None:
+        listener.on_freed = on_freed
+    made = PageCycle(Arena(4096, pages), overrun=False, listener=listener)
     return made, Writers(made, 1, lambda: 1000, ())
 
 
@@ -31,9 +37,9 @@ def test_a_prefix_does_not_overtake_full_pages_of_its_writer() -> None:
         assert writer.write(PAYLOAD)
     assert pages.swap()
     assert not pages.room
-    mark = writer.mark()
-    assert mark is not None
-    pages.offer_prefix(mark)
+    prefix = writer.committed_prefix()
+    assert prefix is not None
+    pages.offer_prefix(prefix)
     assert quick.waiting == 1, "the first page only"
     pages.acknowledge(full, full.look(1))
     assert pages.swap()
@@ -41,32 +47,30 @@ def test_a_prefix_does_not_overtake_full_pages_of_its_writer() -> None:
 
 
 def test_a_page_comes_home_with_its_last_holder() -> None:
-    pages, writers = make()
+    freed: list[int] = []
+    pages, writers = make(on_freed=lambda: freed.append(1))
     one, two = Delivery(pages.arena, 4, "wait"), Delivery(pages.arena, 4, "wait")
     pages.attach(one, {})
     pages.attach(two, {})
     for _ in range(5):
         writers.all[0].write(PAYLOAD)
     pages.swap()
-    came_home: list[int] = []
-    pages.on_free = lambda: came_home.append(1)
     pages.acknowledge(one, one.look(1))
-    assert not came_home
+    assert not freed
     assert pages.delivered == 4
     pages.detach(two)
-    assert came_home
+    assert freed
     assert two.abandoned == 4
     assert pages.abandoned == 0, "one of them has it"
 
 
 def test_where_pages_cannot_be_offered_those_that_nobody_holds_come_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    pages, writers = make()
+    freed: list[int] = []
+    pages, writers = make(on_freed=lambda: freed.append(1))
     sink = Delivery(pages.arena, 4, "wait")
     pages.attach(sink, {})
     for _ in range(9):
         writers.all[0].write(PAYLOAD)
-    came_home: list[int] = []
-    pages.on_free = lambda: came_home.append(1)
 
     def fail(offered: list[int]) -> None:
         sink.offer(offered[0], pages.arena.get_all(offered[0]))
@@ -76,7 +80,7 @@ def test_where_pages_cannot_be_offered_those_that_nobody_holds_come_home(monkeyp
     with pytest.raises(MemoryError):
         pages.swap(2)
     assert pages.arena.states() == (6, 1, 0, 1)
-    assert came_home == [1], "whoever waits for a page hears of it"
+    assert freed == [1], "whoever waits for a page hears of it"
     assert len(pages.pool) == 6
     assert pages.abandoned == 4
     pages.acknowledge(sink, sink.look(1))
@@ -90,9 +94,9 @@ def test_the_parts_of_a_page_settle_in_order() -> None:
     pages.attach(sink, {})
     writer = writers.all[0]
     writer.write(PAYLOAD)
-    mark = writer.mark()
-    assert mark is not None
-    pages.offer_prefix(mark)
+    prefix = writer.committed_prefix()
+    assert prefix is not None
+    pages.offer_prefix(prefix)
     for _ in range(4):
         writer.write(PAYLOAD)
     pages.swap()
@@ -105,22 +109,21 @@ def test_the_parts_of_a_page_settle_in_order() -> None:
 
 
 def test_a_page_of_which_all_was_had_as_prefixes_goes_home_when_it_is_swapped() -> None:
-    pages, writers = make()
+    freed: list[int] = []
+    pages, writers = make(on_freed=lambda: freed.append(1))
     sink = Delivery(pages.arena, 4, "wait")
     sink.prefixes = True
     pages.attach(sink, {})
     writer = writers.all[0]
     for _ in range(4):
         writer.write(PAYLOAD)
-    mark = writer.mark()
-    assert mark is not None
-    pages.offer_prefix(mark)
+    prefix = writer.committed_prefix()
+    assert prefix is not None
+    pages.offer_prefix(prefix)
     pages.acknowledge(sink, sink.look(1))
     assert writer.make_room(1000)  # seals it with nothing more on it
-    came_home: list[int] = []
-    pages.on_free = lambda: came_home.append(1)
     assert pages.swap()
-    assert came_home == [1], "whoever waits for a page hears of it"
+    assert freed == [1], "whoever waits for a page hears of it"
     assert (sink.waiting, pages.delivered, pages.abandoned) == (0, 4, 0)
     assert pages.arena.states() == (7, 1, 0, 0)
 
@@ -134,13 +137,13 @@ def test_a_sink_is_offered_no_second_part_of_a_page_while_it_holds_the_first_and
     writer = writers.all[0]
     for _ in range(3):
         writer.write(PAYLOAD)
-        mark = writer.mark()
-        assert mark is not None
-        pages.offer_prefix(mark)
+        prefix = writer.committed_prefix()
+        assert prefix is not None
+        pages.offer_prefix(prefix)
     assert sink.waiting == 1
     pages.acknowledge(sink, sink.look(1))
     sink.closed = True
-    pages.offer_prefix(mark)
+    pages.offer_prefix(prefix)
     for _ in range(2):
         writer.write(PAYLOAD)
     assert pages.swap()
@@ -155,9 +158,9 @@ def test_what_one_sink_has_whole_is_delivered_whatever_another_has_of_it() -> No
     pages.attach(other, {})
     writer = writers.all[0]
     writer.write(PAYLOAD)
-    mark = writer.mark()
-    assert mark is not None
-    pages.offer_prefix(mark)
+    prefix = writer.committed_prefix()
+    assert prefix is not None
+    pages.offer_prefix(prefix)
     for _ in range(4):
         writer.write(PAYLOAD)
     pages.swap()

@@ -16,7 +16,7 @@ from aiotrace._base.backend import c_module
 from aiotrace._page import layout as L
 from aiotrace._ring import delivery, page_cycle
 from aiotrace._ring.arena import Arena
-from aiotrace._ring.delivery import Delivery, Mark, Part
+from aiotrace._ring.delivery import CommittedPrefix, Delivery, Part
 from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writer, Writers
 
@@ -70,9 +70,9 @@ class World:
         self.pages.swap(count)
 
     def peek(self, which: int, _: int) -> None:
-        mark = self.writers[which].mark()
-        if isinstance(mark, Mark) and mark.events:
-            self.pages.offer_prefix(mark)
+        prefix = self.writers[which].committed_prefix()
+        if isinstance(prefix, CommittedPrefix) and prefix.events:
+            self.pages.offer_prefix(prefix)
 
     def look(self, which: int, count: int) -> None:
         self.looked[which] += self.sinks[which].look(count)
@@ -108,7 +108,7 @@ class World:
             list(pages.ring),
             list(pages.pool.free),
             (pages.pool.recycled, pages.pool.allocated, pages.delivered, pages.abandoned),
-            [(writer.page, writer.sequence, writer.number, writer.untold) for writer in self.writers],
+            [(writer.page, writer.sequence, writer.number, writer.pending_events) for writer in self.writers],
             [
                 (
                     {writer: astuple(position) for writer, position in sorted(sink.positions.items())},

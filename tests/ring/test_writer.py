@@ -16,6 +16,7 @@ from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import CAUSES, Writer, Writers, payload_max
+from support.page_events import PageEvents
 
 pytestmark = pytest.mark.pure_too
 
@@ -32,7 +33,8 @@ class Core:
         self.now = START
         self.definitions: list[object] = []
         self.arena = Arena(PAGE, pages)
-        self.pages = PageCycle(self.arena, overrun=overrun)
+        self.listener = PageEvents()
+        self.pages = PageCycle(self.arena, overrun=overrun, listener=self.listener)
         self.writers = Writers(self.pages, slots, lambda: self.now, self.definitions, first_sequence)
         self.writer = self.writers.all[0]
 
@@ -59,7 +61,7 @@ def test_a_writer_takes_its_first_page_with_its_first_event() -> None:
 def test_a_full_page_goes_into_the_ring_with_what_it_holds_and_the_event_onto_the_next() -> None:
     core = Core(first_sequence=2**32 - 1)
     full: list[tuple[int, ...]] = []
-    core.pages.on_full = lambda: full.append(tuple(core.pages.ring))
+    core.listener.on_full = lambda: full.append(tuple(core.pages.ring))
     core.definitions += "abc"
     core.write(3)
     core.now += 5
@@ -74,7 +76,7 @@ def test_a_full_page_goes_into_the_ring_with_what_it_holds_and_the_event_onto_th
     assert (header.committed, header.timestamp) == (4 * 1008, START)
     assert core.writer.page == 1
     assert core.words(1)[:2] == (2**32, 4)
-    assert core.writer.mark() is not None
+    assert core.writer.committed_prefix() is not None
     assert core.writer.events_on_page == 1
 
 
@@ -135,7 +137,7 @@ def test_the_longest_payload_fits_on_an_empty_page_after_any_pause() -> None:
 def test_a_call_from_inside_a_write_is_refused_and_counted() -> None:
     core = Core(pages=2)
     answers: list[bool] = []
-    core.pages.on_full = lambda: answers.append(core.writer.write(PAYLOAD))  # runs in the middle of a turn
+    core.listener.on_full = lambda: answers.append(core.writer.write(PAYLOAD))  # runs in the middle of a turn
     assert core.write(5) == 5
     assert answers == [False]
     assert core.writer.dropped_by_cause()["reentrant"] == 1
@@ -155,20 +157,20 @@ def test_a_refusal_is_counted_once_before_and_after_the_turn() -> None:
 
 def test_a_mark_is_how_far_the_page_has_come() -> None:
     core = Core()
-    assert core.writer.mark() is None
+    assert core.writer.committed_prefix() is None
     core.write(1)
     core.now += 7
     core.write(1)
     core.definitions += "ab"
-    mark = core.writer.mark()
-    assert mark is not None
-    assert mark == (0, 2, 2016, START + 7, 2)
+    prefix = core.writer.committed_prefix()
+    assert prefix is not None
+    assert prefix == (0, 2, 2016, START + 7, 2)
     data = bytes(core.arena.page(0))
-    assert len(list(walk(data, START, 16, 16 + mark.committed))) == 2
+    assert len(list(walk(data, START, 16, 16 + prefix.committed))) == 2
     core.write(3)
-    mark = core.writer.mark()
-    assert mark is not None
-    assert (mark.page, mark.events) == (1, 1), "of the page that it fills now"
+    prefix = core.writer.committed_prefix()
+    assert prefix is not None
+    assert (prefix.page, prefix.events) == (1, 1), "of the page that it fills now"
 
 
 def test_the_first_unsealed_event_is_the_first_of_its_page_or_the_next_one() -> None:
@@ -242,7 +244,7 @@ def test_a_closed_writer_has_room_so_that_nobody_waits_for_it() -> None:
 def test_a_call_from_inside_is_not_made_to_wait_for_room() -> None:
     core = Core(pages=1)
     answers: list[bool] = []
-    core.pages.on_full = lambda: answers.append(core.writer.make_room(1000))
+    core.listener.on_full = lambda: answers.append(core.writer.make_room(1000))
     core.write(5)
     assert answers == [True]
 
@@ -266,14 +268,14 @@ def test_whoever_takes_one_of_the_last_pages_says_so_outside_of_the_guard() -> N
         assert not core.writer.guard.busy
         told.append(len(core.pages.pool))
 
-    core.pages.on_scarce = scarce
+    core.listener.on_scarce = scarce
     core.write(4 * 8 + 1)
     assert told == [1, 0], "with less than a quarter free, once a page"
 
 
 def test_where_the_oldest_pages_give_way_to_nobody_else_none_are_scarce() -> None:
     core = Core(pages=8, overrun=True)
-    core.pages.on_scarce = lambda: pytest.fail("a writer waits for a sink that is not there")
+    core.listener.on_scarce = lambda: pytest.fail("a writer waits for a sink that is not there")
     core.write(4 * 20)
     assert len(core.pages.pool) == 0
     core.pages.attach(Delivery(core.arena, 2, "wait", "sink"), {})
@@ -303,7 +305,7 @@ def test_closing_takes_an_empty_page_home() -> None:
     assert core.arena.states() == (4, 0, 0, 0)
     assert core.pages.pool.recycled == 1
     assert core.writer.page is None
-    assert core.writer.mark() is None
+    assert core.writer.committed_prefix() is None
 
 
 # --- slots --------------------------------------------------------------------------------------
