@@ -1,7 +1,7 @@
 """The command line: one module for each command, found in a table.
 
-A command's module has `NAME`, `HELP`, `add_arguments(parser)` and `run(arguments) -> exit status`; it is imported with
-the others, so its heavy imports stand inside `run`.
+A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`; its docstring is the description.
+Only the module of the command that is asked for is imported, so `aiotrace --help` reads the table alone.
 
     0  done    1  a file cannot be read    2  wrong arguments    3  done, but events are missing    130  interrupted
 """
@@ -9,16 +9,25 @@ the others, so its heavy imports stand inside `run`.
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from .. import __version__
 from .._base.errors import AiotraceError, ConfigurationError
-from . import list_events, listen, record, report, restore, snapshot, stat
 
-COMMANDS: Final = (record, report, stat, list_events, restore, listen, snapshot)
+COMMANDS: Final = {
+    "record": (".record", "run a program and record its events"),
+    "report": (".report", "print the events of traces, in the order of time"),
+    "stat": (".stat", "count what a trace holds, and what it lost"),
+    "list": (".list_events", "list a trace's events, or the sinks and tracers that are installed"),
+    "restore": (".restore", "make a complete trace of what a killed program left"),
+    "listen": (".listen", "receive traces over sockets, and keep them"),
+    "snapshot": (".snapshot", "make a trace of what a running program's arena holds"),
+}
+"""For each command its module and what it does, in the order of the help."""
 
 FAILED: Final = 1
 WRONG_ARGUMENTS: Final = 2
@@ -33,7 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     if sys.stdout is None:  # started with it closed: >&-
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
-    parsed = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    command = next((word for word in words if not word.startswith("-")), "")
+    parsed = _parser([command]).parse_args(words)
     try:
         status: int = parsed.run(parsed)
         sys.stdout.flush()
@@ -59,7 +70,8 @@ def _describe(error: AiotraceError | OSError) -> str:
     return str(error)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
+    """The parser, with the arguments of the wanted commands; of the others it knows the names."""
     parser = argparse.ArgumentParser(
         prog="aiotrace",
         description="The ftrace of async Python.",
@@ -67,13 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"aiotrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in COMMANDS:
-        command = commands.add_parser(
-            module.NAME,
-            help=module.HELP,
-            description=module.__doc__,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        module.add_arguments(command)
-        command.set_defaults(run=module.run)
+    for name, (module, help) in COMMANDS.items():
+        command = commands.add_parser(name, help=help, formatter_class=argparse.RawDescriptionHelpFormatter)
+        if name in wanted:
+            imported = importlib.import_module(module, __package__)
+            command.description = imported.__doc__
+            imported.add_arguments(command)
+            command.set_defaults(run=imported.run)
     return parser

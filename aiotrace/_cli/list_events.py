@@ -18,9 +18,6 @@ from .._base.terminal_text import escape
 from .._events.tracer_switch import TRACERS
 from ..decode import open_trace
 
-NAME: Final = "list"
-HELP: Final = "list a trace's events, or the sinks and tracers that are installed"
-
 LIBRARIES: Final = ("anyio", "trio", "uvloop", "backports.zstd")
 
 

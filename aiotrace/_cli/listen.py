@@ -33,8 +33,6 @@ import anyio
 if TYPE_CHECKING:
     from .._collector.collector import Collector, CollectorStatistics
 
-NAME: Final = "listen"
-HELP: Final = "receive traces over sockets, and keep them"
 
 UNFINISHED: Final = 3
 _SIZE: Final = re.compile(r"(\d+)([kmgt]?)", re.IGNORECASE)

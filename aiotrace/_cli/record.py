@@ -42,8 +42,6 @@ from . import _program
 if TYPE_CHECKING:
     from .._launcher.process import Plan
 
-NAME: Final = "record"
-HELP: Final = "run a program and record its events"
 
 OUTPUT: Final = "trace.dat"
 VARIABLE: Final = "AIOTRACE_RECORD"

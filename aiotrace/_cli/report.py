@@ -40,7 +40,6 @@ from ._progress import with_progress
 from .record import OUTPUT
 
 NAME: Final = "report"
-HELP: Final = "print the events of traces, in the order of time"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -21,7 +21,6 @@ from .._base.terminal_text import escape
 from . import _losses, _restore_summary
 
 NAME: Final = "restore"
-HELP: Final = "make a complete trace of what a killed program left"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,6 @@ from .._base.errors import ConfigurationError
 from . import _restore_summary
 
 NAME: Final = "snapshot"
-HELP: Final = "make a trace of what a running program's arena holds"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,6 @@ from . import _losses
 from .record import OUTPUT
 
 NAME: Final = "stat"
-HELP: Final = "count what a trace holds, and what it lost"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

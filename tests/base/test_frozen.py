@@ -13,8 +13,6 @@ import pytest
 from aiotrace._base.frozen import frozen
 from aiotrace.abc import SymbolDefinition
 
-pytestmark = pytest.mark.once
-
 
 @frozen
 class Ours:

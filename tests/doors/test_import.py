@@ -11,10 +11,9 @@ import pytest
 
 import aiotrace
 
-pytestmark = pytest.mark.once
-
 TOO_MUCH = {"anyio", "asyncio", "concurrent", "dataclasses", "inspect", "logging", "socket", "ssl", "subprocess"}
 """Of the standard library and others."""
+FOLDER = str(Path(aiotrace.__file__).parents[1])
 ROOMS = {"_base", "_events", "_page"}
 """Of aiotrace, all that emitting an event needs: pages, recording, reading and sinks are imported later."""
 EMIT = """
@@ -37,6 +36,10 @@ for name in aiotrace.__all__:
 """
 
 
+def too_much(modules: list[str]) -> set[str]:
+    return TOO_MUCH & {name.partition(".")[0] for name in modules}
+
+
 def run(code: str, *options: str) -> str:
     command = [sys.executable, *options, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
@@ -44,10 +47,9 @@ def run(code: str, *options: str) -> str:
 
 def test_a_program_that_only_emits_events_imports_no_more_than_it_needs() -> None:
     """Without `site`: what its .pth files import would hide what we do."""
-    folder = str(Path(aiotrace.__file__).parents[1])
-    modules = json.loads(run(f"import sys; sys.path.insert(0, {folder!r})\n{EMIT}", "-I", "-S"))
+    modules = json.loads(run(f"import sys; sys.path.insert(0, {FOLDER!r})\n{EMIT}", "-I", "-S"))
     assert "aiotrace._events.event" in modules
-    assert TOO_MUCH & {name.partition(".")[0] for name in modules} == set()
+    assert too_much(modules) == set()
     assert {name.split(".")[1] for name in modules if name.startswith("aiotrace.")} - ROOMS - {"_c"} == set()
 
 
@@ -63,3 +65,19 @@ def test_all_names_are_imported_by_a_star() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="module 'aiotrace' has no attribute 'bogus'"):
         _ = aiotrace.bogus  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("option", ["--version", "--help"])
+def test_the_command_line_imports_no_command_that_it_does_not_run(option: str) -> None:
+    code = f"""
+import atexit, json, sys
+sys.path.insert(0, {FOLDER!r})
+sys.argv[1:] = [{option!r}]
+atexit.register(lambda: print(json.dumps(sorted(sys.modules))))
+import runpy
+runpy.run_module("aiotrace", run_name="__main__")
+"""
+    modules = json.loads(run(code, "-I", "-S").splitlines()[-1])
+    assert "argparse" in modules
+    assert "aiotrace._cli.record" not in modules
+    assert too_much(modules) == set()
