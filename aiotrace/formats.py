@@ -34,7 +34,7 @@ from ._formats.tracedat import CpuStatistics
 from ._formats.tracedat_stream import LateHeaders
 from ._page.entry import PageCopy as StoredPage
 from ._page.entry import PageEntry, page_entry
-from ._store.finish import RestoreReport, restore
+from ._store.restore import RestoreReport, restore
 from ._store.store import TraceStore
 from ._store.trace_files import remove
 from ._store.unfinished import UnfinishedTrace, is_unfinished

@@ -29,17 +29,14 @@ from typing import Final
 from .._base.crc32 import crc32
 from .._base.errors import TraceFormatError
 from .._base.high_fds import out_of_the_way
-from .._base.reentrancy import Guard
-from .._formats.journal import JournalWriter
 from .._page import layout as L
 from .._page.definitions import Definition
 from .._ring.arena import Shape
 from ..abc import StreamInfo
+from .definitions_area import DefinitionsArea
 
 DEFINITIONS_SIZE: Final = 16 << 20
 """Bytes for definitions. All tables of a process full, with names of ordinary length, take 12 MiB."""
-DEFINITIONS_STEP: Final = 1 << 16
-"""Bytes of definitions that are allocated at once."""
 _HEADER: Final = struct.Struct("<8sIIIIIIQQQQQ16sQQ40sII")
 """Magic, version, bytes of header, byte order, page size, pages, bytes of a descriptor, offsets of descriptors,
 definitions (and their size) and pages, size of the file, stream id, anchor (monotonic, wall), boot id, pid, writers.
@@ -50,7 +47,6 @@ HEADER_SIZE: Final = _HEADER.size + _CRC.size
 _PAGES_MAX: Final = 1 << 20
 _DEFINITIONS_MAX: Final = 1 << 28
 """A sparse file can claim any size, and cost whoever reads it as much time."""
-_U64: Final = struct.Struct("=Q")
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -228,67 +224,6 @@ class ArenaFile:
                 with contextlib.suppress(OSError):  # the program closed what it did not open
                     os.close(fd)
         self._fd = self._map_fd = -1
-
-
-class DefinitionsArea:
-    """The definitions in the file: frames as in a journal, each with its crc, behind one another."""
-
-    def __init__(self, file: ArenaFile, info: StreamInfo, definitions: Sequence[Definition]) -> None:
-        self.refused = 0
-        """Definitions for which there was no room: of events, names are missing."""
-        self._file = file
-        self._definitions = definitions
-        self._start = file.shape.definitions
-        self._size = file.shape.definitions_size
-        self._used = self._allocated = 0
-        self._journal = JournalWriter(info)
-        self._guard = Guard()
-        self._again = False
-        put = self._put(self._journal.hello())
-        if not put:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.path)
-
-    def follow(self) -> None:
-        """Bring the file up to the table. From any thread; re-entered, the outer call does it."""
-        self._again = True
-        while self._again and self._guard.enter():
-            try:
-                self._again = False
-                self._write()
-            finally:
-                self._guard.leave()
-
-    def _write(self) -> None:
-        count = len(self._definitions)
-        if not self.refused:
-            mark = self._journal.mark()
-            put = False
-            try:
-                put = self._put(self._journal.definitions(self._definitions, count))
-            finally:
-                if not put:
-                    self._journal.rewind(mark)
-            if put:
-                return
-        # For good: what fits later would stand in another's place in the table.
-        self.refused = count - self._journal.definitions_count
-        _U64.pack_into(self._file.memory, L.ARENA_REFUSED, self.refused)
-
-    def _put(self, frames: bytes) -> bool:
-        """Append frames, whole; False, without effect, if there is no room."""
-        end = self._used + len(frames)
-        if end > self._size:
-            return False
-        while self._allocated < end:
-            step = min(DEFINITIONS_STEP, self._size - self._allocated)
-            if not self._file.allocate(self._start + self._allocated, step):
-                return False
-            self._allocated += step
-        self._file.memory[self._start + self._used : self._start + end] = frames
-        # What was used before is there: this is the commit.
-        _U64.pack_into(self._file.memory, L.ARENA_USED, end)
-        self._used = end
-        return True
 
 
 def _create(path: str) -> int:

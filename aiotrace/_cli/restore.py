@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from .._arena.file import is_arena
-    from .._store.finish import restore
+    from .._store.restore import restore
     from .._store.trace_files import journal_path
 
     if is_arena(arguments.file):

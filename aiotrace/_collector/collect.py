@@ -18,9 +18,10 @@ import anyio
 
 from .._base.errors import ConfigurationError
 from .._threads.worker import worker_thread
-from .access import listen, make_access
+from .access import make_access
 from .collector import Collector
 from .folder import Folder
+from .listeners import listen
 from .live_text import LiveText
 from .state import CollectorState, Rotation
 from .stored_stream import check_after_power_loss

@@ -19,8 +19,9 @@ import anyio
 import anyio.abc
 
 from .._threads.loop import Loop, Task
-from .access import Access, Listener, peer_of
+from .access import Access
 from .connection import Connection, Show
+from .listeners import Listener, peer_of
 from .state import LOG, CollectorState
 from .transport import TlsTransport, Transport
 

@@ -30,7 +30,8 @@ from .._page.entry import PageCopy
 from .._protocol.collector import Collector, CollectorEvent, Defined, Finished, Greeted, Limits, PageReceived
 from .._protocol.messages import HANDSHAKE_PATIENCE, Broken, Grant, Position, Refused
 from ..abc import Ledger, Page, StreamInfo
-from .access import Access, Listener
+from .access import Access
+from .listeners import Listener
 from .state import LOG, CollectorState, FullError, Stream
 from .stored_stream import UNSYNCED_MAX
 from .transport import Transport

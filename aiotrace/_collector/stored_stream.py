@@ -24,7 +24,7 @@ from .._base.errors import TraceFormatError
 from .._formats import tracedat as T
 from .._formats.journal import JournalReader, Positions
 from .._page.definitions import Definition
-from .._store.finish import restore
+from .._store.restore import restore
 from .._store.store import TraceStore
 from .._store.trace_files import journal_path, remove
 from .._store.unfinished import is_unfinished

@@ -14,19 +14,23 @@ written, and `_store` looks at each page. **Pages first, then frames**: where a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, NamedTuple, cast
 
 from .._base.backend import c_module
 from .._base.crc32 import crc32
+from .._formats.journal import PagePlacement, Positions
 from .._formats.journal_runs import pack_body, pack_whole
 from .._page import layout as L
 from .._page.encode import pack_header, pack_lost_count
 from .._page.entry import PageEntry
-from .trace_files import Buffer, reserve_for, write_most
+from .trace_files import Buffer, TraceFiles, reserve_for, write_most
 
-__all__ = ["Lane", "LaneEnd", "Outcome", "python_write_whole", "write_whole"]
+__all__ = ["Lane", "LaneEnd", "Outcome", "open_lanes", "python_write_whole", "write_whole"]
+
+_WRITER: Final = itemgetter(PageEntry._fields.index("writer"))
 
 
 class Lane(NamedTuple):
@@ -41,6 +45,37 @@ class Lane(NamedTuple):
     spooled: bool
     reserved: int
     """Bytes of the file for which there are blocks."""
+
+
+def open_lanes(
+    entries: Sequence[PageEntry],
+    files: TraceFiles,
+    page_size: int,
+    in_place: int,
+    stored: Positions,
+    last: Mapping[int, PagePlacement],
+    reserved: Mapping[int, int],
+) -> tuple[Lane, ...] | None:
+    """Where the next pages of the writers of these entries go; None if a spool cannot be opened.
+
+    Args:
+        in_place: The writer whose pages go into the trace itself.
+        stored: By writer, how far its stream is stored.
+        last: By writer, its last page in these files.
+        reserved: By descriptor, the offset up to which blocks are allocated.
+    """
+    lanes: list[Lane] = []
+    for writer in dict.fromkeys(map(_WRITER, entries)):
+        spooled = writer != in_place
+        try:
+            fd = files.spool(writer) if spooled else files.data
+        except OSError:
+            return None
+        position, page = stored.get(writer), last.get(writer)
+        first = position[0] + 1 if position is not None else 0
+        place = page.place + page_size if page is not None else 0 if spooled else page_size
+        lanes.append(Lane(writer, first, fd, place, spooled, reserved.get(fd, 0)))
+    return tuple(lanes)
 
 
 class LaneEnd(NamedTuple):

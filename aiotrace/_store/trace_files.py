@@ -16,11 +16,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, cast
 
 from .._base.backend import c_module
 from .._base.high_fds import out_of_the_way
+from .._formats.journal import JournalReader
 
 Buffer = bytes | memoryview
 
@@ -34,11 +35,19 @@ RESERVED: Final = 4 << 20
 RESERVE_FROM: Final = 1 << 18
 """Bytes of a file that are reserved at once, by whoever writes so many at once: a quiet program takes no more than it
 writes, and a kill leaves little behind that nobody uses."""
+JOURNAL_CHUNK: Final = 1 << 20
+"""Bytes of a journal that are read at once."""
 _NO_COPY: Final = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM})
 
 
 def journal_path(path: str) -> str:
     return path + ".journal"
+
+
+def journal_chunks(fd: int, journal: JournalReader) -> Iterator[bytes]:
+    """The bytes of a journal file that `journal` was not fed yet, 1 MiB at a time. The caller feeds each."""
+    while chunk := os.pread(fd, JOURNAL_CHUNK, journal.fed):
+        yield chunk
 
 
 def spool_path(path: str, writer: int) -> str:

@@ -9,9 +9,7 @@ It may be read while it is written: what is in the journal does not change any m
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from types import TracebackType
-from typing import Final
 
 from .._base.errors import TraceFormatError
 from .._formats import tracedat as T
@@ -20,9 +18,7 @@ from .._formats.journal import JournalReader, PagePlacement
 from .._page.definitions import Definition
 from .._page.entry import PageCopy
 from ..abc import Ledger, StreamInfo
-from .trace_files import READ, journal_path, spool_path
-
-_JOURNAL_CHUNK: Final = 1 << 20
+from .trace_files import READ, journal_chunks, journal_path, spool_path
 
 
 def is_unfinished(path: str) -> bool:
@@ -90,8 +86,8 @@ class UnfinishedTrace:
         before = len(self.pages)
         self._journal.forget_incomplete()  # a writer whose write failed cuts its beginning off again
         fd = self._open(journal_path(self.path))
-        for placed in read_journal(fd, self._journal):
-            self.pages += placed
+        for chunk in journal_chunks(fd, self._journal):
+            self.pages += self._journal.feed(chunk)
         return len(self.pages) - before
 
     def read(self, placed: PagePlacement) -> PageCopy:
@@ -124,11 +120,3 @@ class UnfinishedTrace:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def read_journal(fd: int, journal: JournalReader, *, final: bool = False) -> Iterator[list[PagePlacement]]:
-    """Feed what the file has beyond what the reader has got, a chunk at a time."""
-    while chunk := os.pread(fd, _JOURNAL_CHUNK, journal.fed):
-        yield list(journal.feed(chunk))
-    if final:
-        yield list(journal.feed(b"", final=True))

@@ -13,7 +13,8 @@ import pytest
 import trustme
 
 from aiotrace import ConfigurationError
-from aiotrace._collector.access import Access, listen, make_access, peer_of
+from aiotrace._collector.access import Access, make_access
+from aiotrace._collector.listeners import listen, peer_of
 
 TOKEN = "a token that is long enough"
 

@@ -13,7 +13,8 @@ from aiotrace._formats import tracedat as trace_dat
 from aiotrace._formats.frames import MAGIC
 from aiotrace._formats.journal import PLACED_SIZE, JournalReader, PagePlacement
 from aiotrace._page.entry import page_entry
-from aiotrace._store.finish import RestoreReport, make_trace, restore
+from aiotrace._store.finish import make_trace
+from aiotrace._store.restore import RestoreReport, restore
 from aiotrace._store.trace_files import journal_path, remove
 from aiotrace._store.unfinished import is_unfinished
 from support import fakes, stores

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from aiotrace._base.errors import TraceFormatError
 from aiotrace._collector.stored_stream import stored_positions
 from aiotrace._formats.journal import PLACED_SIZE
-from aiotrace._store.finish import restore
+from aiotrace._store.restore import restore
 from aiotrace._store.store import TraceStore
 from aiotrace._store.trace_files import RESERVE_FROM, RESERVED, remove, reserve
 from aiotrace._store.unfinished import UnfinishedTrace, is_unfinished

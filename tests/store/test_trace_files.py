@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aiotrace._store.finish import restore
+from aiotrace._store.restore import restore
 from aiotrace._store.trace_files import remove
 from support import fakes, stores
 from support.stores import NO_SPACE, make_store, rest
