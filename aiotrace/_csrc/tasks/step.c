@@ -90,95 +90,6 @@ aiotrace_begin_step(Step *step, TracedTask *traced)
     step->is_watched = (char)begin_watched(traced->id, step->began);
 }
 
-/* --- cancellation -------------------------------------------------------------------------------------------- */
-
-/* The requests to cancel a task that nobody took back. */
-long
-aiotrace_count_cancels(PyObject *task)
-{
-    PyObject *value = read_field(&aiotrace_reader_cancelling, task, is_c_task(task));
-    if (value == NULL)
-        return 0;
-    long count = PyLong_Check(value) ? PyLong_AsLong(value) : 0;
-    Py_DECREF(value);
-    if (count == -1)
-        PyErr_Clear();
-    return count;
-}
-
-void
-aiotrace_emit_delivered(Step *step)
-{
-    step->is_delivered = 1;
-    step->traced->is_cancelled = 1;
-    step->traced->plain_in = 0;
-    step->traced->is_swallowed = 0;
-    if (!is_off(DELIVERED))
-        EMIT(DELIVERED, PyLong_FromLong(step->traced->id));
-}
-
-static PyObject *
-line_of(TracedTask *traced)
-{
-    PyObject *line = PyObject_CallOneArg(aiotrace_find_line, traced->inner);
-    if (line == NULL) {
-        PyErr_WriteUnraisable(aiotrace_find_line);
-        line = aiotrace_text_of(&aiotrace_unknown_name);
-    }
-    return line;
-}
-
-/* The same, or the whole coroutine, if it has ended and is at no line any more. */
-static PyObject *
-place_of(TracedTask *traced, int is_done)
-{
-    if (!is_done)
-        return line_of(traced);
-    return Py_NewRef(traced->coroutine != NULL ? traced->coroutine : aiotrace_unknown_name.text);
-}
-
-static int
-is_handling_one(const Step *step, const Outcome *outcome)
-{
-    return outcome->yielded != NULL && aiotrace_is_handling_cancellation(step->traced->inner);
-}
-
-/* What became of a cancellation of asyncio's that was delivered: at the end of this step, and of later ones until it is
- * clear. */
-static void
-emit_outcome(Step *step, const Outcome *outcome)
-{
-    TracedTask *traced = step->traced;
-    int is_done = outcome->yielded == NULL, is_handling = is_handling_one(step, outcome);
-    if (is_done && outcome->is_cancelled)
-        return;
-    PyObject *task = referent(traced->ref);
-    long cancels = task != NULL ? aiotrace_count_cancels(task) : 0;
-    if (step->is_delivered && !is_off(CAUGHT))
-        EMIT(CAUGHT, PyLong_FromLong(traced->id), place_of(traced, is_done));
-    if (is_handling)
-        return;
-    if (cancels > 0 && !(is_done && traced->is_swallowed) && !is_off(SWALLOWED))
-        EMIT(SWALLOWED, PyLong_FromLong(traced->id), place_of(traced, is_done));
-    traced->is_cancelled = 0;
-    traced->is_swallowed = cancels > 0;
-}
-
-/* The same on trio. Only now is it delivered: every sleep of trio's ends by a cancellation that the sleep itself takes
- * back. */
-static void
-emit_trio_outcome(Step *step, const Outcome *outcome)
-{
-    TracedTask *traced = step->traced;
-    if (!(outcome->yielded == NULL ? outcome->is_cancelled : is_handling_one(step, outcome)))
-        return;
-    if (!traced->is_cancelled && !is_off(DELIVERED))
-        EMIT(DELIVERED, PyLong_FromLong(traced->id));
-    traced->is_cancelled = 1;
-    if (outcome->yielded != NULL && !is_off(CAUGHT))
-        EMIT(CAUGHT, PyLong_FromLong(traced->id), line_of(traced));
-}
-
 /* --- the end ------------------------------------------------------------------------------------------------- */
 
 /* What task:step holds; the order and the padding of _tracers/task.py's definition. */
@@ -311,11 +222,11 @@ aiotrace_end_step(Step *step, const Outcome *outcome)
         record_step(step, outcome, now);
     if (traced->runtime == ON_ASYNCIO) {
         if (unlikely(traced->is_cancelled || (outcome->yielded == NULL && traced->cancels > 0)))
-            emit_outcome(step, outcome);
+            aiotrace_emit_cancel_outcome(step, outcome);
         note_end(traced, outcome->yielded, now);
     }
     else if (unlikely(step->is_delivered)) {
-        emit_trio_outcome(step, outcome);
+        aiotrace_emit_trio_outcome(step, outcome);
     }
     if (outcome->yielded == NULL) {
         emit_done(traced, outcome);

@@ -25,7 +25,7 @@
 
 #pragma GCC visibility push(hidden)
 
-/* --- what Python gave us (start_stop.c) ------------------------------------------------------------------- */
+/* --- what Python gave us (state.c) ------------------------------------------------------------------- */
 
 enum { SPAWN, NAME, READY, STEP, DONE, CANCEL, DELIVERED, CAUGHT, SWALLOWED, ALIVE, EVENTS };
 extern PyObject *aiotrace_task_events[EVENTS];
@@ -42,7 +42,7 @@ extern PyTypeObject *aiotrace_trio_error; /* outcome.Error */
 
 extern int aiotrace_traces_tasks;
 
-/* --- doors (names.c) ------------------------------------------------------------------------------- */
+/* --- field readers (field_readers.c) ------------------------------------------------------------------------------- */
 
 /* A way to read something of an object that costs no look-up, if it is of the type that the way was found on. */
 typedef struct {
@@ -111,7 +111,7 @@ Name aiotrace_name_coroutine(PyObject *coroutine);
 int aiotrace_fill_name(Name *name, const char *text);
 PyObject *aiotrace_text_of(const Name *name);
 PyObject *aiotrace_name_of_task(PyObject *task, int runtime);
-int aiotrace_is_cancelled_error(PyObject *error);
+
 /* --- records (names.c) ------------------------------------------------------------------------------ */
 
 void aiotrace_call_event(PyObject *event, int count, PyObject **arguments);
@@ -338,8 +338,6 @@ PySendResult aiotrace_send_step(PyObject *self, PyObject *sent, PyObject **resul
 void aiotrace_begin_step(Step *step, TracedTask *traced);
 void aiotrace_end_step(Step *step, const Outcome *outcome);
 void aiotrace_end_sent(Step *step, PyObject *yielded);
-void aiotrace_emit_delivered(Step *step);
-long aiotrace_count_cancels(PyObject *task);
 
 /* A step of a task is scheduled in a loop, by what runs here. */
 static inline void
@@ -348,6 +346,18 @@ made_ready(TracedTask *traced, PyObject *loop)
     if (traced->ready_ns == 0 || unlikely(!is_off(READY))) /* else its own step has noted it at its end */
         aiotrace_emit_ready(traced, loop);
 }
+
+/* --- cancellation (cancel_outcome.c) --------------------------------------------------------------------------- */
+
+/* Whether an exception, or one that was being handled when it was raised, is a cancellation. */
+int aiotrace_is_cancelled_error(PyObject *error);
+
+/* The requests to cancel a task that were not taken back. */
+long aiotrace_count_cancels(PyObject *task);
+
+void aiotrace_emit_delivered(Step *step);
+void aiotrace_emit_cancel_outcome(Step *step, const Outcome *outcome);
+void aiotrace_emit_trio_outcome(Step *step, const Outcome *outcome);
 
 /* --- coroutines (coroutine_proxy.c) --------------------------------------------------------------------------- */
 
