@@ -209,7 +209,7 @@ def test_parts_are_settled_in_c_up_to_the_first_that_is_not_as_usual(arena: Aren
     assert sink.settle([part], 0, freed) == (1, 5, 0)
     assert (freed, arena.get(0, L.STATE), sink.pages_acknowledged) == ([0], L.FREE, 1)
     assert sink.settle([part], 0, freed) == (0, 0, 0), "a second time"
-    with pytest.raises(TypeError, match="is no part"):
+    with pytest.raises(TypeError, match="is not a Part"):
         sink.settle([(1, 2)], 0, freed)  # type: ignore[list-item]  # that is it
     for page, first in ((1, 5), (2, 10)):
         sealed(arena, page, sequence=page, first=first)

@@ -1,10 +1,10 @@
-/* A call begins, or ends, that is not as most are: its function is met for the first time, or not traced; its thread
- * has no stack of now; it is too deep; something SILENT runs; or it is not the last call that ends.
+/* A call begins, or ends, that is not the common case: its function is met for the first time, or not traced; its thread
+ * has no stack of this generation; it is too deep; something SILENT runs; or the call that ends is not the last one.
  *
- * Laws:
- * - To ask for an address runs Python, in which anything may change: all else is looked at after it.
- * - A stack is `ready` when nothing is but to push and pop: it is of now, nothing SILENT runs in its thread, and no
- *   call was too deep to be kept. What changes one of these settles it again.
+ * Invariants:
+ * - To find an address runs Python, in which anything may change: all else is read after it.
+ * - A stack is `ready` when calls need only push and pop: it is of this generation, nothing SILENT runs in its thread, and no
+ *   call was too deep to be stored. Whatever changes one of these calls `settle`.
  * - A stack of another generation holds nothing. Its thread empties it at its next call.
  */
 #include "calls/call.h"

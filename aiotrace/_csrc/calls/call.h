@@ -1,10 +1,9 @@
-/* A call begins, and ends: what the hooks have inlined.
+/* A call begins, and ends: what the hooks inline.
  *
  *     enter   code --peek--> address     ready, and there is room?     --> push, record       else aiotrace_enter_slowly
  *     leave   code                       ready, and it is the last?    --> pop, record        else aiotrace_leave_slowly
  *
- * The law: a call that is as most are runs no more than this file and what it includes. Whatever has to be found out
- * before a call is such a one stands in call.c.
+ * Invariant: a call of the common case runs only this file and what it includes. All checks that need more are in call.c.
  */
 #ifndef AIOTRACE_FUNCTION_CALLS_H
 #define AIOTRACE_FUNCTION_CALLS_H

@@ -3,24 +3,24 @@
  *                 enter                                     leave
  *   code object --extra--> address --push--> [call, began]  --pop--> func, calltime, rettime
  *
- *   start_stop.c             start and stop
- *   hooks_312.c  3.12 and newer: sys.monitoring calls us    hooks_311.c  3.11: a profile function does
- *   call.h, .c   a call begins, and ends
- *   records.h, .c what is recorded of it
- *   stack.c       the calls that run in a thread
- *   address.c     the address of a code object
+ *   start_stop.c    start and stop
+ *   hooks_312.c     Python 3.12 and newer: callbacks of sys.monitoring
+ *   hooks_311.c     Python 3.11: a profile function
+ *   call.h, .c      a call begins, and ends
+ *   records.h, .c   what is recorded of it
+ *   stack.c         the running calls of a thread
+ *   address.c       the address of a code object
  *
- * Each calls those below it alone. The headers hold what a call that is as most are runs, which the hooks have inlined;
- * the .c files what the others need.
+ * Each calls only those below it. The headers hold the common case, which the hooks inline; the .c files the rest.
  *
- * Laws:
- * - A coroutine that is suspended has left, and enters when it goes on: so calls nest in each thread.
- * - What does not nest all the same (tracing began in the middle of calls, or an interpreter that told of no end) is
- *   left out, and what stands above it on the stack is dropped: a depth is never wrong for more than one call.
- * - The interpreter calls no hook inside a hook, so what the slow way runs is not traced.
- * - A call that is as most are meets three branches before its time is read: the address is one, this thread's stack is
- *   of now (`ready`), and it has room, or the call on it is the one that ends. All else is `aiotrace_enter_slowly`'s and
- *   `aiotrace_leave_slowly`'s.
+ * Invariants:
+ * - A coroutine that is suspended has left, and enters when it is resumed: so calls nest in each thread.
+ * - What does not nest all the same (tracing began in the middle of calls, or the interpreter reported no end) is left out, and
+ *   what is above it on the stack is dropped: a depth is never wrong for more than one call.
+ * - The interpreter calls no hook inside a hook, so the Python code of the uncommon cases is not traced.
+ * - A call of the common case takes three branches before its time is read: the address is valid, this thread's stack belongs
+ *   to this generation (`ready`), and it has room, or the call on it is the one that ends. All else is handled by
+ *   `aiotrace_enter_slowly` and `aiotrace_leave_slowly`.
  */
 #ifndef AIOTRACE_FUNCTION_H
 #define AIOTRACE_FUNCTION_H
@@ -31,7 +31,7 @@
 
 /* --- what is traced (start_stop.c) ----------------------------------------------------------------------- */
 
-/* An event of ours. */
+/* An event that is recorded. */
 typedef struct {
     PyObject *event; /* NULL: it is not traced */
     const uint64_t *plain_epoch;
@@ -113,7 +113,7 @@ typedef struct {
     uint32_t beyond; /* calls that are too deep to be kept */
     uint32_t silent; /* SILENT functions that run */
     uint32_t generation;
-    Call calls[]; /* the call at depth n (from 1) is calls[n]; calls[0] is nobody's: code and address are 0 */
+    Call calls[]; /* the call at depth n (from 1) is calls[n]; calls[0] is unused: code and address are 0 */
 } Stack;
 
 extern Stack aiotrace_no_stack; /* of a thread that has none yet: never ready */

@@ -1,6 +1,6 @@
-/* The hooks of 3.11: a C profile function, in every thread.
+/* The hooks of Python 3.11: a C profile function, in every thread.
  *
- * The law: a thread that has another profile function keeps it.
+ * Invariant: a thread that has another profile function keeps it.
  */
 #include "calls/call.h"
 
@@ -35,7 +35,7 @@ profile(PyObject *Py_UNUSED(object), PyFrameObject *frame, int what, PyObject *P
 
 PyDoc_STRVAR(profile_all_doc,
              "function_profile_all(on)\n--\n\n"
-             "Put the profile function into every thread that has none, or take ours out again. Returns False, without\n"
+             "Install the profile function in every thread that has none, or remove it. Returns False, without\n"
              "effect, if the calling thread has another one.");
 
 static PyObject *

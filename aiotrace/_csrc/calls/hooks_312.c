@@ -1,9 +1,9 @@
-/* The hooks of 3.12 and newer: what sys.monitoring calls where a call begins and ends.
+/* The hooks of Python 3.12 and newer: callbacks of sys.monitoring for the begin and end of calls.
  *
- *     function_enter, function_leave    may answer DISABLE, for a function that is not traced: no call of it any more
- *     function_throw, function_unwind   may not: the same where an exception comes in, and goes out
+ *     function_enter, function_leave    may return DISABLE, for a function that is not traced: it is not called for it again
+ *     function_throw, function_unwind   may not: the same where an exception enters, and leaves
  *
- * The law: they are called with a code object and more, by the interpreter. Called with anything else they do nothing.
+ * Invariant: the interpreter calls them with a code object first. Called with anything else they do nothing.
  */
 #include "calls/call.h"
 

@@ -1,7 +1,7 @@
-/* What is recorded of a call: which events, and the slow way to one.
+/* What is recorded of a call: which events, and calling one where a record cannot be written in place.
  *
- * The law: the traced program sees nothing of it. What an event raises is cleared, and an event lives while it is
- * called, though another thread may take it away.
+ * Invariant: the traced program does not notice. An exception of an event is cleared, and an event is held while it is called,
+ * though another thread may drop it.
  */
 #include "calls/records.h"
 

@@ -30,7 +30,7 @@ typedef struct __attribute__((packed, aligned(4))) {
 
 #pragma GCC visibility push(hidden)
 
-/* The slow way: the event is called with its fields as objects, which Py_BuildValue makes. */
+/* Call the event with its fields as objects, which Py_BuildValue makes. */
 void aiotrace_call_event_slowly(PyObject *event, const char *format, ...);
 
 /* Record this event; None: it is not traced. */

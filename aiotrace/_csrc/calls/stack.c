@@ -1,8 +1,8 @@
-/* The memory of a thread's stack: the calls that run in it, and are told of.
+/* The memory of a thread's stack of traced calls.
  *
- *     calls  | nobody | call at depth 1 | 2 | ... | depth | room ........ |   doubles, up to DEPTH_MAX
+ *     calls  | (unused) | call at depth 1 | 2 | ... | depth | room ........ |   doubles, up to DEPTH_MAX
  *
- * The law: it is its thread's, grows where it is called alone, and goes with it.
+ * Invariant: only its thread grows it, and it is freed with its thread.
  */
 #include "calls/calls.h"
 

@@ -1,7 +1,7 @@
-/* The tracers function and function_graph, as Python sees them: start, and stop. calls.h says what runs meanwhile.
+/* The tracers function and function_graph, as Python sees them: start, and stop. calls.h describes the rest.
  *
- * The laws: a start while it is on is a change of it, and calls that run stay on their stacks; a stop ends the
- * generation, so that no stack has to be found and emptied.
+ * Invariants: a start while tracing is on changes it, and running calls stay on their stacks; a stop ends the generation, so
+ * that no stack has to be found and emptied.
  */
 #include "calls/records.h"
 

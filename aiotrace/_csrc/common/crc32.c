@@ -8,7 +8,7 @@
  * multiplication (PCLMULQDQ) is the method of V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using
  * PCLMULQDQ" (Intel, 2009). A constant is x**n modulo the polynomial 0x104C11DB7, its bits reversed, shifted by one:
  * what an operand is multiplied by to move it n bits on. Where the processor cannot do that, the module has no crc32
- * and _base/crc32.py takes zlib's; what C itself asks for, a few dozen bytes, goes by the table then.
+ * and _base/crc32.py takes zlib's; C's own small inputs use the table in that case.
  */
 #include "common/crc32.h"
 

@@ -1,5 +1,6 @@
-/* eventfd.c: waking a loop that waits in epoll, without giving the interpreter up: a write to an eventfd does not wait, and
- * whoever gives the interpreter up for it has it back when another busy thread is done. */
+/* Waking a loop that waits in epoll: a write to an eventfd does not block, so the GIL is kept. A thread that releases the
+ * GIL for it gets it back only when another busy thread is done.
+ */
 #include "common/common.h"
 
 #include <sys/eventfd.h>
@@ -8,7 +9,7 @@ PyDoc_STRVAR(ring_alarm_doc,
 "ring_alarm(fd, /)\n"
 "--\n\n"
 "Add 1 to an eventfd that does not block.\n\n"
-"Raises OSError if it is none, or not open, and ValueError or OverflowError if it is no number of one.");
+"Raises OSError if fd is not an open eventfd, ValueError or OverflowError if it is not a valid descriptor.");
 
 static PyObject *
 ring_alarm(PyObject *Py_UNUSED(module), PyObject *descriptor)

@@ -1,10 +1,10 @@
-/* A page as columns: an array for each thing that its records have. _decode/columns.py is the twin.
+/* A page as columns: an array for each thing that its records have. The same as _decode/columns.py.
  *
  *     Walk --take_records--> timestamp, id, pid, start, length     a row for each record
  *            --take_rows---> for each chosen event: which rows are its own
  *            --new_event---> and an array for each of its fields; of strings and the like, where they lie
  *
- * The laws: damage ends the page, and what came before it is kept. A plan is constant, so that threads may share it.
+ * Invariants: damage ends the page, and what came before it is kept. A plan is constant, so that threads may share it.
  */
 #include "decode/walk.h"
 
@@ -198,7 +198,7 @@ new_places(const Field *field, const Rows *rows, const Payloads *payloads)
         const uint32_t begin = payloads->start[row[i]];
         uint32_t at, count;
         if (!find_place(payloads->data + begin, payloads->length[row[i]], field, payloads->swap, &at, &count))
-            at = count = 0; /* was checked, unless somebody writes on the page */
+            at = count = 0; /* was checked, unless the page is being written */
         COLUMN(uint32_t, offsets)[i] = begin + at;
         COLUMN(uint32_t, lengths)[i] = count;
     }

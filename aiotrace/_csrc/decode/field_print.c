@@ -2,7 +2,7 @@
  *
  *     part --kind--> append_integer, append_text, append_symbol, append_float, append_hex --> Text
  *
- * The law: what is not surely printed as the twin (_decode/report_lines.py, _decode/printf.py) would, the twin prints: strings that are not
+ * Invariant: what might differ from _decode/report_lines.py and _decode/printf.py is printed by these: strings that are not
  * printable ASCII by `show_text`, a record whose string lies outside of it as a whole.
  */
 #include "decode/field_print.h"
@@ -87,7 +87,7 @@ is_plain(const unsigned char *data, Py_ssize_t size)
     return !other;
 }
 
-/* What is not printable ASCII is the twin's: `object` is what it is given. */
+/* What is not printable ASCII is printed by Python: `object` is what it is given. */
 static int
 append_shown(const Printer *printer, Text *text, const Part *part, PyObject *object)
 {
@@ -203,7 +203,7 @@ append_hex(Text *text, const Part *part, const unsigned char *data, Py_ssize_t s
     return part->flags & LEFT ? text_fill(text, ' ', blanks) : 0;
 }
 
-/* Returns FOUND; ENDED if the twin should print this record's fields; FAILED. */
+/* Returns FOUND; ENDED if Python should print this record's fields; FAILED. */
 static int
 append_part(const Printer *printer, Text *text, const Part *part, const unsigned char *payload, Py_ssize_t length,
             int swap)

@@ -22,7 +22,7 @@ typedef struct {
     PyObject *literal;
 } Part;
 
-/* What parts of all events are printed with. The references are borrowed from whoever prints. */
+/* What parts of all events are printed with. The references are borrowed from the caller. */
 typedef struct {
     PyObject *show_text; /* (str or bytes, precision) -> str, escaped */
     PyObject *symbols;   /* dict: key -> str */
@@ -34,7 +34,7 @@ typedef struct {
 /* Fill a part from _decode/report_lines.py's tuple, and check it. Returns -1 with an exception set if it is wrong. */
 int aiotrace_part_parse(Part *part, PyObject *item, Py_ssize_t event_size);
 
-/* Print a record's parts; the record is as long as its event needs. Returns FOUND; ENDED if the twin should print this
+/* Print a record's parts; the record is as long as its event needs. Returns FOUND; ENDED if Python should print this
  * record's fields; FAILED with an exception set. */
 int aiotrace_append_parts(const Printer *printer, Text *text, const Part *parts, Py_ssize_t count,
                           const unsigned char *payload, Py_ssize_t length, int swap);

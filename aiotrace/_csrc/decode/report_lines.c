@@ -1,9 +1,9 @@
-/* A page as lines of text, in the layout of `trace-cmd report`. _decode/report_lines.py is the twin.
+/* A page as lines of text, in the layout of `trace-cmd report`. The same as _decode/report_lines.py.
  *
  *     Walk --> record --> `comm-pid  [cpu]  secs.usecs: event: ` --field_print.c--> `fields` --> "\n" --> Text
  *                           `-- once a task --'          `-- `define` says once what an event's fields are
  *
- * The laws: the text is the same, byte for byte, as the twin's. A callback may come back here: what it finds is whole,
+ * Invariants: the text is the same, byte for byte, as that of the Python implementation. A callback may come back here: what it finds is whole,
  * and no memory that is in use above is freed.
  */
 #include "decode/field_print.h"
@@ -11,7 +11,7 @@
 typedef struct {
     PyObject *head; /* the padded name */
     Py_ssize_t size;
-    Py_ssize_t parts_count; /* -1: the twin prints its fields */
+    Py_ssize_t parts_count; /* -1: Python prints its fields */
     Part *parts;
 } LineEvent;
 

@@ -1,9 +1,9 @@
-/* The records of a page for Python: as tuples, and as counts. _page/walk.py is the twin, and says what a record is.
+/* The records of a page for Python: as tuples, and as counts. The same as _page/walk.py, which says what a record is.
  *
  *     data --Walk--> (timestamp, id, pid, start, length), ...
  *              +---> tally: how many of each event, and how many bytes
  *
- * The laws are those of walk.h. A Walk that met damage stays in front of it.
+ * The invariants are those of walk.h. A Walk that met damage stays in front of it.
  */
 #include "decode/walk.h"
 

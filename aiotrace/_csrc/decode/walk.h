@@ -4,9 +4,9 @@
  *     data --Scan, next_record--> record, record, ... --find_place--> the bytes of a string, an array, a rest
  *                `-- Walk, walk_next: those that were chosen
  *
- * The laws: every number that is read is compared with the end of the data before it is used, and nothing outside of
- * the data is read. Whoever takes records stops in front of damage and keeps what came before; the next one who asks is
- * told (TraceFormatError).
+ * Invariants: every number that is read is compared with the end of the data before it is used, and nothing outside of
+ * the data is read. A reader stops in front of damage and keeps what came before; the next call
+ * raises TraceFormatError.
  *
  * This file knows no file, no header of a page and no print fmt.
  */

@@ -18,11 +18,11 @@
 typedef struct {
     uint16_t offset;
     char code;
-    uint8_t bytes; /* of an int; 0: it is none */
+    uint8_t bytes; /* of an int; 0: not an int */
     int32_t low, high; /* what an int that CPython keeps in one piece may be here */
 } Field;
 
-/* What a first look at the arguments tells: sizes of strings, keys of symbols. */
+/* Found in a first pass over the arguments: sizes of strings, keys of symbols. */
 typedef struct {
     uint32_t size[FIELDS_MAX];
     uint64_t key[FIELDS_MAX];
@@ -118,8 +118,8 @@ as_long(PyObject *value, int64_t *result)
     return 1;
 }
 
-/* An int as 64 bits. Returns 0 if it is none or does not fit. A subclass's own __index__ is not asked, as `struct`
- * does not ask it either. */
+/* An int as 64 bits. Returns 0 if it is not an int or does not fit. A subclass's __index__ is not called, as by
+ * `struct`. */
 static inline int
 as_s64(PyObject *value, int64_t *result)
 {
@@ -236,7 +236,7 @@ store(char *place, char code, PyObject *value)
     return 1;
 }
 
-/* `store`, with what is most of all values without a call: ints that are not too long, and a float as a double. */
+/* `store`, with the common case inlined: ints of up to 60 bits, and a float as a double. */
 static inline __attribute__((always_inline)) int
 store_number(char *place, const Field *field, PyObject *value)
 {

@@ -1,17 +1,16 @@
-/* What runs per event: the twin of _event.PythonEvent.__call__.
+/* What runs per event: the same as _events/event.py's PythonEvent.__call__, which is the specification.
  *
  *   event(200, "/index") -> gate -> lease of this thread -> measure -> convert and store in place -> commit
  *                             |          |                    |                |
  *                             none open  stale                does not fit,    not an exact int, float, str ...
- *                             (return)   +------- slow: the Python twin's call, from the beginning ------+
+ *                             (return)   +----- fall back to the Python event's call, from the beginning ----+
  *
- * Laws:
+ * Invariants:
  * - The fast path runs no Python code, allocates nothing and takes no lock. Only exact, plain values are converted
- *   here; whatever could run foreign code (__index__, a str that is not interned yet, a wrong value) goes the slow
- *   way as a whole, so nothing is half done when Python runs.
+ *   here (convert.h); whatever could run foreign code falls back as a whole, so nothing is half done when Python runs.
  * - One step under the GIL: room is checked, the record stored, commit advanced last (ring/cursor.h).
  *
- * Free-threaded builds are refused, because of the second law.
+ * Free-threaded builds are refused, because of the second invariant.
  */
 
 #include "events/event.h"
@@ -23,10 +22,10 @@
 #include <structmember.h>
 
 #ifdef Py_GIL_DISABLED
-#error "aiotrace._c needs the GIL: on a free-threaded Python the Python twin runs"
+#error "aiotrace._c needs the GIL: a free-threaded Python uses the pure-Python implementation"
 #endif
 
-#define PAGE_OVERHEAD 40 /* see _writer.payload_max */
+#define PAGE_OVERHEAD 40 /* see _ring/writer.py's payload_max */
 
 typedef struct {
     PyObject_HEAD
@@ -43,7 +42,7 @@ typedef struct {
     Field fields[FIELDS_MAX];
     PyObject *names;   /* tuple of interned str */
     PyObject *symbols; /* dict: text -> key */
-    PyObject *twin;    /* the Python event: the slow way, and everything else about it */
+    PyObject *python;    /* the Python event: for what C does not handle, and everything else about it */
     PyObject *emit;    /* created when first asked for */
     uint64_t mode_epoch;
     int mode;
@@ -55,7 +54,7 @@ enum { MODE_ALL = 0, MODE_SOME = 1, MODE_OFF = 2 };
 static PyTypeObject *event_type;
 static PyObject *write_name; /* "write" */
 
-/* Bytes of the payload, a multiple of 4; 0 if the slow way must be gone. Runs no Python code. */
+/* Bytes of the payload, a multiple of 4; 0: fall back to Python. Runs no Python code. */
 static uint32_t
 measure(Event *self, PyObject *const *args, Measures *measures)
 {
@@ -135,7 +134,7 @@ store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const 
     return 1;
 }
 
-/* Put keyword arguments into the order of the fields. Returns 0 if the slow way must tell what is wrong. */
+/* Put keyword arguments into the order of the fields. Returns 0 if the Python event must raise an error. */
 static int
 bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, PyObject **bound)
 {
@@ -158,8 +157,8 @@ bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, P
     return 1;
 }
 
-/* What the twin would do with a full page: its writer has the whole payload, and turns. Returns 0, without effect, if the
- * slow way must be gone (the payload is none, or has to be cut), -1 with what a signal handler raised. */
+/* The page is full: give the writer the whole payload; it turns the page. Returns 0, without effect, if the Python event
+ * must handle it (the values do not convert, or have to be cut), -1 with what a signal handler raised. */
 static __attribute__((noinline, cold)) int
 write_whole(Event *self, Lease *lease, PyObject *const *args, const Measures *measures, uint32_t size)
 {
@@ -180,7 +179,7 @@ write_whole(Event *self, Lease *lease, PyObject *const *args, const Measures *me
     return done == NULL ? -1 : 1;
 }
 
-/* Write the event for every writer of the thread. Returns 0, without effect, if the slow way must be gone; -1 with an
+/* Write the event for every writer of the thread. Returns 1 if written, 0 (nothing done) if the Python event must handle it, -1 with an
  * exception set. */
 static __attribute__((noinline)) int
 record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
@@ -266,8 +265,8 @@ record_numbers(Event *self, Lease *lease, uint64_t now, char *payload, PyObject 
         }                                                                                          \
     }
 
-/* The same for what is most of all calls: numbers alone, in order, for one recording. Returns 0, without effect, if
- * `record` has to see to it. With no recording open, no lease and no event is of the present epoch. */
+/* The same for the common case: numbers alone, in order, for one recording. Returns 0, without effect, if
+ * `record` must handle it. With no recording open, no lease and no event is of the present epoch. */
 static inline __attribute__((always_inline)) int
 record_short(Event *self, Lease *lease, PyObject *const *args)
 {
@@ -382,7 +381,7 @@ call_slowly(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keyw
         return NULL;
     if (done)
         Py_RETURN_NONE;
-    return PyObject_Vectorcall(self->twin, args, (size_t)nargs, keywords);
+    return PyObject_Vectorcall(self->python, args, (size_t)nargs, keywords);
 }
 
 static inline __attribute__((always_inline)) PyObject *
@@ -430,27 +429,27 @@ event_getattro(PyObject *self, PyObject *name)
     if (value != NULL || !PyErr_ExceptionMatches(PyExc_AttributeError))
         return value;
     PyErr_Clear();
-    return PyObject_GetAttr(((Event *)self)->twin, name);
+    return PyObject_GetAttr(((Event *)self)->python, name);
 }
 
 static PyObject *
 event_repr(Event *self)
 {
-    return PyObject_Repr(self->twin);
+    return PyObject_Repr(self->python);
 }
 
 static PyObject *
 event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
 {
-    PyObject *twin, *names, *symbols, *layout;
+    PyObject *python, *names, *symbols, *layout;
     int id, fixed_size;
-    if (!PyArg_ParseTuple(args, "OiiO!O!O!:Event", &twin, &id, &fixed_size, &PyTuple_Type, &layout, &PyTuple_Type,
+    if (!PyArg_ParseTuple(args, "OiiO!O!O!:Event", &python, &id, &fixed_size, &PyTuple_Type, &layout, &PyTuple_Type,
                           &names, &PyDict_Type, &symbols))
         return NULL;
     Py_ssize_t count = PyTuple_GET_SIZE(layout);
     if (count > FIELDS_MAX || count != PyTuple_GET_SIZE(names) || fixed_size < 8 || fixed_size > 4096 ||
         fixed_size % 4 || id < 1 || id > 65535) {
-        PyErr_SetString(PyExc_ValueError, "an event that C does not do");
+        PyErr_SetString(PyExc_ValueError, "event layout not supported by the C implementation");
         return NULL;
     }
     Event *self = (Event *)type->tp_alloc(type, 0);
@@ -485,8 +484,8 @@ event_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))
     if (count >= 1 && count <= 3 && fixed_size == 8 + 8 * count && !self->has_gaps)
         self->wide_count = (uint8_t)count;
     self->short_count = !self->has_dynamic && fixed_size <= AIOTRACE_SHORT_PAYLOAD_MAX ? count : -1;
-    Py_INCREF(twin);
-    self->twin = twin;
+    Py_INCREF(python);
+    self->python = python;
     Py_INCREF(names);
     self->names = names;
     Py_INCREF(symbols);
@@ -498,7 +497,7 @@ static int
 event_traverse(Event *self, visitproc visit, void *arg)
 {
     Py_VISIT(Py_TYPE(self));
-    Py_VISIT(self->twin);
+    Py_VISIT(self->python);
     Py_VISIT(self->names);
     Py_VISIT(self->symbols);
     Py_VISIT(self->emit);
@@ -518,7 +517,7 @@ event_dealloc(Event *self)
     PyTypeObject *type = Py_TYPE(self);
     PyObject_GC_UnTrack(self);
     Py_CLEAR(self->emit);
-    Py_CLEAR(self->twin);
+    Py_CLEAR(self->python);
     Py_CLEAR(self->names);
     Py_CLEAR(self->symbols);
     type->tp_free((PyObject *)self);

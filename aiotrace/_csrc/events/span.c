@@ -1,9 +1,9 @@
-/* Spans: the twin of _span.PythonSpanType and PythonSpan.
+/* Spans: the same as _events/span.py's PythonSpanType and PythonSpan.
  *
  *   SpanType(...) -> Span     __enter__: begin(id, parent, values...)     __exit__: end(id, duration_ns[, name])
  *
- * The events are called as anybody calls them, so event.c (and the selection behind it) decides what is written. With no
- * recording open a call gives the one span that does nothing.
+ * The events are called as a program calls them, so event.c (and the selection behind it) decides what is written. Without an
+ * open recording a call returns the one span that does nothing.
  */
 
 #include "common/clock.h"

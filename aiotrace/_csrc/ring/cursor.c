@@ -1,9 +1,9 @@
-/* A writer's place on its page: the twin of _cursor.PythonCursor, and the clocks that it reads.
+/* The Cursor of a writer: the same as _ring/cursor.py's PythonCursor, which is the specification.
  *
- *     enter -> put, put, put ... -> freeze, leave        the writer (Python) turns its page; events store past `put`
+ *     enter -> put, put, put ... -> freeze, leave        the writer (Python) turns its page; C events bypass `put`
  *
- * The law of cursor.h: one step under the GIL from the look at `limit` to `commit`. Whoever touches the page otherwise
- * freezes the cursor first (limit 0), and then nothing fits.
+ * Invariant of cursor.h: one step under the GIL from the check against `limit` to `commit`. Anything else that touches the
+ * page freezes the cursor first (limit 0), and then nothing fits.
  */
 #include "ring/cursor.h"
 
@@ -212,7 +212,7 @@ static PyGetSetDef cursor_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
-PyDoc_STRVAR(cursor_doc, "A writer's place on the page that it fills: the twin of _cursor.PythonCursor.");
+PyDoc_STRVAR(cursor_doc, "A writer's cursor on the page that it fills; see aiotrace._ring.cursor.PythonCursor.");
 
 static PyType_Slot cursor_slots[] = {
     {Py_tp_doc, (void *)cursor_doc},     {Py_tp_init, cursor_init},       {Py_tp_traverse, cursor_traverse},

@@ -1,11 +1,11 @@
-/* delivery.c: what is done for each page that goes to a sink and comes back, for many at once.
+/* What is done for each page that goes to a sink and comes back, for many pages at once.
  *
- *     sealed pages --offer_sealed--> parts, a holder more each        _ring/delivery.py says what all of it means
+ *     sealed pages --offer_sealed--> parts, one holder more each      _ring/delivery.py is the specification
  *     parts        --settle-------> pages without a holder: empty, and free
  *
- * The law: only what is as usual is done here. A page that the sink had a part of, a writer that it does not know, parts
- * that are acknowledged out of order: at the first of these both stop, say how far they came, and have changed nothing for
- * it or for what follows. Python goes on there.
+ * Invariant: only the common case runs here. At the first page or part that differs (the sink had a part of the page, it does
+ * not know the writer, parts are acknowledged out of order) both functions stop, return how far they came, and have changed
+ * nothing for it or for what follows. Python continues there.
  */
 #include "ring/page_state.h"
 
@@ -26,9 +26,9 @@ enum { NEXT_EVENT, POSITION_SEQUENCE, POSITION_OFFSET, POSITION_EVENTS, POSITION
 static const char *const position_fields[POSITION_FIELDS] = {"next_event", "sequence", "offset", "events", "timestamp"};
 static PyObject *names[POSITION_FIELDS];
 
-/* How far the sink has come with the writer of the last page, while pages follow each other. */
+/* How far the sink has come with the writer of the last page. */
 typedef struct {
-    PyObject *position; /* borrowed from the positions; NULL: there is none yet */
+    PyObject *position; /* borrowed from the positions; NULL: not read yet */
     int moved;          /* since it was read */
     uint64_t writer, next_event, sequence, offset, events, timestamp;
 } Run;
@@ -137,7 +137,7 @@ find_descriptor(const Py_buffer *descriptors, PyObject *page, Py_ssize_t *index)
 PyDoc_STRVAR(offer_sealed_doc,
 "offer_sealed(descriptors, memory, first, page_size, pages, start, positions, by_page, number, most, Part, /)\n"
 "--\n\n"
-"Make parts of whole pages[start:], at most `most`, up to the first that is not as usual.\n\n"
+"Make parts of whole pages[start:], at most `most`, up to the first that is not the common case.\n\n"
 "descriptors: writable u64 words; memory: the arena, in which page 0 begins at byte `first`; number: of the first part.\n"
 "Moves `positions` on, enters the parts in `by_page`, counts their holders. Returns the parts and their events.");
 
@@ -165,7 +165,7 @@ offer_sealed(PyObject *Py_UNUSED(module), PyObject *arguments)
         if (failed)
             break;
         if (first + index * page_size + 8 > memory.len) {
-            PyErr_Format(PyExc_IndexError, "page %zd is not in the memory", index);
+            PyErr_Format(PyExc_IndexError, "page index %zd is beyond the memory", index);
             failed = 1;
             break;
         }
@@ -223,9 +223,9 @@ let_go(PyObject *part, PyObject *looked, PyObject *by_page)
 PyDoc_STRVAR(settle_doc,
 "settle(descriptors, parts, start, looked, by_page, freed, /)\n"
 "--\n\n"
-"Acknowledge parts[start:], each the only one of its page, up to the first that is not as usual.\n\n"
+"Acknowledge parts[start:], each the only one of its page, up to the first that is not the common case.\n\n"
 "A page without another holder that is in flight is emptied and free, and appended to `freed`. Returns how many parts,\n"
-"their events, the events that no sink had acknowledged before, and those that nobody will have any more.");
+"their events, the events that no sink had acknowledged before, and those that no sink will get any more.");
 
 static PyObject *
 settle(PyObject *Py_UNUSED(module), PyObject *arguments)
@@ -242,7 +242,7 @@ settle(PyObject *Py_UNUSED(module), PyObject *arguments)
     for (; i < PyList_GET_SIZE(parts); i++) {
         PyObject *part = PyList_GET_ITEM(parts, i);
         if (!PyTuple_Check(part) || PyTuple_GET_SIZE(part) != PART_FIELDS) {
-            PyErr_Format(PyExc_TypeError, "%R is no part", part);
+            PyErr_Format(PyExc_TypeError, "%R is not a Part", part);
             failed = 1;
             break;
         }

@@ -1,15 +1,15 @@
-/* page_state.c: a page's state, changed by compare-and-swap, so that two processes can have one arena between them.
+/* A page's state, changed by compare-and-swap, so that two processes can share one arena.
  *
  *     writer's process                                      reader's process
  *     FREE -> FILLING     acquires what (3) released
  *     records, then the descriptor's words
  *     FILLING -> FULL     releases (1) ------------------>  FULL -> IN_FLIGHT   acquires (1)
  *     FULL -> FILLING     the overrun: one of the two ----  or FULL -> IN_FLIGHT: exactly one wins
- *                                              <----------  IN_FLIGHT -> FREE   releases (3), after its last look
+ *                                              <----------  IN_FLIGHT -> FREE   releases (3), after its last read
  *
  * The pairs: a seal (1) with the take or the overrun that wins the page; a give-back (3) with the writer's next take.
- * A swap that fails changes nothing and promises nothing. The reader finds pages by plain loads, which are hints: what it
- * found in its second look is ordered after the first by `fence`. models/handover.pml is this, for spin.
+ * A swap that fails changes nothing and promises nothing. The reader finds pages by plain loads, which are hints: its second
+ * read is ordered after the first by `fence`. models/handover.pml is the model of this, for spin.
  */
 #include "ring/page_state.h"
 

@@ -1,8 +1,8 @@
-/* The writers of a thread, and what is true of all threads: whether anybody records, and the epoch.
+/* The writers of a thread, and what all threads share: whether any recording is open, and the epoch.
  *
  *     the open recordings change -> changed: epoch + 1 -> each thread's lease is stale -> its next event makes a new one
  *
- * The law: a lease holds its writers strongly, and the thread's pointer to it is cleared when it dies.
+ * Invariant: a lease holds its writers strongly; the thread's pointer to it is cleared when it is deallocated.
  */
 #include "ring/cursor.h"
 
@@ -98,7 +98,7 @@ aiotrace_is_recording(void)
     return aiotrace_gate & GATE_RECORDING;
 }
 
-PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in this thread; 0 if nobody traces tasks.");
+PyDoc_STRVAR(get_task_doc, "get_task()\n--\n\nThe pid of the task that runs in this thread; 0 if tasks are not traced.");
 
 static PyObject *
 get_task(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))

@@ -1,21 +1,22 @@
-/* turn.c: the turn of a page as it usually is, in one step: the full one goes into the ring, a free one to the writer.
+/* The turn of a page in the common case, in one step: the full one goes into the ring, a free one to the writer.
  *
  *     filling --seal--> full, last in the ring
  *     free, first in the pool --take--> filling, this writer's: nothing on it, its CHECK set last
  *
- * The law: with no page in the pool, or one that was never touched (its memory is yet to be had), nothing is changed, and
- * _ring/page_cycle.py does all of it. The guard is the caller's. No Python code runs in here, so no interrupt finds half of it.
+ * Invariant: if there is no page in the pool, or one whose memory has not been allocated yet, nothing changes, and
+ * _ring/page_cycle.py handles the turn. The caller holds the guard. No Python code runs in here, so a signal handler never
+ * sees half of it.
  */
 #include "common/crc32.h"
 #include "ring/page_state.h"
 
 static PyObject *append;
 
-/* The page is this writer's, who has not begun to fill it. `place`: where it lies. */
+/* Give an empty page to this writer. `place`: its memory. */
 static void
 take(uint64_t *words, unsigned char *place, uint64_t writer, uint64_t sequence, uint64_t first_event)
 {
-    memset(place + 8, 0, 8); /* commit: whoever finds it after a kill takes no old events for those of its writer */
+    memset(place + 8, 0, 8); /* commit: after a kill, a recovery must not take old events for this writer's */
     aiotrace_page_transition(words, AIOTRACE_FREE, AIOTRACE_FILLING);
     words[AIOTRACE_TAKES]++;
     const uint64_t identity[3] = {writer, sequence, first_event};
@@ -30,7 +31,7 @@ PyDoc_STRVAR(turn_page_doc,
 "--\n\n"
 "Seal page `full`, append it to the deque `ring`, and take the last of the list `free` for the writer.\n\n"
 "descriptors: writable u64 words; memory: the writable arena, in which page 0 begins at byte `first`.\n"
-"Returns the page that was taken, or None, without effect, if this is no usual turn.");
+"Returns the page that was taken, or None, without effect, if this is not the common case.");
 
 static PyObject *
 turn_page(PyObject *Py_UNUSED(module), PyObject *arguments)

@@ -1,10 +1,10 @@
-/* Why a step lasts: what its thread's time went into, as the kernel counts it, and how the clerk waited for the GIL.
+/* Why a step lasts: what its thread's time was spent on, as the kernel counts it, and how the sampler waited for the GIL.
  *
- *     first sample ....... the step goes on ....... last sample --aiotrace_stall_judge--> Python, C, gc, the GIL, ...
- *     the clerk asks for the GIL: ---waits---|
+ *     first sample ....... the step lasts ....... last sample --aiotrace_stall_judge--> Python, C, gc, the GIL, ...
+ *     the sampler requests the GIL: ---waits---|
  *
- * The law: a cause is what most of the window went into; where nothing is known of it, it is "unknown" and not a guess.
- * What the kernel tells costs system calls, so it is asked twice a stall, and never by a step that is not one.
+ * Invariant: a cause is what most of the window was spent on; what is not known is "unknown" and not a guess. Reading the
+ * kernel's numbers costs system calls, so they are read twice a stall, and never by other steps.
  */
 #include "stalls/stalls.h"
 

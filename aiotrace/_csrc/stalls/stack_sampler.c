@@ -1,20 +1,20 @@
-/* The clerk: a thread of Python's that waits for the GIL when the watcher asks it to, and reads the stack of a step
+/* The stack sampler: a Python thread that waits for the GIL when the watcher requests it, and reads the stack of a step
  * that was noticed.
  *
- *     no GIL: waits for work --> waits for the GIL (how long tells of who has it) --> GIL: news, and the stack of it
+ *     no GIL: waits for work --> waits for the GIL (how long: see causes.c) --> GIL: a pending report, and its stack
  *
- * The laws: it never has `lock` while it waits for the GIL. The step is compared and its frames are read in one stretch
- * in which nobody else can have the GIL, and no Python code runs.
+ * Invariants: it never holds `lock` while it waits for the GIL. The step is compared and its frames are read in one stretch in
+ * which no other thread can have the GIL, and no Python code runs.
  */
 #include "stalls/stalls.h"
 
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define FRAMES_MAX 256 /* read of a stack; of ours none are kept */
+#define FRAMES_MAX 256 /* read of a stack; aiotrace's own are left out later */
 
 /* The frames of a thread that has a step, innermost first: a list of (code, line), or NULL with an exception. The
- * collector rests meanwhile, so no Python code runs, and nobody else has the GIL. */
+ * collector rests meanwhile, so no Python code runs, and no other thread has the GIL. */
 static PyObject *
 read_frames(PyThreadState *state)
 {
@@ -39,7 +39,7 @@ read_frames(PyThreadState *state)
     return found;
 }
 
-/* Wait without the GIL until there is work, and then for the GIL. Returns whether this watch goes on. */
+/* Wait without the GIL until there is work, and then for the GIL. Returns whether this watch is still running. */
 static int
 wait_for_work(uint64_t mine)
 {
@@ -74,8 +74,8 @@ wait_for_work(uint64_t mine)
 
 PyDoc_STRVAR(stall_next_doc,
              "stall_next(run)\n--\n\n"
-             "Wait for what needs the GIL: a stall to tell of, (thread, task, began_ns, lasted_ns, cause, is_written,\n"
-             "gil_ns, [(code, line), ...] or None); (): a look at the pages. None: this watch has ended.\n\n"
+             "Wait for what needs the GIL: a stall to report, (thread, task, began_ns, lasted_ns, cause, is_written,\n"
+             "gil_ns, [(code, line), ...] or None); (): the pages need to be checked. None: this watch has ended.\n\n"
              "Until the next call the records of the calling thread carry the pid of the stalled task or thread.");
 
 static PyObject *

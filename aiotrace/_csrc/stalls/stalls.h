@@ -1,24 +1,25 @@
-/* The watch over stalls: who notices that a step lasts too long, while it lasts. _tracers/stall.py starts it.
+/* The watch over stalls: notices that a step lasts too long, while it lasts. _tracers/stall.py starts it.
  *
  *   a thread   begins a step ............................ ends it: stall:end, if it was noticed      has the GIL
  *                 |  stores: since when, which             ^
- *   watcher       +--- looks ---- looks ---- notices: stall:noticed, on a page of its own            never has it
- *                        | asks                | asks
- *   clerk                +-- waits for the GIL +-- waits for the GIL, reads the stack: stall:stack
+ *   watcher       +--- polls ---- polls --- notices: stall:noticed, on a page of its own             never has it
+ *                        | requests            | requests
+ *   sampler              +-- waits for the GIL +-- waits for the GIL, reads the stack: stall:stack
  *
- *   steps.c   a thread's steps        watcher.c   who notices         causes.c   why it lasted
- *   stack_sampler.c   who reads the stack     watcher_cursor.c     the watcher's page  start_stop.c          start and stop
+ *   steps.c           a thread's steps          watcher.c         notices stalls     causes.c       why it lasted
+ *   stack_sampler.c   reads the stack           watcher_cursor.c  the watcher's page start_stop.c   start and stop
+ *   watch.h           what the task tracer calls
  *
- * The watcher is a thread of C alone: it has no Python thread state, so it neither waits for the GIL nor minds how the
- * interpreter ends. The clerk is a daemon thread of Python's (stall_next). How long it waits for the GIL tells what kind
- * of code holds it: Python code gives it up within the switch interval, a call into C when it is done.
+ * The watcher is a thread of C alone: it has no Python thread state, it never takes the GIL, and interpreter shutdown does not
+ * affect it. The stack sampler is a daemon thread of Python (stall_next). How long it waits for the GIL shows what kind of
+ * code holds it: Python code releases it within the switch interval, a call into C when it is done.
  *
- * Laws:
- * - A step costs a few stores of its own thread, and no lock. `lock` is for all else; whoever holds it waits for nobody.
- * - A step that was noticed has its end told: the watcher says "noticed", makes that seen by all threads, and looks
- *   again; what has ended by then was not noticed. (Its thread may tell the end of it all the same.)
- * - A stack is of the step that was noticed: the step is compared, and the frames are read, in one stretch in which
- *   nobody else can have the GIL.
+ * Invariants:
+ * - A step costs a few stores of its own thread, and no lock. `lock` protects all else; its holder never blocks.
+ * - The end of a noticed step is always recorded: the watcher stores "noticed", makes that visible to all threads, and reads
+ *   the step again; if it has ended by then it was not noticed. (Its thread may record the end of it all the same.)
+ * - A stack belongs to the step that was noticed: the step is compared, and the frames are read, in one stretch in which no
+ *   other thread can have the GIL.
  */
 #ifndef AIOTRACE_STALL_H
 #define AIOTRACE_STALL_H
@@ -48,10 +49,10 @@ typedef struct {
     uint64_t late_ns; /* how much too late the watcher itself has woken */
 } Sample;
 
-/* How the clerk waited for the GIL. */
+/* How the sampler waited for the GIL. */
 typedef struct {
     uint64_t count, longest_ns;
-    uint64_t asked_ns; /* in all, less what the kernel kept the clerk from asking */
+    uint64_t asked_ns; /* in all, less what the kernel kept the sampler from requesting it */
     uint64_t held_ns;  /* of that, how long the stalled thread ran */
 } Waits;
 
@@ -69,18 +70,18 @@ typedef struct Slot {
     int32_t thread;
     uint64_t sampled; /* the step that `first` is of */
     Sample first;
-    uint64_t probed; /* the step for which the clerk shall ask for the GIL; 0: none */
-    Waits waits;     /* of the clerk's, in the step that was sampled */
+    uint64_t probed; /* the step for which the sampler shall request the GIL; 0: none */
+    Waits waits;     /* of the sampler, in the step that was sampled */
     struct {
         uint64_t ns; /* 0: it does not wait */
         uint64_t cpu_ns, delay_ns;
-    } waiting; /* since when, and what this thread and the clerk had spent by then */
+    } waiting; /* since when, and what this thread and the sampler had spent by then */
     struct {
-        uint64_t step; /* 0: nothing to tell */
+        uint64_t step; /* 0: nothing to report */
         uint64_t began, lasted;
         int32_t task;
         int cause, is_written;
-    } pending_report; /* for the clerk */
+    } pending_report; /* for the sampler */
     struct Slot *next;
 } Slot;
 
@@ -108,9 +109,9 @@ room_of(const WatcherCursor *cursor)
 typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t change; /* for the watcher; on CLOCK_MONOTONIC */
-    pthread_cond_t work;   /* for the clerk */
+    pthread_cond_t work;   /* for the sampler */
     Slot *slots;
-    uint64_t run; /* how often the watch was started; the clerk of an older one ends */
+    uint64_t run; /* how often the watch was started; the sampler of an older one ends */
     int is_stopping;
     uint64_t threshold;
     uint64_t late_ns;  /* by which the watcher has woken too late, in all; its own */
@@ -152,14 +153,14 @@ Sample aiotrace_stall_sample(const Slot *slot);
 
 /* What most of the time went into between two samples: PYTHON to UNKNOWN.
  *
- *     waits  the clerk's, meanwhile
+ *     waits  the sampler's, in between
  *     state  of the thread now (aiotrace_stall_thread_state), if it is not the one that asks; or 0 */
 int aiotrace_stall_judge(const Sample *first, const Sample *last, const Waits *waits, char state);
 
 /* "S" sleeps, "R" runs or wants to; 0: not known. */
 char aiotrace_stall_thread_state(int32_t thread);
 
-/* The clerk waits for the GIL from now on; its waits in the step that runs in a slot, with the one that goes on. Under
+/* The sampler waits for the GIL from now on; its waits in the step that runs in a slot, with the present one. Under
  * the lock. */
 void aiotrace_stall_begin_waiting(Slot *slot, uint64_t now);
 Waits aiotrace_stall_waits_until(const Slot *slot, uint64_t now);

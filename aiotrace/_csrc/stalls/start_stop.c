@@ -1,9 +1,9 @@
-/* The watch over stalls (stalls.h): it is started, told what to watch for, and stopped.
+/* The watch over stalls (stalls.h): start, settings, stop.
  *
- *     stall_set (threshold, pages) --> stall_start --> the watcher and the clerk run --> stall_stop: both end
+ *     stall_set (threshold, cursors) --> stall_start --> the watcher and the sampler run --> stall_stop: both end
  *
- * The laws: there is one watch in a process, and whoever starts or stops it has the GIL. `lock` is held across a fork, so
- * that the child finds it whole: it has no watcher and no clerk.
+ * Invariants: there is one watch in a process, and its starts and stops hold the GIL. `lock` is held across a fork, so that the
+ * child finds it consistent: it has no watcher and no sampler.
  */
 #include "stalls/stalls.h"
 
@@ -31,7 +31,7 @@ init_conditions(void) /* none of this fails on Linux */
 PyDoc_STRVAR(stall_set_doc,
              "stall_set(threshold_ns, interval_ns, cursors, writes_itself)\n--\n\n"
              "From now on steps as long as that are noticed. The watcher writes with these cursors, if it is to write\n"
-             "itself; otherwise the clerk is told that nothing is written. `interval_ns`: sys.getswitchinterval().");
+             "itself; otherwise the sampler is told that nothing is written. `interval_ns`: sys.getswitchinterval().");
 
 static PyObject *
 stall_set(PyObject *Py_UNUSED(module), PyObject *args)
@@ -82,11 +82,11 @@ stall_start(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "OiOO!:stall_start", &noticed, &id, &end, &PyTuple_Type, &list))
         return NULL;
     if (!aiotrace_event_check(noticed) || !aiotrace_event_check(end) || PyTuple_GET_SIZE(list) != CAUSES) {
-        PyErr_SetString(PyExc_TypeError, "stall_start takes two events of ours and a text for each cause");
+        PyErr_SetString(PyExc_TypeError, "stall_start takes two events and a text for each cause");
         return NULL;
     }
     if (aiotrace_is_watched) {
-        PyErr_SetString(PyExc_RuntimeError, "the watch is on already");
+        PyErr_SetString(PyExc_RuntimeError, "the watch is already running");
         return NULL;
     }
     for (int i = 0; i < CAUSES; i++) {
@@ -131,7 +131,7 @@ drop_cursors(void)
 
 PyDoc_STRVAR(stall_stop_doc,
              "stall_stop()\n--\n\n"
-             "End the watcher, and let the clerk end. Returns whether they were there: a forked child has none.");
+             "End the watcher, and let the sampler end. Returns whether they were there: a forked child has none.");
 
 static PyObject *
 stall_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
@@ -165,7 +165,7 @@ after_fork_in_parent(void)
     pthread_mutex_unlock(&aiotrace_stalls.lock);
 }
 
-/* A child has no watcher, no clerk, and of all threads the one that forked, which may be in the middle of a step. */
+/* A child has no watcher, no sampler, and of all threads the one that forked, which may be in the middle of a step. */
 static void
 after_fork_in_child(void)
 {

@@ -1,9 +1,9 @@
-/* A thread's steps, by itself: that one begins, that it has ended, and what there is to tell of one that was noticed.
+/* A thread's steps, run by the thread itself: a step begins, it has ended, and the end of a noticed one is recorded.
  *
  *     begin: sequence becomes odd ... the step runs ... end: even; was it noticed? --> stall:end
  *
- * The laws: a step that nobody notices costs a few stores and a look at the clock, no lock and no system call. A thread
- * has one slot, made at its first step and given to another thread when it has ended.
+ * Invariants: a step that is not noticed costs a few stores and a reading of the clock, no lock and no system call. A thread
+ * has one slot, made at its first step and reused for another thread when it has ended.
  */
 #include "stalls/stalls.h"
 
@@ -70,7 +70,7 @@ aiotrace_watch_begin(int32_t task, uint64_t began)
     return 1;
 }
 
-/* Tell the end of the step that has just ended in this thread. */
+/* Record the end of the step that has just ended in this thread. */
 static void
 emit_end(Slot *slot, uint64_t step)
 {

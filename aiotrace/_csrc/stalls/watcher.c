@@ -1,10 +1,9 @@
-/* The watcher: a thread of C that looks at all threads' steps, samples those that go on, and notices those that last
- * too long.
+/* The watcher: a thread of C that polls all threads' steps, samples those that last, and notices those that last too long.
  *
- *     a step ----- threshold / 4: sampled, the clerk asks for the GIL ----- threshold: noticed ----- ...
+ *     a step ----- threshold / 4: sampled, the sampler waits for the GIL ----- threshold: noticed ----- ...
  *
- * The laws: it holds `lock` but while it rests, and waits for nobody; it never has the GIL, and touches no object but a
- * place. A step is noticed only if it still runs when all threads can see that it is.
+ * Invariants: it holds `lock` except while it sleeps, and never blocks; it never has the GIL, and touches no object except a
+ * WatcherCursor. A step is noticed only if it still runs when all threads can see that it is.
  */
 #include "stalls/stalls.h"
 
@@ -14,7 +13,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define LATE_MIN 10000000u /* ns: by which the watcher wakes late, if the machine has time for nobody */
+#define LATE_MIN 10000000u /* ns: by which the watcher wakes late, if the machine is overloaded */
 
 /* What stall:noticed holds; the order and the padding of _tracers/stall.py's definition. */
 typedef struct {
@@ -31,7 +30,7 @@ be_seen(void)
         nanosleep(&(struct timespec){0, 100000}, NULL);
 }
 
-/* The clerk is to wait for the GIL, in this step. */
+/* Have the sampler wait for the GIL, in this step. */
 static void
 probe(Slot *slot, uint64_t step, uint64_t now)
 {
@@ -72,7 +71,7 @@ notice(Slot *slot, uint64_t step, uint64_t began, int32_t task)
     probe(slot, step, now.ns);
 }
 
-/* Look at what runs in a thread. Returns when to look again. */
+/* Check what runs in a thread. Returns when to check again. */
 static uint64_t
 check_slot(Slot *slot, uint64_t now, uint64_t next)
 {

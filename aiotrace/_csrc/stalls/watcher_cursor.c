@@ -1,9 +1,9 @@
-/* A page of the watcher's own: a writer's place that a thread without the GIL writes to. _tracers/stall.py turns it, as
+/* A page of the watcher's own: a cursor for a thread without the GIL. _tracers/stall.py turns the page, as
  * _ring/writer.py does a Cursor's.
  *
  *     enter --> aiotrace_watcher_put, aiotrace_watcher_put ... --> limit(False), leave
  *
- * The law: everything under the lock, and what finds no room is counted.
+ * Invariant: everything under the lock; records that do not fit are counted.
  */
 #include "stalls/stalls.h"
 

@@ -4,7 +4,7 @@
  *     pages of writers 1, 4, 1 --> lane of 1: crc32, pwritev     lane of 4: the same     --> frames, pwritev
  *                                  without the lock of the interpreter, all of it
  *
- * The laws are _store/batch_write.py's: only what is as expected is written; pages first, then frames.
+ * The invariants are those of _store/batch_write.py: only what is as expected is written; pages first, then frames.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE

@@ -1,6 +1,6 @@
 /* The whole pages at the beginning of a journal, as runs: for each writer how many lie side by side, and their rows.
  *
- * The law: only what is as expected is taken, a whole page, where its writer's next one belongs, its frame intact.
+ * Invariant: only what is as expected is taken, a whole page, where its writer's next one belongs, its frame intact.
  * Taking stops at anything else.
  */
 #include "store/store.h"

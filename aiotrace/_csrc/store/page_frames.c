@@ -2,7 +2,7 @@
  *
  *     | header: magic, kind, crc32 of the body, stream, sequence, crc32 of these | body: a page, and its place |
  *
- * The law: a number that does not fit into its field is an OverflowError, and nothing is packed.
+ * Invariant: a number that does not fit into its field is an OverflowError, and nothing is packed.
  */
 #include "store/store.h"
 

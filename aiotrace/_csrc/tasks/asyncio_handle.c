@@ -1,9 +1,9 @@
 /* asyncio: Handle, a C subclass of events.Handle, which every callback of every loop is made with.
  *
- *     made: aiotrace_callback_scheduled          _run: the callback in its context
+ *     made: callback_scheduled          _run: the callback in its context
  *
- * It is quicker than CPython's own, which is Python; what it does not know (debug mode, a context that is none) is done
- * by that one.
+ * It is faster than CPython's own, which is Python. Debug mode, and a context that is not a contextvars.Context, are left to
+ * that one.
  */
 #include "tasks/tasks.h"
 
@@ -247,7 +247,7 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
             Py_SETREF(result, Py_NewRef(Py_None));
         }
     }
-    else { /* a context of somebody's own, or a handle that was cancelled: as Python does it */
+    else { /* a context of another type, or a handle that was cancelled: as Python does it */
         result = PyObject_CallOneArg(python_run, self);
         end_watched(is_watched);
     }
@@ -274,7 +274,7 @@ static PyType_Slot handle_slots[] = {
 
 PyDoc_STRVAR(task_handle_doc,
              "task_handle(base, get_debug, report)\n--\n\n"
-             "A subclass of asyncio.events.Handle that traces. ValueError if its objects are not as we know them.\n\n"
+             "A subclass of asyncio.events.Handle that traces. ValueError if its objects have an unexpected layout.\n\n"
              "get_debug is BaseEventLoop's; report(handle, exception) does what Handle does of an exception.");
 
 static PyObject *
@@ -319,7 +319,7 @@ task_handle(PyObject *Py_UNUSED(module), PyObject *args)
     handle_type = made;
     return Py_NewRef((PyObject *)made);
 unknown:
-    PyErr_Format(PyExc_ValueError, "%R is not as we know it", base);
+    PyErr_Format(PyExc_ValueError, "%R has an unexpected layout", base);
     return NULL;
 }
 

@@ -69,7 +69,7 @@ static PyMethodDef select_def = {"select", (PyCFunction)(void (*)(void))traced_s
 
 PyDoc_STRVAR(task_select_doc,
              "task_select(type, original, get_running_loop, event)\n--\n\n"
-             "What stands for select in a type of selectors, and records the iterations of loops.");
+             "A replacement of `select` for a type of selectors that records the iterations of loops.");
 
 static PyObject *
 task_select(PyObject *Py_UNUSED(module), PyObject *args)
@@ -79,7 +79,7 @@ task_select(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "O!OOO:task_select", &PyType_Type, &type, &original, &running, &event))
         return NULL;
     if (!aiotrace_event_check(event)) {
-        PyErr_SetString(PyExc_TypeError, "task_select takes an event of ours");
+        PyErr_SetString(PyExc_TypeError, "task_select takes an event of the C module");
         return NULL;
     }
     if ((selector_name = PyUnicode_InternFromString("_selector")) == NULL ||

@@ -1,11 +1,16 @@
-/* asyncio's tasks, from within.
+/* The insides of asyncio's tasks: the object that traces a task is stored in the task, in place of its coroutine.
  *
- *     a task of _asyncio      its coroutine is in a place that is found by looking for a known one's
- *     _PyTask, and its kind   its coroutine is the attribute _coro
+ *     a task of _asyncio           the coroutine is at an offset, found by searching a sample task for its coroutine
+ *     _PyTask and its subclasses   the coroutine is the attribute _coro
  *
- * There stands what traces the task, and nobody sees it: while tracing is on, what reads that place for a program
- * (get_coro, _coro) is ours, and gives the coroutine. So is `cancel`, which notes who asks. They are replaced where the
- * descriptors of the type have their C functions: the descriptors, which a program may hold, stay the same objects.
+ * Why in the task: a step must find its state without a look-up, the state must go when the task goes, and asyncio itself sends
+ * to whatever is stored there, so it needs no hook per step. A program must not see it: while tracing is on, the functions that
+ * read that place for a program (get_coro, _coro) are replaced by ones that return the coroutine. `cancel` is replaced too: it
+ * records who requests the cancellation.
+ *
+ * Why in the descriptors (PyMethodDef, PyGetSetDef): _asyncio.Task is a static type, whose attributes cannot be assigned; and a
+ * program, or C code of a library, may hold the descriptors, which stay the same objects. Each is replaced only if it has the
+ * expected type and flags; otherwise the tracer refuses to start.
  */
 #include "tasks/tasks.h"
 
@@ -19,7 +24,7 @@ static PyObject *coro_name;
 typedef struct {
     const char *name;
     int flags; /* of a method; -1: it is an attribute */
-    void *ours;
+    void *replacement;
     void **place; /* NULL: it was not looked for yet */
     void *original;
 } Replaced;
@@ -30,9 +35,9 @@ static PyObject *own_coro(PyObject *task, void *closure);
 
 enum { CANCEL_METHOD, GET_CORO_METHOD, CORO_ATTRIBUTE, REPLACED };
 static Replaced replaced[REPLACED] = {
-    {.name = "cancel", .flags = METH_FASTCALL | METH_KEYWORDS, .ours = (void *)own_cancel},
-    {.name = "get_coro", .flags = METH_NOARGS, .ours = (void *)own_get_coro},
-    {.name = "_coro", .flags = -1, .ours = (void *)own_coro},
+    {.name = "cancel", .flags = METH_FASTCALL | METH_KEYWORDS, .replacement = (void *)own_cancel},
+    {.name = "get_coro", .flags = METH_NOARGS, .replacement = (void *)own_get_coro},
+    {.name = "_coro", .flags = -1, .replacement = (void *)own_coro},
 };
 
 /* --- finding the coroutine ----------------------------------------------------------------------------------- */
@@ -53,7 +58,7 @@ find_pointer(PyObject *object, PyObject *held)
     return found;
 }
 
-/* The coroutine of a task, or what stands for it: borrowed, NULL without an exception. */
+/* The coroutine of a task, or the object that replaces it: borrowed, NULL without an exception. */
 static inline PyObject *
 coroutine_of(PyObject *task)
 {
@@ -78,7 +83,7 @@ set_coroutine(PyObject *task, PyObject *coroutine)
     }
 }
 
-/* What is known of a task, borrowed; NULL: nothing. */
+/* The state of a task, borrowed; NULL: it is not traced. */
 TracedTask *
 aiotrace_find_task(PyObject *task)
 {
@@ -88,7 +93,7 @@ aiotrace_find_task(PyObject *task)
     return (TracedTask *)coroutine;
 }
 
-/* Come to know a task. `coroutine`: that it ran, if it has none any more. A new reference, or NULL. */
+/* Register a task. `coroutine`: the one that it ran, if it has none any more. A new reference, or NULL. */
 HOT static TracedTask *
 register_asyncio_task(PyObject *task, PyObject *coroutine, int is_new)
 {
@@ -119,7 +124,7 @@ aiotrace_unwrap_task(TracedTask *traced)
 
 /* --- callbacks ----------------------------------------------------------------------------------------------- */
 
-/* The task that a callback is a step or a wake-up of, borrowed; NULL if it is none. */
+/* The task that a callback is a step or a wake-up of, borrowed; NULL if it is neither. */
 static inline PyObject *
 task_of(PyObject *callback, int *is_step)
 {
@@ -165,7 +170,7 @@ examine_callback(PyObject *callback, PyObject *loop)
     Py_DECREF(traced);
 }
 
-/* A callback was scheduled in a loop: if it is a step of a task, the task is ready, and new if nobody knows it. */
+/* A callback was scheduled in a loop: if it is a step of a task, the task is ready, and new if it is not registered. */
 HOT void
 aiotrace_callback_scheduled(PyObject *callback, PyObject *loop)
 {
@@ -209,7 +214,7 @@ own_coro(PyObject *task, void *closure)
     return unwrapped(((getter)replaced[CORO_ATTRIBUTE].original)(task, closure));
 }
 
-PyObject *aiotrace_cancel_watch; /* (task, id, by, site, scope): a cancellation is asked for; NULL: nobody watches */
+PyObject *aiotrace_cancel_watch; /* (task, id, by, site, scope): called when a cancellation is requested; or NULL */
 
 /* `scope`: of trio's, that is cancelled; NULL: the task itself is. */
 void
@@ -288,7 +293,7 @@ find_function(PyTypeObject *type, const Replaced *wanted)
 
 /* --- in and out ---------------------------------------------------------------------------------------------- */
 
-/* Get into the type of C tasks. -1 with ValueError if they are not as we know them. */
+/* Replace the functions of the type of C tasks. -1 with ValueError if they are not as expected. */
 static int
 replace_functions(PyObject *step, PyObject *task, PyObject *coroutine)
 {
@@ -308,11 +313,11 @@ replace_functions(PyObject *step, PyObject *task, PyObject *coroutine)
         }
     }
     for (int i = 0; i < REPLACED; i++)
-        *replaced[i].place = replaced[i].ours;
+        *replaced[i].place = replaced[i].replacement;
     aiotrace_step_type = Py_TYPE(step);
     return 0;
 unknown:
-    PyErr_Format(PyExc_ValueError, "%R is not as we know it", aiotrace_task_type);
+    PyErr_Format(PyExc_ValueError, "%R has an unexpected layout", aiotrace_task_type);
     return -1;
 }
 
@@ -333,18 +338,18 @@ aiotrace_install_asyncio(PyObject *parts)
     return replace_functions(step, task, coroutine);
 }
 
-/* Get out, unless somebody else got in on top of us. */
+/* Restore the functions, except those that something else has replaced in between. */
 void
 aiotrace_uninstall_asyncio(void)
 {
     for (int i = 0; i < REPLACED; i++)
-        if (replaced[i].place != NULL && *replaced[i].place == replaced[i].ours)
+        if (replaced[i].place != NULL && *replaced[i].place == replaced[i].replacement)
             *replaced[i].place = replaced[i].original;
 }
 
 /* --- functions of the module --------------------------------------------------------------------------------- */
 
-PyDoc_STRVAR(task_unwrap_doc, "task_unwrap(coroutine)\n--\n\nThe coroutine that another stands for, or the same.");
+PyDoc_STRVAR(task_unwrap_doc, "task_unwrap(coroutine)\n--\n\nThe coroutine that a Coroutine replaces, or the argument itself.");
 
 static PyObject *
 task_unwrap(PyObject *Py_UNUSED(module), PyObject *coroutine)
@@ -353,7 +358,7 @@ task_unwrap(PyObject *Py_UNUSED(module), PyObject *coroutine)
 }
 
 PyDoc_STRVAR(task_asked_doc,
-             "task_asked(task, message)\n--\n\nWhat runs here asks for the cancellation of a task of asyncio's.");
+             "task_asked(task, message)\n--\n\nWhat runs here requests the cancellation of a task of asyncio's.");
 
 static PyObject *
 task_asked(PyObject *Py_UNUSED(module), PyObject *args)
@@ -366,7 +371,7 @@ task_asked(PyObject *Py_UNUSED(module), PyObject *args)
 }
 
 PyDoc_STRVAR(task_was_asked_doc,
-             "task_was_asked(task)\n--\n\nWhat runs here has asked for the cancellation of a task of asyncio's.");
+             "task_was_asked(task)\n--\n\nWhat runs here has requested the cancellation of a task of asyncio's.");
 
 static PyObject *
 task_was_asked(PyObject *Py_UNUSED(module), PyObject *task)
@@ -378,7 +383,7 @@ task_was_asked(PyObject *Py_UNUSED(module), PyObject *task)
 
 PyDoc_STRVAR(task_watch_doc,
              "task_watch(watch)\n--\n\n"
-             "Who is called with (task, id, by, site, scope) when the cancellation of a task was asked for; None: nobody.");
+             "Call this with (task, id, by, site, scope) when the cancellation of a task is requested; None: nothing.");
 
 static PyObject *
 task_watch(PyObject *Py_UNUSED(module), PyObject *watch)
@@ -387,7 +392,7 @@ task_watch(PyObject *Py_UNUSED(module), PyObject *watch)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(task_know_doc, "task_know(task)\n--\n\nA task that was there before: know it, and say that it is alive.");
+PyDoc_STRVAR(task_know_doc, "task_know(task)\n--\n\nRegister a task that existed before, and record that it is alive.");
 
 static PyObject *
 task_know(PyObject *Py_UNUSED(module), PyObject *task)
@@ -413,7 +418,7 @@ ran_at_once(PyObject *task, PyObject *coroutine)
            (PyCoro_CheckExact(coroutine) && aiotrace_field_is_true(&aiotrace_reader_suspended, coroutine, 1));
 }
 
-/* The end of a first step that nobody saw. */
+/* The end of a first step that ran inside of the factory. */
 static void
 end_first_step(TracedTask *traced, PyObject *task, uint64_t began)
 {
@@ -442,7 +447,7 @@ end_first_step(TracedTask *traced, PyObject *task, uint64_t began)
     Py_XDECREF(held);
 }
 
-static const char unnamed[COMM_SIZE] = "<...>"; /* as the kernel writes it: nobody knows before the task is made */
+static const char unnamed[COMM_SIZE] = "<...>"; /* as the kernel writes it: unknown before the task is made */
 
 /* A factory has returned: the task that it made has run at once, or will; NULL: it failed. */
 static void

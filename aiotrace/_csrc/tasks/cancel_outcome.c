@@ -6,7 +6,6 @@
  */
 #include "tasks/frames.h"
 
-/* The requests to cancel a task that nobody took back. */
 long
 aiotrace_count_cancels(PyObject *task)
 {
@@ -57,8 +56,7 @@ is_handling_one(const Step *step, const Outcome *outcome)
     return outcome->yielded != NULL && aiotrace_is_handling_cancellation(step->traced->inner);
 }
 
-/* What became of a cancellation of asyncio's that was delivered: at the end of this step, and of later ones until it is
- * clear. */
+/* asyncio: record what became of a delivered cancellation, at the end of this step and of later ones until it is clear. */
 void
 aiotrace_emit_cancel_outcome(Step *step, const Outcome *outcome)
 {
@@ -78,8 +76,7 @@ aiotrace_emit_cancel_outcome(Step *step, const Outcome *outcome)
     traced->is_swallowed = cancels > 0;
 }
 
-/* The same on trio. Only now is it delivered: every sleep of trio's ends by a cancellation that the sleep itself takes
- * back. */
+/* trio: only now is it delivered, as every sleep ends by a cancellation that the sleep itself catches. */
 void
 aiotrace_emit_trio_outcome(Step *step, const Outcome *outcome)
 {

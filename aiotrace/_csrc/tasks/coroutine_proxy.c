@@ -1,9 +1,9 @@
-/* Coroutine: what stands for the coroutine of a task that is known, and is all that is known of the task.
+/* Coroutine: the object that replaces the coroutine of a traced task; it is also the state of the task.
  *
- *     task -> TracedTask -> inner, the coroutine            sent, thrown into: aiotrace_begin_step, the same to `inner`, aiotrace_end_step
+ *     task -> TracedTask -> inner, the coroutine       send, throw: begin_step, the same on `inner`, end_step
  *
- * asyncio's tasks are never seen with it (asyncio_task.c); trio's are, and there it answers for the coroutine. It is
- * destroyed with its task. If it is in the ring of those that are known by then, the task was pending: it is lost.
+ * A program never sees those of asyncio's tasks (asyncio_task.c); those of trio's it sees, and they behave like the coroutine.
+ * It is deallocated with its task. If it is still registered then, the task was pending: it is lost.
  */
 #include "tasks/tasks.h"
 

@@ -62,7 +62,7 @@ awaited_of(PyObject *coroutine)
     int awaits = ((PyCoroObject *)coroutine)->cr_frame_state == FRAME_SUSPENDED_YIELD_FROM;
 #else
     int awaits = ((PyCoroObject *)coroutine)->cr_frame_state == FRAME_SUSPENDED &&
-                 /* it goes on with RESUME: 2 in a `yield from`, 3 in an `await` */
+                 /* it continues with RESUME: 2 in a `yield from`, 3 in an `await` */
                  _Py_OPARG(frame->prev_instr[1]) >= 2;
 #endif
     return awaits ? _PyFrame_StackPeek(frame) : NULL;

@@ -18,7 +18,7 @@ Frame aiotrace_outer_frame(const Frame *frame);
 /* Find out what a suspended coroutine waits in: the code of the innermost that it awaits, and of who awaits that, if
  * that is another. Borrowed of it.
  *
- * Returns how deep it lies, of which 0 is the coroutine itself; -1: it is none of Python's, and nothing is found. */
+ * Returns how deep it lies, of which 0 is the coroutine itself; -1: it is not a Python coroutine. */
 int aiotrace_find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer);
 
 /* Whether a suspended coroutine, or one that it awaits, is handling a cancellation just now. */

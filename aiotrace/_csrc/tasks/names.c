@@ -1,4 +1,4 @@
-/* Names of code, lines and types, each made once in Python; where the program is, and what a task waits for.
+/* Names of code, lines and types, each made once in Python; where the program is.
  *
  *     code or type, line -> names -> text and the key of its symbol
  */

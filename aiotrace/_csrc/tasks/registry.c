@@ -1,8 +1,8 @@
-/* The tasks that are known, in a ring: their ids, their spawn, their names; keyframes of all that live.
+/* The traced tasks, in a ring: their ids, their spawn, their names; keyframes of all that live.
  *
- *     spawned: aiotrace_register_task, aiotrace_emit_spawn -> ring -> done: aiotrace_forget_task
- *                                        |
- *                                        destroyed with its task, which was pending: lost
+ *     spawned: register_task, emit_spawn -> ring -> done: forget_task
+ *                                            |
+ *                                            deallocated with its task, which was pending: lost
  */
 #include "tasks/tasks.h"
 
@@ -25,7 +25,7 @@ static uint32_t keyframe_number;
 HOT_DATA int aiotrace_commands_left;
 
 int32_t aiotrace_first_id;
-static uint32_t next_id, unchecked_ids; /* ids from `next_id` on that are known to be nobody's */
+static uint32_t next_id, unchecked_ids; /* ids from `next_id` on that are known to be free */
 
 /* The first of those that are known, or NULL. */
 TracedTask *
@@ -90,7 +90,7 @@ aiotrace_new_id(void)
     return aiotrace_first_id + (int32_t)next_id++;
 }
 
-/* --- knowing a task ------------------------------------------------------------------------------------------ */
+/* --- registering a task ------------------------------------------------------------------------------------------ */
 
 /* The text of what a task runs: that of the program, if a library wraps it. */
 HOT static Name
@@ -108,11 +108,11 @@ name_task(PyObject *coroutine)
     return name;
 }
 
-/* Come to know a task that runs a coroutine.
+/* Register a task that runs a coroutine.
  *
  *     is_new   it is being made just now, by what runs in this thread
  *
- * Returns what is to stand for the coroutine, a new reference, or NULL without an exception. */
+ * Returns the object that is to replace the coroutine, a new reference, or NULL without an exception. */
 HOT TracedTask *
 aiotrace_register_task(PyObject *task, PyObject *coroutine, int runtime, int is_new)
 {
@@ -156,7 +156,7 @@ aiotrace_emit_spawn(TracedTask *traced, PyObject *task)
         return;
     Name site = aiotrace_find_site();
     traced->name = aiotrace_name_of_task(task, traced->runtime);
-    traced->plain_in = 0; /* its first step tells whether it is called so still */
+    traced->plain_in = 0; /* its name may change before its first step */
     set_task(traced->parent);
     EMIT(SPAWN, PyLong_FromLong(traced->id), PyLong_FromLong(traced->parent), Py_XNewRef(traced->name),
          Py_NewRef(traced->coroutine != NULL ? traced->coroutine : aiotrace_unknown_name.text),
@@ -164,8 +164,8 @@ aiotrace_emit_spawn(TracedTask *traced, PyObject *task)
     set_task(current);
 }
 
-/* Pids whose names have still to be told. Each takes a microsecond or two of Python, which a task that begins has not:
- * they are told with the next keyframe, and at the end. */
+/* Pids whose names are not recorded yet. Each takes a microsecond or two of Python, too much for the start of a task: they
+ * are recorded with the next keyframe, and at the end. */
 static struct {
     int32_t id;
     PyObject *name;
@@ -186,7 +186,7 @@ aiotrace_name_pids(int most)
     }
 }
 
-/* Those of a process that forked are its own to tell. */
+/* In a forked child: the parent records its own. */
 void
 aiotrace_forget_pid_names(void)
 {
@@ -194,7 +194,7 @@ aiotrace_forget_pid_names(void)
         Py_DECREF(pids[--pids_count].name);
 }
 
-/* Say what a task is called, once it runs: some give a task its name just after they made it. */
+/* Record a task's name, once it runs: some programs name a task just after they made it. */
 HOT void
 aiotrace_emit_name(TracedTask *traced)
 {
@@ -261,7 +261,7 @@ aiotrace_emit_alive(TracedTask *traced)
     Py_DECREF(task);
 }
 
-/* Go on with the round over all tasks: say which are alive. */
+/* Continue the keyframe: record which tasks are alive. */
 static void
 write_keyframe_slice(int most)
 {
@@ -285,7 +285,7 @@ begin_keyframe(uint64_t now)
     keyframe_number++;
     keyframe_place = ring.next;
     aiotrace_commands_left = COMMANDS_PER_KEYFRAME;
-    aiotrace_plain_round++; /* those that have no name yet may get one */
+    aiotrace_plain_round++; /* pids may be named again */
 }
 
 void
@@ -296,7 +296,7 @@ aiotrace_continue_keyframe(uint64_t now)
     write_keyframe_slice(KEYFRAME_SLICE);
 }
 
-/* Go through all tasks now. */
+/* Write a whole keyframe now. */
 void
 aiotrace_write_keyframe(void)
 {
@@ -306,7 +306,7 @@ aiotrace_write_keyframe(void)
     while (keyframe_place != &ring);
 }
 
-/* No round for a while: the tasks that there are have just been told of. */
+/* The first keyframe is due in a while: all present tasks have just been recorded. */
 void
 aiotrace_begin_keyframes(void)
 {

@@ -1,11 +1,11 @@
-/* Switches and wake-ups as the kernel tells them of its own tasks, so that its tools draw when each of ours ran.
+/* Switches and wake-ups of tasks as the kernel's events sched_switch and sched_waking, so that its tools draw when each ran.
  *
- *     made_ready        sched_waking    the task, unless it goes on by itself; by what runs here
+ *     made_ready        sched_waking    the task, unless it continues by itself; by what runs here
  *     a step begins     sched_switch    who ran before, R -> the task
- *            ends       sched_switch    the task, R: to go on at once, S: it waits, Z: it is done -> who ran before
+ *            ends       sched_switch    the task, R: ready at once, S: it waits, Z: it is done -> who ran before
  *
  * They follow the pid of the records: common_pid is prev_pid, and from a switch on it is next_pid. A switch to a task has
- * its switch back in the same thread, unless the recording ends first. Who ran before is kept by value: a greenlet moves
+ * its switch back in the same thread, unless the recording ends first. Who ran before is stored by value: a greenlet moves
  * what is on the stack. _tracers/sched.py starts and stops this.
  */
 #include "tasks/tasks.h"
@@ -65,7 +65,7 @@ aiotrace_comm_of(TracedTask *traced)
     return traced->comm;
 }
 
-/* Come to know this thread. May call Python, once for each. */
+/* Find out the pid and name of this thread. May call Python, once for each thread. */
 static void
 identify_thread(void)
 {
@@ -179,7 +179,7 @@ aiotrace_state_after(const Outcome *outcome)
 
 PyDoc_STRVAR(switch_start_doc,
              "switch_start(switch, waking, name_thread)\n--\n\n"
-             "Tell switches and wake-ups from now on; see _tracers/sched.py, which alone calls this.");
+             "Record switches and wake-ups from now on; see _tracers/sched.py, which alone calls this.");
 
 static PyObject *
 switch_start(PyObject *Py_UNUSED(module), PyObject *args)
@@ -188,7 +188,7 @@ switch_start(PyObject *Py_UNUSED(module), PyObject *args)
     if (!PyArg_ParseTuple(args, "OOO:switch_start", &switched, &waking, &name))
         return NULL;
     if (!aiotrace_event_check(switched) || !aiotrace_event_check(waking)) {
-        PyErr_SetString(PyExc_TypeError, "switch_start takes two events of ours");
+        PyErr_SetString(PyExc_TypeError, "switch_start takes two events of the C module");
         return NULL;
     }
     Py_XSETREF(switch_event, Py_NewRef(switched));
@@ -200,7 +200,7 @@ switch_start(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(switch_stop_doc, "switch_stop()\n--\n\nTell them no more.");
+PyDoc_STRVAR(switch_stop_doc, "switch_stop()\n--\n\nStop recording them.");
 
 static PyObject *
 switch_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))

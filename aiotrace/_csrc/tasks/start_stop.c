@@ -1,22 +1,22 @@
-/* Tracing of tasks: what runs for each step. The hooks are put in place by _tracers/task.py and the modules beside it.
+/* Tracing of tasks: what runs for each step. _tracers/task.py and the modules beside it install the hooks.
  *
- *   asyncio   Handle      a subclass of events.Handle, in its place      a callback is made: a task is spawned, or ready
- *   uvloop    call_soon   stands for Loop.call_soon                      the same
- *   trio      create      stands for Task._create                        a task is spawned
+ *   asyncio   Handle      a subclass of events.Handle, in its place     a callback is made: a task is spawned, or ready
+ *   uvloop    call_soon   replaces Loop.call_soon                       the same
+ *   trio      create      replaces Task._create                         a task is spawned
  *
- *   all       Coroutine   stands for the task's coroutine, in the task   sent: a step begins ... ends
+ *   all       Coroutine   replaces the task's coroutine, in the task    sent: a step begins ... ends
  *
- * What a step leaves is one record, written at its end: when and by whom it was made ready, how long it ran, what it
- * waits for now. While it runs, the records of its thread carry the task's id as their pid.
+ * A step is one record, written at its end: when and by whom it was made ready, how long it ran, what it waits for now. While
+ * it runs, the records of its thread carry the task's id as their pid.
  *
- * Laws:
- * - Nothing of ours raises into the program, and a pending exception of the program's is kept.
- * - What is known of a task is the Coroutine, which the task holds; it holds the task by a weak reference. So it is
- *   found without a search, goes with its task, and keeps nothing alive.
- * - Any call into Python may switch threads and change what is known: the ring is changed in one stretch without such
- *   calls, and what is used across a call is held.
- * - Places in CPython's own tasks are taken from the descriptors that Python code uses, or found by looking for what is
- *   known to be there; never guessed.
+ * Invariants:
+ * - Nothing here raises into the program, and a pending exception of the program's is kept.
+ * - The state of a traced task is its Coroutine object, which the task holds; it holds the task by a weak reference. So it is
+ *   found without a search, is freed with its task, and keeps nothing alive.
+ * - Any call into Python may switch threads and change the registry: its ring is changed in one stretch without such calls,
+ *   and what is used across a call is held.
+ * - Offsets in CPython's own tasks are taken from the descriptors that Python code uses, or found by searching for a value
+ *   that is known to be there; never guessed.
  */
 
 #include "tasks/tasks.h"
@@ -57,7 +57,7 @@ static const struct {
 
 PyDoc_STRVAR(task_start_doc,
              "task_start(parts)\n--\n\n"
-             "Trace from now on what runs through our hooks. `parts`: events, functions and types, by name; see\n"
+             "Trace from now on what runs through the hooks. `parts`: events, functions and types, by name; see\n"
              "_tracers/task.py, which alone calls this.");
 
 static PyObject *
@@ -72,7 +72,7 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
         if (event == NULL)
             return NULL;
         if (!aiotrace_event_check(event)) {
-            PyErr_Format(PyExc_TypeError, "%s is no event of ours", event_names[i]);
+            PyErr_Format(PyExc_TypeError, "%s is not an event of the C module", event_names[i]);
             return NULL;
         }
         Py_XSETREF(aiotrace_task_events[i], Py_NewRef(event));
@@ -110,7 +110,7 @@ task_start(PyObject *Py_UNUSED(module), PyObject *parts)
     Py_RETURN_NONE;
 }
 
-/* Know no task any more. What stands for the coroutines of trio's is taken back in Python, or passes on. */
+/* Forget all tasks. The coroutines of trio's tasks are restored in Python, or pass everything on. */
 static void
 forget_all(void)
 {
@@ -146,7 +146,7 @@ task_forked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(task_ids_doc, "task_ids(next)\n--\n\nLet ids go on with the one of that number; for tests.");
+PyDoc_STRVAR(task_ids_doc, "task_ids(next)\n--\n\nContinue with the id of that number; for tests.");
 
 static PyObject *
 task_ids(PyObject *Py_UNUSED(module), PyObject *argument)
@@ -159,7 +159,7 @@ task_ids(PyObject *Py_UNUSED(module), PyObject *argument)
 }
 
 PyDoc_STRVAR(task_running_doc,
-             "task_running(task)\n--\n\nA known task runs here just now, in a step that began before tracing did.");
+             "task_running(task)\n--\n\nA traced task is running here, in a step that began before tracing did.");
 
 static PyObject *
 task_running(PyObject *Py_UNUSED(module), PyObject *task)
@@ -187,13 +187,13 @@ is_stranded(PyObject *task)
 
 PyDoc_STRVAR(task_sweep_doc,
              "task_sweep()\n--\n\n"
-             "Last words of all tasks that are known: those of closed loops are lost, the others alive.");
+             "Record the state of all traced tasks: those of closed loops are lost, the others alive.");
 
 static PyObject *
 task_sweep(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 {
     TracedTask *next, *traced = (TracedTask *)Py_XNewRef(aiotrace_first_traced_task());
-    for (; traced != NULL; traced = next) { /* what is held stays in the ring, unless its task ends meanwhile */
+    for (; traced != NULL; traced = next) { /* a held task stays in the ring, unless it ends */
         PyObject *task = Py_XNewRef(referent(traced->ref));
         if (task != NULL && traced->state == TRACES && traced->runtime == ON_ASYNCIO && is_stranded(task)) {
             next = (TracedTask *)Py_XNewRef(aiotrace_next_traced_task(traced));
@@ -211,7 +211,7 @@ task_sweep(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(task_stop_doc, "task_stop()\n--\n\nTrace no more, and forget all tasks.");
+PyDoc_STRVAR(task_stop_doc, "task_stop()\n--\n\nStop tracing, and forget all tasks.");
 
 static PyObject *
 task_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
@@ -224,7 +224,7 @@ task_stop(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(task_id_doc, "task_id(task)\n--\n\nThe id of a task; 0 if it is not known.");
+PyDoc_STRVAR(task_id_doc, "task_id(task)\n--\n\nThe id of a task; 0 if it is not traced.");
 
 static PyObject *
 task_id(PyObject *Py_UNUSED(module), PyObject *task)
@@ -233,7 +233,7 @@ task_id(PyObject *Py_UNUSED(module), PyObject *task)
     return PyLong_FromLong(traced == NULL || traced->state != TRACES ? 0 : traced->id);
 }
 
-PyDoc_STRVAR(task_counts_doc, "task_counts()\n--\n\nHow many tasks and names are known, for tests.");
+PyDoc_STRVAR(task_counts_doc, "task_counts()\n--\n\nNumbers of traced tasks and of names, for tests.");
 
 static PyObject *
 task_counts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
@@ -242,8 +242,7 @@ task_counts(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))
 }
 
 PyDoc_STRVAR(task_hooked_doc,
-             "task_hooked()\n--\n\nHow many steps of tasks were more than sent and recorded, so far: of asyncio's,\n"
-             "and of trio's.");
+             "task_hooked()\n--\n\nHow many steps so far were not plain (step.c): of asyncio's tasks, and of trio's.");
 
 static PyObject *
 task_hooked(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(ignored))

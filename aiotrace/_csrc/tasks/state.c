@@ -25,7 +25,7 @@ aiotrace_recheck_plain(int event)
 PyObject *aiotrace_describe;     /* (code or type, line) -> (text, key, flags) */
 PyObject *aiotrace_name_command; /* (pid, name) */
 PyObject *aiotrace_find_line;    /* (task) -> text: where it is suspended */
-PyObject *aiotrace_find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
+PyObject *aiotrace_find_inner;   /* (coroutine) -> the coroutine that a library's coroutine wraps, or None */
 PyObject *aiotrace_report;       /* (handle, exception): what events.Handle does of an exception */
 PyObject *aiotrace_current_tasks; /* loop -> the task whose step runs, as asyncio has it */
 HOT_DATA PyTypeObject *aiotrace_task_type; /* _asyncio.Task */

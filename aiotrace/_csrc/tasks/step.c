@@ -1,10 +1,10 @@
-/* What the hooks call: a task is made ready, a step of it begins and ends; what becomes of its cancellation.
+/* What the hooks call: a task is made ready, a step of it begins and ends.
  *
- *     made_ready -> aiotrace_begin_step -> (it runs) -> aiotrace_end_step: task:step, and task:done if that was its end
+ *     made_ready -> begin_step -> (it runs) -> end_step: task:step, and task:done if that was its end
  *
- * Nearly all steps are plain: nothing but a record is due at their end. `aiotrace_send_step` does those in one stretch, with what
- * it has to remember in registers, and hands the others over. Whether the next step of a task will be plain is found out
- * when it is made, and at the end of one that is not; that stands until something happens to the task, or to all of them.
+ * Nearly all steps are plain: they need nothing but a record at their end. `aiotrace_send_step` does those in one stretch,
+ * with its state in registers, and hands the others over. Whether the next step of a task will be plain is determined when it
+ * is registered and at the end of a step that is not; that holds until something happens to the task, or to all of them.
  */
 #include "tasks/frames.h"
 
@@ -12,10 +12,10 @@ HOT_DATA uint32_t aiotrace_plain_round = 1;
 THREAD_LOCAL int aiotrace_is_preset;
 uint64_t aiotrace_steps_hooked[2];
 
-/* What follows a step in the same call of asyncio's, as waking those who wait for the task, is the task's doing too. */
+/* Wake-ups that asyncio performs right after a step count as caused by that task. */
 static THREAD_LOCAL struct {
     const PyObject *task; /* only to be compared */
-    int32_t id;           /* 0: nobody's step ended just now */
+    int32_t id;           /* 0: no step ended just now */
 } just_ended;
 
 /* --- ready --------------------------------------------------------------------------------------------------- */
@@ -32,7 +32,7 @@ find_waker(PyObject *loop)
     return just_ended.id;
 }
 
-/* A step of a task is scheduled in a loop, by what runs here, which is known now; or everybody is to know of it. */
+/* A step of a task is scheduled in a loop, by what runs here, which is not known yet; or task:ready is recorded. */
 HOT void
 aiotrace_emit_ready(TracedTask *traced, PyObject *loop)
 {
@@ -136,7 +136,7 @@ key_of_awaited(TracedTask *traced, PyObject *yielded)
 
 typedef struct { RECORD_HEAD; StepFields fields; } StepRecord;
 
-/* Record a step where nothing stands in the way of it: 0 if something does. */
+/* Record a step in place. Returns 0, without effect, if that cannot be done. */
 static inline __attribute__((always_inline)) int
 record_plainly(uint64_t key, uint64_t began, uint64_t now, uint64_t ready_ns, int32_t waker)
 {
@@ -183,7 +183,7 @@ emit_done(TracedTask *traced, const Outcome *outcome)
     aiotrace_emit_end(traced->id, result, &exception, aiotrace_read_tsc());
 }
 
-/* What is known after a step of asyncio's: who may wake others now; and that it is ready at once, if it only yielded. */
+/* After a step of asyncio's: it may wake others now; and it is ready at once, if it only yielded. */
 static inline void
 note_end(TracedTask *traced, PyObject *yielded, uint64_t now)
 {
@@ -211,7 +211,7 @@ aiotrace_end_step(Step *step, const Outcome *outcome)
 {
     TracedTask *traced = step->traced;
     end_watched(step->is_watched);
-    if (unlikely(traced->state != TRACES)) { /* ours; or tracing ended meanwhile */
+    if (unlikely(traced->state != TRACES)) { /* aiotrace's own; or tracing has ended */
         if (traced->state == SILENT && outcome->yielded == NULL)
             aiotrace_forget_task(traced);
         leave(step, outcome);
@@ -329,7 +329,7 @@ end_otherwise(TracedTask *traced, PyObject *yielded, uint64_t began, uint64_t re
     aiotrace_end_sent(&step, yielded);
 }
 
-/* Send what stands for a task's coroutine something, which is a step. As PyIter_Send. */
+/* Send a value to the Coroutine of a task, which is a step. The same arguments and results as PyIter_Send. */
 HOT PySendResult
 aiotrace_send_step(PyObject *self, PyObject *sent, PyObject **result)
 {

@@ -1,16 +1,22 @@
-/* What the files of the tracer of tasks share; start_stop.c says what it is and which laws it keeps.
+/* What the files of the task tracer share; start_stop.c says what it is and which invariants hold.
  *
- *     start_stop.c            start and stop
- *     asyncio_handle.c     asyncio: Handle       uvloop.c  uvloop: call_soon       trio.c  trio: Task._create
- *     asyncio_iterations.c       iterations of asyncio's loops
- *     asyncio_task.c    asyncio's tasks, from within: where they hold their coroutine; who asks for their cancellation
- *     coroutine_proxy.c  what stands for the coroutine of a task that is known
- *     step.c       a task is made ready, its step begins, is sent what it is sent, ends
- *     sched_switch.c     the same as the kernel's sched_switch and sched_waking
- *     registry.c      the tasks that are known, their ids, their spawn; keyframes
- *     names.c      names of code, lines and types; where the program is; what a task waits for
+ *     start_stop.c          start and stop
+ *     asyncio_handle.c      asyncio: Handle
+ *     uvloop.c              uvloop: call_soon
+ *     trio.c                trio: Task._create
+ *     asyncio_iterations.c  iterations of asyncio's loops
+ *     asyncio_task.c        the insides of asyncio's tasks: where they keep their coroutine; who requests cancellations
+ *     coroutine_proxy.c     the object that replaces the coroutine of a traced task
+ *     step.c                a task becomes ready, its step begins, receives a value, ends
+ *     cancel_outcome.c      what became of a cancellation
+ *     sched_switch.c        the same as the kernel's sched_switch and sched_waking
+ *     registry.c            the table of traced tasks, their ids, their spawn; keyframes
+ *     names.c               names of code, lines and types; where the program is
+ *     field_readers.c       reading attributes of tasks without a look-up
+ *     frames.h, .c          frames of threads and coroutines, as the interpreter stores them
+ *     state.c               the shared state
  *
- * Each calls those below it alone. Nothing here is seen outside of the module.
+ * Each calls only those below it. Nothing here is visible outside of the module.
  */
 #ifndef AIOTRACE_TASK_H
 #define AIOTRACE_TASK_H
@@ -33,7 +39,7 @@ extern PyObject *aiotrace_task_events[EVENTS];
 extern PyObject *aiotrace_describe;     /* (code or type, line) -> (text, key, flags) */
 extern PyObject *aiotrace_name_command; /* (pid, name) */
 extern PyObject *aiotrace_find_line;    /* (coroutine) -> text: where it is suspended */
-extern PyObject *aiotrace_find_inner;   /* (coroutine) -> the coroutine that one of a library's stands for, or None */
+extern PyObject *aiotrace_find_inner;   /* (coroutine) -> the coroutine that a library's coroutine wraps, or None */
 extern PyObject *aiotrace_report;       /* (handle, exception): what events.Handle does of an exception */
 extern PyObject *aiotrace_current_tasks; /* loop -> the task whose step runs, as asyncio has it */
 extern PyTypeObject *aiotrace_task_type; /* _asyncio.Task */
@@ -62,7 +68,7 @@ extern FieldReader aiotrace_reader_waiter, aiotrace_reader_must_cancel, aiotrace
 int aiotrace_prepare_reader(FieldReader *reader, PyTypeObject *type);
 int aiotrace_field_is_true(const FieldReader *reader, PyObject *object, int is_known);
 
-/* A new reference, or NULL without an exception. `is_known`: the object is of the type that the door was opened on. */
+/* A new reference, or NULL without an exception. `is_known`: the object is of the type that the reader was prepared for. */
 static inline PyObject *
 read_field(const FieldReader *reader, PyObject *object, int is_known)
 {
@@ -175,17 +181,17 @@ end_record(Cursor *writer, uint64_t now, uint32_t size)
     commit(&writer->at, now, writer->at.end + size);
 }
 
-/* --- the tasks that are known (registry.c) --------------------------------------------------------------- */
+/* --- traced tasks (registry.c) --------------------------------------------------------------- */
 
 enum { ON_ASYNCIO, ON_TRIO };
 
-/* What a coroutine that stands for a task's does: pass on what it is sent, as its task is not known (any more); that, as
+/* What the Coroutine of a task does: pass everything on, as its task is not traced (any more); the same, as the task is
  * aiotrace's own; trace. */
 enum { PASSES, SILENT, TRACES };
 
 #define COMM_SIZE 16 /* of the kernel's char comm[], its NUL included */
 
-/* A task that is known: the object that stands for its coroutine, which the task holds. */
+/* A traced task: the object that replaces its coroutine, held by the task. */
 typedef struct TracedTask {
     PyObject_HEAD
     /* For each step. */
@@ -199,7 +205,7 @@ typedef struct TracedTask {
     uint32_t plain_in; /* its next step is plain in that round of `aiotrace_plain_round`; 0: in none */
     int32_t id;
     int32_t waker;     /* who made it ready */
-    uint64_t ready_ns; /* when; 0: it was not, or nobody knows */
+    uint64_t ready_ns; /* when; 0: it was not, or it is not known */
     PyObject *name;    /* as it was at its spawn, until its first step; held */
     PyObject *awaited_code; /* of the innermost coroutine at the end of its last step; borrowed, as the next */
     PyObject *awaited_by;   /* of the one that awaits that, if it has to do with the name of both; or NULL */
@@ -207,7 +213,7 @@ typedef struct TracedTask {
     const PyObject *task;   /* only to be compared */
     /* Seldom. */
     PyObject *ref; /* weak, to the task */
-    struct TracedTask *next, *previous; /* in the ring of all that are known; NULL: it is not, or no more */
+    struct TracedTask *next, *previous; /* in the ring of all traced tasks; NULL: not in the ring */
     PyObject *coroutine; /* its text; borrowed of the names */
     int32_t parent;
     int cancels;    /* requests to cancel it that were made */
@@ -234,7 +240,7 @@ extern THREAD_LOCAL Making *aiotrace_making;
 extern Py_ssize_t aiotrace_traced_count;
 extern int32_t aiotrace_first_id;  /* of this process */
 extern int aiotrace_commands_left; /* pids that may be named until the next keyframe */
-extern uint64_t aiotrace_keyframe_due; /* when a step has to go on with the keyframe */
+extern uint64_t aiotrace_keyframe_due; /* when a step has to continue the keyframe */
 
 TracedTask *aiotrace_register_task(PyObject *task, PyObject *coroutine, int runtime, int is_new);
 void aiotrace_emit_spawn(TracedTask *traced, PyObject *task);
@@ -318,7 +324,7 @@ end_watched(int is_watched)
         aiotrace_watch_end();
 }
 
-extern uint32_t aiotrace_plain_round; /* goes on when what was plain may be so no more */
+extern uint32_t aiotrace_plain_round; /* increased when steps that were plain may not be any more */
 extern uint64_t aiotrace_steps_hooked[2]; /* that did not go the short way, so far, by runtime */
 /* the task that runs was running when tracing began: its step has no end for us */
 extern THREAD_LOCAL int aiotrace_is_preset;

@@ -1,4 +1,4 @@
-/* trio: what stands for Task._create, which every task is made by, and puts what traces it in the place of `task.coro`.
+/* trio: the replacement of Task._create, which makes every task; it stores the traced coroutine in `task.coro`.
  *
  *     spawned: _create -> task.coro = TracedTask(task.coro)          each step: task.coro.send(value)
  */
@@ -7,7 +7,7 @@
 static PyObject *create; /* the original */
 static PyObject *coro_name;
 
-/* What is known of a task, borrowed; NULL: nothing. */
+/* The state of a task, borrowed; NULL: it is not traced. */
 static TracedTask *
 find_trio_task(PyObject *task)
 {
@@ -21,7 +21,7 @@ find_trio_task(PyObject *task)
  (TracedTask *)coroutine : NULL;
 }
 
-/* What stands for a task's coroutine, a new reference; NULL without an exception: there is nothing. */
+/* The object that replaces a task's coroutine, a new reference; NULL without an exception: there is none. */
 HOT static TracedTask *
 register_trio_task(PyObject *task, int is_new)
 {
@@ -58,7 +58,7 @@ traced_create(PyObject *Py_UNUSED(type), PyObject *const *args, Py_ssize_t nargs
 static PyMethodDef create_def = {"_create", (PyCFunction)(void (*)(void))traced_create, METH_FASTCALL | METH_KEYWORDS,
                                  NULL};
 
-PyDoc_STRVAR(task_create_doc, "task_create(original)\n--\n\nWhat stands for the _create of trio's tasks.");
+PyDoc_STRVAR(task_create_doc, "task_create(original)\n--\n\nA replacement of the _create of trio's tasks.");
 
 static PyObject *
 task_create(PyObject *Py_UNUSED(module), PyObject *original)
@@ -67,7 +67,7 @@ task_create(PyObject *Py_UNUSED(module), PyObject *original)
     return PyCFunction_New(&create_def, NULL);
 }
 
-PyDoc_STRVAR(task_wrap_doc, "task_wrap(task)\n--\n\nWhat is to stand for the coroutine of a trio task that was there before.");
+PyDoc_STRVAR(task_wrap_doc, "task_wrap(task)\n--\n\nThe object that is to replace the coroutine of a trio task that existed before.");
 
 static PyObject *
 task_wrap(PyObject *Py_UNUSED(module), PyObject *task)

@@ -1,7 +1,7 @@
-/* uvloop: Loop.call_soon, which all steps of tasks are scheduled by.
+/* uvloop: Loop.call_soon, by which all steps of tasks are scheduled.
  *
- * It is a function of Cython's, an object that has a pointer to what is called, as its type says. That pointer is ours
- * while tracing is on: the function stays the object that it was, and a call costs one call more.
+ * It is a Cython function: an object with a pointer to the C function that is called. The pointer is replaced while tracing is
+ * on: the function stays the same object, and a call costs one more call.
  */
 #include "tasks/tasks.h"
 
@@ -37,8 +37,8 @@ find_vectorcall(PyObject *callable)
 
 PyDoc_STRVAR(task_call_soon_doc,
              "task_call_soon(function)\n--\n\n"
-             "Look at what that function of a class of loops is called with; None: no more.\n"
-             "ValueError if it is not as we know it.");
+             "Trace what that function of a class of loops is called with; None: stop.\n"
+             "ValueError if it has an unexpected layout.");
 
 static PyObject *
 task_call_soon(PyObject *Py_UNUSED(module), PyObject *wanted)
@@ -53,7 +53,7 @@ task_call_soon(PyObject *Py_UNUSED(module), PyObject *wanted)
         Py_RETURN_NONE;
     vectorcallfunc *place = find_vectorcall(wanted);
     if (place == NULL || !PyType_HasFeature(Py_TYPE(wanted), Py_TPFLAGS_METHOD_DESCRIPTOR)) {
-        PyErr_Format(PyExc_ValueError, "%R is not as we know it", wanted);
+        PyErr_Format(PyExc_ValueError, "%R has an unexpected layout", wanted);
         return NULL;
     }
     if (*place != traced_call_soon) {
