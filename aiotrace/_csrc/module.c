@@ -7,7 +7,8 @@ refuse_subinterpreter(PyObject *Py_UNUSED(module))
     if (PyInterpreterState_Get() == PyInterpreterState_Main())
         return 0;
     PyErr_SetString(PyExc_ImportError,
-                    "aiotrace._c cannot be loaded in a sub-interpreter; AIOTRACE_PURE=1 uses the pure-Python implementation");
+                    "aiotrace._c cannot be loaded in a sub-interpreter; AIOTRACE_PURE=1 uses the pure-Python "
+                    "implementation");
     return -1;
 }
 
@@ -78,8 +79,8 @@ static PyModuleDef_Slot module_slots[] = {
 static PyModuleDef module_definition = {
     PyModuleDef_HEAD_INIT,
     .m_name = "aiotrace._c",
-    .m_doc = "What runs for each record, step or page, in C. Writing and reading have a pure-Python implementation too; the tracers of\n"
-             "tasks, calls and stalls have not.",
+    .m_doc = "What runs for each record, step or page, in C. Writing and reading have a pure-Python\n"
+             "implementation too; the tracers of tasks, calls and stalls have not.",
     .m_size = sizeof(aiotrace_state),
     .m_slots = module_slots,
     .m_traverse = module_traverse,

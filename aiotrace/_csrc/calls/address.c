@@ -2,10 +2,11 @@
  *
  *     co_extra of the code object: | choice, 16 bits | address, 48 bits |
  *
- * It is kept in the code object, so there is no look-up per call: `locate`, which is Python, is asked once for each
- * choice of functions. IGNORED means functions that are not traced; sys.monitoring is told not to call for them
- * again; SILENT for those in which nothing else is traced either: the writers' own, in the middle of which no event can be
- * written. What fails is IGNORED.
+ * It is kept in the code object, so there is no look-up per call: `locate`, which is Python, is
+ * asked once for each choice of functions. IGNORED means functions that are not traced;
+ * sys.monitoring is told not to call for them again; SILENT for those in which nothing else is
+ * traced either: the writers' own, in the middle of which no event can be written. What fails is
+ * IGNORED.
  */
 #include "calls/calls.h"
 

@@ -1,10 +1,12 @@
-/* A call begins, or ends, that is not the common case: its function is met for the first time, or not traced; its thread
- * has no stack of this generation; it is too deep; something SILENT runs; or the call that ends is not the last one.
+/* A call begins, or ends, that is not the common case: its function is met for the first time, or
+ * not traced; its thread has no stack of this generation; it is too deep; something SILENT runs; or
+ * the call that ends is not the last one.
  *
  * Invariants:
  * - To find an address runs Python, in which anything may change: all else is read after it.
- * - A stack is `ready` when calls need only push and pop: it is of this generation, nothing SILENT runs in its thread, and no
- *   call was too deep to be stored. Whatever changes one of these calls `settle`.
+ * - A stack is `ready` when calls need only push and pop: it is of this generation, nothing SILENT
+ *   runs in its thread, and no call was too deep to be stored. Whatever changes one of these calls
+ *   `settle`.
  * - A stack of another generation holds nothing. Its thread empties it at its next call.
  */
 #include "calls/call.h"
@@ -60,7 +62,8 @@ find_call(Stack *stack, PyObject *code, uint64_t address)
     return depth; /* 0: it was entered before tracing began */
 }
 
-/* These two stand apart, so that a function that is not traced, for which 3.11 calls us each time, saves few registers. */
+/* These two stand apart, so that a function that is not traced, for which 3.11 calls us each time,
+ * saves few registers. */
 static __attribute__((noinline)) void
 enter_found(PyObject *code, uint64_t address)
 {

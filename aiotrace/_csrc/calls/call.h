@@ -3,7 +3,8 @@
  *     enter   code --peek--> address     ready, and there is room?     --> push, record       else aiotrace_enter_slowly
  *     leave   code                       ready, and it is the last?    --> pop, record        else aiotrace_leave_slowly
  *
- * Invariant: a call of the common case runs only this file and what it includes. All checks that need more are in call.c.
+ * Invariant: a call of the common case runs only this file and what it includes. All checks that
+ * need more are in call.c.
  */
 #ifndef AIOTRACE_FUNCTION_CALLS_H
 #define AIOTRACE_FUNCTION_CALLS_H

@@ -1,4 +1,5 @@
-/* Calls of Python functions, while they are traced: the kernel's function and function_graph events.
+/* Calls of Python functions, while they are traced: the kernel's function and function_graph
+ * events.
  *
  *                 enter                                     leave
  *   code object --extra--> address --push--> [call, began]  --pop--> func, calltime, rettime
@@ -11,16 +12,20 @@
  *   stack.c         the running calls of a thread
  *   address.c       the address of a code object
  *
- * Each calls only those below it. The headers hold the common case, which the hooks inline; the .c files the rest.
+ * Each calls only those below it. The headers hold the common case, which the hooks inline; the .c
+ * files the rest.
  *
  * Invariants:
- * - A coroutine that is suspended has left, and enters when it is resumed: so calls nest in each thread.
- * - What does not nest all the same (tracing began in the middle of calls, or the interpreter reported no end) is left out, and
- *   what is above it on the stack is dropped: a depth is never wrong for more than one call.
- * - The interpreter calls no hook inside a hook, so the Python code of the uncommon cases is not traced.
- * - A call of the common case takes three branches before its time is read: the address is valid, this thread's stack belongs
- *   to this generation (`ready`), and it has room, or the call on it is the one that ends. All else is handled by
- *   `aiotrace_enter_slowly` and `aiotrace_leave_slowly`.
+ * - A coroutine that is suspended has left, and enters when it is resumed: so calls nest in each
+ *   thread.
+ * - What does not nest all the same (tracing began in the middle of calls, or the interpreter
+ *   reported no end) is left out, and what is above it on the stack is dropped: a depth is never
+ *   wrong for more than one call.
+ * - The interpreter calls no hook inside a hook, so the Python code of the uncommon cases is not
+ *   traced.
+ * - A call of the common case takes three branches before its time is read: the address is valid,
+ *   this thread's stack belongs to this generation (`ready`), and it has room, or the call on it is
+ *   the one that ends. All else is handled by `aiotrace_enter_slowly` and `aiotrace_leave_slowly`.
  */
 #ifndef AIOTRACE_FUNCTION_H
 #define AIOTRACE_FUNCTION_H
@@ -51,7 +56,8 @@ typedef struct {
 
 extern Tracing aiotrace_tracing;
 
-/* Whether the kernel makes CLOCK_MONOTONIC from the TSC: so the TSC is constant, and the same on all processors. */
+/* Whether the kernel makes CLOCK_MONOTONIC from the TSC: so the TSC is constant, and the same on
+ * all processors. */
 extern int aiotrace_calls_use_tsc;
 
 /* The time of a call. */
@@ -69,8 +75,8 @@ call_time(void)
 #define ADDRESS_BITS 48
 #define ADDRESS_END ((uint64_t)1 << ADDRESS_BITS)
 
-/* What a code object holds for us, or 0, without the checks that the interpreter's own function makes. The struct is
- * codeobject.c's own; `aiotrace_find_extra` looks whether it is so. */
+/* What a code object holds for us, or 0, without the checks that the interpreter's own function
+ * makes. The struct is codeobject.c's own; `aiotrace_find_extra` looks whether it is so. */
 static inline uint64_t
 peek(PyObject *code)
 {
@@ -83,8 +89,8 @@ peek(PyObject *code)
                : (uint64_t)(uintptr_t)extra->extras[aiotrace_tracing.plain_index];
 }
 
-/* The address that an extra holds. It is ADDRESS_END or more if none is known: of the present choice, that is, which
- * stands above it and is never 0. */
+/* The address that an extra holds. It is ADDRESS_END or more if none is known: of the present
+ * choice, that is, which stands above it and is never 0. */
 static inline uint64_t
 address_in(uint64_t extra)
 {
@@ -94,8 +100,8 @@ address_in(uint64_t extra)
 /* The address of a code object, asked for if it is not known. Runs Python; sets no exception. */
 uint64_t aiotrace_find_address(PyObject *code);
 
-/* Have a place in code objects, and find out with this one where it lies. Returns -1 with an exception set if there is
- * none. */
+/* Have a place in code objects, and find out with this one where it lies. Returns -1 with an
+ * exception set if there is none. */
 int aiotrace_find_extra(PyObject *code);
 
 /* --- the stack of a thread (stack.c) ------------------------------------------------------------ */

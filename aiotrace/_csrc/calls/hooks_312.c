@@ -3,7 +3,8 @@
  *     function_enter, function_leave    may return DISABLE, for a function that is not traced: it is not called for it again
  *     function_throw, function_unwind   may not: the same where an exception enters, and leaves
  *
- * Invariant: the interpreter calls them with a code object first. Called with anything else they do nothing.
+ * Invariant: the interpreter calls them with a code object first. Called with anything else they do
+ * nothing.
  */
 #include "calls/call.h"
 
@@ -14,7 +15,8 @@
 
 static PyObject *disable; /* sys.monitoring.DISABLE: not to be called for this place again */
 
-/* A callback of sys.monitoring. The interpreter calls it straight: a builtin function costs it 60 instructions more. */
+/* A callback of sys.monitoring. The interpreter calls it straight: a builtin function costs it 60
+ * instructions more. */
 typedef struct {
     PyObject_HEAD
     vectorcallfunc call;

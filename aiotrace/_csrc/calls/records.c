@@ -1,7 +1,8 @@
-/* What is recorded of a call: which events, and calling one where a record cannot be written in place.
+/* What is recorded of a call: which events, and calling one where a record cannot be written in
+ * place.
  *
- * Invariant: the traced program does not notice. An exception of an event is cleared, and an event is held while it is called,
- * though another thread may drop it.
+ * Invariant: the traced program does not notice. An exception of an event is cleared, and an event
+ * is held while it is called, though another thread may drop it.
  */
 #include "calls/records.h"
 

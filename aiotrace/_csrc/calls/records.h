@@ -2,8 +2,8 @@
  *
  *     function   ip, parent_ip     entry   func, depth     exit   func, depth, overrun, calltime, rettime
  *
- * A record goes straight to its place. Whatever is not as it mostly is (a page that is full, a filter, several
- * recordings, a long pause) is left to the event.
+ * A record goes straight to its place. Whatever is not as it mostly is (a page that is full, a
+ * filter, several recordings, a long pause) is left to the event.
  */
 #ifndef AIOTRACE_FUNCTION_RECORDS_H
 #define AIOTRACE_FUNCTION_RECORDS_H
@@ -38,8 +38,9 @@ void aiotrace_set_kind(Kind *kind, PyObject *event);
 
 #pragma GCC visibility pop
 
-/* Where a record of `size` bytes goes, its common part written, or NULL if that is not for here. The caller stores the
- * rest of it there at once (a record built elsewhere and copied waits for its own stores) and calls commit. */
+/* Where a record of `size` bytes goes, its common part written, or NULL if that is not for here.
+ * The caller stores the rest of it there at once (a record built elsewhere and copied waits for its
+ * own stores) and calls commit. */
 static inline __attribute__((always_inline)) void *
 begin_call_record(const Kind *kind, uint64_t now, uint32_t size, Cursor **writer)
 {

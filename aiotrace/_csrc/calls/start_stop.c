@@ -1,7 +1,8 @@
-/* The tracers function and function_graph, as Python sees them: start, and stop. calls.h describes the rest.
+/* The tracers function and function_graph, as Python sees them: start, and stop. calls.h describes
+ * the rest.
  *
- * Invariants: a start while tracing is on changes it, and running calls stay on their stacks; a stop ends the generation, so
- * that no stack has to be found and emptied.
+ * Invariants: a start while tracing is on changes it, and running calls stay on their stacks; a
+ * stop ends the generation, so that no stack has to be found and emptied.
  */
 #include "calls/records.h"
 

@@ -12,7 +12,7 @@
 
 #define WINDOW (UINT64_C(1) << 24)        /* ticks: 5 to 8 milliseconds */
 #define MEASURE_NS_MIN UINT64_C(20000000) /* for a few millionths: a reading is off by up to 50 ns */
-#define MEASURE_NS_MAX UINT64_C(10000000000) /* in more time the machine may have slept, which the two count differently */
+#define MEASURE_NS_MAX UINT64_C(10000000000)  /* the machine may have slept, which the TSC counts and the clock does not */
 #define MEASURE_TICKS_MAX (UINT64_C(1) << 36) /* the same, and that the counter was not set back */
 #define CHANGE_MAX_SHIFT 10                   /* of the rate, from one measurement to the next: 1/1024 */
 #define APART_MAX 1024                        /* ticks that reading both takes: else something came between */
@@ -125,8 +125,8 @@ tsc_calibrate(PyObject *Py_UNUSED(module), PyObject *argument)
     return PyFloat_FromDouble((double)aiotrace_tsc.rate / 4294967296.0);
 }
 
-/* libc's clock_gettime calls the kernel's, which vdso(7) maps like a library. A function that replaces libc's
- * (libfaketime) is called in its place, as Python calls it. */
+/* libc's clock_gettime calls the kernel's, which vdso(7) maps like a library. A function that
+ * replaces libc's (libfaketime) is called in its place, as Python calls it. */
 static void
 find_clock(void)
 {

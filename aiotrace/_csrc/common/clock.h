@@ -1,16 +1,21 @@
-/* CLOCK_MONOTONIC in nanoseconds: read from the kernel, or extrapolated from the processor's time stamp counter (TSC).
+/* CLOCK_MONOTONIC in nanoseconds: read from the kernel, or extrapolated from the processor's time
+ * stamp counter (TSC).
  *
  *     kernel |---------------|---------------|         aiotrace_read_tsc() = ns + ticks since then * rate
  *            ^ anchor         ^ anchor (5 to 8 milliseconds later)
  *
- * Reading the TSC takes a third of the time of a call into the kernel's clock, and a traced step or call of a function
- * reads the time twice. One anchor serves the process: events with clock="tsc", steps of tasks and calls of functions.
+ * Reading the TSC takes a third of the time of a call into the kernel's clock, and a traced step or
+ * call of a function reads the time twice. One anchor serves the process: events with clock="tsc",
+ * steps of tasks and calls of functions.
  *
  * Invariants:
- * - What `aiotrace_read_tsc` returns never decreases, in no thread and across threads. All its callers hold the GIL.
- * - It is off the kernel's clock by at most the error of one reading (some 50 ns) and what the counter strays within
- *   WINDOW, some 20 ns: the rate is measured again at an anchor when the last measurement is 20 ms old.
- * - Until the rate is known, and where the TSC has no constant rate, each call reads the kernel's clock.
+ * - What `aiotrace_read_tsc` returns never decreases, in no thread and across threads. All its
+ *   callers hold the GIL.
+ * - It is off the kernel's clock by at most the error of one reading (some 50 ns) and what the
+ *   counter strays within WINDOW, some 20 ns: the rate is measured again at an anchor when the last
+ *   measurement is 20 ms old.
+ * - Until the rate is known, and where the TSC has no constant rate, each call reads the kernel's
+ *   clock.
  */
 #ifndef AIOTRACE_CLOCK_H
 #define AIOTRACE_CLOCK_H

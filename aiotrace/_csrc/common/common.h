@@ -1,4 +1,5 @@
-/* What all C files of aiotrace._c share: compiler macros, the module's state, and the list of its parts.
+/* What all C files of aiotrace._c share: compiler macros, the module's state, and the list of its
+ * parts.
  *
  *     module.c   the module itself
  *     common/    layout numbers, the clock, crc32, UTF-8, eventfd
@@ -10,8 +11,9 @@
  *     store/     trace files and their journals
  *     decode/    reading records: fields, columns, lines of text
  *
- * A folder uses those above it, and common: ring < events < stalls < {tasks, calls}; store and decode use common alone.
- * Each part adds its types and functions to the module in its exec function.
+ * A folder uses those above it, and common: ring < events < stalls < {tasks, calls}; store and
+ * decode use common alone. Each part adds its types and functions to the module in its exec
+ * function.
  */
 #ifndef AIOTRACE_COMMON_H
 #define AIOTRACE_COMMON_H
@@ -34,8 +36,8 @@
 #define THREAD_LOCAL __thread
 #endif
 
-/* Code that runs and data that is read for each record or step lie together: programs fill the processor's caches, and
- * fetching a line costs more than what is done with it. */
+/* Code that runs and data that is read for each record or step lie together: programs fill the
+ * processor's caches, and fetching a line costs more than what is done with it. */
 #define HOT __attribute__((hot))
 #ifdef __ELF__
 #define HOT_DATA __attribute__((section("aiotrace_hot")))
@@ -54,7 +56,8 @@ aiotrace_get_state(PyObject *module)
     return (aiotrace_state *)PyModule_GetState(module);
 }
 
-/* Make a type, add it to the module under this name and keep it in `*type`. Returns -1 with an exception set on failure. */
+/* Make a type, add it to the module under this name and keep it in `*type`. Returns -1 with an
+ * exception set on failure. */
 static inline int
 aiotrace_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject **type, const char *name)
 {

@@ -1,14 +1,17 @@
-/* crc32 (zlib's) of a page, as fast as it can be read: where zlib takes 16 steps, the processor multiplies once.
+/* crc32 (zlib's) of a page, as fast as it can be read: where zlib takes 16 steps, the processor
+ * multiplies once.
  *
  *     64 bytes  --fold-->  the next 64 bytes  --fold--> ...  --> 16 bytes, of the same remainder  --table--> crc
  *
- * and where it multiplies four at once (VPCLMULQDQ on 512 bits), 256 bytes at a time come before that.
+ * and where it multiplies four at once (VPCLMULQDQ on 512 bits), 256 bytes at a time come before
+ * that.
  *
- * Without this a FileSink writes at half the speed of its disk: a page's crc took longer than its write(). Carry-less
- * multiplication (PCLMULQDQ) is the method of V. Gopal et al., "Fast CRC Computation for Generic Polynomials Using
- * PCLMULQDQ" (Intel, 2009). A constant is x**n modulo the polynomial 0x104C11DB7, its bits reversed, shifted by one:
- * what an operand is multiplied by to move it n bits on. Where the processor cannot do that, the module has no crc32
- * and _base/crc32.py takes zlib's; C's own small inputs use the table in that case.
+ * Without this a FileSink writes at half the speed of its disk: a page's crc took longer than its
+ * write(). Carry-less multiplication (PCLMULQDQ) is the method of V. Gopal et al., "Fast CRC
+ * Computation for Generic Polynomials Using PCLMULQDQ" (Intel, 2009). A constant is x**n modulo the
+ * polynomial 0x104C11DB7, its bits reversed, shifted by one: what an operand is multiplied by to
+ * move it n bits on. Where the processor cannot do that, the module has no crc32 and _base/crc32.py
+ * takes zlib's; C's own small inputs use the table in that case.
  */
 #include "common/crc32.h"
 

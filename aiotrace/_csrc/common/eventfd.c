@@ -1,5 +1,5 @@
-/* Waking a loop that waits in epoll: a write to an eventfd does not block, so the GIL is kept. A thread that releases the
- * GIL for it gets it back only when another busy thread is done.
+/* Waking a loop that waits in epoll: a write to an eventfd does not block, so the GIL is kept. A
+ * thread that releases the GIL for it gets it back only when another busy thread is done.
  */
 #include "common/common.h"
 

@@ -1,5 +1,6 @@
-/* The numbers of pages, records and descriptors, as aiotrace/_page/layout.py has them; tests/page/test_layout_in_c.py
- * compares the two, name by name. Numbers only: nothing here computes. */
+/* The numbers of pages, records and descriptors, as aiotrace/_page/layout.py has them;
+ * tests/page/test_layout_in_c.py compares the two, name by name. Numbers only: nothing here
+ * computes. */
 #ifndef AIOTRACE_LAYOUT_H
 #define AIOTRACE_LAYOUT_H
 

@@ -10,8 +10,8 @@ typedef struct {
     size_t capacity;
 } Text;
 
-/* Make room for `more` bytes. Returns -1 with an exception set, and the text as it was, if there is no memory; so does
- * all here that returns an int. */
+/* Make room for `more` bytes. Returns -1 with an exception set, and the text as it was, if there is
+ * no memory; so does all here that returns an int. */
 static inline int
 text_reserve(Text *text, size_t more)
 {

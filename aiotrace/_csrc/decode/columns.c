@@ -4,7 +4,8 @@
  *            --take_rows---> for each chosen event: which rows are its own
  *            --new_event---> and an array for each of its fields; of strings and the like, where they lie
  *
- * Invariants: damage ends the page, and what came before it is kept. A plan is constant, so that threads may share it.
+ * Invariants: damage ends the page, and what came before it is kept. A plan is constant, so that
+ * threads may share it.
  */
 #include "decode/walk.h"
 

@@ -2,8 +2,9 @@
  *
  *     part --kind--> append_integer, append_text, append_symbol, append_float, append_hex --> Text
  *
- * Invariant: what might differ from _decode/report_lines.py and _decode/printf.py is printed by these: strings that are not
- * printable ASCII by `show_text`, a record whose string lies outside of it as a whole.
+ * Invariant: what might differ from _decode/report_lines.py and _decode/printf.py is printed by
+ * these: strings that are not printable ASCII by `show_text`, a record whose string lies outside of
+ * it as a whole.
  */
 #include "decode/field_print.h"
 

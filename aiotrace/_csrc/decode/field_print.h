@@ -1,4 +1,5 @@
-/* A part of a line: a literal, or one conversion of one field. report_lines.c has the plan of a line, field_print.c prints. */
+/* A part of a line: a literal, or one conversion of one field. report_lines.c has the plan of a
+ * line, field_print.c prints. */
 #ifndef AIOTRACE_LINE_PARTS_H
 #define AIOTRACE_LINE_PARTS_H
 
@@ -31,11 +32,12 @@ typedef struct {
 
 #pragma GCC visibility push(hidden)
 
-/* Fill a part from _decode/report_lines.py's tuple, and check it. Returns -1 with an exception set if it is wrong. */
+/* Fill a part from _decode/report_lines.py's tuple, and check it. Returns -1 with an exception set
+ * if it is wrong. */
 int aiotrace_part_parse(Part *part, PyObject *item, Py_ssize_t event_size);
 
-/* Print a record's parts; the record is as long as its event needs. Returns FOUND; ENDED if Python should print this
- * record's fields; FAILED with an exception set. */
+/* Print a record's parts; the record is as long as its event needs. Returns FOUND; ENDED if Python
+ * should print this record's fields; FAILED with an exception set. */
 int aiotrace_append_parts(const Printer *printer, Text *text, const Part *parts, Py_ssize_t count,
                           const unsigned char *payload, Py_ssize_t length, int swap);
 

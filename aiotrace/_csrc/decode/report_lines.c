@@ -1,10 +1,11 @@
-/* A page as lines of text, in the layout of `trace-cmd report`. The same as _decode/report_lines.py.
+/* A page as lines of text, in the layout of `trace-cmd report`. The same as
+ * _decode/report_lines.py.
  *
  *     Walk --> record --> `comm-pid  [cpu]  secs.usecs: event: ` --field_print.c--> `fields` --> "\n" --> Text
  *                           `-- once a task --'          `-- `define` says once what an event's fields are
  *
- * Invariants: the text is the same, byte for byte, as that of the Python implementation. A callback may come back here: what it finds is whole,
- * and no memory that is in use above is freed.
+ * Invariants: the text is the same, byte for byte, as that of the Python implementation. A callback
+ * may come back here: what it finds is whole, and no memory that is in use above is freed.
  */
 #include "decode/field_print.h"
 
@@ -46,7 +47,8 @@ append_rest(Lines *self, Text *text, const Record *record, const unsigned char *
     return status;
 }
 
-/* Seconds and microseconds, rounded, as trace-cmd shows a time; at most TIME_SIZE bytes, for which there is room. */
+/* Seconds and microseconds, rounded, as trace-cmd shows a time; at most TIME_SIZE bytes, for which
+ * there is room. */
 enum { TIME_SIZE = 32 };
 
 static void

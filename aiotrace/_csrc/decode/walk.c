@@ -1,4 +1,5 @@
-/* The records of a page for Python: as tuples, and as counts. The same as _page/walk.py, which says what a record is.
+/* The records of a page for Python: as tuples, and as counts. The same as _page/walk.py, which says
+ * what a record is.
  *
  *     data --Walk--> (timestamp, id, pid, start, length), ...
  *              +---> tally: how many of each event, and how many bytes

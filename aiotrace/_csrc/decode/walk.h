@@ -1,12 +1,12 @@
-/* Reading: the records of a page, one after the other, and where in a record a field lies. For walk.c, columns.c and
- * report_lines.c, whose loops these are.
+/* Reading: the records of a page, one after the other, and where in a record a field lies. For
+ * walk.c, columns.c and report_lines.c, whose loops these are.
  *
  *     data --Scan, next_record--> record, record, ... --find_place--> the bytes of a string, an array, a rest
  *                `-- Walk, walk_next: those that were chosen
  *
- * Invariants: every number that is read is compared with the end of the data before it is used, and nothing outside of
- * the data is read. A reader stops in front of damage and keeps what came before; the next call
- * raises TraceFormatError.
+ * Invariants: every number that is read is compared with the end of the data before it is used, and
+ * nothing outside of the data is read. A reader stops in front of damage and keeps what came
+ * before; the next call raises TraceFormatError.
  *
  * This file knows no file, no header of a page and no print fmt.
  */
@@ -203,7 +203,8 @@ typedef struct {
     unsigned char kind;
 } Field;
 
-/* Where the bytes of a field are, in the record: one that is no number. Returns 0 if they are not in it. */
+/* Where the bytes of a field are, in the record: one that is no number. Returns 0 if they are not
+ * in it. */
 static inline int
 find_place(const unsigned char *payload, Py_ssize_t length, const Field *field, int swap, uint32_t *at,
            uint32_t *count)

@@ -1,5 +1,6 @@
-/* From a Python value to the bytes of a field: exact, plain values alone. What could run Python code (a subclass's methods, a
- * str that is not interned yet) or does not fit returns 0, and the pure-Python implementation handles the whole event.
+/* From a Python value to the bytes of a field: exact, plain values alone. What could run Python
+ * code (a subclass's methods, a str that is not interned yet) or does not fit returns 0, and the
+ * pure-Python implementation handles the whole event.
  *
  * Part of event.c, kept apart for its size. Nothing here allocates or calls Python code.
  */
@@ -45,7 +46,8 @@ text_size(PyObject *text)
     return size;
 }
 
-/* UTF-8 straight into the page (PyUnicode_AsUTF8 would keep a copy for the str's life); lone surrogates pass. */
+/* UTF-8 straight into the page (PyUnicode_AsUTF8 would keep a copy for the str's life); lone
+ * surrogates pass. */
 static void
 put_text(char *place, PyObject *text, uint32_t size)
 {
@@ -118,8 +120,8 @@ as_long(PyObject *value, int64_t *result)
     return 1;
 }
 
-/* An int as 64 bits. Returns 0 if it is not an int or does not fit. A subclass's __index__ is not called, as by
- * `struct`. */
+/* An int as 64 bits. Returns 0 if it is not an int or does not fit. A subclass's __index__ is not
+ * called, as by `struct`. */
 static inline int
 as_s64(PyObject *value, int64_t *result)
 {

@@ -1,4 +1,5 @@
-/* What runs per event: the same as _events/event.py's PythonEvent.__call__, which is the specification.
+/* What runs per event: the same as _events/event.py's PythonEvent.__call__, which is the
+ * specification.
  *
  *   event(200, "/index") -> gate -> lease of this thread -> measure -> convert and store in place -> commit
  *                             |          |                    |                |
@@ -6,9 +7,11 @@
  *                             (return)   +----- fall back to the Python event's call, from the beginning ----+
  *
  * Invariants:
- * - The fast path runs no Python code, allocates nothing and takes no lock. Only exact, plain values are converted
- *   here (convert.h); whatever could run foreign code falls back as a whole, so nothing is half done when Python runs.
- * - One step under the GIL: room is checked, the record stored, commit advanced last (ring/cursor.h).
+ * - The fast path runs no Python code, allocates nothing and takes no lock. Only exact, plain
+ *   values are converted here (convert.h); whatever could run foreign code falls back as a whole,
+ *   so nothing is half done when Python runs.
+ * - One step under the GIL: room is checked, the record stored, commit advanced last
+ *   (ring/cursor.h).
  *
  * Free-threaded builds are refused, because of the second invariant.
  */
@@ -96,7 +99,8 @@ measure(Event *self, PyObject *const *args, Measures *measures)
     return (uint32_t)((size + 3) & ~(uint64_t)3);
 }
 
-/* Convert all values and store them at `payload`. Returns 0 if one does not fit: then nothing was committed. */
+/* Convert all values and store them at `payload`. Returns 0 if one does not fit: then nothing was
+ * committed. */
 static inline __attribute__((always_inline)) int
 store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const Measures *measures, uint32_t size)
 {
@@ -134,7 +138,8 @@ store_all(Event *self, char *payload, int32_t pid, PyObject *const *args, const 
     return 1;
 }
 
-/* Put keyword arguments into the order of the fields. Returns 0 if the Python event must raise an error. */
+/* Put keyword arguments into the order of the fields. Returns 0 if the Python event must raise an
+ * error. */
 static int
 bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, PyObject **bound)
 {
@@ -157,8 +162,9 @@ bind(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords, P
     return 1;
 }
 
-/* The page is full: give the writer the whole payload; it turns the page. Returns 0, without effect, if the Python event
- * must handle it (the values do not convert, or have to be cut), -1 with what a signal handler raised. */
+/* The page is full: give the writer the whole payload; it turns the page. Returns 0, without
+ * effect, if the Python event must handle it (the values do not convert, or have to be cut), -1
+ * with what a signal handler raised. */
 static __attribute__((noinline, cold)) int
 write_whole(Event *self, Lease *lease, PyObject *const *args, const Measures *measures, uint32_t size)
 {
@@ -179,8 +185,8 @@ write_whole(Event *self, Lease *lease, PyObject *const *args, const Measures *me
     return done == NULL ? -1 : 1;
 }
 
-/* Write the event for every writer of the thread. Returns 1 if written, 0 (nothing done) if the Python event must handle it, -1 with an
- * exception set. */
+/* Write the event for every writer of the thread. Returns 1 if written, 0 (nothing done) if the
+ * Python event must handle it, -1 with an exception set. */
 static __attribute__((noinline)) int
 record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
 {
@@ -228,7 +234,8 @@ record(Event *self, PyObject *const *args, Py_ssize_t nargs, PyObject *keywords)
     return 1;
 }
 
-/* The rest of `record_short` for narrower fields and longer values. `payload`: of the record that was begun. */
+/* The rest of `record_short` for narrower fields and longer values. `payload`: of the record that
+ * was begun. */
 static __attribute__((noinline)) int
 record_numbers(Event *self, Lease *lease, uint64_t now, char *payload, PyObject *const *args)
 {
@@ -246,7 +253,8 @@ record_numbers(Event *self, Lease *lease, uint64_t now, char *payload, PyObject 
     return 1;
 }
 
-/* Store a value of eight bytes that takes no call, a small int or a float; or else leave it to `record_numbers`. */
+/* Store a value of eight bytes that takes no call, a small int or a float; or else leave it to
+ * `record_numbers`. */
 #define STORE_WIDE(N)                                                                              \
     {                                                                                              \
         PyObject *value = args[N];                                                                 \
@@ -265,8 +273,9 @@ record_numbers(Event *self, Lease *lease, uint64_t now, char *payload, PyObject 
         }                                                                                          \
     }
 
-/* The same for the common case: numbers alone, in order, for one recording. Returns 0, without effect, if
- * `record` must handle it. With no recording open, no lease and no event is of the present epoch. */
+/* The same for the common case: numbers alone, in order, for one recording. Returns 0, without
+ * effect, if `record` must handle it. With no recording open, no lease and no event is of the
+ * present epoch. */
 static inline __attribute__((always_inline)) int
 record_short(Event *self, Lease *lease, PyObject *const *args)
 {

@@ -2,8 +2,8 @@
  *
  *   SpanType(...) -> Span     __enter__: begin(id, parent, values...)     __exit__: end(id, duration_ns[, name])
  *
- * The events are called as a program calls them, so event.c (and the selection behind it) decides what is written. Without an
- * open recording a call returns the one span that does nothing.
+ * The events are called as a program calls them, so event.c (and the selection behind it) decides
+ * what is written. Without an open recording a call returns the one span that does nothing.
  */
 
 #include "common/clock.h"

@@ -2,8 +2,8 @@
  *
  *     enter -> put, put, put ... -> freeze, leave        the writer (Python) turns its page; C events bypass `put`
  *
- * Invariant of cursor.h: one step under the GIL from the check against `limit` to `commit`. Anything else that touches the
- * page freezes the cursor first (limit 0), and then nothing fits.
+ * Invariant of cursor.h: one step under the GIL from the check against `limit` to `commit`.
+ * Anything else that touches the page freezes the cursor first (limit 0), and then nothing fits.
  */
 #include "ring/cursor.h"
 

@@ -1,11 +1,12 @@
-/* Writing records onto a page, in place: the cursor of a writer, and the lease that gives a thread its writers.
+/* Writing records onto a page, in place: the cursor of a writer, and the lease that gives a thread
+ * its writers.
  *
  *     aiotrace_lease -> only -> page + end: | record | record | ......................... |
  *                                           begin_record: a place  ^     commit: `end` moves     ^ limit
  *
  * Invariants:
- * - From the check against `limit` to `commit` is one step under the GIL (a watcher's cursor: under its lock), without
- *   Python code in between. Nothing is visible before `commit`.
+ * - From the check against `limit` to `commit` is one step under the GIL (a watcher's cursor: under
+ *   its lock), without Python code in between. Nothing is visible before `commit`.
  * - A lease is valid while its epoch is the present one.
  */
 #ifndef AIOTRACE_CURSOR_H
@@ -87,7 +88,8 @@ now_ns(const Cursor *self)
  *     now    at or after the last record's time
  *     size   of the payload: a multiple of 4, at most AIOTRACE_SHORT_PAYLOAD_MAX
  *
- * Returns where the payload goes, or NULL if there is no room or more than the common case is needed. */
+ * Returns where the payload goes, or NULL if there is no room or more than the common case is
+ * needed. */
 static inline __attribute__((always_inline)) char *
 begin_record(const RecordCursor *at, uint64_t now, uint32_t size)
 {
@@ -99,8 +101,9 @@ begin_record(const RecordCursor *at, uint64_t now, uint32_t size)
     return (char *)(header + 1);
 }
 
-/* Begin a record of any size, after a time extend if it needs one. `*now` becomes the last record's time if it is before
- * that. Returns where the payload goes, and in `*end` where the record ends; NULL if there is no room. */
+/* Begin a record of any size, after a time extend if it needs one. `*now` becomes the last record's
+ * time if it is before that. Returns where the payload goes, and in `*end` where the record ends;
+ * NULL if there is no room. */
 static inline char *
 reserve(const RecordCursor *at, uint64_t *now, uint32_t size, uint32_t *end)
 {
@@ -142,8 +145,9 @@ reserve(const RecordCursor *at, uint64_t *now, uint32_t size, uint32_t *end)
 
 enum { AHEAD = 512 }; /* bytes: some 15 events */
 
-/* Ask for the cache line that is written in a few events. A sink's thread has read the page, so its lines are shared with
- * another processor, and an event would wait for each. The address may lie behind the page: nothing is read. */
+/* Ask for the cache line that is written in a few events. A sink's thread has read the page, so its
+ * lines are shared with another processor, and an event would wait for each. The address may lie
+ * behind the page: nothing is read. */
 static inline void
 prefetch(const RecordCursor *at, uint32_t end)
 {

@@ -3,13 +3,15 @@
  *     sealed pages --offer_sealed--> parts, one holder more each      _ring/delivery.py is the specification
  *     parts        --settle-------> pages without a holder: empty, and free
  *
- * Invariant: only the common case runs here. At the first page or part that differs (the sink had a part of the page, it does
- * not know the writer, parts are acknowledged out of order) both functions stop, return how far they came, and have changed
- * nothing for it or for what follows. Python continues there.
+ * Invariant: only the common case runs here. At the first page or part that differs (the sink had a
+ * part of the page, it does not know the writer, parts are acknowledged out of order) both
+ * functions stop, return how far they came, and have changed nothing for it or for what follows.
+ * Python continues there.
  */
 #include "ring/page_state.h"
 
-/* A Part is a tuple: the indices of its fields. _ring/delivery.py asserts at import that its classes have these fields. */
+/* A Part is a tuple: the indices of its fields. _ring/delivery.py asserts at import that its
+ * classes have these fields. */
 enum {
     PART_WRITER, PART_SEQUENCE, PART_OFFSET, PART_COMPLETE, PART_EVENTS, PART_LOST_BEFORE, PART_DEFINITIONS,
     PART_TIMESTAMP, PART_COMMITTED, PART_PAGE, PART_PAGE_EVENTS, PART_NUMBER, PART_FIELDS
@@ -205,8 +207,8 @@ offer_sealed(PyObject *Py_UNUSED(module), PyObject *arguments)
     return result;
 }
 
-/* Whether a part is looked at, and the only one that the sink has of its page: then it is taken out of both tables.
- * Returns 1 or 0; -1: an exception is set. */
+/* Whether a part is looked at, and the only one that the sink has of its page: then it is taken out
+ * of both tables. Returns 1 or 0; -1: an exception is set. */
 static int
 let_go(PyObject *part, PyObject *looked, PyObject *by_page)
 {

@@ -7,9 +7,10 @@
  *     FULL -> FILLING     the overrun: one of the two ----  or FULL -> IN_FLIGHT: exactly one wins
  *                                              <----------  IN_FLIGHT -> FREE   releases (3), after its last read
  *
- * The pairs: a seal (1) with the take or the overrun that wins the page; a give-back (3) with the writer's next take.
- * A swap that fails changes nothing and promises nothing. The reader finds pages by plain loads, which are hints: its second
- * read is ordered after the first by `fence`. models/handover.pml is the model of this, for spin.
+ * The pairs: a seal (1) with the take or the overrun that wins the page; a give-back (3) with the
+ * writer's next take. A swap that fails changes nothing and promises nothing. The reader finds
+ * pages by plain loads, which are hints: its second read is ordered after the first by `fence`.
+ * models/handover.pml is the model of this, for spin.
  */
 #include "ring/page_state.h"
 

@@ -1,4 +1,5 @@
-/* The state of a page: the word of its descriptor that says who owns it, and the only function that changes it.
+/* The state of a page: the word of its descriptor that says who owns it, and the only function that
+ * changes it.
  *
  *     FREE -> FILLING -> FULL -> IN_FLIGHT -> FREE      page_state.c says how this hands pages to another process
  *
@@ -20,8 +21,8 @@ static const char aiotrace_transitions[4][4] = {
     [AIOTRACE_IN_FLIGHT] = {1,   0,     0,   0},
 };
 
-/* Change the state in a descriptor, in one step for all processes that have the arena mapped. Returns 0, without effect,
- * if it is not `old`. */
+/* Change the state in a descriptor, in one step for all processes that have the arena mapped.
+ * Returns 0, without effect, if it is not `old`. */
 static inline int
 aiotrace_page_transition(uint64_t *words, unsigned old, unsigned new)
 {

@@ -1,8 +1,10 @@
-/* The writers of a thread, and what all threads share: whether any recording is open, and the epoch.
+/* The writers of a thread, and what all threads share: whether any recording is open, and the
+ * epoch.
  *
  *     the open recordings change -> changed: epoch + 1 -> each thread's lease is stale -> its next event makes a new one
  *
- * Invariant: a lease holds its writers strongly; the thread's pointer to it is cleared when it is deallocated.
+ * Invariant: a lease holds its writers strongly; the thread's pointer to it is cleared when it is
+ * deallocated.
  */
 #include "ring/cursor.h"
 

@@ -1,11 +1,12 @@
-/* The turn of a page in the common case, in one step: the full one goes into the ring, a free one to the writer.
+/* The turn of a page in the common case, in one step: the full one goes into the ring, a free one
+ * to the writer.
  *
  *     filling --seal--> full, last in the ring
  *     free, first in the pool --take--> filling, this writer's: nothing on it, its CHECK set last
  *
- * Invariant: if there is no page in the pool, or one whose memory has not been allocated yet, nothing changes, and
- * _ring/page_cycle.py handles the turn. The caller holds the guard. No Python code runs in here, so a signal handler never
- * sees half of it.
+ * Invariant: if there is no page in the pool, or one whose memory has not been allocated yet,
+ * nothing changes, and _ring/page_cycle.py handles the turn. The caller holds the guard. No Python
+ * code runs in here, so a signal handler never sees half of it.
  */
 #include "common/crc32.h"
 #include "ring/page_state.h"

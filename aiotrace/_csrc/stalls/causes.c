@@ -1,10 +1,12 @@
-/* Why a step lasts: what its thread's time was spent on, as the kernel counts it, and how the sampler waited for the GIL.
+/* Why a step lasts: what its thread's time was spent on, as the kernel counts it, and how the
+ * sampler waited for the GIL.
  *
  *     first sample ....... the step lasts ....... last sample --aiotrace_stall_judge--> Python, C, gc, the GIL, ...
  *     the sampler requests the GIL: ---waits---|
  *
- * Invariant: a cause is what most of the window was spent on; what is not known is "unknown" and not a guess. Reading the
- * kernel's numbers costs system calls, so they are read twice a stall, and never by other steps.
+ * Invariant: a cause is what most of the window was spent on; what is not known is "unknown" and
+ * not a guess. Reading the kernel's numbers costs system calls, so they are read twice a stall, and
+ * never by other steps.
  */
 #include "stalls/stalls.h"
 
@@ -19,7 +21,8 @@
 
 Cause aiotrace_stall_causes[CAUSES];
 
-/* Read a file of /proc, which is short. Returns whether there is a text; it ends with a NUL. No GIL. */
+/* Read a file of /proc, which is short. Returns whether there is a text; it ends with a NUL. No
+ * GIL. */
 static int
 read_proc(int32_t thread, const char *name, char *text, size_t size)
 {
@@ -44,7 +47,8 @@ aiotrace_stall_thread_state(int32_t thread)
     return bracket != NULL && bracket[1] == ' ' ? bracket[2] : 0;
 }
 
-/* How long a thread was ready to run, but on no processor, and how often it was put on one; 0: not known. */
+/* How long a thread was ready to run, but on no processor, and how often it was put on one; 0: not
+ * known. */
 static void
 read_delay(int32_t thread, uint64_t *delay_ns, uint64_t *slices)
 {

@@ -1,10 +1,10 @@
-/* The stack sampler: a Python thread that waits for the GIL when the watcher requests it, and reads the stack of a step
- * that was noticed.
+/* The stack sampler: a Python thread that waits for the GIL when the watcher requests it, and reads
+ * the stack of a step that was noticed.
  *
  *     no GIL: waits for work --> waits for the GIL (how long: see causes.c) --> GIL: a pending report, and its stack
  *
- * Invariants: it never holds `lock` while it waits for the GIL. The step is compared and its frames are read in one stretch in
- * which no other thread can have the GIL, and no Python code runs.
+ * Invariants: it never holds `lock` while it waits for the GIL. The step is compared and its frames
+ * are read in one stretch in which no other thread can have the GIL, and no Python code runs.
  */
 #include "stalls/stalls.h"
 
@@ -13,8 +13,9 @@
 
 #define FRAMES_MAX 256 /* read of a stack; aiotrace's own are left out later */
 
-/* The frames of a thread that has a step, innermost first: a list of (code, line), or NULL with an exception. The
- * collector rests meanwhile, so no Python code runs, and no other thread has the GIL. */
+/* The frames of a thread that has a step, innermost first: a list of (code, line), or NULL with an
+ * exception. The collector rests meanwhile, so no Python code runs, and no other thread has the
+ * GIL. */
 static PyObject *
 read_frames(PyThreadState *state)
 {
@@ -39,7 +40,8 @@ read_frames(PyThreadState *state)
     return found;
 }
 
-/* Wait without the GIL until there is work, and then for the GIL. Returns whether this watch is still running. */
+/* Wait without the GIL until there is work, and then for the GIL. Returns whether this watch is
+ * still running. */
 static int
 wait_for_work(uint64_t mine)
 {

@@ -1,4 +1,5 @@
-/* The watch over stalls: notices that a step lasts too long, while it lasts. _tracers/stall.py starts it.
+/* The watch over stalls: notices that a step lasts too long, while it lasts. _tracers/stall.py
+ * starts it.
  *
  *   a thread   begins a step ............................ ends it: stall:end, if it was noticed      has the GIL
  *                 |  stores: since when, which             ^
@@ -10,16 +11,19 @@
  *   stack_sampler.c   reads the stack           watcher_cursor.c  the watcher's page start_stop.c   start and stop
  *   watch.h           what the task tracer calls
  *
- * The watcher is a thread of C alone: it has no Python thread state, it never takes the GIL, and interpreter shutdown does not
- * affect it. The stack sampler is a daemon thread of Python (stall_next). How long it waits for the GIL shows what kind of
- * code holds it: Python code releases it within the switch interval, a call into C when it is done.
+ * The watcher is a thread of C alone: it has no Python thread state, it never takes the GIL, and
+ * interpreter shutdown does not affect it. The stack sampler is a daemon thread of Python
+ * (stall_next). How long it waits for the GIL shows what kind of code holds it: Python code
+ * releases it within the switch interval, a call into C when it is done.
  *
  * Invariants:
- * - A step costs a few stores of its own thread, and no lock. `lock` protects all else; its holder never blocks.
- * - The end of a noticed step is always recorded: the watcher stores "noticed", makes that visible to all threads, and reads
- *   the step again; if it has ended by then it was not noticed. (Its thread may record the end of it all the same.)
- * - A stack belongs to the step that was noticed: the step is compared, and the frames are read, in one stretch in which no
- *   other thread can have the GIL.
+ * - A step costs a few stores of its own thread, and no lock. `lock` protects all else; its holder
+ *   never blocks.
+ * - The end of a noticed step is always recorded: the watcher stores "noticed", makes that visible
+ *   to all threads, and reads the step again; if it has ended by then it was not noticed. (Its
+ *   thread may record the end of it all the same.)
+ * - A stack belongs to the step that was noticed: the step is compared, and the frames are read, in
+ *   one stretch in which no other thread can have the GIL.
  */
 #ifndef AIOTRACE_STALL_H
 #define AIOTRACE_STALL_H
@@ -31,10 +35,10 @@
 
 #include <pthread.h>
 
-#define load_acquire(cursor) __atomic_load_n(cursor, __ATOMIC_ACQUIRE)
-#define store_release(cursor, value) __atomic_store_n(cursor, value, __ATOMIC_RELEASE)
+#define load_acquire(word) __atomic_load_n(word, __ATOMIC_ACQUIRE)
+#define store_release(word, value) __atomic_store_n(word, value, __ATOMIC_RELEASE)
 
-#define CURSORS_MAX 8        /* recordings that the watcher writes to by itself */
+#define CURSORS_MAX 8      /* recordings that the watcher writes to by itself */
 #define PAUSE_MIN 1000000u /* ns: the watcher rests at least as long */
 
 /* --- what is known of a thread -------------------------------------------------------------------------- */
@@ -87,7 +91,8 @@ typedef struct Slot {
 
 /* --- a page of the watcher's own ---------------------------------------------------------------------------- */
 
-/* A writer's place on its page, as Cursor is, that a thread without the GIL writes to: everything under the lock. */
+/* A writer's place on its page, as Cursor is, that a thread without the GIL writes to: everything
+ * under the lock. */
 typedef struct {
     PyObject_HEAD
     RecordCursor at;
@@ -160,8 +165,8 @@ int aiotrace_stall_judge(const Sample *first, const Sample *last, const Waits *w
 /* "S" sleeps, "R" runs or wants to; 0: not known. */
 char aiotrace_stall_thread_state(int32_t thread);
 
-/* The sampler waits for the GIL from now on; its waits in the step that runs in a slot, with the present one. Under
- * the lock. */
+/* The sampler waits for the GIL from now on; its waits in the step that runs in a slot, with the
+ * present one. Under the lock. */
 void aiotrace_stall_begin_waiting(Slot *slot, uint64_t now);
 Waits aiotrace_stall_waits_until(const Slot *slot, uint64_t now);
 

@@ -2,8 +2,8 @@
  *
  *     stall_set (threshold, cursors) --> stall_start --> the watcher and the sampler run --> stall_stop: both end
  *
- * Invariants: there is one watch in a process, and its starts and stops hold the GIL. `lock` is held across a fork, so that the
- * child finds it consistent: it has no watcher and no sampler.
+ * Invariants: there is one watch in a process, and its starts and stops hold the GIL. `lock` is
+ * held across a fork, so that the child finds it consistent: it has no watcher and no sampler.
  */
 #include "stalls/stalls.h"
 
@@ -165,7 +165,8 @@ after_fork_in_parent(void)
     pthread_mutex_unlock(&aiotrace_stalls.lock);
 }
 
-/* A child has no watcher, no sampler, and of all threads the one that forked, which may be in the middle of a step. */
+/* A child has no watcher, no sampler, and of all threads the one that forked, which may be in the
+ * middle of a step. */
 static void
 after_fork_in_child(void)
 {

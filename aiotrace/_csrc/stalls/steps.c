@@ -1,9 +1,11 @@
-/* A thread's steps, run by the thread itself: a step begins, it has ended, and the end of a noticed one is recorded.
+/* A thread's steps, run by the thread itself: a step begins, it has ended, and the end of a noticed
+ * one is recorded.
  *
  *     begin: sequence becomes odd ... the step runs ... end: even; was it noticed? --> stall:end
  *
- * Invariants: a step that is not noticed costs a few stores and a reading of the clock, no lock and no system call. A thread
- * has one slot, made at its first step and reused for another thread when it has ended.
+ * Invariants: a step that is not noticed costs a few stores and a reading of the clock, no lock and
+ * no system call. A thread has one slot, made at its first step and reused for another thread when
+ * it has ended.
  */
 #include "stalls/stalls.h"
 

@@ -9,8 +9,8 @@
 /* Whether there is a watch. */
 extern int aiotrace_is_watched;
 
-/* A step begins, of a task (or 0) and at that time (ns; 0: now). Returns whether it is watched: then its thread calls
- * `aiotrace_watch_end` at its end, before anything else. */
+/* A step begins, of a task (or 0) and at that time (ns; 0: now). Returns whether it is watched:
+ * then its thread calls `aiotrace_watch_end` at its end, before anything else. */
 int aiotrace_watch_begin(int32_t task, uint64_t began);
 void aiotrace_watch_end(void);
 

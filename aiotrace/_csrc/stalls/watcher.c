@@ -1,9 +1,11 @@
-/* The watcher: a thread of C that polls all threads' steps, samples those that last, and notices those that last too long.
+/* The watcher: a thread of C that polls all threads' steps, samples those that last, and notices
+ * those that last too long.
  *
  *     a step ----- threshold / 4: sampled, the sampler waits for the GIL ----- threshold: noticed ----- ...
  *
- * Invariants: it holds `lock` except while it sleeps, and never blocks; it never has the GIL, and touches no object except a
- * WatcherCursor. A step is noticed only if it still runs when all threads can see that it is.
+ * Invariants: it holds `lock` except while it sleeps, and never blocks; it never has the GIL, and
+ * touches no object except a WatcherCursor. A step is noticed only if it still runs when all
+ * threads can see that it is.
  */
 #include "stalls/stalls.h"
 
@@ -21,8 +23,9 @@ typedef struct {
     uint64_t began_ns, lasted_ns, cause;
 } NoticedRecord;
 
-/* Let every thread that runs see what was stored here, and what they stored be seen here (membarrier(2)). Where the
- * kernel has no such call, a tenth of a millisecond is long enough for what a processor still has in its buffers. */
+/* Let every thread that runs see what was stored here, and what they stored be seen here
+ * (membarrier(2)). Where the kernel has no such call, a tenth of a millisecond is long enough for
+ * what a processor still has in its buffers. */
 static void
 be_seen(void)
 {

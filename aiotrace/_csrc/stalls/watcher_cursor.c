@@ -1,5 +1,5 @@
-/* A page of the watcher's own: a cursor for a thread without the GIL. _tracers/stall.py turns the page, as
- * _ring/writer.py does a Cursor's.
+/* A page of the watcher's own: a cursor for a thread without the GIL. _tracers/stall.py turns the
+ * page, as _ring/writer.py does a Cursor's.
  *
  *     enter --> aiotrace_watcher_put, aiotrace_watcher_put ... --> limit(False), leave
  *

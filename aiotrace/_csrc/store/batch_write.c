@@ -1,10 +1,11 @@
-/* A batch of whole pages into their files, and their frames into the journal, in one call; and blocks for what follows:
- * an ext4 that has them ready writes in three quarters of the time.
+/* A batch of whole pages into their files, and their frames into the journal, in one call; and
+ * blocks for what follows: an ext4 that has them ready writes in three quarters of the time.
  *
  *     pages of writers 1, 4, 1 --> lane of 1: crc32, pwritev     lane of 4: the same     --> frames, pwritev
  *                                  without the lock of the interpreter, all of it
  *
- * The invariants are those of _store/batch_write.py: only what is as expected is written; pages first, then frames.
+ * The invariants are those of _store/batch_write.py: only what is as expected is written; pages
+ * first, then frames.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -53,7 +54,8 @@ typedef struct {
     struct iovec *iov;
 } Batch;
 
-/* pwritev until everything is written, as _files.write_most. Returns bytes; `*error` is an errno, or 0. */
+/* pwritev until everything is written, as _files.write_most. Returns bytes; `*error` is an errno,
+ * or 0. */
 static uint64_t
 write_most(int fd, struct iovec *iov, int count, uint64_t offset, int *error)
 {
@@ -110,8 +112,8 @@ put_crc(BatchPage *page)
     put(page->body + 68, aiotrace_crc32(0, page->records.buf, (size_t)page->records.len), 4);
 }
 
-/* The pages of one writer, side by side; each piece is in the cache from crc32 to write, as far as it has room. Without
- * the lock of the interpreter. */
+/* The pages of one writer, side by side; each piece is in the cache from crc32 to write, as far as
+ * it has room. Without the lock of the interpreter. */
 static int
 write_lane(Batch *batch, Py_ssize_t index)
 {
@@ -162,8 +164,8 @@ write_batch(Batch *batch)
     write_most(batch->journal, batch->iov, (int)(end - batch->iov), batch->journal_end, &batch->journal_error);
 }
 
-/* The body of a page's frame, but for its crc32, and what is around its records. 1: it can be written; 0: it is not as
- * expected. */
+/* The body of a page's frame, but for its crc32, and what is around its records. 1: it can be
+ * written; 0: it is not as expected. */
 static int
 take_page(Batch *batch, Py_ssize_t n, PyObject *entry, PyObject *data)
 {

@@ -1,7 +1,8 @@
-/* The whole pages at the beginning of a journal, as runs: for each writer how many lie side by side, and their rows.
+/* The whole pages at the beginning of a journal, as runs: for each writer how many lie side by
+ * side, and their rows.
  *
- * Invariant: only what is as expected is taken, a whole page, where its writer's next one belongs, its frame intact.
- * Taking stops at anything else.
+ * Invariant: only what is as expected is taken, a whole page, where its writer's next one belongs,
+ * its frame intact. Taking stops at anything else.
  */
 #include "store/store.h"
 
@@ -16,7 +17,8 @@ typedef struct {
     PyObject *rows;
 } Run;
 
-/* Whether a whole page is what this frame says, in the place where the next one of its writer belongs. */
+/* Whether a whole page is what this frame says, in the place where the next one of its writer
+ * belongs. */
 static int
 read_whole(const unsigned char *frame, const char *stream_id, uint64_t page_size, const uint64_t *expected,
            size_t writers, Whole *whole)

@@ -6,7 +6,8 @@
  */
 #include "store/store.h"
 
-/* A field of a frame's body: where it comes from in the tuple, where it goes, and how many bytes it has. */
+/* A field of a frame's body: where it comes from in the tuple, where it goes, and how many bytes it
+ * has. */
 typedef struct {
     unsigned char index, offset, size, is_signed;
 } Field;

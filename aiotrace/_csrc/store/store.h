@@ -1,12 +1,12 @@
-/* What writing and closing a trace does for each page, many pages at once: the same as _formats/journal_runs.py and
- * _store/batch_write.py.
+/* What writing and closing a trace does for each page, many pages at once: the same as
+ * _formats/journal_runs.py and _store/batch_write.py.
  *
  *     page_frames.c   bodies of frames, or pages and parts of pages --> their frames for the journal
  *     batch_write.c   a batch of pages --> into their files, and their frames into the journal, in one call
  *     journal_runs.c  a journal          --> the rows of the pages that are as one expects, for the trace.dat
  *
- * The layouts are in _formats/frames.py, _formats/journal.py and _formats/tracedat.py. What is not as expected is left
- * to Python.
+ * The layouts are in _formats/frames.py, _formats/journal.py and _formats/tracedat.py. What is not
+ * as expected is left to Python.
  */
 #ifndef AIOTRACE_FILES_H
 #define AIOTRACE_FILES_H
@@ -51,8 +51,8 @@ get(const unsigned char *at, int size)
 
 #pragma GCC visibility push(hidden)
 
-/* page_frames.c: what a body says of a page by itself; `entry` is a tuple of nine. Returns -1 with an exception set if
- * a number does not fit. */
+/* page_frames.c: what a body says of a page by itself; `entry` is a tuple of nine. Returns -1 with
+ * an exception set if a number does not fit. */
 int aiotrace_pack_entry(unsigned char *body, PyObject *entry);
 
 /* The header of a frame, before a body that is there. */

@@ -2,8 +2,8 @@
  *
  *     made: callback_scheduled          _run: the callback in its context
  *
- * It is faster than CPython's own, which is Python. Debug mode, and a context that is not a contextvars.Context, are left to
- * that one.
+ * It is faster than CPython's own, which is Python. Debug mode, and a context that is not a
+ * contextvars.Context, are left to that one.
  */
 #include "tasks/tasks.h"
 

@@ -1,4 +1,5 @@
-/* The iterations of asyncio's loops, seen where a loop asks its selector; _tracers/loop.py says what they are. */
+/* The iterations of asyncio's loops, seen where a loop asks its selector; _tracers/loop.py says
+ * what they are. */
 #include "tasks/tasks.h"
 
 static PyObject *iteration; /* the event */

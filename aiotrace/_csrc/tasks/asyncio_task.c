@@ -1,16 +1,19 @@
-/* The insides of asyncio's tasks: the object that traces a task is stored in the task, in place of its coroutine.
+/* The insides of asyncio's tasks: the object that traces a task is stored in the task, in place of
+ * its coroutine.
  *
  *     a task of _asyncio           the coroutine is at an offset, found by searching a sample task for its coroutine
  *     _PyTask and its subclasses   the coroutine is the attribute _coro
  *
- * Why in the task: a step must find its state without a look-up, the state must go when the task goes, and asyncio itself sends
- * to whatever is stored there, so it needs no hook per step. A program must not see it: while tracing is on, the functions that
- * read that place for a program (get_coro, _coro) are replaced by ones that return the coroutine. `cancel` is replaced too: it
+ * Why in the task: a step must find its state without a look-up, the state must go when the task
+ * goes, and asyncio itself sends to whatever is stored there, so it needs no hook per step. A
+ * program must not see it: while tracing is on, the functions that read that place for a program
+ * (get_coro, _coro) are replaced by ones that return the coroutine. `cancel` is replaced too: it
  * records who requests the cancellation.
  *
- * Why in the descriptors (PyMethodDef, PyGetSetDef): _asyncio.Task is a static type, whose attributes cannot be assigned; and a
- * program, or C code of a library, may hold the descriptors, which stay the same objects. Each is replaced only if it has the
- * expected type and flags; otherwise the tracer refuses to start.
+ * Why in the descriptors (PyMethodDef, PyGetSetDef): _asyncio.Task is an immutable type, whose
+ * attributes cannot be assigned; and a program, or C code of a library, may hold the descriptors,
+ * which stay the same objects. Each is replaced only if it has the expected type and flags;
+ * otherwise the tracer refuses to start.
  */
 #include "tasks/tasks.h"
 
@@ -93,7 +96,8 @@ aiotrace_find_task(PyObject *task)
     return (TracedTask *)coroutine;
 }
 
-/* Register a task. `coroutine`: the one that it ran, if it has none any more. A new reference, or NULL. */
+/* Register a task. `coroutine`: the one that it ran, if it has none any more. A new reference, or
+ * NULL. */
 HOT static TracedTask *
 register_asyncio_task(PyObject *task, PyObject *coroutine, int is_new)
 {
@@ -170,7 +174,8 @@ examine_callback(PyObject *callback, PyObject *loop)
     Py_DECREF(traced);
 }
 
-/* A callback was scheduled in a loop: if it is a step of a task, the task is ready, and new if it is not registered. */
+/* A callback was scheduled in a loop: if it is a step of a task, the task is ready, and new if it
+ * is not registered. */
 HOT void
 aiotrace_callback_scheduled(PyObject *callback, PyObject *loop)
 {

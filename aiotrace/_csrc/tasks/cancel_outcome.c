@@ -56,7 +56,8 @@ is_handling_one(const Step *step, const Outcome *outcome)
     return outcome->yielded != NULL && aiotrace_is_handling_cancellation(step->traced->inner);
 }
 
-/* asyncio: record what became of a delivered cancellation, at the end of this step and of later ones until it is clear. */
+/* asyncio: record what became of a delivered cancellation, at the end of this step and of later
+ * ones until it is clear. */
 void
 aiotrace_emit_cancel_outcome(Step *step, const Outcome *outcome)
 {
@@ -76,7 +77,8 @@ aiotrace_emit_cancel_outcome(Step *step, const Outcome *outcome)
     traced->is_swallowed = cancels > 0;
 }
 
-/* trio: only now is it delivered, as every sleep ends by a cancellation that the sleep itself catches. */
+/* trio: only now is it delivered, as every sleep ends by a cancellation that the sleep itself
+ * catches. */
 void
 aiotrace_emit_trio_outcome(Step *step, const Outcome *outcome)
 {

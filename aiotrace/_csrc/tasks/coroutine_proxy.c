@@ -1,9 +1,11 @@
-/* Coroutine: the object that replaces the coroutine of a traced task; it is also the state of the task.
+/* Coroutine: the object that replaces the coroutine of a traced task; it is also the state of the
+ * task.
  *
  *     task -> TracedTask -> inner, the coroutine       send, throw: begin_step, the same on `inner`, end_step
  *
- * A program never sees those of asyncio's tasks (asyncio_task.c); those of trio's it sees, and they behave like the coroutine.
- * It is deallocated with its task. If it is still registered then, the task was pending: it is lost.
+ * A program never sees those of asyncio's tasks (asyncio_task.c); those of trio's it sees, and they
+ * behave like the coroutine. It is deallocated with its task. If it is still registered then, the
+ * task was pending: it is lost.
  */
 #include "tasks/tasks.h"
 
@@ -34,7 +36,8 @@ aiotrace_new_traced_task(PyObject *inner, PyObject *ref)
     return traced;
 }
 
-/* Whether a coroutine has ended; it may have in the step in which tracing was switched on, of which we see no end. */
+/* Whether a coroutine has ended; it may have in the step in which tracing was switched on, of which
+ * we see no end. */
 static int
 has_ended(PyObject *coroutine)
 {

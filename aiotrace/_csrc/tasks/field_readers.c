@@ -1,5 +1,5 @@
-/* Reading an attribute of CPython's own tasks and coroutines without looking it up: the C function or the offset that its
- * descriptor names, found once for a type.
+/* Reading an attribute of CPython's own tasks and coroutines without looking it up: the C function
+ * or the offset that its descriptor names, found once for a type.
  *
  *     FieldReader --aiotrace_prepare_reader(type)--> get, method or offset --read_field--> value
  */

@@ -1,7 +1,8 @@
-/* The frames of the thread that runs, and of coroutines, as the interpreter has them: no object is made of them.
+/* The frames of the thread that runs, and of coroutines, as the interpreter has them: no object is
+ * made of them.
  *
- * Their layout is of one version of CPython, and this is compiled for it: the one file that reads CPython's internal
- * headers.
+ * Their layout is of one version of CPython, and this is compiled for it: the one file that reads
+ * CPython's internal headers.
  */
 #define Py_BUILD_CORE 1
 

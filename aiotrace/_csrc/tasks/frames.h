@@ -1,4 +1,5 @@
-/* A frame of the thread that runs; valid as long as what it calls does not return. And what a suspended coroutine is in. */
+/* A frame of the thread that runs; valid as long as what it calls does not return. And what a
+ * suspended coroutine is in. */
 #ifndef AIOTRACE_TASK_FRAMES_H
 #define AIOTRACE_TASK_FRAMES_H
 
@@ -15,8 +16,8 @@ typedef struct {
 Frame aiotrace_innermost_frame(void);
 Frame aiotrace_outer_frame(const Frame *frame);
 
-/* Find out what a suspended coroutine waits in: the code of the innermost that it awaits, and of who awaits that, if
- * that is another. Borrowed of it.
+/* Find out what a suspended coroutine waits in: the code of the innermost that it awaits, and of
+ * who awaits that, if that is another. Borrowed of it.
  *
  * Returns how deep it lies, of which 0 is the coroutine itself; -1: it is not a Python coroutine. */
 int aiotrace_find_innermost(PyObject *coroutine, PyObject **innermost, PyObject **outer);

@@ -50,7 +50,8 @@ grow_names(void)
     return 0;
 }
 
-/* The text of a code object (of the line of a place in it) or a type. May call Python, once for each. */
+/* The text of a code object (of the line of a place in it) or a type. May call Python, once for
+ * each. */
 HOT Name
 aiotrace_find_name(PyObject *object, int place)
 {
@@ -168,10 +169,11 @@ aiotrace_name_coroutine(PyObject *coroutine)
     return name;
 }
 
-/* Where the program is now: the innermost line that is not a runtime's own, or the innermost of all.
+/* Where the program is now: the innermost line that is not a runtime's own, or the innermost of
+ * all.
  *
- * Frames are read as the interpreter has them: an object for each, which PyThreadState_GetFrame makes, costs more than
- * all else of a spawn. */
+ * Frames are read as the interpreter has them: an object for each, which PyThreadState_GetFrame
+ * makes, costs more than all else of a spawn. */
 HOT Name
 aiotrace_find_site(void)
 {

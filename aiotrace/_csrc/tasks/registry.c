@@ -112,7 +112,8 @@ name_task(PyObject *coroutine)
  *
  *     is_new   it is being made just now, by what runs in this thread
  *
- * Returns the object that is to replace the coroutine, a new reference, or NULL without an exception. */
+ * Returns the object that is to replace the coroutine, a new reference, or NULL without an
+ * exception. */
 HOT TracedTask *
 aiotrace_register_task(PyObject *task, PyObject *coroutine, int runtime, int is_new)
 {
@@ -164,8 +165,8 @@ aiotrace_emit_spawn(TracedTask *traced, PyObject *task)
     set_task(current);
 }
 
-/* Pids whose names are not recorded yet. Each takes a microsecond or two of Python, too much for the start of a task: they
- * are recorded with the next keyframe, and at the end. */
+/* Pids whose names are not recorded yet. Each takes a microsecond or two of Python, too much for
+ * the start of a task: they are recorded with the next keyframe, and at the end. */
 static struct {
     int32_t id;
     PyObject *name;

@@ -1,12 +1,14 @@
-/* Switches and wake-ups of tasks as the kernel's events sched_switch and sched_waking, so that its tools draw when each ran.
+/* Switches and wake-ups of tasks as the kernel's events sched_switch and sched_waking, so that its
+ * tools draw when each ran.
  *
  *     made_ready        sched_waking    the task, unless it continues by itself; by what runs here
  *     a step begins     sched_switch    who ran before, R -> the task
  *            ends       sched_switch    the task, R: ready at once, S: it waits, Z: it is done -> who ran before
  *
- * They follow the pid of the records: common_pid is prev_pid, and from a switch on it is next_pid. A switch to a task has
- * its switch back in the same thread, unless the recording ends first. Who ran before is stored by value: a greenlet moves
- * what is on the stack. _tracers/sched.py starts and stops this.
+ * They follow the pid of the records: common_pid is prev_pid, and from a switch on it is next_pid.
+ * A switch to a task has its switch back in the same thread, unless the recording ends first. Who
+ * ran before is stored by value: a greenlet moves what is on the stack. _tracers/sched.py starts
+ * and stops this.
  */
 #include "tasks/tasks.h"
 

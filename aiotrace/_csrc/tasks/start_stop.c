@@ -1,4 +1,5 @@
-/* Tracing of tasks: what runs for each step. _tracers/task.py and the modules beside it install the hooks.
+/* Tracing of tasks: what runs for each step. _tracers/task.py and the modules beside it install the
+ * hooks.
  *
  *   asyncio   Handle      a subclass of events.Handle, in its place     a callback is made: a task is spawned, or ready
  *   uvloop    call_soon   replaces Loop.call_soon                       the same
@@ -6,17 +7,18 @@
  *
  *   all       Coroutine   replaces the task's coroutine, in the task    sent: a step begins ... ends
  *
- * A step is one record, written at its end: when and by whom it was made ready, how long it ran, what it waits for now. While
- * it runs, the records of its thread carry the task's id as their pid.
+ * A step is one record, written at its end: when and by whom it was made ready, how long it ran,
+ * what it waits for now. While it runs, the records of its thread carry the task's id as their pid.
  *
  * Invariants:
  * - Nothing here raises into the program, and a pending exception of the program's is kept.
- * - The state of a traced task is its Coroutine object, which the task holds; it holds the task by a weak reference. So it is
- *   found without a search, is freed with its task, and keeps nothing alive.
- * - Any call into Python may switch threads and change the registry: its ring is changed in one stretch without such calls,
- *   and what is used across a call is held.
- * - Offsets in CPython's own tasks are taken from the descriptors that Python code uses, or found by searching for a value
- *   that is known to be there; never guessed.
+ * - The state of a traced task is its Coroutine object, which the task holds; it holds the task by
+ *   a weak reference. So it is found without a search, is freed with its task, and keeps nothing
+ *   alive.
+ * - Any call into Python may switch threads and change the registry: its ring is changed in one
+ *   stretch without such calls, and what is used across a call is held.
+ * - Offsets in CPython's own tasks are taken from the descriptors that Python code uses, or found
+ *   by searching for a value that is known to be there; never guessed.
  */
 
 #include "tasks/tasks.h"

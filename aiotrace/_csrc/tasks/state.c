@@ -1,4 +1,5 @@
-/* The state that all files of this folder share: what Python gave at the start, and which events are recorded. */
+/* The state that all files of this folder share: what Python gave at the start, and which events
+ * are recorded. */
 #include "tasks/tasks.h"
 
 PyObject *aiotrace_task_events[EVENTS];

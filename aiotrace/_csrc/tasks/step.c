@@ -2,9 +2,10 @@
  *
  *     made_ready -> begin_step -> (it runs) -> end_step: task:step, and task:done if that was its end
  *
- * Nearly all steps are plain: they need nothing but a record at their end. `aiotrace_send_step` does those in one stretch,
- * with its state in registers, and hands the others over. Whether the next step of a task will be plain is determined when it
- * is registered and at the end of a step that is not; that holds until something happens to the task, or to all of them.
+ * Nearly all steps are plain: they need nothing but a record at their end. `aiotrace_send_step`
+ * does those in one stretch, with its state in registers, and hands the others over. Whether the
+ * next step of a task will be plain is determined when it is registered and at the end of a step
+ * that is not; that holds until something happens to the task, or to all of them.
  */
 #include "tasks/frames.h"
 
@@ -20,7 +21,8 @@ static THREAD_LOCAL struct {
 
 /* --- ready --------------------------------------------------------------------------------------------------- */
 
-/* Who wakes a task from outside of any step: the task whose step ended just now, if its loop is still at it. */
+/* Who wakes a task from outside of any step: the task whose step ended just now, if its loop is
+ * still at it. */
 HOT static int32_t
 find_waker(PyObject *loop)
 {
@@ -32,7 +34,8 @@ find_waker(PyObject *loop)
     return just_ended.id;
 }
 
-/* A step of a task is scheduled in a loop, by what runs here, which is not known yet; or task:ready is recorded. */
+/* A step of a task is scheduled in a loop, by what runs here, which is not known yet; or task:ready
+ * is recorded. */
 HOT void
 aiotrace_emit_ready(TracedTask *traced, PyObject *loop)
 {
@@ -110,7 +113,8 @@ name_awaited(PyObject *yielded, int depth, PyObject *innermost, PyObject *outer)
     return yielded == Py_None ? aiotrace_name_yield : aiotrace_find_name((PyObject *)Py_TYPE(yielded), 0);
 }
 
-/* The key of what a task waits for now, and remember it: mostly it waits for the same again. The names hold the code. */
+/* The key of what a task waits for now, and remember it: mostly it waits for the same again. The
+ * names hold the code. */
 HOT static __attribute__((noinline)) uint64_t
 find_awaited(TracedTask *traced, PyObject *yielded, int depth, PyObject *innermost, PyObject *outer)
 {
@@ -242,7 +246,8 @@ aiotrace_end_step(Step *step, const Outcome *outcome)
 
 /* --- what a task is sent ------------------------------------------------------------------------------------- */
 
-/* Whether a task of asyncio's that returns is cancelled all the same: it was asked for in its last step. */
+/* Whether a task of asyncio's that returns is cancelled all the same: it was asked for in its last
+ * step. */
 static int
 must_cancel(TracedTask *traced)
 {
@@ -250,7 +255,8 @@ must_cancel(TracedTask *traced)
     return task != NULL && aiotrace_field_is_true(&aiotrace_reader_must_cancel, task, is_c_task(task));
 }
 
-/* The end of a step that was sent something. `yielded`: NULL if it is done, with the exception that it is done by. */
+/* The end of a step that was sent something. `yielded`: NULL if it is done, with the exception that
+ * it is done by. */
 HOT void
 aiotrace_end_sent(Step *step, PyObject *yielded)
 {
@@ -303,7 +309,8 @@ send_with_care(TracedTask *traced, PyObject *sent, PyObject **result)
     return how;
 }
 
-/* A step that was plain so far returned from the coroutine. Returns 0, without effect, if its end is not as plain. */
+/* A step that was plain so far returned from the coroutine. Returns 0, without effect, if its end
+ * is not as plain. */
 HOT static __attribute__((noinline)) int
 end_plainly(TracedTask *traced, uint64_t began, uint64_t ready_ns, int32_t waker, int32_t previous)
 {
@@ -329,7 +336,8 @@ end_otherwise(TracedTask *traced, PyObject *yielded, uint64_t began, uint64_t re
     aiotrace_end_sent(&step, yielded);
 }
 
-/* Send a value to the Coroutine of a task, which is a step. The same arguments and results as PyIter_Send. */
+/* Send a value to the Coroutine of a task, which is a step. The same arguments and results as
+ * PyIter_Send. */
 HOT PySendResult
 aiotrace_send_step(PyObject *self, PyObject *sent, PyObject **result)
 {

@@ -50,7 +50,8 @@ extern int aiotrace_traces_tasks;
 
 /* --- field readers (field_readers.c) ------------------------------------------------------------------------------- */
 
-/* A way to read something of an object that costs no look-up, if it is of the type that the way was found on. */
+/* A way to read something of an object that costs no look-up, if it is of the type that the way was
+ * found on. */
 typedef struct {
     const char *text;
     int is_call;
@@ -68,7 +69,8 @@ extern FieldReader aiotrace_reader_waiter, aiotrace_reader_must_cancel, aiotrace
 int aiotrace_prepare_reader(FieldReader *reader, PyTypeObject *type);
 int aiotrace_field_is_true(const FieldReader *reader, PyObject *object, int is_known);
 
-/* A new reference, or NULL without an exception. `is_known`: the object is of the type that the reader was prepared for. */
+/* A new reference, or NULL without an exception. `is_known`: the object is of the type that the
+ * reader was prepared for. */
 static inline PyObject *
 read_field(const FieldReader *reader, PyObject *object, int is_known)
 {
@@ -145,14 +147,16 @@ is_off(int event)
     return likely(aiotrace_task_kinds[event].off_in == aiotrace_epoch) || aiotrace_recheck_off(event);
 }
 
-/* What a record of an event of numbers begins with; a struct of its fields, in their order, follows. */
+/* What a record of an event of numbers begins with; a struct of its fields, in their order,
+ * follows. */
 #define RECORD_HEAD  \
     uint32_t header; \
     uint32_t kind;   \
     int32_t pid
 
-/* Where a record of `size` bytes goes, its head written; NULL: not so simply (a full page, a filter, several
- * recordings), the event has to be called. The caller stores the rest there at once, and then calls `commit`. */
+/* Where a record of `size` bytes goes, its head written; NULL: not so simply (a full page, a
+ * filter, several recordings), the event has to be called. The caller stores the rest there at
+ * once, and then calls `commit`. */
 static inline __attribute__((always_inline)) void *
 begin_task_record(int event, uint64_t now, uint32_t size, Cursor **writer)
 {
@@ -185,8 +189,8 @@ end_record(Cursor *writer, uint64_t now, uint32_t size)
 
 enum { ON_ASYNCIO, ON_TRIO };
 
-/* What the Coroutine of a task does: pass everything on, as its task is not traced (any more); the same, as the task is
- * aiotrace's own; trace. */
+/* What the Coroutine of a task does: pass everything on, as its task is not traced (any more); the
+ * same, as the task is aiotrace's own; trace. */
 enum { PASSES, SILENT, TRACES };
 
 #define COMM_SIZE 16 /* of the kernel's char comm[], its NUL included */
@@ -277,8 +281,8 @@ enum { RUNS_ON = 0, WAITS = 1, ENDED = 0x10 }; /* prev_state as trace-cmd reads 
 
 extern int aiotrace_emits_sched_events;
 
-/* This thread turns from what runs under `previous` (0: itself) to a task of this pid, which is set then. `comm`:
- * COMM_SIZE bytes. */
+/* This thread turns from what runs under `previous` (0: itself) to a task of this pid, which is set
+ * then. `comm`: COMM_SIZE bytes. */
 void aiotrace_switch_in(Switch *made, int32_t previous, int32_t pid, const char *comm, uint64_t now);
 
 /* And back. The pid is still the task's. */
@@ -308,7 +312,8 @@ int aiotrace_state_after(const Outcome *outcome);
 const char *aiotrace_comm_of(TracedTask *traced);
 void aiotrace_emit_waking(TracedTask *traced);
 
-/* A step, or a callback that is no task's (0), begins for the watch over stalls. Returns whether `end_watched` is due.
+/* A step, or a callback that is no task's (0), begins for the watch over stalls. Returns whether
+ * `end_watched` is due.
  *
  *     began   0: now */
 static inline int
@@ -383,7 +388,8 @@ coroutine_place(PyObject *task)
     return (PyObject **)((char *)task + aiotrace_coroutine_offset);
 }
 
-/* The task that a callback is a step of, if it is one of aiotrace_task_type itself and known; else NULL: look closer. */
+/* The task that a callback is a step of, if it is one of aiotrace_task_type itself and known; else
+ * NULL: look closer. */
 static inline TracedTask *
 traced_by_step(PyObject *callback)
 {
@@ -397,7 +403,8 @@ traced_by_step(PyObject *callback)
                   traced->state != PASSES) ? traced : NULL;
 }
 
-/* Whether a callback that is scheduled is a step that everything is known of already: it is ready since its last ended. */
+/* Whether a callback that is scheduled is a step that everything is known of already: it is ready
+ * since its last ended. */
 static inline int
 is_already_ready(PyObject *callback)
 {

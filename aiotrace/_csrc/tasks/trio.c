@@ -1,4 +1,5 @@
-/* trio: the replacement of Task._create, which makes every task; it stores the traced coroutine in `task.coro`.
+/* trio: the replacement of Task._create, which makes every task; it stores the traced coroutine in
+ * `task.coro`.
  *
  *     spawned: _create -> task.coro = TracedTask(task.coro)          each step: task.coro.send(value)
  */
@@ -21,7 +22,8 @@ find_trio_task(PyObject *task)
  (TracedTask *)coroutine : NULL;
 }
 
-/* The object that replaces a task's coroutine, a new reference; NULL without an exception: there is none. */
+/* The object that replaces a task's coroutine, a new reference; NULL without an exception: there is
+ * none. */
 HOT static TracedTask *
 register_trio_task(PyObject *task, int is_new)
 {

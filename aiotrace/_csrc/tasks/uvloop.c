@@ -1,7 +1,8 @@
 /* uvloop: Loop.call_soon, by which all steps of tasks are scheduled.
  *
- * It is a Cython function: an object with a pointer to the C function that is called. The pointer is replaced while tracing is
- * on: the function stays the same object, and a call costs one more call.
+ * It is a Cython function: an object with a pointer to the C function that is called. The pointer
+ * is replaced while tracing is on: the function stays the same object, and a call costs one more
+ * call.
  */
 #include "tasks/tasks.h"
 
