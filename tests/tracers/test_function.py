@@ -377,7 +377,13 @@ def test_notrace_is_stronger_than_a_limit() -> None:
     assert traced(("notrace", "*.leaf"), ("notrace", "*.Thing.*"), ("notrace", "*<lambda>")) == [
         ">top 0", ">middle 1", "<middle 1", "<top 0",
     ]  # fmt: skip
-    assert traced(("limit", f"{__name__}.*"), ("notrace", "*.t*"), ("notrace", "*.T*"), ("notrace", "*<lambda>")) == [
+    names = (
+        ("limit", f"{__name__}.*"),
+        ("notrace", f"{__name__}.t*"),
+        ("notrace", f"{__name__}.T*"),
+        ("notrace", "*<lambda>"),
+    )
+    assert traced(*names) == [
         *[">middle 0", ">leaf 1", "<leaf 1", ">leaf 1", "<leaf 1", "<middle 0"], *[">leaf 0", "<leaf 0"] * 2,
     ]  # fmt: skip
 
