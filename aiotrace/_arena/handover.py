@@ -35,13 +35,13 @@ from .._base.backend import c_module
 from .._base.crc32 import crc32
 from .._base.errors import ConfigurationError, TraceFormatError
 from .._page import layout as L
-from .._page.encode import transition
 from .._page.walk import new_totals, tally, walk
 from .._ring.arena import Arena
 from .._ring.delivery import CommittedPrefix
 from .._ring.page_cycle import PageCycle, PageListener
 from .._ring.pool import Pool
 from .._ring.ring import Ring
+from .._ring.state import transition
 from .foreign_arena import TakenArena
 from .scan import DamagedPage
 

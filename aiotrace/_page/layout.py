@@ -62,8 +62,8 @@ FLAG_CUT: Final = 0x80
 """In common_flags: a string or bytes field of this record was too long and was cut."""
 
 # --- descriptor ---------------------------------------------------------------------------------
-# Sixteen u64 for each page, after the arena's header. The state word is changed by
-# `_page.transition` alone; the other words belong to whoever the state says owns the page.
+# Sixteen u64 for each page, after the arena's header. Only `_ring/state.py` changes the state word; the other words
+# belong to the owner that the state names.
 
 DESCRIPTOR_WORDS: Final = 16
 DESCRIPTOR_SIZE: Final = DESCRIPTOR_WORDS * 8
@@ -99,17 +99,6 @@ FILLING: Final = 1
 FULL: Final = 2
 IN_FLIGHT: Final = 3
 STATE_NAMES: Final = ("free", "filling", "full", "in flight")
-TRANSITIONS: Final = frozenset(
-    {
-        (FREE, FILLING),  # take: a writer gets an empty page
-        (FILLING, FULL),  # seal: into the ring
-        (FILLING, FREE),  # an empty page goes home at close, or when its thread ends
-        (FULL, IN_FLIGHT),  # swap: the reader offers it to the sinks
-        (FULL, FILLING),  # overrun: the oldest full page is overwritten
-        (FULL, FREE),  # close: what no sink will have any more
-        (IN_FLIGHT, FREE),  # give back: the last holder acknowledged or gave up
-    }
-)
 
 # --- arena --------------------------------------------------------------------------------------
 # The first 4 KiB of an arena's file: docs/reference/arena.md has the table. Anonymous arenas leave them empty.

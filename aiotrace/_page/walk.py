@@ -20,7 +20,7 @@ from .._base.backend import c_module
 from .._base.errors import TraceFormatError
 from . import layout as L
 
-__all__ = ["ALL", "Found", "PythonWalk", "Selection", "Walk", "new_totals", "tally", "walk"]
+__all__ = ["ALL", "Found", "PythonWalk", "RecordFilter", "Walk", "new_totals", "tally", "walk"]
 
 Found = tuple[int, int, int, int, int]
 """(timestamp, id, pid, start of the payload, its length)."""
@@ -41,7 +41,7 @@ class Walk(Protocol):
     def __next__(self) -> Found: ...
 
 
-class Selection:
+class RecordFilter:
     """Which records are worth more than being passed over.
 
     Args:
@@ -67,7 +67,7 @@ class Selection:
         )
 
 
-ALL: Final = Selection()
+ALL: Final = RecordFilter()
 
 
 def walk(
@@ -78,7 +78,7 @@ def walk(
     *,
     offset: int = 0,
     byte_order: str = L.BYTE_ORDER,
-    select: Selection = ALL,
+    select: RecordFilter = ALL,
 ) -> Walk:
     """The chosen events among the records in `data[start:end]`; it holds the buffer while it lives.
 

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from .._base.crc32 import crc32
 from .._page import layout as L
-from .._page.encode import transition
+from .state import transition
 
 _WORDS: Final = tuple(struct.Struct(f"={count}Q") for count in range(L.DESCRIPTOR_WORDS + 1))
 _WHOLE: Final = _WORDS[L.DESCRIPTOR_WORDS]

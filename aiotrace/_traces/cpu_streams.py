@@ -19,7 +19,7 @@ from typing import Final, TypeVar
 from .._base.errors import TraceFormatError
 from .._decode.event import Event, Tables, make_lost
 from .._page import layout as L
-from .._page.walk import ALL, Selection, Walk, tally, walk
+from .._page.walk import ALL, RecordFilter, Walk, tally, walk
 from .page_sources import CpuData, FoundPage, PageShape, PageSource, TraceBuffer
 from .statistics import Loss, WriterCount
 
@@ -89,7 +89,7 @@ class CpuStreams:
         self._file.forget_page_damage()
 
     def streams(
-        self, select: Selection, cpus: frozenset[int] | None, read: Read[_T]
+        self, select: RecordFilter, cpus: frozenset[int] | None, read: Read[_T]
     ) -> list[tuple[int, Iterator[tuple[int, _T | Event]]]]:
         """(order among equal times, what `read` finds) of each CPU.
 
@@ -105,7 +105,7 @@ class CpuStreams:
         ]
 
     def _stream(
-        self, buffer: TraceBuffer, cpu: CpuData, select: Selection, read: Read[_T]
+        self, buffer: TraceBuffer, cpu: CpuData, select: RecordFilter, read: Read[_T]
     ) -> Iterator[tuple[int, _T | Event]]:
         """What `read` makes of one CPU's records, and a loss where some are missing, each with its time."""
         shape, name, number = self._file.shape, buffer.name, cpu.cpu
@@ -131,7 +131,7 @@ class CpuStreams:
             yield lost(count, reason)
         self._reached[name, number] = now
 
-    def _walk(self, found: FoundPage, shape: PageShape, select: Selection) -> tuple[PageHeader, Walk]:
+    def _walk(self, found: FoundPage, shape: PageShape, select: RecordFilter) -> tuple[PageHeader, Walk]:
         """
         Raises:
             TraceFormatError: The page's header is damaged, or more than that.

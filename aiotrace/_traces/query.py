@@ -18,7 +18,7 @@ from .._decode.event_format import EventFormat
 from .._page.derived_fields import ALL as DERIVED
 from .._page.derived_fields import with_derived
 from .._page.filter import Filter, compile_filter
-from .._page.walk import Selection
+from .._page.walk import RecordFilter
 
 __all__ = ["Query", "matches"]
 
@@ -59,7 +59,7 @@ class Query:
             compile_filter(where) if isinstance(where, str) else where,
         )
 
-    def record_filter(self, formats: Mapping[int, EventFormat]) -> Selection:
+    def record_filter(self, formats: Mapping[int, EventFormat]) -> RecordFilter:
         """The part that is decided before an event is made.
 
         Args:
@@ -68,7 +68,7 @@ class Query:
         ids = None
         if self.names:
             ids = frozenset(id for id, format in formats.items() if any(matches(glob, format) for glob in self.names))
-        return Selection(ids, self.pids, self.start_ns, self.end_ns)
+        return RecordFilter(ids, self.pids, self.start_ns, self.end_ns)
 
     def accepts(self, event: Event) -> bool:
         """The part that needs the event: whether its fields pass the filter."""

@@ -17,12 +17,13 @@ from aiotrace._base.backend import c_module
 from aiotrace._base.errors import ConfigurationError
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import Definitions
-from aiotrace._page.encode import transition, walk
 from aiotrace._ring.arena import Arena, Shape
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import PageCycle
+from aiotrace._ring.state import TRANSITIONS, transition
 from aiotrace._ring.writer import Writers
 from support.arenas import EVENT_ID, PAGE, SCHEMA, Filled
+from support.page_oracle import walk
 
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
 PER_PAGE = (PAGE - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE) // 132
@@ -526,7 +527,7 @@ def test_a_page_changes_its_state_as_the_table_says_and_no_other_way() -> None:
     for old, new in itertools.product(states, states):
         words = memoryview(bytearray(L.DESCRIPTOR_SIZE)).cast("Q")
         words[L.STATE] = old
-        if (old, new) in L.TRANSITIONS:
+        if (old, new) in TRANSITIONS:
             assert c_module.page_transition(words, 0, old, new)
             assert words[L.STATE] == new
         else:

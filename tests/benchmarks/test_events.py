@@ -7,10 +7,11 @@ import struct
 
 import pytest
 
-from aiotrace._page.encode import encode_record, unpack_header, walk
+from aiotrace._page.encode import encode_record
 from benchmarks import events, pipeline
 from benchmarks.events import EMPTY_LOOP, Row
 from benchmarks.floor import NotCompiledError, compile_extension
+from support.page_oracle import unpack_header, walk
 
 
 def test_the_floor_writes_the_record_that_an_event_writes() -> None:

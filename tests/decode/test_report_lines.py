@@ -16,9 +16,10 @@ from aiotrace._base.errors import TraceFormatError
 from aiotrace._decode import report_lines as lines
 from aiotrace._decode.event import Tables
 from aiotrace._decode.report_lines import Chunk, Lines, chunk_of, format_time, merge, parts_of
-from aiotrace._page.encode import encode_absolute_timestamp, encode_record
+from aiotrace._page.encode import encode_record
 from aiotrace._page.walk import ALL, PythonWalk, walk
 from aiotrace.decode import Event, format_line
+from support.page_oracle import encode_absolute_timestamp
 from support.pages import FORMATS, NUMBERS, SYMBOLS, good_pages, kernel_format, pages
 
 pytestmark = pytest.mark.pure_too

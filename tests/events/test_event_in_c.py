@@ -24,8 +24,9 @@ from aiotrace._base.backend import c_module
 from aiotrace._events import event as _event
 from aiotrace._events import open_recordings
 from aiotrace._page import layout as L
-from aiotrace._page.encode import encode_record, unpack_header, walk
+from aiotrace._page.encode import encode_record
 from aiotrace._page.event_schema import Schema, WrongValueError
+from support.page_oracle import unpack_header, walk
 
 if c_module is None:
     pytest.skip("needs the C module", allow_module_level=True)

@@ -21,7 +21,7 @@ from pathlib import Path
 import atheris
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 with atheris.instrument_imports(include=["aiotrace"]):
     from aiotrace._base.clock import Anchor
@@ -40,10 +40,11 @@ with atheris.instrument_imports(include=["aiotrace"]):
         pack_page_rows,
         page_crc,
     )
-    from aiotrace._page.encode import encode_padding, encode_record, pack_header, pack_lost_count, unpack_header
+    from aiotrace._page.encode import encode_record, pack_header, pack_lost_count
     from aiotrace._page.filter import compile_filter
     from aiotrace.abc import StreamInfo
     from aiotrace.decode import format_line, open_trace
+    from support.page_oracle import encode_padding, unpack_header
 
 EVENTS_MAX = 60
 """Events of a file that are read: an execution takes about a millisecond."""

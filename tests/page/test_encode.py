@@ -7,18 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace import TraceFormatError
-from aiotrace._page import layout as L
-from aiotrace._page.encode import (
-    encode_absolute_timestamp,
-    encode_padding,
-    encode_record,
-    encode_time_extend,
-    pack_header,
-    pack_lost_count,
-    transition,
-    unpack_header,
-    walk,
-)
+from aiotrace._page.encode import encode_record, encode_time_extend, pack_header, pack_lost_count
+from support.page_oracle import encode_absolute_timestamp, encode_padding, unpack_header, walk
 
 pytestmark = pytest.mark.pure_too
 
@@ -64,16 +54,3 @@ def test_a_header_says_what_was_packed(timestamp: int, size: int, lost: int) -> 
 def test_a_page_shorter_than_its_header_says_is_refused(size: int) -> None:
     with pytest.raises(TraceFormatError):
         unpack_header((pack_header(0, 100) + bytes(100))[:size])
-
-
-def test_a_state_changes_only_from_the_state_that_is_named() -> None:
-    descriptors = memoryview(bytearray(L.DESCRIPTOR_SIZE)).cast("Q")
-    assert not transition(descriptors, 0, L.FILLING, L.FULL)
-    assert descriptors[L.STATE] == L.FREE
-    assert transition(descriptors, 0, L.FREE, L.FILLING)
-    assert descriptors[L.STATE] == L.FILLING
-
-
-def test_a_change_that_no_page_makes_is_a_bug() -> None:
-    with pytest.raises(AssertionError, match="free -> in flight"):
-        transition(memoryview(bytearray(L.DESCRIPTOR_SIZE)).cast("Q"), 0, L.FREE, L.IN_FLIGHT)

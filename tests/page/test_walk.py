@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from aiotrace._base.backend import c_module
 from aiotrace._base.errors import TraceFormatError
-from aiotrace._page import encode
 from aiotrace._page import walk as records
-from aiotrace._page.encode import encode_absolute_timestamp
-from aiotrace._page.walk import ALL, PythonWalk, Selection
+from aiotrace._page.walk import ALL, PythonWalk, RecordFilter
+from support import page_oracle
+from support.page_oracle import encode_absolute_timestamp
 from support.pages import pages
 
 pytestmark = pytest.mark.pure_too
@@ -23,7 +23,7 @@ needs_c = pytest.mark.skipif(c_module is None, reason="NOT RUN: the C module is 
 timestamps = st.one_of(st.integers(0, 1 << 61), st.integers(0, (1 << 64) - 1))
 offsets = st.one_of(st.just(0), st.integers(-(1 << 63), (1 << 63) - 1))
 selections = st.builds(
-    Selection,
+    RecordFilter,
     st.none() | st.frozensets(st.sampled_from([100, 101, 200, 201, 0, 65535])),
     st.none() | st.frozensets(st.integers(-5, 7)),
     st.none() | st.integers(-(1 << 70), 1 << 70),
@@ -55,7 +55,7 @@ def drained(walk: Any) -> tuple[list[Any], tuple[str, int | None] | None]:
 @needs_c
 @given(data=pages, timestamp=timestamps, offset=offsets, big=st.booleans(), select=selections, cut=st.integers(0, 40))
 def test_the_twins_find_the_same_in_any_bytes(
-    data: bytes, timestamp: int, offset: int, big: bool, select: Selection, cut: int
+    data: bytes, timestamp: int, offset: int, big: bool, select: RecordFilter, cut: int
 ) -> None:
     start, end = min(cut // 2 & ~3, len(data) & ~3), max(len(data) - cut // 3, len(data) & ~3)
     arguments = (data, timestamp, start, max(end, start), offset, big, *select.bounds)
@@ -69,7 +69,7 @@ def test_the_quick_walk_finds_what_the_plain_one_does(make: Any, data: bytes, ti
     plain: list[tuple[int, int, int]] = []
     failed = False
     try:
-        for record in encode.walk(data, timestamp):
+        for record in page_oracle.walk(data, timestamp):
             if record.length < 8 or record.timestamp >= 1 << 63:
                 return  # the plain walk knows no common fields, and no limits of a clock
             plain.append(tuple(record))
@@ -149,7 +149,7 @@ def test_times_beyond_64_bits_wrap_around(make: Any) -> None:
 
 @needs_c
 @given(data=pages, timestamp=timestamps, select=selections)
-def test_the_twins_count_the_same(data: bytes, timestamp: int, select: Selection) -> None:
+def test_the_twins_count_the_same(data: bytes, timestamp: int, select: RecordFilter) -> None:
     outcomes = []
     for make in (make_c, PythonWalk):
         totals = records.new_totals()

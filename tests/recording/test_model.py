@@ -23,11 +23,11 @@ from hypothesis.stateful import (
 )
 
 from aiotrace._page import layout as L
-from aiotrace._page.encode import walk
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery, Part
 from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
+from support.page_oracle import walk
 
 pytestmark = pytest.mark.pure_too
 

@@ -12,7 +12,6 @@ import anyio
 import pytest
 
 from aiotrace._base.errors import AcknowledgeError
-from aiotrace._page.encode import unpack_header, walk
 from aiotrace._page.entry import PageEntry, page_entry
 from aiotrace._recording import page_stream
 from aiotrace._recording.page_stream import Stream
@@ -22,6 +21,7 @@ from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 from aiotrace.abc import Ledger, Page, WriterLedger
 from support.fakes import make_info
+from support.page_oracle import unpack_header, walk
 
 pytestmark = [pytest.mark.anyio, pytest.mark.pure_too]
 

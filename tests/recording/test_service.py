@@ -17,7 +17,6 @@ import pytest
 
 import aiotrace
 from aiotrace._events.open_recordings import in_service
-from aiotrace._page.encode import walk
 from aiotrace._recording import page_stream
 from aiotrace._recording import service as _reader
 from aiotrace._recording.service import Attachment, Service, SinkOptions
@@ -27,6 +26,7 @@ from aiotrace._ring.writer import Writers
 from aiotrace.abc import Page, PageStream
 from support.fakes import Timeout, make_info
 from support.laws import PAGE, Collect, check_closed
+from support.page_oracle import walk
 
 pytestmark = pytest.mark.pure_too
 

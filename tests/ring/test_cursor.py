@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from aiotrace._base.backend import c_module
 from aiotrace._page import layout as L
-from aiotrace._page.encode import encode_record, unpack_header, walk
+from aiotrace._page.encode import encode_record
 from aiotrace._ring.cursor import PythonCursor
+from support.page_oracle import unpack_header, walk
 
 pytestmark = pytest.mark.pure_too
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._page import layout as L
-from aiotrace._page.encode import unpack_header, walk
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import CAUSES, Writer, Writers, payload_max
 from support.page_events import PageEvents
+from support.page_oracle import unpack_header, walk
 
 pytestmark = pytest.mark.pure_too
 

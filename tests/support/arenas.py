@@ -9,13 +9,13 @@ from pathlib import Path
 from aiotrace._arena import file
 from aiotrace._arena.file import ArenaFile
 from aiotrace._page.definitions import Definitions, EventDefinition
-from aiotrace._page.encode import walk
 from aiotrace._page.entry import PageCopy
 from aiotrace._page.event_schema import Schema
 from aiotrace._ring.arena import Arena, Shape
 from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
 from support.fakes import make_info
+from support.page_oracle import walk
 
 PAGE = 4096
 SCHEMA = Schema("arenas:number", {"n": "u64", "text": "bytes"})

@@ -41,7 +41,7 @@ PRODUCER = """
 import json, os, resource, struct, sys, time
 import anyio
 import aiotrace
-from aiotrace._page.encode import walk
+from support.page_oracle import walk
 from aiotrace_sinks import FileSink, SocketSink
 
 plan = json.loads(sys.argv[1])

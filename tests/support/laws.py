@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import aiotrace
 from aiotrace import Statistics
-from aiotrace._page.encode import walk
 from aiotrace.abc import Ledger, Page, PageStream
+from support.page_oracle import walk
 
 number = aiotrace.event("laws:number", n="u64", text="str")
 PAGE = 4096

@@ -8,8 +8,9 @@ from typing import Final
 from hypothesis import strategies as st
 
 from aiotrace._decode.event_format import EventFormat, parse_format
-from aiotrace._page.encode import encode_absolute_timestamp, encode_padding, encode_record, encode_time_extend
+from aiotrace._page.encode import encode_record, encode_time_extend
 from aiotrace._page.event_schema import Schema
+from support.page_oracle import encode_absolute_timestamp, encode_padding
 
 SYMBOL: Final = 0xFFFF800000001000
 SYMBOLS: Final = {SYMBOL: "users", SYMBOL + 16: "a\nb", SYMBOL + 32: "größe"}

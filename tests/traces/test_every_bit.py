@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from aiotrace._formats.tracedat import CHECKED_HEAD, OPTION_CHECK
-from aiotrace._page.encode import unpack_header
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
 from aiotrace.formats import TraceFormatError, TraceStore
 from support import fakes
+from support.page_oracle import unpack_header
 
 pytestmark = pytest.mark.pure_too
 

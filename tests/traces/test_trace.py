@@ -21,7 +21,7 @@ from aiotrace._base.errors import TraceFormatError
 from aiotrace._decode.event import Tables
 from aiotrace._page import layout as L
 from aiotrace._page.definitions import CommandDefinition, EventDefinition, FunctionDefinition, SymbolDefinition
-from aiotrace._page.encode import encode_absolute_timestamp, encode_padding, encode_record, walk
+from aiotrace._page.encode import encode_record
 from aiotrace._page.entry import PageEntry
 from aiotrace._page.event_schema import TYPES, Schema
 from aiotrace._page.walk import walk as quick_walk
@@ -30,6 +30,7 @@ from aiotrace.decode import Decoder, format_line, open_trace
 from aiotrace.formats import StoredPage, TraceStore
 from aiotrace_sinks import FileSink
 from support import DATA, kernel
+from support.page_oracle import encode_absolute_timestamp, encode_padding, walk
 from support.traces import ID, INFO, SYMBOL, definitions, numbers, page, payload, store
 
 pytestmark = pytest.mark.pure_too

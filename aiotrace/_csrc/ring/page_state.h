@@ -12,7 +12,7 @@
 
 #include <assert.h>
 
-/* Which state may follow which (row: before; column: after); _page/layout.py's TRANSITIONS. */
+/* Which state may follow which (row: before; column: after); _ring/state.py's TRANSITIONS. */
 static const char aiotrace_transitions[4][4] = {
     /*                    FREE FILLING FULL IN_FLIGHT */
     [AIOTRACE_FREE]      = {0,   1,     0,   0},
