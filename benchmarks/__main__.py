@@ -33,6 +33,7 @@ from . import (
     page_allocations,
     pipeline,
     sockets,
+    startup,
     tracing,
 )
 from .floor import NotCompiledError
@@ -52,6 +53,7 @@ BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "page_allocations": (page_allocations.__doc__, page_allocations.run),
     "pipeline": (pipeline.__doc__, pipeline.run),
     "sockets": (sockets.__doc__, sockets.run),
+    "startup": (startup.__doc__, startup.run),
     "tracing": (tracing.__doc__, tracing.run),
 }
 
