@@ -1,7 +1,7 @@
 """The command line: one module for each command, found in a table.
 
 A command's module has `add_arguments(parser)` and `run(arguments) -> exit status`; its docstring is the description.
-Only the module of the command that is asked for is imported, so `aiotrace --help` reads the table alone.
+Only the module of the requested command is imported; `aiotrace --help` needs the table alone.
 
     0  done    1  a file cannot be read    2  wrong arguments    3  done, but events are missing    130  interrupted
 """
@@ -20,12 +20,12 @@ from .._base.errors import AiotraceError, ConfigurationError
 
 COMMANDS: Final = {
     "record": (".record", "run a program and record its events"),
-    "report": (".report", "print the events of traces, in the order of time"),
-    "stat": (".stat", "count what a trace holds, and what it lost"),
-    "list": (".list_events", "list a trace's events, or the sinks and tracers that are installed"),
-    "restore": (".restore", "make a complete trace of what a killed program left"),
-    "listen": (".listen", "receive traces over sockets, and keep them"),
-    "snapshot": (".snapshot", "make a trace of what a running program's arena holds"),
+    "report": (".report", "print the events of traces in the order of time"),
+    "stat": (".stat", "summarize a trace: counts, sizes, rates and losses"),
+    "list": (".list_events", "list the events of a trace, or the installed sinks and tracers"),
+    "restore": (".restore", "complete the trace that a killed program left"),
+    "listen": (".listen", "receive streams of events over sockets and store them as traces"),
+    "snapshot": (".snapshot", "write a trace from the arena of a running program"),
 }
 """For each command its module and what it does, in the order of the help."""
 
@@ -35,12 +35,15 @@ INTERRUPTED: Final = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status.
+    """Run a command.
 
     Args:
-        arguments: Without the program's name; None for those of the process.
+        arguments: Without the program's name; None for those of this process.
+
+    Returns:
+        The exit status.
     """
-    if sys.stdout is None:  # started with it closed: >&-
+    if sys.stdout is None:  # closed by the caller: >&-
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
     words = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in words if not word.startswith("-")), "")
@@ -50,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # Whoever read our output has had enough, as `head` has. Python would complain when it flushes at exit.
+        # The reader of stdout has closed it, as `head` does. Without this Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except KeyboardInterrupt:
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _describe(error: AiotraceError | OSError) -> str:
-    """As other programs say it: the file, then what is wrong with it."""
+    """As other programs print it: "FILE: what is wrong"."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error)
@@ -74,8 +77,8 @@ def _parser(wanted: Iterable[str] = COMMANDS) -> argparse.ArgumentParser:
     """The parser, with the arguments of the wanted commands; of the others it knows the names."""
     parser = argparse.ArgumentParser(
         prog="aiotrace",
-        description="The ftrace of async Python.",
-        epilog="aiotrace COMMAND --help tells of each.",
+        description="Record and analyse events of async Python programs, in the format of Linux ftrace.",
+        epilog="Run 'aiotrace COMMAND --help' for details.",
     )
     parser.add_argument("--version", action="version", version=f"aiotrace {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -1,7 +1,7 @@
-"""`report --tasks`, `--latency`, ...: the events of traces go through a report, which is printed.
+"""`report --tasks`, `--latency`, ...: events of traces --> a Report --> lines or JSON.
 
-Traces are read one after the other, in the order of their first events, so that the parts of a rotated trace make one
-and those of several processes stand side by side.
+Traces are read one after the other, ordered by their first events: the parts of a rotated trace are joined, and traces
+of several processes are reported side by side.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ._progress import with_progress
 THRESHOLD_MS: Final = 100.0
 _NAMES: Final = {
     "tasks": "where the time goes: busy, waiting and idle, by spawn site and by task",
-    "latency": "histograms: how long ready tasks wait for their turn, and how long steps take",
-    "cancellations": "who asked for them, where, and what became of them",
+    "latency": "histograms of how long ready tasks wait for the loop, and of how long steps take",
+    "cancellations": "who requested each cancellation, where, and its outcome",
     "lost_tasks": "tasks destroyed while pending, exceptions never retrieved, tasks that have not ended",
-    "stalls": "steps that held their loop up, where, and what went on in them",
+    "stalls": "steps that blocked their loop, where, and which events occurred in them",
 }
 _NOT_WITH: Final = {
     "event": "-e",
@@ -38,7 +38,7 @@ _NOT_WITH: Final = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("questions about tasks, one at a time (record with -e 'task:*')")
+    group = parser.add_argument_group("analyses of tasks, one at a time (record with -e 'task:*')")
     choice = group.add_mutually_exclusive_group()
     for name, text in _NAMES.items():
         choice.add_argument(f"--{name.replace('_', '-')}", dest="question", action="store_const", const=name, help=text)
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=_milliseconds,
         metavar="MS",
-        help=f"with --stalls: how long a stall is at least (default: {THRESHOLD_MS:.0f})",
+        help=f"with --stalls: only stalls of at least MS milliseconds (default: {THRESHOLD_MS:.0f})",
     )
 
 
@@ -64,13 +64,13 @@ def _milliseconds(text: str) -> int:
 def check(arguments: argparse.Namespace) -> None:
     """
     Raises:
-        ConfigurationError: Options stand together that do not go together.
+        ConfigurationError: Options that exclude each other are combined.
     """
     if arguments.threshold is not None and arguments.question != "stalls":
-        raise ConfigurationError("--threshold goes with --stalls alone")
+        raise ConfigurationError("--threshold needs --stalls")
     option = next((option for name, option in _NOT_WITH.items() if getattr(arguments, name)), None)
     if arguments.question and option:
-        raise ConfigurationError(f"{option} does not go with {_option(arguments)}, which chooses its events itself")
+        raise ConfigurationError(f"{option} cannot be combined with {_option(arguments)}, which selects its own events")
 
 
 def _option(arguments: argparse.Namespace) -> str:
@@ -92,7 +92,7 @@ def run(arguments: argparse.Namespace) -> int:
             _losses.tell_unfinished("report", trace)
         lost = [_losses.tell("report", trace) for trace in traces]
     if any(lost):
-        print("aiotrace report: what is missing may have changed the answer", file=sys.stderr)
+        print("aiotrace report: the missing events may change this result", file=sys.stderr)
     return _losses.LOST if any(lost) else 0
 
 
@@ -136,8 +136,8 @@ def _first_ns(trace: Trace) -> int:
 def _nothing(arguments: argparse.Namespace, report: Report) -> str:
     paths = ", ".join(arguments.files)
     return (
-        f"{paths}: no {' or '.join(sorted(report.evidence))} in there, which {_option(arguments)} is made of: was it "
-        "recorded without the task tracer? aiotrace record -e 'task:*' PROGRAM"
+        f"{paths}: {_option(arguments)} needs {' or '.join(sorted(report.evidence))} events, and there are none; "
+        "record the task tracer: aiotrace record -e 'task:*' PROGRAM"
     )
 
 

@@ -1,11 +1,11 @@
-"""`record --external`: starts the program as a child, reads its arena from here, and ends as the program does.
+"""`record --external`: starts the program as a child, reads its arena in this process, and ends as the program does.
 
     fork --> the child: execve, as `record` alone does
-        \\-> the parent: recorder, with every signal blocked and looked for in its loop
+        \\-> the parent: recorder, with signals blocked and polled in its loop
 
-The laws. **A signal that was sent to us is the program's**: it is sent on. One that the terminal sends to all in the
-foreground has the program already, and stopping is the shell's affair: neither is sent twice. **We end as the program
-ends**: with its status, or by its signal.
+A signal sent to this process is meant for the program and is forwarded. One that the terminal sends to the whole
+foreground has reached the program already and is not sent twice; stopping is left to the shell. This process ends with
+the program's exit status, or by the same signal.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from .._base.errors import ConfigurationError
 if TYPE_CHECKING:
     from .._launcher.process import Plan
 
-SHM: Final = "/dev/shm"  # noqa: S108  # a folder of ours is made in it
+SHM: Final = "/dev/shm"  # noqa: S108  # a private folder is made in it
 _ROOM: Final = 32 << 20
-"""Bytes for definitions, and to spare."""
+"""Bytes of an arena besides its pages: definitions, and a reserve."""
 _OURS: Final = {
     signal.SIGKILL, signal.SIGSTOP, signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGCONT, signal.SIGCHLD,
     signal.SIGWINCH, signal.SIGPIPE, signal.SIGXFSZ,
     signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP, signal.SIGSYS,
 }  # fmt: skip
-"""Signals that are not sent on: they are ours, as they are any process's."""
+"""Signals that are not forwarded: each process handles its own."""
 _ENDING: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 
@@ -46,15 +46,15 @@ def run(command: Sequence[str], plan: Plan, environment: dict[str, str], variabl
 
     Args:
         command: The path and all arguments from argv[0] on.
-        plan: Whose `sinks` are for us.
-        variable: Of the environment, for the program's plan.
+        plan: Its `sinks` are used by this process.
+        variable: The environment variable that carries the program's plan.
 
     Returns:
         The program's exit status. Does not return if a signal ended it.
 
     Raises:
-        ConfigurationError: There is no C module.
-        OSError: There is no room for an arena.
+        ConfigurationError: The C extension is missing, or there is no space for an arena.
+        OSError: The program cannot be started.
     """
     from .._arena.handover import check_atomic
 
@@ -77,7 +77,7 @@ def run(command: Sequence[str], plan: Plan, environment: dict[str, str], variabl
 
 
 def _become(command: Sequence[str], environment: dict[str, str], mask: set[int | signal.Signals]) -> None:
-    """In the child: be the program. Does not return."""
+    """In the child: become the program. Does not return."""
     try:
         path, *argv = command
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -96,7 +96,7 @@ async def _record(folder: str, plan: Plan, program: _Program) -> None:
     finally:
         left = recorder.close()
         if left is not None:
-            _tell(f"in {left} are arenas that are not finished: `aiotrace restore ARENA -o FILE` makes traces of them")
+            _tell(f"{left} contains unfinished arenas: make traces of them with `aiotrace restore ARENA -o FILE`")
 
 
 def _tell(line: str) -> None:
@@ -104,7 +104,7 @@ def _tell(line: str) -> None:
 
 
 class _Program:
-    """The child, and the signals that are meant for it."""
+    """The child process, and the signals that are forwarded to it."""
 
     def __init__(self, pid: int, forwarded: set[signal.Signals]) -> None:
         self._pid = pid
@@ -113,10 +113,10 @@ class _Program:
         self._enough = False
 
     def has_ended(self) -> bool:
-        """Sends on what was sent to us, first."""
+        """Forwards pending signals first."""
         while (sent := signal.sigtimedwait(self._forwarded, 0)) is not None:
             self._enough |= self._status is not None and sent.si_signo in _ENDING
-            # From a process, not from the kernel, which asked all of the foreground.
+            # si_code <= 0: sent by a process. The kernel's own signals went to the whole foreground.
             if sent.si_code <= 0 and self._status is None:
                 os.kill(self._pid, sent.si_signo)
         if self._status is None:
@@ -126,29 +126,31 @@ class _Program:
         return self._status is not None
 
     def is_enough(self) -> bool:
-        """Whether somebody does not want to wait for the children that outlive the program."""
+        """Whether a signal asked not to wait for children that outlive the program."""
         return self._enough
 
     def end_alike(self) -> int:
-        """The program's exit status. If a signal ended it, the same one ends us here."""
+        """The program's exit status. If a signal ended it, the same signal ends this process here."""
         assert self._status is not None
         code = os.waitstatus_to_exitcode(self._status)
         if code >= 0:
             return code
         sys.stdout.flush()
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))  # it has dumped its
+
+        # The program has dumped core where it should: this process would only dump its own.
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         if -code not in (signal.SIGKILL, signal.SIGSTOP):
             signal.signal(-code, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {-code})
         os.kill(os.getpid(), -code)
-        return 128 - code  # a signal that does not end us
+        return 128 - code  # a signal that does not end this process
 
 
 def _make_folder(plan: Plan) -> str:
-    """A folder for arenas: on tmpfs if there is room, else beside the trace.
+    """A new folder for arenas: on tmpfs if there is space, else beside the trace.
 
     Raises:
-        ConfigurationError: There is no room.
+        ConfigurationError: There is no space in either.
     """
     from .._launcher.process import FILE, file_of
 
@@ -157,4 +159,6 @@ def _make_folder(plan: Plan) -> str:
     for place in (SHM, beside):
         if os.access(place, os.W_OK | os.X_OK) and shutil.disk_usage(place).free > needed:
             return tempfile.mkdtemp(prefix="aiotrace-", dir=place)
-    raise ConfigurationError(f"neither in {SHM} nor in {beside} is room for {needed >> 20} MiB: -b takes less")
+    raise ConfigurationError(
+        f"neither {SHM} nor {beside} has {needed >> 20} MiB of free space: free some, or reduce -b"
+    )

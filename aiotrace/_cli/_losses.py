@@ -1,4 +1,4 @@
-"""What a command says of losses and damage, and what its exit status says."""
+"""Losses and damage, as commands report them on stderr and in their exit status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LOST: Final = 3
 
 
 def tell(command: str, trace: Trace) -> bool:
-    """Print a line to stderr if events are missing or parts could not be read; returns whether it is so."""
+    """Print a line to stderr for missing events and one for damage; returns whether there was any."""
     losses = trace.losses
     if losses:
         print(f"aiotrace {command}: {escape(trace.path)}: {describe(losses)}", file=sys.stderr)
@@ -27,11 +27,11 @@ def tell(command: str, trace: Trace) -> bool:
 
 
 def tell_unfinished(command: str, trace: Trace) -> None:
-    """Print a line to stderr if the trace was never closed: more may come, or its program was killed."""
+    """Print a line to stderr if the trace was never closed: its program still runs, or was killed."""
     if not trace.complete:
         print(
             f"aiotrace {command}: {escape(trace.path)}: not finished, read as far as it goes; if its program has "
-            f"ended, this makes it a complete trace: aiotrace restore {escape(trace.path)}",
+            f"ended, complete it with: aiotrace restore {escape(trace.path)}",
             file=sys.stderr,
         )
 

@@ -1,11 +1,12 @@
-"""What `record` starts: the words of a command line, turned into what execve takes.
+"""The program that `record` starts: the words of a command line, turned into arguments for execve.
 
     -m MODULE, -c CODE, FILE, -  this Python, with the options that it was itself started with
-    python ...                   as it is, if it is this Python
-    NAME, found on PATH          as it is, if its first line names this Python
+    python ...                   unchanged, if it is this Python
+    NAME, found on PATH          unchanged, if its first line names this Python
 
-The law: **what would not be recorded is refused here**: another Python, which has no aiotrace or another one; options
-with which Python does not look for a sitecustomize; what is no Python program. Exit statuses are the shell's.
+Invariant (tests/cli/test_record.py): a program that could not be recorded is refused here. That is: another Python,
+which has no aiotrace or another version of it; options that keep Python from importing sitecustomize; what is not a
+Python program. Exit statuses are the shell's.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ _BLIND: Final = {
     "S": "which imports no sitecustomize",
 }
 _LONG_SHEBANG: Final = re.compile(rb"""#!/bin/sh\n'''exec' (?:"([^"\n]+)"|(\S+)) """)
-"""What pip writes where the path of the Python is too long for a first line, or has a space in it."""
+"""pip writes this where the path of the Python has a space in it or is too long for a shebang."""
 
 
 class RefusedError(Exception):
     """A program cannot be recorded.
 
     Args:
-        status: What the shell would give: 127 if there is none, 126 if it is none that we can start.
+        status: The shell's: 127 if the program does not exist, 126 if it cannot be started.
     """
 
     def __init__(self, message: str, status: int = NOT_EXECUTABLE) -> None:
@@ -46,13 +47,13 @@ class RefusedError(Exception):
 
 
 def command_of(words: Sequence[str]) -> list[str]:
-    """What to execute: the path, then all arguments from argv[0] on.
+    """The command to execute: the path, then all arguments from argv[0] on.
 
     Args:
-        words: "-m MODULE ARGS", "-c CODE ARGS", "PROGRAM ARGS", or "- ARGS": the program comes from stdin.
+        words: "-m MODULE ARGS", "-c CODE ARGS", "PROGRAM ARGS", or "- ARGS" for a program on stdin.
 
     Raises:
-        RefusedError: It is not there, or cannot be recorded.
+        RefusedError: The program does not exist, or cannot be recorded.
     """
     program = words[0]
     if program in _NO_FILE:
@@ -61,7 +62,7 @@ def command_of(words: Sequence[str]) -> list[str]:
         return _this_python(words) if not _is_this_python(program) else _python(program, words)
     path = None if os.path.dirname(program) else shutil.which(program)
     if path is None:
-        raise RefusedError(f"{program}: there is no such file, nor such a command on PATH", NOT_FOUND)
+        raise RefusedError(f"{program}: no such file, and no such command on PATH", NOT_FOUND)
     if _PYTHON.fullmatch(program):
         return _python(path, words)
     _check_script(path)
@@ -69,7 +70,8 @@ def command_of(words: Sequence[str]) -> list[str]:
 
 
 def _this_python(words: Sequence[str]) -> list[str]:
-    """This interpreter on a program, with our own options: `python -X dev -m aiotrace record app.py` means both."""
+    """This interpreter on a program, with its own options: in `python -X dev -m aiotrace record app.py`, -X dev is for
+    both."""
     options, _ = split_options(sys.orig_argv[1:])
     _check_options(options)
     if words[0] not in _NO_FILE:
@@ -80,16 +82,16 @@ def _this_python(words: Sequence[str]) -> list[str]:
 def _check_file(path: str) -> None:
     """
     Raises:
-        RefusedError: It cannot be read, or is another kind of program.
+        RefusedError: The file cannot be read, or is not a Python program.
     """
     if os.path.isdir(path):
         if not os.path.exists(os.path.join(path, "__main__.py")):
-            raise RefusedError(f"{path}: a folder without a __main__.py")
+            raise RefusedError(f"{path}: a folder without a __main__.py, which Python cannot run")
         return
     head = _head(path)
     first = head.partition(b"\n")[0].decode(errors="replace")
     if head.startswith(b"\x7fELF") or (first.startswith("#!") and not (_is_python(_interpreter(head)))):
-        raise RefusedError(f"{path}: no Python program")
+        raise RefusedError(f"{path}: not a Python program")
 
 
 def _python(path: str, words: Sequence[str]) -> list[str]:
@@ -104,11 +106,11 @@ def _python(path: str, words: Sequence[str]) -> list[str]:
 def _check_script(path: str) -> None:
     """
     Raises:
-        RefusedError: The kernel would not start this Python for it, or so that it cannot be recorded.
+        RefusedError: Its first line names another program than this Python, or options that prevent recording.
     """
     interpreter = _interpreter(_head(path))
     if not _is_python(interpreter):
-        raise RefusedError(f"{path}: no Python program")
+        raise RefusedError(f"{path}: not a Python program")
     name = interpreter[0]
     found = name if os.path.dirname(name) else shutil.which(name) or name
     if not _is_this_python(found):
@@ -118,8 +120,8 @@ def _check_script(path: str) -> None:
 
 def _other(what: str, python: str, words: Sequence[str]) -> str:
     return (
-        f"{what}: this is run by {python}, and aiotrace by {sys.executable}; "
-        f"if aiotrace is installed there: {python} -m aiotrace record {' '.join(words)}".rstrip()
+        f"{what}: runs with {python}, but this is the aiotrace of {sys.executable}; "
+        f"if aiotrace is installed there, run: {python} -m aiotrace record {' '.join(words)}".rstrip()
     )
 
 
@@ -132,7 +134,7 @@ def _head(path: str) -> bytes:
 
 
 def _interpreter(head: bytes) -> list[str]:
-    """The words of a script's first line, without env; nothing if it has none."""
+    """The words of a script's first line after "#!", without env; empty if it has no such line."""
     if long := _LONG_SHEBANG.match(head):
         return [os.fsdecode(long[1] or long[2])]
     if not head.startswith(b"#!"):
@@ -148,7 +150,7 @@ def _is_python(interpreter: Sequence[str]) -> bool:
 
 
 def _is_this_python(path: str) -> bool:
-    """Whether it is the interpreter of this environment: venvs link to one and the same, so the folder counts too."""
+    """Whether it is the interpreter of this environment. Venvs link to the same file, so the folder must match too."""
     ours = sys.executable
     same_folder = os.path.realpath(os.path.dirname(os.path.abspath(path))) == os.path.realpath(os.path.dirname(ours))
     return same_folder and os.path.realpath(path) == os.path.realpath(ours)
@@ -157,12 +159,12 @@ def _is_this_python(path: str) -> bool:
 def _check_options(options: Sequence[str]) -> None:
     """
     Raises:
-        RefusedError: With these Python takes no notice of us.
+        RefusedError: With these options Python would not import aiotrace's sitecustomize.
     """
     for letter in letters_of(options):
         if letter in _BLIND:
             raise RefusedError(
-                f"Python with -{letter}, {_BLIND[letter]}, cannot be recorded from outside: leave it out"
+                f"Python with -{letter}, {_BLIND[letter]}, cannot be recorded from outside: remove the option"
             )
 
 

@@ -1,4 +1,4 @@
-"""How far a command is in long files, if stderr is a terminal."""
+"""Progress of reading long files, shown on stderr if it is a terminal."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Final, TypeVar
 from ..decode import Trace
 
 SIZE: Final = 16 << 20
-"""Bytes from which on files are long enough to show progress."""
+"""Bytes of pages; progress is shown for more than this."""
 INTERVAL: Final = 0.25
-"""Seconds."""
+"""Seconds between two updates."""
 
 _T = TypeVar("_T")
 
 
 def with_progress(items: Iterable[_T], traces: Sequence[Trace]) -> Iterator[_T]:
-    """The same items; meanwhile stderr, if it is a terminal, says how far the reading of the traces is."""
+    """The same items, while the percentage of bytes read is shown on stderr."""
     total = sum(trace.bytes_total for trace in traces)
     if total < SIZE or not sys.stderr.isatty():
         yield from items

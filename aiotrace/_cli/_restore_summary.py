@@ -1,4 +1,4 @@
-"""What became of an arena, for people: one line of what is in the trace, and on stderr what could not be read."""
+"""The result of restoring an arena: a line on stdout, and on stderr what could not be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .._arena.restore import RescueReport
 
 SHOWN: Final = 20
-"""Damaged pages that are told one by one."""
+"""At most this many damaged pages are listed."""
 
 
 def tell(command: str, arena: str, output: str, report: RescueReport) -> int:
@@ -25,7 +25,9 @@ def tell(command: str, arena: str, output: str, report: RescueReport) -> int:
         lines.append(f"{len(report.damaged)} pages are damaged")
     lines += [f"the definitions, at {found.offset}: {found.reason}" for found in report.definitions_damage]
     if report.definitions_refused:
-        lines.append(f"{report.definitions_refused} definitions had no room: what they name is shown as a number")
+        lines.append(
+            f"{report.definitions_refused} definitions did not fit into the arena: what they name is shown as a number"
+        )
     for line in lines:
         print(f"{name}: {escape(line)}", file=sys.stderr)
     return _losses.LOST if report.damaged or report.definitions_damage else 0

@@ -1,4 +1,4 @@
-"""List the events that a trace explains; or, without a file, the sinks and tracers that are installed.
+"""List the events that a trace defines or, without a file, the installed sinks and tracers.
 
 examples:
   aiotrace list
@@ -23,8 +23,10 @@ LIBRARIES: Final = ("anyio", "trio", "uvloop", "backports.zstd")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("file", nargs="?", metavar="FILE", help="a trace.dat, of aiotrace or of the kernel")
-    what.add_argument("--versions", action="store_true", help="the versions of aiotrace and of what it uses")
+    what.add_argument("file", nargs="?", metavar="FILE", help="a trace.dat of aiotrace or of the kernel")
+    what.add_argument(
+        "--versions", action="store_true", help="print the versions of aiotrace, Python and the libraries it uses"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Receive traces from SocketSinks, and keep each stream in a trace of its own.
+"""Receive streams of events over sockets and store each in a trace of its own.
 
 examples:
   aiotrace listen unix:/run/user/1000/aiotrace -o traces
@@ -9,14 +9,14 @@ examples:
   aiotrace record --sink tcp://127.0.0.1:7007 app.py
   aiotrace report --follow traces/*.dat
 
-A page is acknowledged when it is on the disk (unless its producer asks for less). A collector that is killed goes on
-where it was when it is started again with the same DIR. SIGTERM and SIGINT end it: what has come is kept and
+A page is acknowledged once it is on disk (unless its producer requests less). A collector that was killed resumes where
+it stopped when it is started again with the same DIR. SIGTERM and SIGINT stop it: what was received is stored and
 acknowledged, and all traces are closed.
 
-An address that others can reach needs TLS, and a token or certificates of clients.
+An address that other hosts can reach needs TLS, and a token or client certificates.
 
-exit status: 0 ended as it was told, 1 it cannot begin or failed, 2 wrong arguments or an address that is not safe,
-3 ended, but traces are left unfinished: aiotrace restore
+exit status: 0 stopped by a signal, 1 could not start or failed, 2 wrong arguments or an unsafe address,
+3 stopped, but traces were left unfinished: complete them with aiotrace restore
 """
 
 from __future__ import annotations
@@ -43,20 +43,25 @@ _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("addresses", nargs="+", metavar="ADDRESS", help="unix:PATH, tcp://HOST:PORT or tls://HOST:PORT")
-    add("-o", dest="folder", required=True, metavar="DIR", help="where the traces go; made if it is not there")
-    add("--max-size", type=_size, metavar="SIZE", help="of a trace, like 1G: then the stream goes on in the next")
-    add("--max-age", type=_age, metavar="AGE", help="of a trace, like 90s, 15m, 1h, 1d")
-    add("--budget", type=_size, metavar="SIZE", help="of all: when it is reached, nothing more is acknowledged")
-    add("--delete-oldest", action="store_true", help="within the budget, delete the oldest finished traces instead")
-    add("--text", action="store_true", help="print each event as it comes")
-    group = parser.add_argument_group("who may send")
+    add("addresses", nargs="+", metavar="ADDRESS", help="listen on unix:PATH, tcp://HOST:PORT or tls://HOST:PORT")
+    add("-o", dest="folder", required=True, metavar="DIR", help="store traces in DIR; created if missing")
+    add("--max-size", type=_size, metavar="SIZE", help="start the next trace of a stream after SIZE, e.g. 1G")
+    add("--max-age", type=_age, metavar="AGE", help="start the next trace of a stream after AGE, e.g. 90s, 15m, 1h, 1d")
+    add(
+        "--budget",
+        type=_size,
+        metavar="SIZE",
+        help="limit for all traces together; when it is reached, pages are no longer acknowledged",
+    )
+    add("--delete-oldest", action="store_true", help="with --budget, delete the oldest finished traces instead")
+    add("--text", action="store_true", help="print each event when it arrives")
+    group = parser.add_argument_group("access control")
     add = group.add_argument
-    add("--token-file", metavar="FILE", help="every client has to say what the first line says (0600)")
-    add("--token-env", metavar="NAME", help="the same from an environment variable")
+    add("--token-file", metavar="FILE", help="clients must present the token in the first line of FILE (mode 0600)")
+    add("--token-env", metavar="NAME", help="clients must present the token in this environment variable")
     add("--tls-cert", metavar="FILE", help="this server's certificate, for tls:// (PEM)")
-    add("--tls-key", metavar="FILE", help="its private key, if it is in another file")
-    add("--tls-client-ca", metavar="FILE", help="let in clients with a certificate of this authority alone")
+    add("--tls-key", metavar="FILE", help="its private key, if not in the same file")
+    add("--tls-client-ca", metavar="FILE", help="accept only clients with a certificate signed by this authority (PEM)")
 
 
 def _size(text: str) -> int:
@@ -114,13 +119,13 @@ async def _listen(arguments: argparse.Namespace) -> int:
 
 
 async def _watch(collector: Collector, scope: anyio.CancelScope) -> None:
-    """If it fails, nobody needs to tell it to end."""
+    """Stop waiting for signals when the collector fails."""
     await collector.wait()
     scope.cancel()
 
 
 async def _show(collector: Collector) -> None:
-    """A line a second, over the one before."""
+    """Rewrite a status line every second."""
     before = collector.statistics()
     try:
         while True:

@@ -9,16 +9,16 @@ examples:
   aiotrace record --budget 1% -p function_graph -e all app.py
   aiotrace record -p function_graph -l '__main__.*' -n '*.<lambda>' app.py
 
-Without -e it records the program's own events, the steps of its tasks, and stalls. The program is started by execve:
-its exit status, its signals and all that it sees are its own. Children by fork and multiprocessing get a trace each,
-FILE with their pid in its name; `aiotrace report` takes them all. A program that a signal kills leaves its trace
-unfinished: `aiotrace report` reads it as it is, and `aiotrace restore` finishes it.
+Without -e, the program's own events, the steps of its tasks, and stalls are recorded. The program replaces this process
+(execve): its exit status and its signals are its own. Each child started by fork or multiprocessing gets a trace of its
+own: FILE with the child's pid in its name; `aiotrace report` merges them. A program that is killed by a signal leaves
+its trace unfinished: `aiotrace report` reads it as it is, and `aiotrace restore` completes it.
 
-With --arena, --snapshot-signal or a trigger "snapshot", and neither -o nor --sink, it is a flight recorder: the buffer
-keeps the newest events, and only snapshots are written, named by the time (UTC) and what set them off.
+With --arena, --snapshot-signal or a "snapshot" trigger, and neither -o nor --sink, this is a flight recorder: the
+buffer keeps the newest events, and only snapshots are written. Their names contain the time (UTC) and what caused them.
 
-exit status: the program's; before it begins: 1 the trace cannot be written, 2 wrong arguments, 126 no program that
-can be recorded, 127 no such program
+exit status: the program's. If the program was not started: 1 the trace cannot be written, 2 wrong arguments,
+126 the program cannot be recorded, 127 no such program
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ if TYPE_CHECKING:
 
 OUTPUT: Final = "trace.dat"
 VARIABLE: Final = "AIOTRACE_RECORD"
-"""Of the environment: what the shim finds the plan in."""
+"""The environment variable that carries the plan to the recorded program."""
 BUFFER: Final = "4M"
 PAGE_SIZE: Final = 65536
 PAGES_WANTED: Final = 16
-"""A buffer that has fewer pages of the usual size gets smaller ones."""
+"""A buffer too small for this many pages of PAGE_SIZE gets smaller pages."""
 PAGE_SIZE_MIN: Final = 4096
 _SIZE: Final = re.compile(r"(?P<number>\d+)(?P<unit>[kKmMgG]?)")
 _UNITS: Final = {"": 1 << 10, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -59,61 +59,91 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "aiotrace record [OPTIONS] [--] PROGRAM | -m MODULE | -c CODE [ARGUMENTS]"
     add = parser.add_argument
     choice: dict[str, Any] = {"dest": "choices", "action": _Choose, "default": []}
-    add("-e", metavar="GLOB", **choice, help="record events like 'http:*', and no others; may be repeated")
-    add("-v", metavar="GLOB", **choice, help="but not events like this; what stands last decides")
-    add("-f", metavar="FILTER", **choice, help="of the -e before it only events with such fields: 'status >= 500'")
-    add("-R", metavar="TRIGGER", **choice, help="what the -e before it sets off: 'traceoff:1 if status >= 500'")
-    add("-p", metavar="TRACER", **choice, help="switch on a tracer that is not part of 'all', like function_graph")
-    add("-l", metavar="GLOB", **choice, help="of functions, -p function_graph sees only those like 'json.*'")
-    add("-n", metavar="GLOB", **choice, help="and none like this; both may be repeated")
+    add("-e", metavar="GLOB", **choice, help="record only events matching GLOB, e.g. 'http:*'; may be repeated")
+    add("-v", metavar="GLOB", **choice, help="exclude events matching GLOB; the last matching option wins")
+    add("-f", metavar="FILTER", **choice, help="filter for the preceding -e, e.g. 'status >= 500'")
+    add("-R", metavar="TRIGGER", **choice, help="trigger for the preceding -e, e.g. 'traceoff:1 if status >= 500'")
+    add("-p", metavar="TRACER", **choice, help="enable a tracer that 'all' leaves out, e.g. function_graph")
+    add(
+        "-l", metavar="GLOB", **choice, help="with -p function_graph, trace only functions matching GLOB, e.g. 'json.*'"
+    )
+    add(
+        "-n",
+        metavar="GLOB",
+        **choice,
+        help="with -p function_graph, exclude functions matching GLOB; -l and -n may be repeated",
+    )
     add(
         "--stall",
         type=_milliseconds,
         metavar="MS",
-        help="report steps that last longer while they last, with their stack (without -e: 100)",
+        help="report steps that last longer than MS, with their stack, while they last (100 if there is no -e)",
     )
     add(
         "--cancel-timeout",
         type=_milliseconds,
         metavar="MS",
-        help="report tasks that have not obeyed a cancellation by then, with the line where they are",
+        help="report tasks that have not obeyed a cancellation after MS, with the line they are at",
     )
-    add("-o", dest="output", metavar="FILE", help=f"the trace (default: {OUTPUT}, unless there is a --sink)")
+    add(
+        "-o",
+        dest="output",
+        metavar="FILE",
+        help=f"write the trace to FILE (default: {OUTPUT}, unless there is a --sink)",
+    )
     add("--force", action="store_true", help="overwrite FILE")
-    add("--sink", dest="sinks", action="append", default=[], metavar="URL", help="where else to; may be repeated")
+    add(
+        "--sink",
+        dest="sinks",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="send the events to URL, e.g. tcp://HOST:PORT; may be repeated",
+    )
     add(
         "-b",
         dest="buffer",
         type=_size,
         default=_size(BUFFER),
         metavar="SIZE",
-        help=f"the buffer, in KiB or with a unit: 512, 64M (default: {BUFFER})",
+        help=f"size of the buffer, in KiB or with a unit: 512, 64M (default: {BUFFER})",
     )
-    add("--overrun", action="store_true", help="a full buffer loses the oldest events, not the newest")
+    add("--overrun", action="store_true", help="when the buffer is full, drop the oldest events instead of the newest")
     add(
-        "--arena", metavar="PATH", help="have the buffer in this file: after a kill, restore reads it; best in /dev/shm"
+        "--arena",
+        metavar="PATH",
+        help="keep the buffer in this file, best in /dev/shm; after a kill, aiotrace restore reads it",
     )
     add(
-        "--external", action="store_true", help="read the buffer and write the trace in this process, not the program's"
+        "--external",
+        action="store_true",
+        help="read the buffer and write the trace in a process of its own, not in the program",
     )
     add(
         "--budget",
         type=_share,
         metavar="PERCENT",
-        help="switch off what makes all this cost more of the program's time, like 1%%; it is on again when it fits",
+        help="limit aiotrace's overhead to PERCENT of the program's CPU time (1%%) by disabling expensive event groups",
     )
-    add("--snapshots", metavar="FILE", help="what snapshots are named after (default: trace.dat)")
-    add("--snapshot-signal", dest="signal", type=_signal, default=0, metavar="NAME", help="takes one, like USR2")
-    add("--clock", default="mono", metavar="CLOCK", help="mono, or tsc: the same time, read faster")
-    add("-q", dest="quiet", action="store_true", help="say nothing at the end, unless events are missing")
+    add("--snapshots", metavar="FILE", help="derive the names of snapshots from FILE (default: trace.dat)")
+    add(
+        "--snapshot-signal",
+        dest="signal",
+        type=_signal,
+        default=0,
+        metavar="NAME",
+        help="signal that takes a snapshot, e.g. USR2",
+    )
+    add("--clock", default="mono", metavar="CLOCK", help="mono (the default), or tsc: the same time, faster to read")
+    add("-q", dest="quiet", action="store_true", help="print nothing at the end unless events are missing")
     what: dict[str, Any] = {"nargs": argparse.REMAINDER, "metavar": "..."}
-    add("-m", dest="module", **what, help="a module, as python -m; what follows are its arguments")
-    add("-c", dest="code", **what, help="a program, as python -c; what follows are its arguments")
-    add("program", **what, help="a file, or a command that is a Python program, and its arguments")
+    add("-m", dest="module", **what, help="run a module, like python -m; the rest are its arguments")
+    add("-c", dest="code", **what, help="run CODE, like python -c; the rest are its arguments")
+    add("program", **what, help="a Python file, or a command that is a Python program, and its arguments")
 
 
 class _Choose(argparse.Action):
-    """Keeps -e, -v, -f, -R, -p, -l and -n in the order in which they stand: what they mean depends on it."""
+    """Keeps -e, -v, -f, -R, -p, -l and -n in the order they were given: their meaning depends on it."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
@@ -122,13 +152,13 @@ class _Choose(argparse.Action):
         if option in ("-f", "-R"):
             globs = [glob for action, glob, _ in choices if action == "enable"]
             if not globs:
-                parser.error(f"{option} {value!r} needs the events that it is for: put -e GLOB before it")
+                parser.error(f"{option} {value!r} is for the preceding -e, and there is none: put -e GLOB before it")
             choices.append(("filter" if option == "-f" else "trigger", globs[-1], value))
         elif option in ("-l", "-n"):
             choices.append(("limit" if option == "-l" else "notrace", value, ""))
         else:
             if option == "-p" and value not in TRACERS:
-                parser.error(f"-p {value!r}: there is no such tracer; known: {', '.join(TRACERS) or 'none yet'}")
+                parser.error(f"-p {value!r}: no such tracer; choose from {', '.join(TRACERS)}")
             choices.append(("disable" if option == "-v" else "enable", value, ""))
         setattr(namespace, self.dest, choices)
 
@@ -162,7 +192,7 @@ def _share(text: str) -> float:
 
 
 def _signal(text: str) -> int:
-    """A signal's number, by its name."""
+    """The number of a signal that a program can handle."""
     number = getattr(signal, f"SIG{text.upper().removeprefix('SIG')}", None)
     if not isinstance(number, signal.Signals) or number in (signal.SIGKILL, signal.SIGSTOP):
         raise argparse.ArgumentTypeError(f"{text!r} should be a signal that a program can handle: USR1, USR2, HUP")
@@ -170,7 +200,7 @@ def _signal(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Does not return, if the program can be started; with --external, when it has ended."""
+    """Start the program in place of this process, or, with --external, as a child that is waited for."""
     try:
         path, *argv = _program.command_of(_words(arguments))
         plan = _plan(arguments)
@@ -200,7 +230,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     elif words[:1] == ["--"]:
         words = words[1:]
     if not words or (words[0] in ("-m", "-c") and len(words) < 2):
-        raise ConfigurationError("no program to record: aiotrace record [OPTIONS] PROGRAM [ARGUMENTS]")
+        raise ConfigurationError("no program to record; usage: aiotrace record [OPTIONS] PROGRAM [ARGUMENTS]")
     return words
 
 
@@ -234,7 +264,9 @@ def _plan(arguments: argparse.Namespace) -> Plan:
             f"{needed} pages of {PAGE_SIZE_MIN >> 10} KiB"
         )
     if arguments.external and arguments.arena:
-        raise ConfigurationError("--external has an arena of its own: leave --arena out")
+        raise ConfigurationError(
+            f"--arena {arguments.arena}: --external makes an arena of its own; remove one of the two options"
+        )
     return process.Plan(
         pid=os.getpid(),
         path=tuple(os.path.abspath(entry) for entry in sys.path),
@@ -255,15 +287,15 @@ def _plan(arguments: argparse.Namespace) -> Plan:
 
 
 def _environment(plan: Plan) -> dict[str, str]:
-    """Ours, with what makes the program's Python begin with the recording.
+    """This process's environment, plus what makes the program's Python start the recording first.
 
     Raises:
-        ConfigurationError: Python could not find us.
+        ConfigurationError: aiotrace's path cannot be put into PYTHONPATH.
     """
     shim = os.path.join(PACKAGE_FOLDER, "_launcher", "shim")
     if os.pathsep in shim:
         raise ConfigurationError(
-            f"{shim!r} cannot stand in PYTHONPATH: install aiotrace where no {os.pathsep!r} is in the path"
+            f"{shim!r} contains {os.pathsep!r}, which PYTHONPATH cannot express: install aiotrace in another folder"
         )
     before = os.environ.get("PYTHONPATH")
     return {
@@ -274,16 +306,16 @@ def _environment(plan: Plan) -> dict[str, str]:
 
 
 def _takes_snapshots(arguments: argparse.Namespace) -> bool:
-    """Whether there is something to look into, or to set off, later."""
+    """Whether snapshots can be taken: from an arena, by a signal or by a trigger."""
     triggers = [parse_trigger(text) for action, _, text in arguments.choices if action == "trigger"]
     return bool(arguments.arena or arguments.signal or any(trigger.action == "snapshot" for trigger in triggers))
 
 
 def _only(choices: Sequence[tuple[Any, str, str]]) -> tuple[Any, ...]:
-    """With an -e, only what is asked for; -v alone takes from what is recorded without.
+    """The choices, with "nothing else" first if there is an -e. A -v alone subtracts from the default.
 
     Raises:
-        ConfigurationError: Functions are chosen that nothing traces.
+        ConfigurationError: There is a -l or -n, but no function tracer.
     """
     functions = [choice for choice in choices if choice[0] in ("limit", "notrace")]
     events = [choice for choice in choices if choice not in functions]
@@ -291,7 +323,7 @@ def _only(choices: Sequence[tuple[Any, str, str]]) -> tuple[Any, ...]:
     for action, glob, _ in functions:
         if not any(_traces_functions(each) for each in enabled):
             option = "-l" if action == "limit" else "-n"
-            raise ConfigurationError(f"{option} {glob!r} is for functions: add -p function_graph, or -p function")
+            raise ConfigurationError(f"{option} {glob!r} is for functions: add -p function_graph or -p function")
     only = [("disable", "all", "")] if enabled else []
     return (*functions, *only, *events)
 
@@ -301,8 +333,10 @@ def _traces_functions(glob: str) -> bool:
 
 
 def _tell_of_children(plan: Plan) -> None:
-    """Say that traces of an earlier run's children are there, which a report of all would take for this run's. They
-    are not ours to remove: nobody named them."""
+    """Warn about traces of children of an earlier run: a report of all traces would mix them with this run's.
+
+    They are not removed: the user did not name them.
+    """
     from .._launcher.process import FILE, children_of, file_of
 
     for path in (file_of(url) for url in plan.sinks if url.startswith(FILE)):
@@ -310,27 +344,27 @@ def _tell_of_children(plan: Plan) -> None:
         if there:
             first, more = min(there), f" and {len(there) - 1} more" if there[1:] else ""
             print(
-                f"aiotrace record: {first}{more}: of children of an earlier run, which a report of all traces would "
-                "take for this run's: remove them first",
+                f"aiotrace record: {first}{more}: of children of an earlier run; a report of all traces would "
+                "mix them with this run's, so remove them first",
                 file=sys.stderr,
                 flush=True,
             )
 
 
 def file_url(path: str, *, force: bool) -> str:
-    """The URL of a file that can be written.
+    """The URL of a file sink for `path`.
 
     Raises:
-        ConfigurationError: It cannot stand in a URL.
-        OSError: A trace is there already, or the folder cannot be written.
+        ConfigurationError: The path cannot be written as a URL.
+        OSError: A trace exists already, or the folder cannot be written.
     """
     from .._store.trace_files import journal_path, spool_paths
 
     if "?" in path:
-        raise ConfigurationError(f"{path!r}: choose a name without '?'")
+        raise ConfigurationError(f"-o {path!r}: a '?' starts the options of a sink URL; choose a name without it")
     _check_folder(path)
     if os.path.isdir(path):
-        raise IsADirectoryError(f"{path} is a folder: -o takes the name of a file")
+        raise IsADirectoryError(f"-o {path} is a folder: give the name of a file")
     there = [each for each in (path, journal_path(path), *spool_paths(path)) if os.path.lexists(each)]
     if there and not force:
         raise FileExistsError(f"{there[0]} exists: choose another name with -o, or overwrite it with --force")
@@ -340,17 +374,17 @@ def file_url(path: str, *, force: bool) -> str:
 def _check_folder(path: str) -> None:
     """
     Raises:
-        OSError: No file of this name can be made.
+        OSError: No file of this name can be created.
     """
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"{path}: there is no folder {folder}")
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: the folder {folder} cannot be written")
+        raise PermissionError(f"{path}: the folder {folder} cannot be written to")
 
 
 def _absolute(url: str) -> str:
-    """A URL of a file or a Unix socket whose path does not depend on where the program goes."""
+    """The URL with an absolute path if it names a file or a Unix socket: the program may change its folder."""
     path, mark, query = url.partition("?")
     scheme, _, name = path.partition(":")
     return f"{scheme}:{os.path.abspath(name)}{mark}{query}" if scheme in ("file", "unix") and name else url

@@ -1,11 +1,11 @@
-"""Make a complete trace.dat of what a killed program left: FILE, FILE.journal and its spools, or an arena.
+"""Complete the trace that a killed program left: FILE, FILE.journal and its spool files, or an arena.
 
 examples:
   aiotrace restore trace.dat
   aiotrace restore /dev/shm/app.arena -o trace.dat
 
-What is left can also be read as it is: aiotrace report FILE. An arena is removed when all of it is in the trace. The
-exit status is 3 if pages were damaged.
+An unfinished trace or an arena can also be read as it is: aiotrace report FILE. An arena is removed once the trace
+contains all of it. The exit status is 3 if pages were damaged.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NAME: Final = "restore"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="the trace, whose journal is FILE.journal; or an arena")
-    parser.add_argument("-o", dest="output", metavar="TRACE", help="where the trace of an arena goes")
+    parser.add_argument("file", metavar="FILE", help="an unfinished trace with its FILE.journal, or an arena")
+    parser.add_argument("-o", dest="output", metavar="TRACE", help="write the trace of an arena to TRACE")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,9 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     if is_arena(arguments.file):
         return _restore_arena(arguments)
     if arguments.output is not None:
-        raise ConfigurationError(f"-o {arguments.output}: {arguments.file} is no arena: a trace is completed in place")
+        raise ConfigurationError(
+            f"-o {arguments.output}: {arguments.file} is not an arena, so it is completed in place: remove -o"
+        )
     if os.path.exists(arguments.file) and not os.path.lexists(journal_path(arguments.file)):
-        text = "no journal stands beside it, so there is nothing to restore"
+        text = "there is no journal beside it, so there is nothing to restore"
         raise FileNotFoundError(errno.ENOENT, text, arguments.file)
     report = restore(arguments.file)
     name = escape(arguments.file)
@@ -64,6 +66,6 @@ def _restore_arena(arguments: argparse.Namespace) -> int:
     from .._arena.restore import restore_arena
 
     if arguments.output is None:
-        raise ConfigurationError(f"{arguments.file} is an arena: say with -o where its trace goes")
+        raise ConfigurationError(f"{arguments.file} is an arena: give the file for its trace with -o")
     report = restore_arena(arguments.file, arguments.output)
     return _restore_summary.tell(NAME, arguments.file, arguments.output, report)

@@ -1,12 +1,12 @@
-"""Make a trace.dat of what is in the arena of a running program now; the program is not disturbed.
+"""Write what the arena of a running program contains now to a trace.dat, without stopping the program.
 
 examples:
   aiotrace record --arena /dev/shm/app.arena app.py &
   aiotrace snapshot /dev/shm/app.arena -o now.dat
   aiotrace snapshot 4615
 
-A process is found by the arena that it has mapped. Without -o the trace is named by the time (UTC). The exit status is
-3 if pages were damaged.
+With a PID, the arena that the process has mapped is read. Without -o the name of the trace contains the time (UTC). The
+exit status is 3 if pages were damaged.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ NAME: Final = "snapshot"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("arena", metavar="PID|ARENA", help="a process, or its arena")
-    parser.add_argument("-o", dest="output", metavar="FILE", help="the trace (default: trace-TIME-snapshot.dat)")
+    parser.add_argument("arena", metavar="PID|ARENA", help="a process, or the file of its arena")
+    parser.add_argument(
+        "-o", dest="output", metavar="FILE", help="write the trace to FILE (default: trace-TIME-snapshot.dat)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -44,7 +46,7 @@ def _find(pid: int) -> str:
     """
     Raises:
         ConfigurationError: The process has no arena, or several.
-        OSError: There is no such process, or it is not ours to look at.
+        OSError: There is no such process, or its arena may not be read.
     """
     from .._arena.restore import find_arenas
 
@@ -55,5 +57,5 @@ def _find(pid: int) -> str:
     if not found:
         raise ConfigurationError(f"process {pid} has no arena: record it with --arena PATH, or record(arena=PATH)")
     if len(found) > 1:
-        raise ConfigurationError(f"process {pid} has several arenas, name one: {', '.join(found)}")
+        raise ConfigurationError(f"process {pid} has several arenas; give the file of one: {', '.join(found)}")
     return found[0]

@@ -1,4 +1,4 @@
-"""Say what a trace holds: its events by kind and by writer, their sizes and rates, and what is missing.
+"""Summarize a trace: events by kind and by writer, their sizes and rates, and what is missing.
 
 examples:
   aiotrace stat
@@ -22,7 +22,7 @@ NAME: Final = "stat"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    text = f"a trace.dat, of aiotrace or of the kernel (default: {OUTPUT})"
+    text = f"a trace.dat of aiotrace or of the kernel (default: {OUTPUT})"
     parser.add_argument("file", nargs="?", default=OUTPUT, metavar="FILE", help=text)
 
 
@@ -80,7 +80,7 @@ def _rate(count: int, seconds: float, *, bare: bool = False) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[str]:
-    """The first column to the left, the numbers to the right."""
+    """Aligned columns: the first to the left, the numbers to the right."""
     table = [head, *rows]
     widths = [max(len(row[column]) for row in table) for column in range(len(head))]
     for row in table:

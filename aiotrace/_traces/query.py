@@ -3,7 +3,7 @@
     Query --ids of the names, tasks, times--> RecordFilter     before an event is made
           --where--> `accepts`                                  after it
 
-Invariant (tests/traces/test_trace.py): a loss is always accepted, whatever was asked for.
+Invariant (tests/traces/test_trace.py): a loss is always accepted, whatever the query.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from .._decode.event import Event
 from .._decode.event_format import EventFormat
@@ -21,6 +21,15 @@ from .._page.filter import Filter, compile_filter
 from .._page.walk import RecordFilter
 
 __all__ = ["Query", "matches"]
+
+
+class Limits(TypedDict):
+    """See `Query`."""
+
+    start_ns: int | None
+    end_ns: int | None
+    cpus: frozenset[int] | None
+    pids: frozenset[int] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +67,10 @@ class Query:
             None if pids is None else frozenset(pids),
             compile_filter(where) if isinstance(where, str) else where,
         )
+
+    def limits(self) -> Limits:
+        """The keyword arguments that `Trace.events`, `follow` and `text` have in common."""
+        return {"start_ns": self.start_ns, "end_ns": self.end_ns, "cpus": self.cpus, "pids": self.pids}
 
     def record_filter(self, formats: Mapping[int, EventFormat]) -> RecordFilter:
         """The part that is decided before an event is made.

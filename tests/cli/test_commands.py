@@ -17,7 +17,7 @@ import aiotrace
 from aiotrace._base.backend import WHY_PYTHON
 from aiotrace._base.clock import Anchor
 from aiotrace._cli import main
-from aiotrace._cli.report import to_json
+from aiotrace._cli._lines_out import to_json
 from aiotrace._store.store import TraceStore
 from aiotrace.abc import Ledger, WriterLedger
 from aiotrace.decode import open_trace
@@ -70,7 +70,7 @@ def test_without_a_file_it_is_trace_dat(
     [
         (["-e", "test:*", "-F", "n > 1 && pid > 0 && comm != 'x' && common_pid && delay_ns == 0"], []),
         (["-e", "all"], []),
-        (["-e", "tset:*", "-e", "test:*"], ["-e 'tset:*' is of no event; there are {all}"]),
+        (["-e", "tset:*", "-e", "test:*"], ["-e 'tset:*' matches no event; there are {all}"]),
         (["-e", "ftrace:kernel.stack", "-e", "all"], []),
         (["-F", "nn > 1 || n"], ["-F 'nn > 1 || n': no event has a field nn"]),
     ],
@@ -209,8 +209,8 @@ def test_a_trace_that_is_not_finished_is_said_to_be_so(tmp_path: Path, command: 
     growing.close()
     assert main([command, path]) == 0
     assert capsys.readouterr().err == (
-        f"aiotrace {command}: {path}: not finished, read as far as it goes; if its program has ended, this makes it a "
-        f"complete trace: aiotrace restore {path}\n"
+        f"aiotrace {command}: {path}: not finished, read as far as it goes; if its program has ended, complete it "
+        f"with: aiotrace restore {path}\n"
     )
 
 
@@ -277,7 +277,7 @@ def test_a_trace_that_grows_is_not_restored(tmp_path: Path, capsys: Capture) -> 
         (["stat", "/nonexistent"], 1, "aiotrace stat: /nonexistent: No such file"),
         (["restore", "/nonexistent"], 1, "No such file"),
         (["snapshot", "4194305"], 1, "aiotrace snapshot: there is no process 4194305"),  # above any that the kernel has
-        (["restore", __file__], 1, f"{__file__}: no journal stands beside it, so there is nothing to restore"),
+        (["restore", __file__], 1, f"{__file__}: there is no journal beside it, so there is nothing to restore"),
     ],
 )
 def test_what_cannot_be_read_is_status_1(arguments: list[str], status: int, message: str, capsys: Capture) -> None:

@@ -171,7 +171,7 @@ def test_an_answer_from_a_trace_with_losses_says_so(tmp_path: Path, capsys: Capt
     out = capsys.readouterr()
     assert "work (<string>:4)" in out.out
     assert f"{path}: events lost: " in out.err
-    assert out.err.endswith("aiotrace report: what is missing may have changed the answer\n")
+    assert out.err.endswith("aiotrace report: the missing events may change this result\n")
 
 
 def test_a_report_is_of_the_time_that_is_asked_for(asyncio_trace: str, capsys: Capture) -> None:
