@@ -1,6 +1,6 @@
-"""What a sink sees: pages, a stream of them, and the word that it gives back.
+"""The contract between a recording and its sinks: pages, streams of pages, and acknowledgements.
 
-A sink is an async callable over a page stream. In four lines::
+A sink is an async callable that is given a page stream. In four lines::
 
     async def count(stream: aiotrace.abc.PageStream) -> None:
         async for page in stream:
@@ -9,13 +9,15 @@ A sink is an async callable over a page stream. In four lines::
 
 The contract:
 
-* A sink starts with its first request for a page; an error before that is raised by `aiotrace.record()`.
-* Looking at a page does not remove it: `acknowledge` does, and says that the sink's own promise is kept (written,
-  fsynced, acknowledged by the peer). A sink may look at several pages, up to its quota, and acknowledge in any order.
-* A page's memory is valid until it is acknowledged; then `data` is released.
-* If the sink raises, it is called again (or detached, by its `on_error`) with a new stream, which offers the pages
-  that it has not acknowledged again. If it returns before the stream ended, it is detached.
-* At close the stream ends after the last page; what the sink has not finished after `drain_timeout` is abandoned.
+* A sink has started when it requests its first page; `aiotrace.record()` raises an error that occurs before that.
+* Reading a page does not remove it. `acknowledge` does, and states that the sink has kept its own promise: the page is
+  written, fsynced, or acknowledged by the peer. A sink may hold several pages, up to its quota, and acknowledge them in
+  any order.
+* A page's memory is valid until the page is acknowledged; then `data` is released.
+* If the sink raises, it is called again with a new stream, which offers the pages that were not acknowledged again;
+  with `on_error="detach"` it is detached instead. A sink that returns before the stream has ended is detached.
+* When the recording closes, the stream ends after the last page. After `drain_timeout` seconds unfinished pages are
+  abandoned.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ __all__ = [
 
 
 class Page(Protocol):
-    """A page, or the next part of one, as it is delivered to one sink."""
+    """A page, or the next part of one, as one sink receives it."""
 
     @property
     def writer(self) -> int:
@@ -52,23 +54,23 @@ class Page(Protocol):
 
     @property
     def sequence(self) -> int:
-        """Number of the page in its writer's stream; (stream id, writer, sequence, offset) is never used twice."""
+        """Number of the page in its writer's stream; (stream id, writer, sequence, offset) is unique."""
 
     @property
     def offset(self) -> int:
-        """Bytes of this page's records that were delivered before, as a prefix of it: 0 for a whole page."""
+        """Bytes of this page's records that were delivered before as an earlier part: 0 for a whole page."""
 
     @property
     def complete(self) -> bool:
-        """Whether the page ends with this part. Always true unless the sink asked for prefixes."""
+        """Whether the page ends with this part. Always True unless the sink called `accept_prefixes`."""
 
     @property
     def timestamp(self) -> int:
-        """Nanoseconds: the base of the first delta in `data`."""
+        """Nanoseconds of the stream's clock: the base of the first delta in `data`."""
 
     @property
     def data(self) -> memoryview:
-        """The records, `committed` bytes of them, read-only; valid until the page is acknowledged."""
+        """The records, read-only; valid until the page is acknowledged."""
 
     @property
     def events_count(self) -> int:
@@ -76,22 +78,23 @@ class Page(Protocol):
 
     @property
     def lost_before(self) -> int:
-        """Events of this writer that this sink does not get and that would have come before this page."""
+        """Events of this writer between the page before and this one that this sink does not receive; -1 for an unknown
+        number."""
 
     @property
     def definitions_needed(self) -> int:
-        """The page decodes with `stream.definitions[:definitions_needed]`."""
+        """The page can be decoded with `stream.definitions[:definitions_needed]`."""
 
     def header(self) -> bytes:
-        """The kernel's 16 bytes for `data` as a page of its own, with the flags for `lost_before`."""
+        """The 16 bytes of a kernel page header for `data` as a page of its own, with the flags for `lost_before`."""
 
     def lost_count(self) -> bytes:
-        """What follows `data` on such a page: `lost_before` as 8 bytes, or nothing."""
+        """The bytes that follow `data` on such a page: `lost_before` in 8 bytes, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What is true of a whole stream."""
+    """The properties of a whole stream."""
 
     stream_id: bytes
     """16 bytes, new for each recording and process."""
@@ -102,41 +105,48 @@ class StreamInfo:
     clock: str
     """Name of the clock as in /sys/kernel/tracing/trace_clock."""
     anchor: Anchor
+    """Ties the clock to the time of day."""
     pid: int
+    """Of the recorded process."""
     host: str
+    """Its host name."""
     command: str
     """The program's command line, for people."""
 
 
 @dataclass(frozen=True, slots=True)
 class WriterLedger:
-    """What became of one writer's events, for one sink, at the end."""
+    """The final count of one writer's events for one sink: received, or lost and why."""
 
     writer: int
+    """The writer slot: `Page.writer`."""
     written: int
+    """Events written into the ring."""
     dropped: int
-    """Refused: no page free, re-entry, wrong type, too long."""
+    """Events refused: no free page, re-entry, wrong type, too long."""
     overrun: int
-    """Overwritten in the ring."""
+    """Events overwritten in the ring."""
     missed: int
-    """Not offered to this sink because it was full."""
+    """Events not offered to this sink because it held its quota of pages."""
     lost_after: int
-    """Events lost after the last page that this sink was given: no later page can tell of them."""
+    """Events lost after the last page that this sink received, so that no later page can report them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The closing account of a stream."""
+    """The final account of a stream: every event was received, or is counted as lost."""
 
     writers: tuple[WriterLedger, ...]
+    """One for each writer."""
 
     @property
     def written(self) -> int:
+        """Events written into the ring."""
         return sum(writer.written for writer in self.writers)
 
     @property
     def lost(self) -> int:
-        """Events that this sink was not given, whatever the cause."""
+        """Events that this sink did not receive, whatever the cause."""
         return sum(writer.dropped + writer.overrun + writer.missed for writer in self.writers)
 
 
@@ -144,46 +154,59 @@ class PageStream(Protocol):
     """The pages that one sink is offered, oldest first for each writer."""
 
     @property
-    def info(self) -> StreamInfo: ...
+    def info(self) -> StreamInfo:
+        """The properties of the stream."""
 
     @property
     def definitions(self) -> Sequence[Definition]:
-        """All definitions made so far: append-only, so an index into it stays good."""
+        """All definitions made so far. It is only appended to, so an index into it stays valid."""
 
     @property
     def ledger(self) -> Ledger:
-        """The account of this sink so far; final once the stream has ended."""
+        """The counts for this sink so far; final once the stream has ended."""
 
     def accept_prefixes(self) -> None:
-        """Ask for the committed part of pages that still fill, each `flush_interval`: for sinks that show or
-        send events soon. Without it a sink gets whole pages only."""
+        """Request the committed part of pages that are still being filled, every `flush_interval` seconds.
+
+        For sinks that show or send events soon. Without it a sink receives whole pages only.
+        """
 
     def __aiter__(self) -> PageStream: ...
 
     async def __anext__(self) -> Page:
-        """The next page that this stream has not looked at yet. Cancelled: no page was looked at."""
+        """The next page. Waits for one; if it is cancelled, no page was taken from the stream.
+
+        Raises:
+            StopAsyncIteration: The stream has ended.
+        """
 
     async def next_batch(self, pages: int) -> list[Page]:
-        """The next pages, at least one and at most `pages`, as many as are there; waits only for the first.
+        """The next pages: at least one, at most `pages`. Waits only for the first.
 
-        A batch that is there costs no step of the loop, but each millisecond others run first.
-        Returns an empty list when the stream has ended. Cancelled: no page was looked at.
+        A batch that is available is returned without a step of the event loop, except that other tasks run first
+        about every millisecond. If it is cancelled, no page was taken from the stream.
+
+        Args:
+            pages: The largest number of pages to return.
+
+        Returns:
+            The pages, oldest first for each writer; an empty list when the stream has ended.
         """
 
     def acknowledge(self, page: Page) -> None:
-        """The sink's promise for this page is kept; its memory may be used again.
+        """State that the sink has kept its promise for this page; its memory may be reused.
 
         Raises:
-            AcknowledgeError: The page is not one that this stream looked at and still holds.
+            AcknowledgeError: This stream did not return the page, or it was acknowledged before.
         """
 
     def acknowledge_all(self, pages: Sequence[Page]) -> None:
-        """The same for several, one after the other; it costs less.
+        """Acknowledge several pages, one after the other; cheaper than one call for each.
 
         Raises:
-            AcknowledgeError: As `acknowledge`, for the first of which that is so; those before it are acknowledged.
+            AcknowledgeError: As `acknowledge`, for the first such page; the pages before it are acknowledged.
         """
 
 
 Sink = Callable[[PageStream], Awaitable[None]]
-"""An async callable: see the module's docstring."""
+"""An async callable that is given a `PageStream`: see the contract in `aiotrace.abc`."""

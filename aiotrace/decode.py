@@ -8,9 +8,9 @@
     pages of CPU 1   --walk-->  e   e  --+--heap-->  events in the order of time
     pages of CPU 2   --walk-->    e e  --+
 
-The laws: **one page of each CPU is in memory**, whatever the file's size. **A loss is an event**: where events are
-missing, one with the name "aiotrace:lost" stands in their place. **Nothing is decoded that nobody asked for**: a record
-is passed over by its id and pid, and its fields are read when they are looked at.
+One page of each CPU is in memory, whatever the file's size. A loss is an event: where events are missing, one named
+"aiotrace:lost" takes their place. Decoding is lazy: records are skipped by id and pid, and fields are decoded on first
+access.
 """
 
 from ._decode.event import LOST, Event, format_line

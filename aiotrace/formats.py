@@ -1,8 +1,8 @@
-"""The formats that aiotrace writes, for sinks and collectors: the trace store, the journal, the stream frames.
+"""The formats that aiotrace writes, for sinks and collectors: the trace store, the journal, stream frames.
 
-`TraceStore` is how a sink or a collector keeps pages in files; `restore` and `UnfinishedTrace` are what can be done
-with such files when nobody closed them. `FrameReader` and the `pack_` and `unpack_` functions are the framing of
-sockets and brokers, without any socket. `LateHeaders` is for a trace.dat that somebody else puts together.
+`TraceStore` stores pages in files. `restore` completes and `UnfinishedTrace` reads such files if they were not closed.
+`FrameReader` and the `pack_` and `unpack_` functions are the framing for sockets and brokers, without any socket.
+`LateHeaders` makes the headers of a trace.dat that another program, like trace-cmd listen, assembles.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The stream protocol, for producers and collectors of one's own: both sides, without a socket.
+"""Both sides of the stream protocol, without a socket: for your own producers and collectors.
 
-`Producer` keeps pages until a collector has them; `Collector` takes them and says how safe they
-are. docs/reference/protocol.md has every byte, for other languages.
+`Producer` keeps pages until a collector has acknowledged them. `Collector` receives pages and
+acknowledges them at the level that was agreed: received, written or fsynced.
+docs/reference/protocol.md specifies every byte, for implementations in other languages.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""The conformance kit for sinks: every sink of ours passes it, and anyone else's can.
+"""The conformance kit for sinks. All sinks of aiotrace pass it; run it on yours.
 
     @pytest.mark.anyio
     async def test_my_sink_keeps_the_contract(tmp_path):
         await aiotrace.testing.check_sink(lambda: MySink(tmp_path / uuid.uuid4().hex))
 
-`check_sink` drives sinks through real recordings with small pages. Between the recording and the sink stands a stream
-of ours, which watches what the sink does, fails when told, and hands out copies of pages, so that whoever still looks
-at a page after its acknowledgement can be found:
+`check_sink` drives sinks through real recordings with small pages. A stream between the recording and the sink observes
+the sink, injects failures, and passes on copies of pages, so that a read of a page after its acknowledgement is found:
 
     recording ---> stream ---> watched stream (copies, faults, account) ---> the sink
 
-The rules are those of `aiotrace.abc`. What a sink does with the bytes is its own test's business.
+The rules are those of `aiotrace.abc`. What a sink does with the bytes is left to its own tests.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from .abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
 __all__ = ["SinkRuleError", "check_sink"]
 
 PATIENCE: Final = 30.0
-"""Seconds that a sink has for whatever it is to do: a disk that others write to may stall one for several."""
+"""Seconds that a sink has for each action: a disk that others write to may block for several."""
 PAGE_SIZE: Final = 4096
 PAGES: Final = 32
 EVENTS: Final = 3000
@@ -46,17 +45,17 @@ _event: Final = event("aiotrace_testing:event", n="u64", text="str", what="symbo
 
 
 class SinkRuleError(AssertionError):
-    """A sink broke a rule of `aiotrace.abc`; the message says which, and how it was seen."""
+    """A sink broke a rule of `aiotrace.abc`; the message names the rule and what was observed."""
 
 
 async def check_sink(make_sink: Callable[[], Sink]) -> None:
-    """Check that a sink keeps the contract, under the running backend; takes a second or two.
+    """Check that a sink keeps the contract of `aiotrace.abc`, on the running event loop. Takes a second or two.
 
     Args:
-        make_sink: Returns a new sink each time; none of them is given the same stream as another.
+        make_sink: Returns a new sink each time. Each sink is given a stream of its own.
 
     Raises:
-        SinkRuleError: It broke a rule.
+        SinkRuleError: The sink broke a rule.
         Exception: What the sink raised before its first request for a page.
     """
     for check in (
@@ -135,7 +134,7 @@ async def _obeys_cancellation(make_sink: Callable[[], Sink]) -> None:
 
 @asynccontextmanager
 async def _watched(sink_: Sink, *, fail_at: int = 0, hang_at: int = 0) -> AsyncIterator[_Watch]:
-    """A recording with one watched sink; its end asks whether all rules were kept."""
+    """A recording with one watched sink. On exit, all rules are checked."""
     watch = _Watch(sink_, fail_at, hang_at)
     async with record(watch.options(), page_size=PAGE_SIZE, pages=PAGES, drain_timeout=PATIENCE) as recording:
         watch.recording = recording
@@ -145,7 +144,7 @@ async def _watched(sink_: Sink, *, fail_at: int = 0, hang_at: int = 0) -> AsyncI
 
 
 class _Watch:
-    """Calls the sink with watched streams, and keeps the account of what it did."""
+    """Calls the sink with watched streams, and records what it does."""
 
     recording: Recording
 
@@ -160,7 +159,7 @@ class _Watch:
         """The call of the sink is over."""
         self.scope = anyio.CancelScope()
         self.looked: set[tuple[int, int, int]] = set()
-        """Writer, sequence and offset of all that was given."""
+        """(writer, sequence, offset) of each page that was given to the sink."""
         self.acknowledged: set[tuple[int, int, int]] = set()
         self.copies: list[_CopiedPage] = []
         self._broken: str | None = None
@@ -220,7 +219,7 @@ class _Watch:
             raise SinkRuleError(self._broken)
 
     def check(self) -> None:
-        """After the recording: was everything done, and is nothing left?"""
+        """After the recording: check that every page was acknowledged and no view is left."""
         self.raise_if_broken()
         if not self.hang_at:
             statistics = self.recording.statistics()
@@ -242,11 +241,11 @@ class _Watch:
 
 
 class _InjectedError(ConnectionError):
-    """The failure that the kit makes; a sink lets it through, or asks again."""
+    """The failure that the kit injects; a sink lets it propagate, or requests again."""
 
 
 class _CopiedPage:
-    """What the sink gets: the page with its data copied to memory of its own."""
+    """A page with its data copied to memory of its own: what the watched sink receives."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -272,7 +271,7 @@ class _CopiedPage:
         return f"<page {self.sequence} of writer {self.writer}>"
 
     def expire(self) -> None:
-        """What an acknowledgement does to a page: its view is gone, and other events come where it was."""
+        """What an acknowledgement does to a page: its view is released, and other events overwrite its memory."""
         try:
             self.data.release()
         except BufferError:
@@ -281,7 +280,7 @@ class _CopiedPage:
 
     @property
     def is_viewed(self) -> bool:
-        """Whether any view, of whatever part, is alive."""
+        """Whether any view of the data, or of a part of it, is alive."""
         try:
             self._memory.append(0)  # a bytearray does not change its size under a view
         except BufferError:

@@ -1,4 +1,4 @@
-"""A thread of one's own for blocking calls, with an end that can be relied on: for sinks that block."""
+"""A dedicated thread for blocking calls that is always joined in the end: for sinks that block."""
 
 from ._threads.worker import Job, Worker, block_signals, worker_thread
 

@@ -1,12 +1,12 @@
-"""An event that was read, and the tables that give its id, its addresses and its pid their meaning.
+"""An event as it is read, and the tables that resolve its id, its addresses and its pid.
 
     payload  --kind(id).read-->  fields  --kind(id).print-->  text
                  `- Tables: formats, symbols, commands, functions
 
-The laws: **nothing is decoded that nobody asked for**: fields are read when they are looked at, and a reader is made
-when the first event of its kind is. **A loss is an event**, and so is a record that the trace does not explain.
+Decoding is lazy: fields are decoded on first access, and a reader is compiled for the first event of its kind. A loss
+is an event, and so is a record whose id the trace does not define.
 
-This module knows no page, no file and no order of time.
+This module knows nothing of pages, files or the order of events.
 """
 
 from __future__ import annotations
@@ -28,15 +28,14 @@ from .report_lines import format_time
 __all__ = ["LOST", "Event", "Tables", "format_line", "make_lost"]
 
 LOST: Final = "aiotrace:lost"
-"""The name of the event that stands where events are missing. Its fields: `count` (None if it is not known) and
-`reason`."""
+"""The name of the event that takes the place of missing events. Its fields: `count` (None if unknown) and `reason`."""
 
 UNKNOWN_COMMAND: Final = "<...>"
-"""The name of a task whose name is not known, as trace-cmd has it."""
+"""Shown for a task whose name is not known, as in trace-cmd."""
 
 
 class _Kind:
-    """What is known of one event id; its reader and its printer are made when they are first needed."""
+    """One event id: its name and format, and its reader and printer, which are compiled on first use."""
 
     __slots__ = ("_make_printer", "_make_reader", "format", "name", "print", "read")
 
@@ -75,9 +74,9 @@ _LOST_KIND: Final = _Kind(LOST, None, lambda: _read_unknown, lambda: _print_lost
 
 
 class Event:
-    """One event, or a loss.
+    """One event, or a loss (`is_loss`).
 
-    Equal to another one with the same time, name, pid, cpu and fields.
+    Two events are equal if their time, name, pid, cpu and fields are.
     """
 
     __slots__ = ("_fields", "_kind", "_payload", "_tables", "buffer", "cpu", "pid", "timestamp_ns")
@@ -85,11 +84,11 @@ class Event:
     timestamp_ns: int
     """Nanoseconds of the trace's clock."""
     pid: int
-    """The task, or the thread where tasks are not traced."""
+    """The task, or the thread if tasks were not traced."""
     cpu: int
-    """The writer: the CPU in a kernel's trace."""
+    """The writer slot; in a trace of the kernel, the CPU."""
     buffer: str
-    """The instance that it was recorded in; "" for the main one."""
+    """The ring buffer instance it was recorded in; "" for the main one."""
 
     def __init__(
         self, kind: _Kind, timestamp_ns: int, pid: int, cpu: int, payload: bytes, tables: Tables, buffer: str = ""
@@ -110,9 +109,9 @@ class Event:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The values by name, without the common fields.
+        """The values by name, without the common fields; decoded on first access.
 
-        A record that is too short for its event has the one field "damaged".
+        A record that is too short for its event has only the field "damaged", a message.
         """
         if self._fields is None:
             try:
@@ -123,7 +122,7 @@ class Event:
 
     @property
     def format(self) -> EventFormat | None:
-        """What is known of the event: None for a loss, and for an id that the trace does not explain."""
+        """The event's format; None for a loss, and for an id that the trace does not define."""
         return self._kind.format
 
     @property
@@ -133,7 +132,7 @@ class Event:
 
     @property
     def flags(self) -> int:
-        """common_flags: 0x80 says that a string was too long and was cut (in traces of ours)."""
+        """common_flags. In traces of aiotrace, 0x80 means that a string was too long and was cut."""
         return self._payload[2] if len(self._payload) > 2 else 0
 
     @property
@@ -247,7 +246,7 @@ class Tables:
 
 
 class _FunctionNames:
-    """Functions, by our own definitions before those of kallsyms, and interned strings, each at its key alone."""
+    """Names of addresses: interned strings, aiotrace's own function definitions, then kallsyms."""
 
     def __init__(self, functions: Names | None, symbols: Mapping[int, str]) -> None:
         self._functions = functions
@@ -280,12 +279,12 @@ class _FunctionNames:
 
 
 def format_line(event: Event, *, raw: bool = False) -> str:
-    """An event in the layout of `trace-cmd report`, control characters escaped.
+    """An event as a line in the layout of `trace-cmd report`, without a newline; control characters are escaped.
 
         comm-pid     [cpu]  secs.usecs: event:                fields
 
     Args:
-        raw: Print name=value for each field, not what the event's print fmt makes of them.
+        raw: Print name=value for each field instead of using the event's print fmt.
     """
     if event.is_loss:
         count = event.fields["count"]

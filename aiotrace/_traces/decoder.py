@@ -1,4 +1,4 @@
-"""Events out of the pages that a sink is given, page by page."""
+"""Decoding the pages that a sink receives, page by page."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Decoder"]
 
 
 class Decoder:
-    """Reads the pages that a sink is given.
+    """Decodes the pages that a sink receives.
 
     Args:
-        definitions: The stream's: append-only, read as far as each page needs.
+        definitions: `PageStream.definitions`; read as far as each page needs.
     """
 
     def __init__(self, definitions: Sequence[Definition]) -> None:
@@ -28,8 +28,9 @@ class Decoder:
         self._tables = Tables({format.id: format for format in known}, {}, {}, None)
 
     def events(self, page: Page) -> Iterator[Event]:
-        """The events of a page, oldest first; a loss before it comes first. They stay good after the page is
-        acknowledged.
+        """The events of a page, oldest first. If events were lost before the page, a loss comes first.
+
+        The data is copied when iteration starts: events stay valid after the page is acknowledged.
 
         Raises:
             TraceFormatError: The page is damaged.

@@ -4,10 +4,10 @@
     stream of CPU 1     e   e  --+--heap-->  events, or lines of text, or numbers
     stream of CPU 2       e e  --+
 
-The laws: **events of one time keep their order**: that of their CPUs, and on each CPU that of the file. **What was not
-chosen is not decoded**: ids, tasks and times are compared before an event is made, fields after it.
+Invariant (tests/traces/test_trace.py): events of equal time are in the order of their CPUs, and on one CPU in the order
+of the file. Ids, tasks and times are compared before an event is made, fields after it: see `Query`.
 
-This module knows no page.
+This module knows nothing of pages.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ __all__ = ["Trace"]
 
 
 class Trace:
-    """The events of a file, in the order of time; made by `open_trace`.
+    """The events of a file in the order of time; returned by `open_trace`.
 
-    May be iterated over more than once; each time the file is read again.
+    Iterating yields all events. It may be iterated over more than once; each time the file is read again.
     """
 
     def __init__(self, file: PageSource) -> None:
@@ -57,7 +57,7 @@ class Trace:
         self._streams = CpuStreams(file, self._tables)
 
     def _define(self) -> None:
-        """Take over the definitions that have come since."""
+        """Apply the definitions that were added since."""
         for definition in self._file.definitions[self._defined :]:
             self._defined += 1
             try:
@@ -74,35 +74,36 @@ class Trace:
         self.close()
 
     def close(self) -> None:
-        """Close the file. Events that are at hand stay good."""
+        """Close the file. Events that were read before stay valid."""
         self._file.close()
 
     @property
     def path(self) -> str:
+        """As it was given to `open_trace`."""
         return self._file.path
 
     @property
     def complete(self) -> bool:
-        """False if the recording has not ended, or was killed: what is there is read."""
+        """False if the recording has not ended, or was killed; what was written can be read."""
         return self._file.complete
 
     @property
     def clock(self) -> str:
-        """The clock of the timestamps, as in /sys/kernel/tracing/trace_clock; "" if it is not known."""
+        """The clock of the timestamps, named as in /sys/kernel/tracing/trace_clock; "" if it is not known."""
         return self._file.buffers[0].clock if self._file.buffers else ""
 
     @property
     def anchor(self) -> Anchor | None:
-        """The moment that ties the clock to the time of day, and the boot; None if the file does not say."""
+        """Ties the clock to the time of day, and names the boot; None if the file does not contain it."""
         return self._file.info.anchor if self._file.info is not None else None
 
     @property
     def formats(self) -> list[EventFormat]:
-        """The events that the trace explains, whether it has any or not."""
+        """The events that the trace defines, whether any were recorded or not."""
         return sorted(self._file.formats.values(), key=lambda format: (format.system, format.name))
 
     def find_function(self, address: int) -> tuple[str, int] | None:
-        """The function that an address is in, and how far from its beginning; None if the trace names none."""
+        """The function that contains an address, and the offset in it; None if the trace names none."""
         return self._tables.functions.find(address)
 
     @property
@@ -112,26 +113,30 @@ class Trace:
 
     @property
     def buffers(self) -> list[str]:
+        """Names of the ring buffers: "" for the main one, then the instances."""
         return [buffer.name for buffer in self._file.buffers]
 
     @property
     def losses(self) -> list[Loss]:
-        """Where events are missing, as far as the last iteration came."""
+        """Missing events by writer, as far as the last iteration has read."""
         return list(self._streams.losses.values())
 
     @property
     def damage(self) -> Sequence[Damage]:
-        """Parts of the file that could not be read: those of its tables at once, those of pages when they are come
-        to. At most 1000 are kept; `damage_count` counts all."""
+        """Parts of the file that could not be read: of its tables from the beginning, of pages once they are reached.
+
+        At most 1000 are kept; `damage_count` counts all.
+        """
         return tuple(self._file.damage)
 
     @property
     def damage_count(self) -> int:
+        """Parts of the file that could not be read."""
         return self._file.damage_count
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of pages that the last iteration has read, out of `bytes_total`."""
+        """Bytes of pages that the last iteration has read so far, out of `bytes_total`."""
         return self._streams.bytes_read
 
     @property
@@ -152,18 +157,23 @@ class Trace:
         pids: Iterable[int] | None = None,
         where: str | Filter | None = None,
     ) -> Iterator[Event]:
-        """The chosen events, in the order of time. Losses are always among them.
+        """The selected events in the order of time. Losses are always included.
 
         Args:
-            names: Globs, each matched with "system:event"; one without a colon with the system or the event.
-                Without any, all.
-            start_ns: The first time, included; the trace's own clock.
-            end_ns: The last time, included.
-            where: A filter over the fields: `'status >= 500 && path ~ "/api/*"'`. Events without its fields are left
-                out.
+            names: Globs for "system:event"; a glob without a colon matches the system or the event. Empty for all.
+            start_ns: Earliest time, included, in nanoseconds of the trace's clock.
+            end_ns: Latest time, included.
+            cpus: Only events of these writers; None for all.
+            pids: Only events of these tasks; None for all.
+            where: A filter over the fields, like `'status >= 500 && path ~ "/api/*"'`. Events without its fields do not
+                pass.
+
+        Returns:
+            An iterator that reads the file page by page.
 
         Raises:
-            ConfigurationError: The filter is not one.
+            ConfigurationError: The filter is not valid.
+            OSError: While iterating: the file cannot be read.
         """
         query = Query.of(names, start_ns, end_ns, cpus, pids, where)
         self._streams.restart()
@@ -180,12 +190,17 @@ class Trace:
         where: str | Filter | None = None,
         interval: float = 0.2,
     ) -> Iterator[Event]:
-        """The same of a file that grows: first what is there, then what comes, until the recording ends. Blocks.
+        """Like `events`, for a file that grows: continues until the recording ends. Blocks while it waits.
 
-        Only what came at once is put in the order of time: a quiet writer's page comes late.
+        Only events that are read together are in the order of time: the page of a quiet writer arrives late.
 
         Args:
-            interval: Seconds between two looks at the file.
+            names, start_ns, end_ns, cpus, pids, where: As for `events`.
+            interval: Seconds between two reads of the file.
+
+        Raises:
+            ConfigurationError: The filter is not valid.
+            OSError: While iterating: the file cannot be read.
         """
         query = Query.of(names, start_ns, end_ns, cpus, pids, where)
         self._streams.restart()
@@ -226,9 +241,9 @@ class Trace:
         cpus: Iterable[int] | None = None,
         pids: Iterable[int] | None = None,
     ) -> Iterator[str]:
-        """The same events as lines: the `format_line` of each, ended by a newline, many lines at a time.
+        """The selected events as text: the `format_line` of each and a newline, many lines in each string.
 
-        Several times as quick as one event at a time.
+        Several times faster than formatting one event at a time.
 
         Args:
             names, start_ns, end_ns, cpus, pids: As for `events`.
@@ -249,7 +264,7 @@ class Trace:
         return merge([chunks(stream) for _, stream in streams])
 
     def statistics(self) -> TraceStatistics:
-        """Count everything: reads the whole file, decodes no field."""
+        """Count all events and losses. Reads the whole file, decodes no field."""
         self._streams.restart()
         result = TraceStatistics(self.path, self._file.size, self.clock)
         totals = new_totals()
@@ -282,5 +297,5 @@ class Trace:
 
 
 def _keyed(order: int, stream: Iterator[tuple[int, Event]]) -> Iterator[tuple[int, tuple[int, int], Event]]:
-    """(time, place in the order of equals, event)."""
+    """(time, rank among equal times, event)."""
     return ((now, (order, serial), event) for serial, (now, event) in enumerate(stream))
