@@ -1,9 +1,8 @@
-"""An arena, seen as a file of pages: what `open_trace` reads of a program that was killed, or of one that lives.
+"""The page source for an arena, of a program that was killed or still runs.
 
-    descriptors --plan, when it is opened--> the pages that were there --copied again in each reading--> `FoundPage`
+    descriptors --plan, on opening--> the pages present then --copied again in each reading--> `FoundPage`
 
-What a living program takes for other events after it was opened is missing in later readings, and told as lost. This
-module knows no event's values and no order of time.
+Pages that a running program reuses after the arena was opened are missing in later readings, and reported as lost.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ __all__ = ["ArenaSource"]
 
 
 class ArenaSource(UnclosedTables):
-    """The same doors as `TraceDatSource`."""
+    """A `PageSource`; see the module's docstring."""
 
     def __init__(self, path: str) -> None:
         """
         Raises:
             OSError: The file cannot be read.
-            TraceFormatError: It is no arena that can be read.
+            TraceFormatError: The file is not a valid arena.
         """
         super().__init__(path)
         self._damage = DamageLog()
@@ -94,12 +93,12 @@ class ArenaSource(UnclosedTables):
             found = scan.copy(candidate)
             place = self._place(candidate.page)
             if isinstance(found, DamagedPage):
-                yield FoundPage(place, b"", found.reason, 0)  # the next page tells of its events
+                yield FoundPage(place, b"", found.reason, 0)  # its events are counted by the next page's loss
             elif found is not None:
                 yield FoundPage(place, found.header() + found.data + found.lost_count())
 
     def losses_after(self, buffer: TraceBuffer, cpu: CpuData) -> list[tuple[int | None, str]]:
-        """Nobody knows what is missing after the last page."""
+        """Empty: an arena does not record what is missing after the last page."""
         return []
 
     def close(self) -> None:

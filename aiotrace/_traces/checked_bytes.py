@@ -1,9 +1,9 @@
-"""The bytes of a trace file, taken with care: by place, in order, and expanded.
+"""Checked reading of a trace file's bytes: by offset, in order, and decompressed.
 
-    Source --offset, size--> bytes --decompressor, the size that is said--> bytes --ByteCursor--> u16, u32, string, ...
+    Source --offset, size--> bytes --decompressor, announced size--> bytes --ByteCursor--> u16, u32, string, ...
 
-The law: **no length is believed**: each is compared with what is really there, or with a limit, before anything is
-read or allocated. This module knows no part of a trace.
+Invariant (tests/traces/test_tracedat_file.py): no length in the file is trusted. Each is compared with the bytes that
+are there, or with a limit, before anything is read or allocated.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from .._decode.event_format import text_of
 __all__ = ["SECTION_MAX", "ByteCursor", "Expand", "FileByteCursor", "Source", "decompressor"]
 
 SECTION_MAX: Final = 256 << 20
-"""Bytes that are read as one part, decompressed: kallsyms is the largest, about 5 MiB on Linux 6.18, more with many
-modules."""
+"""The largest section that is read, in bytes after decompression. The largest real one, kallsyms, is about 5 MiB on
+Linux 6.18, more with many modules."""
 
 ZSTD_WINDOW_LOG_MAX: Final = 27
 """The largest window of a zstd frame that is accepted, as a power of two: 128 MiB, what `zstd` itself accepts."""
@@ -33,13 +33,13 @@ ZSTD_HINT: Final = (
 )
 
 Expand = Callable[[bytes, int], bytes]
-"""(compressed, the size that is said for them) -> exactly so many bytes, or TraceFormatError."""
+"""(compressed bytes, announced size) -> exactly that many bytes. Raises TraceFormatError otherwise."""
 
 
 class Source:
-    """The bytes of a file, read by place: never more than asked for, never beyond the end.
+    """The bytes of a file, read by offset.
 
-    Not a memory map: a file that is cut while it is read would kill the program (SIGBUS).
+    Not a memory map: a file that is truncated while it is read would kill the program (SIGBUS).
     """
 
     def __init__(self, path: str) -> None:
@@ -51,7 +51,11 @@ class Source:
             self.close()
             if stat.S_ISDIR(status.st_mode):
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-            raise OSError(errno.ESPIPE, "a trace is not read in one go: copy it into a file", path)
+            raise OSError(
+                errno.ESPIPE,
+                "not a regular file, and a trace is not read front to back: copy it into a file first",
+                path,
+            )
 
     def read(self, offset: int, size: int) -> bytes:
         """
@@ -66,7 +70,7 @@ class Source:
         return data
 
     def read_some(self, offset: int, size: int) -> bytes:
-        """As many of these bytes as there are."""
+        """Up to `size` bytes: fewer at the end of the file."""
         parts = []
         while size > 0 and offset < 1 << 63:
             part = os.pread(self._fd, min(size, 1 << 26), offset)
@@ -84,7 +88,7 @@ class Source:
 
 
 class ByteCursor:
-    """Takes numbers and strings from bytes, in order; every step is checked."""
+    """Reads numbers and strings from bytes in order. Each method raises TraceFormatError if they are not there."""
 
     def __init__(self, data: bytes, byte_order: str, offset: int = 0) -> None:
         self.data = data
@@ -117,7 +121,7 @@ class ByteCursor:
         return self._number("Q", 8)
 
     def string(self) -> str:
-        """Bytes up to a NUL, which is passed over."""
+        """The text up to a NUL, which is skipped."""
         end = self.data.find(b"\0", self.position)
         if end < 0:
             raise self.fail("a string should end with a NUL")
@@ -135,7 +139,7 @@ class ByteCursor:
 
 
 class FileByteCursor(ByteCursor):
-    """The same over a file that is not read into memory."""
+    """A `ByteCursor` over a file that is not read into memory."""
 
     def __init__(self, source: Source, position: int, byte_order: str) -> None:
         super().__init__(b"", byte_order)
@@ -165,7 +169,7 @@ class FileByteCursor(ByteCursor):
 
 
 def decompressor(name: str) -> Expand:
-    """A function that expands bytes to exactly the size that is said for them.
+    """A function that decompresses bytes to exactly the announced size.
 
     Raises:
         TraceFormatError: The compression is not one that can be read.

@@ -1,12 +1,12 @@
-"""One stream a CPU: what stands on its pages, in their order, and a loss wherever something is missing.
+"""One stream for each CPU: the records of its pages in order, and a loss wherever something is missing.
 
     page  page  page   --walk-->   e e e   loss   e e   loss
             `- damaged
 
-The laws: **one page of each CPU is in memory**, whatever the file's size. **A loss stands in its place** and is
-counted. **Damage is local**: it costs its page, is noted with the file, and is a loss too.
+One page of each CPU is in memory, whatever the file's size. Damage is local: a damaged page is noted with the file and
+becomes a loss; the next page is read.
 
-This module makes no event of a record (that is `read`'s), and puts no two CPUs in order.
+The caller's `read` turns records into events or lines; merging the CPUs is left to `Trace`.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from .statistics import Loss, WriterCount
 __all__ = ["CpuStreams", "Read", "read_page_header"]
 
 COMMIT_MASK: Final = (1 << 27) - 1
-"""Later kernels' pages may be larger than ours: libtraceevent takes 27 bits for the length."""
+"""As in libtraceevent: 27 bits, since the kernel's pages may be larger than aiotrace's."""
 
 
 @dataclass(frozen=True, slots=True)
 class PageHeader:
-    """What a page says of itself."""
+    """The header of a page, checked."""
 
     timestamp: int
-    """Nanoseconds, as it stands there: without the file's offset."""
+    """Nanoseconds as stored, without the file's time offset."""
     start: int
     end: int
-    """Bytes: where the records are."""
+    """The records are the bytes from `start` to `end`."""
     lost: int | None
-    """Events missing before the page: None for some."""
+    """Events missing before the page; None for an unknown number."""
 
 
 def read_page_header(data: bytes, shape: PageShape) -> PageHeader:
     """
     Raises:
-        TraceFormatError: The page is shorter than it says.
+        TraceFormatError: The page is shorter than its header states.
     """
     order = "little" if shape.byte_order == "<" else "big"
     start = shape.data_offset
@@ -65,7 +65,7 @@ def read_page_header(data: bytes, shape: PageShape) -> PageHeader:
 
 _T = TypeVar("_T")
 Read = Callable[[FoundPage, Walk, str, int], Iterator[tuple[int, _T]]]
-"""(page, its records, buffer, cpu) -> what becomes of them, each with its time."""
+"""(page, its records, buffer, cpu) -> an item for each record or group of records, with its time."""
 
 
 class CpuStreams:
@@ -77,9 +77,9 @@ class CpuStreams:
         self.losses: dict[tuple[str, int], Loss] = {}
         """By buffer and CPU, since the last `restart`."""
         self._reached: dict[tuple[str, int], int] = {}
-        """The last time of each CPU: a file that grows goes on from there."""
+        """The last time of each CPU, from which a growing file continues."""
         self.bytes_read = 0
-        """Bytes of pages that were read since the last `restart`."""
+        """Bytes of pages read since the last `restart`."""
 
     def restart(self) -> None:
         """Read from the first page again."""
@@ -91,7 +91,7 @@ class CpuStreams:
     def streams(
         self, select: RecordFilter, cpus: frozenset[int] | None, read: Read[_T]
     ) -> list[tuple[int, Iterator[tuple[int, _T | Event]]]]:
-        """(order among equal times, what `read` finds) of each CPU.
+        """(rank among equal times, items of `read`) for each CPU.
 
         Args:
             cpus: Only these; None for all.
@@ -107,7 +107,7 @@ class CpuStreams:
     def _stream(
         self, buffer: TraceBuffer, cpu: CpuData, select: RecordFilter, read: Read[_T]
     ) -> Iterator[tuple[int, _T | Event]]:
-        """What `read` makes of one CPU's records, and a loss where some are missing, each with its time."""
+        """The items of `read` for one CPU, and a loss where events are missing, each with its time."""
         shape, name, number = self._file.shape, buffer.name, cpu.cpu
         now = self._reached.get((name, number), 0)
 
@@ -118,6 +118,7 @@ class CpuStreams:
         for found in self._file.pages(buffer, cpu):
             self.bytes_read += len(found.data)
             try:
+                # A loss comes before the page's records.
                 header, records = self._walk(found, shape, select)
                 if header.lost != 0:
                     now = max(now, header.timestamp + self._file.time_offset)
@@ -127,6 +128,8 @@ class CpuStreams:
             except TraceFormatError as error:
                 self._file.note_damage(found.offset + (error.offset or 0), f"CPU {number}: {error.message}")
                 yield lost(found.events_count, f"damage at {found.offset}: {error.message}")
+
+        # Events lost after the last page are reported by no page.
         for count, reason in self._file.losses_after(buffer, cpu):
             yield lost(count, reason)
         self._reached[name, number] = now
@@ -134,7 +137,7 @@ class CpuStreams:
     def _walk(self, found: FoundPage, shape: PageShape, select: RecordFilter) -> tuple[PageHeader, Walk]:
         """
         Raises:
-            TraceFormatError: The page's header is damaged, or more than that.
+            TraceFormatError: The page or its header is damaged.
         """
         if found.problem:
             raise TraceFormatError(found.problem, offset=0)

@@ -1,9 +1,9 @@
-"""What a trace.dat says about its events: formats, and the names of strings, functions and tasks.
+"""The tables of a trace.dat: event formats, and the names of strings, functions and tasks.
 
     header_page  formats  kallsyms  printk  command names    (the same texts in versions 6 and 7)
 
-The laws: **damage is local**: a format that is none is noted, a line that is none is passed over. **The first format of
-an id counts**. This module knows no page, and not where in a file these texts stand.
+Damage is local: an invalid format is noted as damage, an invalid line is skipped. The first format of an id counts.
+This module does not know where in a file these texts are.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ EVENTS_MAX: Final = 1 << 16
 
 
 class EventTables:
-    """What is known about a file's events; each `read_` takes one text from where it stands.
+    """The tables of one file; each `read_` method parses one text at the cursor.
 
     Args:
-        damage: Is told of what could not be read.
+        damage: Where invalid formats are noted.
     """
 
     def __init__(self, damage: DamageLog) -> None:
@@ -95,7 +95,7 @@ class EventTables:
 
 
 class KernelFunctions:
-    """The functions of a kallsyms text, by address. Read when first asked: there are 200,000 lines of it."""
+    """The functions of a kallsyms text, by address. Parsed on first use: it has 200,000 lines."""
 
     def __init__(self, text: bytes = b"") -> None:
         self._text = text
@@ -107,16 +107,16 @@ class KernelFunctions:
         return len(self._addresses)
 
     def find(self, address: int) -> tuple[str, int] | None:
-        """The function that an address is in, and how far from its beginning; None if there is none."""
+        """The function that contains an address, and the offset in it; None if there is none."""
         self._read()
         index = bisect.bisect_right(self._addresses, address) - 1
-        # The last line only says where the one before it ends.
+        # The last line only marks the end of the function before it.
         if index < 0 or index >= len(self._addresses) - 1:
             return None
         return self._names[index], address - self._addresses[index]
 
     def locate(self, address: int) -> str | None:
-        """The place in a source file: a kallsyms does not say."""
+        """None: kallsyms has no source files."""
         return None
 
     def _read(self) -> None:
@@ -141,8 +141,7 @@ _ESCAPES: Final = {"n": "\n", "t": "\t", "r": "\r"}
 
 
 class UnclosedTables:
-    """What a trace of ours that was not closed has in their place: its definitions stand elsewhere, and come one by
-    one."""
+    """The tables of an aiotrace trace that was not closed: empty, since its definitions are stored one by one."""
 
     complete = False
     by_aiotrace = True
@@ -160,8 +159,8 @@ class UnclosedTables:
 
 
 def unescaped(text: str) -> str:
-    r"""What a string of printk formats stands for: the kernel escapes \n, \t, \\ and \", we \n, \\ and all
-    other control characters as \x1b."""
+    r"""The text of an escaped string of printk formats. The kernel escapes \n, \t, \\ and \"; aiotrace escapes \n, \\
+    and other control characters as \x1b."""
     if "\\" not in text:
         return text
     return _ESCAPED.sub(lambda m: chr(int(m[1][1:], 16)) if m[1][0] == "x" else _ESCAPES.get(m[1], m[1]), text)

@@ -1,4 +1,4 @@
-"""Which kind of file a trace is: a trace.dat, one that is not finished, or an arena."""
+"""Opens a trace by its kind: a trace.dat, an unfinished trace, or an arena."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ __all__ = ["open_trace"]
 
 
 def open_trace(path: str | os.PathLike[str]) -> Trace:
-    """Open a trace: ours or the kernel's (trace.dat, version 6 or 7), complete or not; or an arena.
+    """Open a trace of aiotrace or of the kernel (trace.dat, version 6 or 7), complete or not, or an arena.
+
+    Args:
+        path: The trace.dat, of which an unfinished one has a journal beside it, or the arena.
 
     Returns:
         A context manager over the events; see `Trace`.
@@ -23,8 +26,8 @@ def open_trace(path: str | os.PathLike[str]) -> Trace:
     Raises:
         ConfigurationError: It is compressed with zstd, and this Python has no zstd.
         OSError: The file cannot be opened.
-        TraceFormatError: It is not a trace, or its beginning is damaged; says the file, the place and what was
-            expected there.
+        TraceFormatError: The file is not a trace, or its beginning is damaged. The message has the file, the offset
+            and what was expected there.
     """
     name = os.fspath(path)
     if is_arena(name):

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 DAMAGE_MAX: Final = 1000
-"""Damages that are remembered; more are only counted."""
+"""At most this many parts are kept; more are only counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +43,11 @@ class Damage:
     offset: int
     """Bytes from the beginning of the file."""
     message: str
+    """What was expected there, and what was found."""
 
 
 class DamageLog:
-    """What could not be read: the first parts by name, all by number."""
+    """The parts that could not be read: the first are kept, all are counted."""
 
     def __init__(self) -> None:
         self.found: list[Damage] = []
@@ -61,18 +62,18 @@ class DamageLog:
             self.found.append(Damage(offset, message))
 
     def keep(self) -> None:
-        """What was noted until now stays when the rest is forgotten."""
+        """Keep what was noted until now when `forget` is called."""
         self._kept = len(self.found), self.count
 
     def forget(self) -> None:
-        """Forget what was noted since `keep`: it is read again."""
+        """Forget what was noted since `keep`, because it will be read again."""
         kept, self.count = self._kept
         del self.found[kept:]
 
 
 @dataclass(frozen=True, slots=True)
 class PageShape:
-    """How a page begins, as the file's header_page text says."""
+    """The layout of a page header, from the file's header_page text."""
 
     byte_order: str = L.BYTE_ORDER
     commit_size: int = 8
@@ -85,7 +86,7 @@ class PageShape:
 
 @dataclass(frozen=True, slots=True)
 class CpuData:
-    """Where one CPU's pages are."""
+    """The location of one CPU's pages."""
 
     cpu: int
     offset: int
@@ -108,15 +109,15 @@ class TraceBuffer:
 
 @dataclass(frozen=True, slots=True)
 class FoundPage:
-    """A page's bytes, and where they were."""
+    """A page's bytes, and where they were found."""
 
     offset: int
-    """Bytes from the beginning of the file; of the compressed piece that holds it, where there is one."""
+    """Bytes from the beginning of the file, to the page or to the compressed piece that contains it."""
     data: bytes
     problem: str = ""
-    """What is wrong with it, where more is known than its structure: then none of it is to be read."""
+    """Why the page must not be read, like a wrong crc32; "" if nothing is known against it."""
     events_count: int | None = None
-    """Events on it, where that is known."""
+    """Events on it; None if unknown."""
 
 
 class PageSource(Protocol):
@@ -212,7 +213,7 @@ class PageSource(Protocol):
 
 
 def with_writers_of(ledger: Ledger | None, buffer: TraceBuffer) -> TraceBuffer:
-    """The buffer with a CPU, empty, for each writer that has no page here and whose account tells of losses."""
+    """The buffer, with an empty CPU added for each writer that lost events and has no page."""
     known = {cpu.cpu for cpu in buffer.cpus}
     more = [
         CpuData(writer.writer, 0, 0)
@@ -223,7 +224,7 @@ def with_writers_of(ledger: Ledger | None, buffer: TraceBuffer) -> TraceBuffer:
 
 
 def losses_after(ledger: Ledger | None, cpu: int) -> list[tuple[int | None, str]]:
-    """What the closing account says of a writer's events after its last page."""
+    """(count, reason) of a writer's events that were lost after its last page, from the ledger."""
     if ledger is None:
         return []
     return [

@@ -1,19 +1,17 @@
-"""Reading trace.dat, versions 6 and 7, made by the kernel's tools or by us.
+"""The page source for a trace.dat, version 6 or 7, of the kernel's tools or of aiotrace.
 
     version 6    header | header_page | formats | kallsyms | printk | names | options | one table of CPUs | pages
-    version 7    header (says where the options are) | sections and options in any order | pages
+    version 7    header (with the offset of the options) | sections and options in any order | pages
 
 The man pages trace-cmd.dat.v6.5(5) and trace-cmd.dat.v7.5(5) are the specification; what they leave out was read
 from files of trace-cmd 3.1.6 (a version 6 table of CPUs ends with the clock; a version 7 section's size leaves out
 its padding).
 
-Two laws. **No length is believed**: what is taken from the file is taken through `_source`, and ranges that overlap
-are refused, so that a file costs time and memory by its own size. **Damage is local**: what can be told without a
-damaged part is told, and the part is noted in `damage`. Only a file whose beginning does not say where anything is
-raises.
+Invariants (tests/traces/test_tracedat_file.py, test_every_bit.py). No length is trusted: all bytes are read through
+`source`, and overlapping ranges are refused, so that a file costs time and memory in proportion to its size. Damage is
+local: a damaged part is noted in `damage`, and the rest is read. Only a damaged beginning raises.
 
-This module finds what stands where; `_eventtables` reads what is said of events, `_filepages` hands out pages. It knows
-no event's values and no order of time.
+This module finds the parts of a file; `event_tables` parses the tables, `tracedat_pages` reads the pages.
 """
 
 from __future__ import annotations
@@ -57,14 +55,14 @@ OPTION_HEADER_INFO, OPTION_FTRACE_EVENTS, OPTION_EVENT_FORMATS, OPTION_KALLSYMS,
 
 
 class TraceDatSource:
-    """A trace.dat: what it says about its events, and where its pages are."""
+    """A `PageSource`; see the module's docstring."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Open and read all but the pages.
+        """Open the file and read all but the pages.
 
         Raises:
             OSError: The file cannot be opened.
-            TraceFormatError: It is not a trace.dat, or its beginning is damaged.
+            TraceFormatError: The file is not a trace.dat, or its beginning is damaged.
         """
         self.path = os.fspath(path)
         self.version = 0
@@ -76,12 +74,12 @@ class TraceDatSource:
         self.options: list[tuple[int, bytes]] = []
         self.buffers: list[TraceBuffer] = []
         self.time_offset = 0
-        """Nanoseconds to be added to each timestamp."""
+        """Nanoseconds to add to each timestamp."""
         self.definitions: list[Definition] = []
-        """Those of our own option, which come before what the tables say: each has a crc, and no name is cut."""
+        """From aiotrace's own option. They take precedence over the tables: each has a crc32, and no name is cut."""
         self.ledger: Ledger | None = None
         self.info: StreamInfo | None = None
-        """What our own option says of the stream."""
+        """From aiotrace's own option."""
         self._dropped: dict[tuple[str, int], int] = {}
         self._damage = DamageLog()
         self._tables = EventTables(self._damage)
@@ -103,7 +101,7 @@ class TraceDatSource:
 
     @property
     def shape(self) -> PageShape:
-        """How its pages begin."""
+        """The layout of its page headers."""
         return self._tables.shape
 
     @property
@@ -127,12 +125,12 @@ class TraceDatSource:
 
     @property
     def by_aiotrace(self) -> bool:
-        """Whether aiotrace made it, so that each page has a row in our own option."""
+        """Whether aiotrace wrote it, so that each page has a row in aiotrace's own option."""
         return self.option(OPTION_STREAM) is not None
 
     @property
     def complete(self) -> bool:
-        """False if nothing says where anything is yet: the recording has not ended."""
+        """False if there are no options yet: the recording has not ended."""
         return self.version == 6 or self.options_offset != 0
 
     @property
@@ -173,7 +171,7 @@ class TraceDatSource:
         return self._pages.pages(buffer, cpu)
 
     def losses_after(self, buffer: TraceBuffer, cpu: CpuData) -> list[tuple[int | None, str]]:
-        """(count, reason) of what is missing after the last page of a CPU: no page can tell of it."""
+        """(count, reason) of what is missing after the last page of a CPU, which no page reports."""
         if self.by_aiotrace:
             return losses_after(self.ledger, cpu.cpu)
         dropped = self._dropped.get((buffer.name, cpu.cpu), 0)
@@ -185,11 +183,11 @@ class TraceDatSource:
         start = ByteCursor(self.source.read_some(0, 4096), "<")
         if not start.data.startswith(MAGIC):
             found = f"it begins with {start.data[: len(MAGIC)]!r}" if start.data else "it is empty"
-            raise TraceFormatError(f"no trace.dat: {found}, a trace with {MAGIC!r}", offset=0)
+            raise TraceFormatError(f"not a trace.dat: {found}, a trace with {MAGIC!r}", offset=0)
         start.expect(MAGIC)
         version = start.string()
         if version not in ("6", "7"):
-            raise TraceFormatError(f"trace.dat version {version[:20]!r}: 6 and 7 can be read", offset=10)
+            raise TraceFormatError(f"trace.dat version {version[:20]!r}: only 6 and 7 can be read", offset=10)
         self.version = int(version)
         big, self.long_size = start.u8(), start.u8()
         if big not in (0, 1) or self.long_size not in (4, 8):
@@ -263,21 +261,20 @@ class TraceDatSource:
             first = False
 
     def _read_options(self, cursor: ByteCursor) -> int:
-        """Returns where the next options section is, 0 if there is none."""
+        """Read one options section; returns the offset of the next, 0 if there is none."""
         while len(self.options) < OPTIONS_MAX:
             number = cursor.u16()
             size = cursor.u32()
             data = cursor.take(size)
             if number == 0:
                 if cursor.left:
-                    self.note_damage(self.options_offset, f"{cursor.left} bytes stand behind the end of the options")
+                    self.note_damage(self.options_offset, f"{cursor.left} bytes follow the end of the options")
                 return ByteCursor(data, self.byte_order).u64() if size >= 8 else 0
             self.options.append((number, data))
         raise cursor.fail(f"more than {OPTIONS_MAX} options")
 
     def _check_own(self) -> None:
-        """What is no page of ours has a crc32 as a whole. A part of it that is damaged is read all the same, as far
-        as it can be."""
+        """Check the crc32 over everything but the pages. What does not match is noted, and read as far as possible."""
         content = self.option(OPTION_CHECK)
         if content is None:
             if self.by_aiotrace:
@@ -291,24 +288,24 @@ class TraceDatSource:
                 + ByteCursor(self.source.read(self.options_offset + 8, 8), self.byte_order).u64()
             )
             if not begin <= self.options_offset or end - begin > SECTION_MAX:
-                raise TraceFormatError(f"sections from {begin} to {end} cannot be")
+                raise TraceFormatError(f"invalid range of sections, from {begin} to {end}")
             if check_of(self.source.read(0, CHECKED_HEAD), self.source.read(begin, end - begin)) != crc:
                 raise TraceFormatError(
-                    "the crc32 of the sections is another one: a name, a table or an option is not what was written"
+                    "the crc32 of the sections does not match: a name, a table or an option is not what was written"
                 )
         except TraceFormatError as error:
             self.note_damage(self.options_offset, error.message)
 
     def _read_own_stream(self) -> None:
-        """The hello, definitions and ledger that we keep beside the kernel's tables."""
+        """The hello, definitions and ledger that aiotrace stores beside the kernel's tables."""
         content = self.option(OPTION_STREAM)
         if content is None:
             return
         journal = JournalReader()
         for _ in journal.feed(content, final=True):
-            self.note_damage(0, "our own option holds a page")
+            self.note_damage(0, "aiotrace's own option contains a page")
         for damage in journal.damage:
-            self.note_damage(0, f"our own option, at {damage.offset}: {damage.reason}")
+            self.note_damage(0, f"aiotrace's own option, at {damage.offset}: {damage.reason}")
         self.definitions, self.ledger, self.info = journal.definitions, journal.ledger, journal.info
 
     def _read_version_7_tables(self) -> None:
@@ -376,7 +373,7 @@ class TraceDatSource:
     # --- version 6 ---
 
     def _read_version_6(self, position: int) -> None:
-        """Everything stands in one row, so nothing behind a damaged length can be found."""
+        """The parts follow each other, so nothing after a damaged length can be found."""
         cursor = FileByteCursor(self.source, position, self.byte_order)
         self._tables.read_header_info(cursor)
         self._tables.read_ftrace_formats(cursor)
@@ -421,7 +418,7 @@ class TraceDatSource:
         found = tuple(CpuData(cpu, cursor.u64(), cursor.u64()) for cpu in range(cpus))
         self.buffers.append(TraceBuffer(name, clock, self.page_size, found))
 
-    # --- what options of both versions say ---
+    # --- options of both versions ---
 
     def _read_time_offset(self) -> None:
         for number, factor in ((OPTION_DATE, 1000), (OPTION_OFFSET, 1)):
@@ -433,7 +430,7 @@ class TraceDatSource:
                     self.note_damage(0, f"option {number} should hold a number, found {data[:40]!r}")
 
     def _read_dropped(self) -> None:
-        """What the kernel refused for want of room (CPUSTAT): its pages tell only of what it has overwritten.
+        """Events that the kernel dropped (CPUSTAT): its pages report only those that it has overwritten.
 
         The account of an instance follows an option "Buffer: NAME".
         """

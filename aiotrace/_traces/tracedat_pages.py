@@ -1,10 +1,10 @@
-"""The pages of a trace.dat, by CPU: plain or compressed, and checked where there is a crc.
+"""The pages of a trace.dat, by CPU: plain or compressed, and checked if there is a crc32.
 
-    plain         page page page ...                     read in batches, compared with the rows of our own option
+    plain         page page page ...                     read in batches, compared with the rows of aiotrace's option
     compressed    count | size size piece | size size piece ...
 
-The law: **damage is local**: a page that is damaged is handed out with its problem, a piece that is damaged costs its
-pages, and what is missing is noted. This module knows no record.
+Damage is local: a damaged page is returned with its problem; a damaged piece is noted and loses only its own pages.
+This module knows nothing of records.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from .page_sources import CpuData, DamageLog, FoundPage, PageShape, TraceBuffer
 __all__ = ["CHUNK_MAX", "FilePages"]
 
 CHUNK_MAX: Final = 8 << 20
-"""Bytes of a piece of compressed pages, decompressed: trace-cmd packs 10 pages."""
+"""The largest piece of compressed pages, in bytes after decompression. trace-cmd packs 10 pages into one."""
 BATCH_SIZE: Final = 1 << 18
-"""Bytes of pages that are read at once."""
+"""Bytes of pages read at once."""
 
 _ROW_SIZE: Final = len(pack_page_rows([PageRow(0, 0, 0, 0, 0)]))
 _ROWS_AT_ONCE: Final = 1024
@@ -35,8 +35,8 @@ class FilePages:
     """Reads a file's pages.
 
     Args:
-        listed: The rows of our own option, one a page; None if there are none.
-        damage: Is told of what could not be read.
+        listed: The rows of aiotrace's own option, one for each page; None if there is no such option.
+        damage: Where unreadable parts are noted.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class FilePages:
                 return
 
     def _rows(self, buffer: TraceBuffer, cpu: CpuData) -> Iterator[PageRow] | None:
-        """What our own option says of this CPU's pages; None if there is no such option."""
+        """The rows of aiotrace's own option for this CPU's pages; None if there is no such option."""
         content = self._listed
         if content is None:
             return None
@@ -104,7 +104,7 @@ class FilePages:
                 data = self._source.read(position + 8, packed_size)
                 try:
                     expanded = self._expand(data, size)
-                except TraceFormatError as error:  # the next piece can still be found
+                except TraceFormatError as error:  # the next piece can still be read
                     self._damage.note(position, f"CPU {cpu.cpu}: {error.message}")
                     expanded = b""
                 for at in range(0, len(expanded), buffer.page_size):
@@ -115,7 +115,7 @@ class FilePages:
 
 
 def _checked(page: FoundPage, row: PageRow | None, shape: PageShape) -> FoundPage:
-    """The page, with what its row has against it."""
+    """The page, with the problem that its row shows, if any."""
     if row is None:
         return FoundPage(page.offset, page.data, "the file does not list this page")
     if row.flags & PAGE_DAMAGED:
@@ -126,7 +126,7 @@ def _checked(page: FoundPage, row: PageRow | None, shape: PageShape) -> FoundPag
 
 
 def _crc_of(page: bytes, shape: PageShape) -> int:
-    """By its own account of where its records end."""
+    """The crc32 of a page, over the records that its header states; -1 if it is too short for a header."""
     start = shape.data_offset
     if len(page) < start:
         return -1

@@ -1,8 +1,8 @@
-"""A trace that was not finished, seen as a file of pages: what `open_trace` reads while it grows, or after a crash.
+"""The page source for an unfinished trace: while it grows, or after a crash.
 
-    NAME.journal --> writer, place, events, losses, crc32 of each page --> `FoundPage`, as `_filepages` finds them
+    NAME.journal --> writer, place, events, losses, crc32 of each page --> `FoundPage`
 
-Its definitions stand in the journal, not in tables. This module knows no event's values and no order of time.
+Definitions come from the journal; there are no tables.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ __all__ = ["UnfinishedSource"]
 
 
 class UnfinishedSource(UnclosedTables):
-    """The same doors as `TraceDatSource`."""
+    """A `PageSource` that grows; see the module's docstring."""
 
     def __init__(self, path: str) -> None:
         """
         Raises:
             OSError: A file cannot be read.
-            TraceFormatError: The journal says nothing: it has no intact beginning.
+            TraceFormatError: The journal has no intact beginning.
         """
         super().__init__(path)
         self._page_damage = DamageLog()
@@ -56,7 +56,7 @@ class UnfinishedSource(UnclosedTables):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come: the stream has ended, or goes on in another file."""
+        """Whether nothing more will be written: the stream has ended, or continues in another file."""
         return self._trace.ledger is not None or not os.path.exists(journal_path(self.path))
 
     @property
@@ -111,7 +111,7 @@ class UnfinishedSource(UnclosedTables):
             yield FoundPage(placed.place, page.header() + page.data + page.lost_count())
 
     def losses_after(self, buffer: TraceBuffer, cpu: CpuData) -> list[tuple[int | None, str]]:
-        """(count, reason) of what is missing after the last page of a writer; told once in each reading."""
+        """(count, reason) of what is missing after the last page of a writer; returned once in each reading."""
         if self._trace.ledger is None or cpu.cpu in self._told:
             return []
         self._told.add(cpu.cpu)

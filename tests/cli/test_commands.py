@@ -271,8 +271,12 @@ def test_a_trace_that_grows_is_not_restored(tmp_path: Path, capsys: Capture) -> 
     ("arguments", "status", "message"),
     [
         (["report", "/nonexistent"], 1, "No such file"),
-        (["report", __file__], 1, f'{__file__}, offset 0: no trace.dat: it begins with b\'"""The com\''),
-        (["report", os.devnull], 1, f"{os.devnull}: a trace is not read in one go: copy it into a file"),
+        (["report", __file__], 1, f'{__file__}, offset 0: not a trace.dat: it begins with b\'"""The com\''),
+        (
+            ["report", os.devnull],
+            1,
+            f"{os.devnull}: not a regular file, and a trace is not read front to back: copy it into a file",
+        ),
         (["list", os.path.dirname(__file__)], 1, f"{os.path.dirname(__file__)}: Is a directory"),
         (["stat", "/nonexistent"], 1, "aiotrace stat: /nonexistent: No such file"),
         (["restore", "/nonexistent"], 1, "No such file"),
@@ -336,7 +340,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
 def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "t").touch()
     assert main(["report", str(tmp_path / "t")]) == 1
-    assert f"{tmp_path}/t, offset 0: no trace.dat: it is empty" in capsys.readouterr().err
+    assert f"{tmp_path}/t, offset 0: not a trace.dat: it is empty" in capsys.readouterr().err
 
 
 def read_all(terminal: int) -> str:

@@ -155,7 +155,9 @@ def open_v6(path: Path) -> TraceDatSource:
 
 def test_the_error_says_the_file_the_place_and_what_was_expected(path: Path) -> None:
     path.write_bytes(b"\x17\x08\x44tracing9\0")
-    with pytest.raises(TraceFormatError, match=r"trace\.dat, offset 10: trace\.dat version '9': 6 and 7 can be read"):
+    with pytest.raises(
+        TraceFormatError, match=r"trace\.dat, offset 10: trace\.dat version '9': only 6 and 7 can be read"
+    ):
         TraceDatSource(path)
 
 
