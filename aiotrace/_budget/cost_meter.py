@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from .._base.backend import c_module
 from .._base.clock import Clock
-from .._events.event import MODE_ALL, defined_events, make_twin
+from .._events.event import MODE_ALL, defined_events, make_event
 from .._events.open_recordings import active, this_thread
 from .._events.selection import Decision, Selection
 from .._page import layout as L
@@ -123,7 +123,7 @@ class Prices:
     def __init__(self, clock: Clock) -> None:
         pages = PageCycle(Arena(L.PAGE_SIZE_MIN, 2), overrun=True)
         self._writer = Writers(pages, 1, clock, ()).all[0]
-        self._twin = make_twin(Schema("aiotrace:price", {"a": "u64", "b": "u64", "c": "f64"}), 1, by_default=False)
+        self._event = make_event(Schema("aiotrace:price", {"a": "u64", "b": "u64", "c": "f64"}), 1, by_default=False)
         self._lease = SimpleNamespace(recording=object())
         self._refused = {self._lease.recording: Decision(filters=(compile_filter("a == 0"),))}
         self._found: dict[str, deque[float]] = {}
@@ -133,25 +133,25 @@ class Prices:
         """Some ten microseconds of calls; on the Python twin, some hundred."""
         native = None if c_module is None else c_module.get_epoch()
         state = this_thread.state
-        self._twin._plan_epoch = state.epoch = active.epoch
+        self._event._plan_epoch = state.epoch = active.epoch
         state.writers, this_thread.leases = (self._writer,), (self._lease,)  # type: ignore[assignment]
         if c_module is not None:
             this_thread.native = c_module.Lease(state.writers, threading.get_native_id(), native)
-            self._twin.native.set_mode(native, MODE_ALL)
+            self._event.native.set_mode(native, MODE_ALL)
         try:
-            self._twin._plan = None
-            self._try("event", self._twin.__call__ if self._twin.native is None else self._twin.native.emit, CALLS)
+            self._event._plan = None
+            self._try("event", self._event.__call__ if self._event.native is None else self._event.native.emit, CALLS)
             if self._tries % SELDOM == 0:
                 self._try("turn", self._turn, 1)
-                self._twin._plan = self._refused
-                self._try("asked", self._twin.__call__, 2)
+                self._event._plan = self._refused
+                self._try("asked", self._event.__call__, 2)
             self._tries += 1
         finally:
             state.epoch = this_thread.native = None
             state.writers, this_thread.leases = (), ()
 
     def _turn(self, *values: float) -> None:
-        self._twin(*values)
+        self._event(*values)
         self._writer.make_room(self._writer.payload_max)
 
     def _try(self, what: str, call: Callable[..., object], calls: int) -> None:

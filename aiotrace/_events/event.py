@@ -1,14 +1,15 @@
 """Events: what a program calls, and how a call finds the writers of the open recordings.
 
     event(200, "/index")
-      no recording open  ->  done
-      this thread's lease is of the present epoch  ->  payload  ->  write, once for each recording
-      else  ->  renew the lease first
+      no recording open                          ->  done
+      this thread's lease is of this epoch       ->  payload  ->  write, once for each recording
+      else                                       ->  refresh the lease first
 
-Which recordings are open, and this thread's writers, is `_active`'s to know.
+`open_recordings.py` has the open recordings and each thread's writers.
 
-Law 6: a call never blocks and never harms the program. A wrong value raises TypeError in development (`-X dev`, under
-pytest, after `strict()`), and then also with no recording open; otherwise it is counted, warned of once, and dropped.
+A call never blocks and never harms the program. In development (`-X dev`, under pytest, after `strict()`) a wrong value
+raises TypeError, whether a recording is open or not; otherwise the event is dropped and counted, and the first one of
+each kind is warned about.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
     from .selection import Decision
 
 FIRST_ID: Final = 2048
-"""common_type of the first event: above the ids that a kernel's own static events have in the formats we write."""
+"""common_type of the first event: above the ids of the kernel's static events, whose formats traces have too."""
 LAST_ID: Final = 65535
 NATIVE_CODES: Final = {"str": "S", "bytes": "Y", "symbol": "K", COMM.name: "C"}
-"""What the C twin calls the types that are more than a number in `struct`."""
+"""Codes of the C implementation for the types that are more than a number of `struct`."""
 MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
-"""What the C twin does with a call: it writes for all recordings, asks us, or nothing."""
+"""What the C implementation does with a call: write for all recordings, call Python, or nothing."""
 
 # --- events ---------------------------------------------------------------------------------------
 
@@ -47,16 +48,16 @@ MODE_ALL, _MODE_SOME, _MODE_OFF = range(3)
 class PythonEvent:
     """An event of one kind; calling it records one. Made by `event`.
 
-    This is the reference, and the slow way of its C twin (`_csrc/events/event.c`), which asks it for everything but
-    the call.
+    A call takes the values of the fields, positional or by keyword. It never blocks, and does nothing while no
+    recording is open. What cannot be written is dropped and counted.
 
-    A call takes the values of the fields, positional or by keyword. It never blocks, and does nothing with no
-    recording open. What cannot be written is dropped and counted.
+    This is the pure-Python implementation. The one in C (`_csrc/events/event.c`) does the common case of a call, and
+    falls back to this one for all else.
     """
 
     def __init__(self, schema: Schema, id: int, *, by_default: bool = True) -> None:
         self.native: Any = None
-        """Its C twin."""
+        """The same event in C."""
         self._by_default = by_default
         self._plan: dict[OpenRecording, Decision] | None = None
         self._plan_epoch: object = None
@@ -65,13 +66,13 @@ class PythonEvent:
         self._pack = schema.pack
         self._warned = False
         self.filter_evaluations = 0
-        """Calls that a filter or a trigger had to look at."""
+        """Calls for which a filter or a trigger was evaluated."""
         self.id = id
         """common_type of its records."""
 
     @property
     def emit(self) -> Callable[..., None]:
-        """The same call as a function; in C a bound function, the cheapest of all."""
+        """The same call as a function; in C it is a bound function, the fastest way to record an event."""
         return self.__call__
 
     @property
@@ -89,6 +90,7 @@ class PythonEvent:
         return f"aiotrace.event({self.name!r}{fields})"
 
     def __call__(self, /, *arguments: Any, **keywords: Any) -> None:
+        # Does any recording take it?
         if not active.recordings:
             if is_strict():
                 self._payload(arguments, keywords)
@@ -96,7 +98,9 @@ class PythonEvent:
         epoch = active.epoch
         plan = self._plan if self._plan_epoch is epoch else self._make_plan()
         if plan is not None and not plan:
-            return  # nobody takes it: this thread needs no writer for it
+            return  # no recording takes it: this thread needs no writer for it
+
+        # Where does it go? Only a filter or a trigger needs the values by name.
         state = this_thread.state
         writers = state.writers if state.epoch is epoch else refresh_lease()
         fields = None
@@ -107,6 +111,8 @@ class PythonEvent:
             if not writers:
                 self._fire(plan, fields)
                 return
+
+        # The whole payload is made before anything is written.
         pack = self._pack
         pid = state.pid if get_task is None else get_task() or state.pid
         try:
@@ -119,6 +125,7 @@ class PythonEvent:
         except Exception as error:
             self._refuse(error, arguments, writers)
             return
+
         for writer in writers:
             if pack is not None or len(payload) <= writer.payload_max:  # numbers alone fit on any page: FIXED_MAX
                 writer.write(payload)
@@ -128,7 +135,7 @@ class PythonEvent:
             self._fire(plan, fields)
 
     def _write_cut(self, writer: Writer, arguments: tuple[Any, ...]) -> None:
-        """Write texts that are too long for this recording's pages. What converted once may fail the second time."""
+        """Write an event whose texts must be cut for this recording's pages. A value may fail to convert this time."""
         try:
             payload = self._encode(self.id, get_pid(), arguments, DEFINITIONS.intern, writer.payload_max)
         except Exception as error:
@@ -137,7 +144,7 @@ class PythonEvent:
             writer.write(payload)
 
     def _make_plan(self) -> dict[OpenRecording, Decision] | None:
-        """What the open recordings make of this event; None if all take it always. Kept for the epoch."""
+        """How each open recording takes this event; None if all take every call. Kept for the epoch."""
         epoch = active.epoch
         native_epoch = c_module.get_epoch() if c_module is not None else 0
         decisions = {
@@ -154,7 +161,7 @@ class PythonEvent:
 
     @staticmethod
     def _choose(plan: Mapping[OpenRecording, Decision], fields: Mapping[str, Any]) -> tuple[Writer, ...]:
-        """The writers of the recordings that take this call. Those that do not have nothing to count."""
+        """The writers of the recordings that take this call."""
         chosen: tuple[Writer, ...] = ()
         for lease, writer in zip(this_thread.leases, this_thread.state.writers, strict=False):
             decision = plan.get(lease.recording)
@@ -173,14 +180,14 @@ class PythonEvent:
                     recording.fire(trigger, self.name)
 
     def _name_values(self, arguments: tuple[Any, ...], keywords: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a filter may ask for."""
+        """The values that a filter may use, by name."""
         fields = dict(zip(self._schema.types, arguments, strict=False))
         fields.update(keywords)
         return with_derived(self.name, fields, time.monotonic_ns()) if self.name in DERIVED else fields
 
     @property
     def by_default(self) -> bool:
-        """Whether recordings take it that were not asked to."""
+        """Whether a recording takes it without a rule for it."""
         return self._by_default
 
     def is_taken(self, recording: OpenRecording) -> bool:
@@ -191,9 +198,9 @@ class PythonEvent:
     async def send(self, /, *arguments: Any, **keywords: Any) -> None:
         """Record one event, and wait for a free page instead of dropping.
 
-        Waits until every open recording with a "wait" sink has room, then writes to all in one statement. It is a
-        checkpoint when it waits and when a page turns, and else returns at once. In a reader or a sink it does not
-        wait. Cancelled: nothing was written.
+        Waits until every open recording with a "wait" sink has room, then writes to all of them in one step. It is a
+        checkpoint when it waits and when a page turns; otherwise it returns at once. Inside a sink it does not wait,
+        as it would wait for itself. If it is cancelled, nothing was written.
         """
         if not active.recordings:
             if is_strict():
@@ -237,8 +244,8 @@ class PythonEvent:
         """Encode without writing.
 
         Raises:
-            TypeError: A value does not fit, and we are strict.
-            WrongValueError: The same, and we are not.
+            TypeError: A value does not fit, in strict mode.
+            WrongValueError: The same, otherwise.
         """
         try:
             if keywords:
@@ -260,11 +267,11 @@ class PythonEvent:
             raise TypeError(str(error)) from None
         if not self._warned:
             self._warned = True
-            warn(f"{error} (dropped and counted; told once)", stacklevel=3)
+            warn(f"{error} (event dropped; further warnings suppressed)", stacklevel=3)
 
 
 def _write_stack(recording: OpenRecording) -> None:
-    """Record this thread's Python stack, after the event that set it off."""
+    """Record this thread's Python stack, after the event that triggered it."""
     payload = pack_current_stack(get_pid())
     for lease, writer in zip(this_thread.leases, this_thread.state.writers, strict=False):
         if lease.recording is recording:
@@ -272,7 +279,7 @@ def _write_stack(recording: OpenRecording) -> None:
 
 
 async def _wait_for_room(recording: OpenRecording, writer: Writer, size: int) -> None:
-    """Wait until this writer may have room. Cancelled: a wake that was meant for us goes to the next."""
+    """Wait until this writer may have room. If this is cancelled, a wake that it got is passed on to the next."""
     from .._threads.loop import Loop, Waker
 
     waker = Waker(Loop())
@@ -286,7 +293,7 @@ async def _wait_for_room(recording: OpenRecording, writer: Writer, size: int) ->
     try:
         if writer.has_room(min(size, writer.payload_max)) or not recording.makes_wait:
             _withdraw(writer, wake)
-            return  # it came home between the look and the wait
+            return  # a page was freed since the caller checked
         await recording.wait_for_page(waker)
         _withdraw(writer, wake)
     except BaseException:
@@ -298,7 +305,7 @@ async def _wait_for_room(recording: OpenRecording, writer: Writer, size: int) ->
 
 
 def _withdraw(writer: Writer, wake: Callable[[], object]) -> bool:
-    """Wait no more. False if another thread has taken this wake from the line: then it is meant for us."""
+    """Stop waiting. Returns False if another thread has taken this wake from the queue: then the wake was used."""
     try:
         writer.waiters.remove(wake)
     except ValueError:
@@ -318,7 +325,7 @@ _events_lock = threading.RLock()
 
 
 def event(name: str, /, **fields: FieldType) -> Event:
-    """Define an event, or get it if it is defined just so already.
+    """Define an event, or get it if it is already defined with the same fields.
 
     Args:
         name: "system:event", two identifiers.
@@ -339,8 +346,12 @@ def event(name: str, /, **fields: FieldType) -> Event:
 def define(
     name: str, fields: Mapping[str, FieldType], *, by_default: bool = True, print_format: str | None = None
 ) -> Event:
-    """`event`, for tracers too: their events are off in a recording until it enables them (`by_default=False`), and may
-    be printed in a way of their own, which is what follows "print fmt: " in the format."""
+    """`event` with more options, for tracers.
+
+    Args:
+        by_default: False: a recording takes the event only if a rule enables it.
+        print_format: What follows "print fmt: " in the event's format; None: all fields as name=value.
+    """
     schema = Schema(name, fields, print_format)
     with _events_lock:
         known = _events.get(name)
@@ -357,8 +368,8 @@ def define(
 
 
 def define_kernel(name: str, fields: Mapping[str, FieldType], known: EventDefinition) -> Event:
-    """An event whose records are those of one of the kernel's own, which readers know: it is chosen by our `name`, off
-    until then, and read by theirs."""
+    """An event with the format and id of one of the kernel's events, by which readers know it. It is enabled by
+    `name`, aiotrace's own name for it, and off until then."""
     with _events_lock:
         if name not in _events:
             _events[name] = _make(Schema(name, fields), known.id, by_default=False)
@@ -366,18 +377,18 @@ def define_kernel(name: str, fields: Mapping[str, FieldType], known: EventDefini
 
 
 def defined_events() -> dict[str, Event]:
-    """All events of this process by name, in the order in which they were defined."""
+    """All events of this process by name, in the order of their definition."""
     return dict(_events)
 
 
 def _make(schema: Schema, id: int, by_default: bool) -> Event:
-    made = make_twin(schema, id, by_default=by_default)
+    made = make_event(schema, id, by_default=by_default)
     native: Event | None = made.native
     return made if native is None else native
 
 
-def make_twin(schema: Schema, id: int, *, by_default: bool) -> PythonEvent:
-    """An event that is in no table, and in `native` its C twin, if it has one."""
+def make_event(schema: Schema, id: int, *, by_default: bool) -> PythonEvent:
+    """An event that is not registered; `native` is the same in C, if there is a C module that can do it."""
     made = PythonEvent(schema, id, by_default=by_default)
     if c_module is None or len(schema.fields) > c_module.FIELDS_MAX:
         return made

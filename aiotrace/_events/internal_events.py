@@ -1,15 +1,15 @@
-"""aiotrace's own events: what happens to pages. Off by default, and not part of "all": each is switched on by its name.
+"""Internal events: what happens to pages. Off by default and not part of "all"; each is enabled by its name.
 
     aiotrace:page_alloc    page, writer, sequence      a page's memory was allocated: the first time that it was taken
-    aiotrace:page_recycle  page                        a page came home to the free-list
+    aiotrace:page_recycle  page                        a page was returned to the pool
     aiotrace:sink_ack      sink, page, events          a sink acknowledged a page, or a part of one
-    aiotrace:overrun       page, writer, events        a full page was taken for new events; its own are lost
+    aiotrace:overrun       page, writer, events        a full page was taken for new events; its events are lost
 
-    a writer turns its page, a sink acknowledges --> done, and no guard held --> told, by an event call like any other
+    a writer turns its page, a sink acknowledges --> done, no guard held --> recorded, by a call like any other event's
 
-So the event itself may turn a page; it then stands first on the new one, which is why this ends. With the environment
-variable AIOTRACE_DEBUG_NO_FREE_LIST=1 a page that comes home gives its memory back, so that each that is taken
-is allocated: what the free-list saves can be counted then.
+Recording one of these can itself turn a page. That cannot recurse: the event is the first record on the new page. With
+the environment variable AIOTRACE_DEBUG_NO_FREE_LIST=1 a page that is returned gives its memory back to the system, so
+that every take is an allocation: that shows what the pool saves.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _events: Final = {
 
 
 def emit_internal(kind: str, *values: int | str) -> None:
-    """Record one of them, where a recording takes it."""
+    """Record an internal event in the recordings that take it."""
     _events[kind](*values)
 
 
 def has_free_list() -> bool:
-    """Whether recordings that are made from now on keep the memory of pages."""
+    """Whether a new recording keeps the memory of pages that are returned to its pool."""
     return os.environ.get(FREE_LIST_OFF) != "1"

@@ -1,11 +1,12 @@
-"""The open recordings, and which of their writers a thread has.
+"""The open recordings, and the writers that each thread has in them.
 
-    opened, closed, selection changed -> a new epoch -> each thread renews its lease at its next event
+    opened, closed, selection changed -> a new epoch -> each thread refreshes its lease at its next event
 
     thread --lease--> a writer of each open recording, until the thread ends or the recording closes
 
-One epoch counts every change, so that an event call need only compare it to know that nothing changed. All state of
-this kind is here: what is open, this thread's writers and pid, whether wrong values raise, and what a fork does to it.
+Every change makes a new epoch, so an event call compares one object to know that nothing changed. All state that is
+global or per thread is here: the open recordings, a thread's writers and pid, whether wrong values raise, and what a
+fork does to them.
 """
 
 from __future__ import annotations
@@ -28,26 +29,26 @@ if TYPE_CHECKING:
     from .selection import Selection, Trigger
 
 in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
-"""Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""
+"""Whether the code runs in the reader or in a sink. `send` does not wait there: it would wait for itself."""
 
 
 class OpenRecording(Protocol):
-    """What an event needs to know of a recording."""
+    """A recording, as events see it."""
 
     writers: Writers
 
     @property
     def makes_wait(self) -> bool:
-        """Whether `send` waits for room: there is a "wait" sink, and full pages are not overrun."""
+        """Whether `send` waits for room: there is a "wait" sink, and full pages are not overwritten."""
 
     def count_wait(self, nanoseconds: int) -> None:
         """A `send` waited."""
 
     async def wait_for_page(self, waker: Waker) -> None:
-        """Wait until the waker is woken, because a page may be free. It may return earlier."""
+        """Wait until the waker is woken because a page may be free. May return earlier."""
 
     def fire(self, trigger: Trigger, cause: str) -> None:
-        """Do what a trigger says (a stack trace aside), now, in the thread of the event `cause` that set it off."""
+        """Do what a trigger says (except a stack trace), now, in the thread of the event `cause`."""
 
     clock: Clock
     selection: Selection
@@ -67,7 +68,7 @@ class Active:
         self.tell_c()
 
     def tell_c(self) -> None:
-        """Let the C twin know what decides whether a call does anything at all."""
+        """Update what the C implementation checks first in each call."""
         if c_module is not None:
             c_module.changed(bool(self.recordings), is_strict())
 
@@ -88,7 +89,7 @@ def deactivate(recording: OpenRecording) -> None:
 
 
 def selection_changed() -> None:
-    """A recording's selection changed: every event asks again."""
+    """Let every event ask the recordings' selections again."""
     with active.lock:
         active.set(active.recordings)
 
@@ -121,7 +122,7 @@ class Lease:
 
 
 class ThreadState:
-    """What an event call needs to know of its thread, in one look-up: those of a `threading.local` are dear."""
+    """What an event call needs of its thread, in one object: each attribute of a `threading.local` is expensive."""
 
     __slots__ = ("epoch", "pid", "writers")
 
@@ -132,7 +133,7 @@ class ThreadState:
 
 
 class ThreadLocal(threading.local):
-    """What is known of a thread."""
+    """The leases and the state of each thread."""
 
     leases: tuple[Lease, ...] = ()
     native: Any = None
@@ -145,24 +146,27 @@ class ThreadLocal(threading.local):
 this_thread: Final = ThreadLocal()
 
 get_task: Final[Callable[[], int] | None] = None if c_module is None else c_module.get_task
-"""Gives the pid of the task that runs in this thread, if tasks are traced, else 0."""
+"""Returns the pid of the task that runs in this thread, if tasks are traced, else 0."""
 
 
 def get_pid() -> int:
-    """common_pid of a record: the task's that runs here, if tasks are traced, else the thread's."""
+    """common_pid of a record: of the task that runs in this thread, if tasks are traced, else of the thread."""
     return (0 if get_task is None else get_task()) or this_thread.state.pid
 
 
 def refresh_lease() -> tuple[Writer, ...]:
-    """Bring this thread's lease to the present epoch."""
-    native_epoch = c_module.get_epoch() if c_module is not None else 0  # the oldest first: a change between makes
-    epoch, recordings = active.epoch, active.recordings  # the lease stale, not wrong
+    """Bring this thread's leases up to the current epoch. Returns its writers, one for each open recording."""
+    # The epochs are read first, so that a change in between makes the lease outdated and never wrong.
+    native_epoch = c_module.get_epoch() if c_module is not None else 0
+    epoch, recordings = active.epoch, active.recordings
     state = this_thread.state
     if not state.pid:
         state.pid = threading.get_native_id()
         DEFINITIONS.name_command(state.pid, thread_name())
-    held = {lease.recording: lease for lease in this_thread.leases}
-    leases = tuple(held.get(recording) or Lease(recording) for recording in recordings)
+
+    # Leases of recordings that are still open are kept; the others end here.
+    kept = {lease.recording: lease for lease in this_thread.leases}
+    leases = tuple(kept.get(recording) or Lease(recording) for recording in recordings)
     this_thread.leases = leases
     state.writers = tuple(lease.writer for lease in leases)
     state.epoch = epoch
@@ -172,10 +176,10 @@ def refresh_lease() -> tuple[Writer, ...]:
 
 
 def thread_name() -> str:
-    """What the pid of the calling thread is called.
+    """The name of the calling thread.
 
-    Not by `threading.current_thread`: while a thread begins and when it ends, that makes another of it, which the
-    program would find in `threading.enumerate` from then on.
+    Does not call `threading.current_thread`: while a thread starts and when it ends, that creates a dummy Thread,
+    which `threading.enumerate` would show from then on.
     """
     thread = threading._active.get(threading.get_ident()) or _bootstrapped()  # type: ignore[attr-defined]
     if thread is threading.main_thread():
@@ -184,7 +188,7 @@ def thread_name() -> str:
 
 
 def _bootstrapped() -> object:
-    """The outermost call in a thread of the threading module is a method of its Thread."""
+    """The Thread of a thread that is starting: `self` of its outermost call, if the threading module started it."""
     frame = sys._getframe()
     while frame.f_back is not None:
         frame = frame.f_back
@@ -197,9 +201,9 @@ _strict: bool | None = None
 
 
 def strict(on: bool = True) -> None:
-    """Let a wrong value raise TypeError, whether a recording is open or not.
+    """Set whether a wrong value raises TypeError, whether a recording is open or not.
 
-    Without a word from here that is so when Python runs with `-X dev` and under pytest.
+    If this is never called, wrong values raise when Python runs with `-X dev` and under pytest.
     """
     global _strict
     _strict = on
@@ -217,7 +221,7 @@ active.tell_c()
 
 
 class _ForkRefusal:
-    """Stands in for a thread's writers while it forks: what hooks of others emit there is refused and counted."""
+    """Replaces a thread's writers while it forks: events of other fork hooks are refused and counted."""
 
     payload_max = L.PAGE_SIZE_MAX
 

@@ -1,7 +1,7 @@
-"""The Python stack of this moment, as a record: what a trigger "stacktrace" writes after its event.
+"""The current Python stack as a record: what a "stacktrace" trigger writes after its event.
 
-Our own frames are left out, wherever they stand: an event that a page's allocation sets off has the stack of the call
-that needed the page.
+aiotrace's own frames are left out wherever they are: an event that is recorded because a page was allocated has the
+stack of the call that needed the page.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from .._page.kernel_events import STACK_MAX, pack_stack
 
 class _Walking(threading.local):
     active = False
-    """Whether this thread reads its frames just now, which raises audit events: they are not the program's, and would
-    stand between an event and its stack."""
+    """Whether this thread is reading its frames. That raises audit events, which are not the program's and would come
+    between an event and its stack."""
 
 
 walking: Final = _Walking()
@@ -31,7 +31,7 @@ def is_ours(code: CodeType) -> bool:
 
 
 def pack_current_stack(pid: int) -> bytes:
-    """The payload of a `kernel_stack` of the calling thread; without a caller where no frame is the program's.
+    """The payload of a `kernel_stack` event of the calling thread; it has no caller if no frame is the program's.
 
     Args:
         pid: common_pid.

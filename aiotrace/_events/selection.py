@@ -1,13 +1,13 @@
-"""Selection: which events one recording takes, under which filters, and what they set off. Sans-IO.
+"""Selection: which events one recording takes, with which filters, and which actions they trigger. Sans-IO.
 
-    rules      on or off by glob, in order; the last that matches decides; with none, the event's own default does
-    filters    all that match an event must agree
-    triggers   what a recorded event sets off: recording goes off, and on again; its stack is recorded; a snapshot
-    disabled_by_budget    what the budget has switched off
-    functions  which functions the tracers of calls see: the kernel's set_ftrace_filter and set_ftrace_notrace
+    rules               on or off by glob; the last that matches decides; if none does, the event's default does
+    filters             all that match an event must accept it
+    triggers            what a recorded event does: switch recording off or on, record its stack, take a snapshot
+    disabled_by_budget  what the budget has switched off
+    functions           which functions the call tracers see: the kernel's set_ftrace_filter and set_ftrace_notrace
 
-A glob is of "system:event"; one without a colon is of either part, as in `trace-cmd -e sched`; "all" is everything.
-An event asks `decide` once for each change, never per call.
+A glob matches "system:event"; one without a colon matches either part, as in `trace-cmd -e sched`; "all" matches every
+event. An event calls `decide` once after each change, never per call.
 """
 
 from __future__ import annotations
@@ -24,34 +24,35 @@ from .._page.filter import Filter, compile_filter
 Action = Literal["traceon", "traceoff", "stacktrace", "snapshot"]
 ACTIONS: Final = ("traceon", "traceoff", "stacktrace", "snapshot")
 AFTER_MAX: Final = 3600.0
-"""Seconds of look-forward: a snapshot that goes on for longer should be a sink."""
+"""Seconds that a snapshot may record after its trigger: for longer use a sink."""
 _TRIGGER: Final = re.compile(
     r"\s*(?P<action>\w+)(:(?P<count>\d+))?(:after=(?P<after>\d+(\.\d+)?))?(\s+if\s+(?P<filter>.+))?\s*", re.DOTALL
 )
 
 
 EXPLICIT: Final = frozenset({"aiotrace", "function", "function_graph", "sched"})
-"""Systems that are no part of "all", being too dear, about ourselves, or told already: each is switched on by name."""
+"""Systems that "all" leaves out, because they are expensive, about aiotrace itself, or redundant: each is enabled by
+its name."""
 STALL_NS: Final = 100_000_000
-"""What a stall is, unless somebody says otherwise: asyncio's own `slow_callback_duration`."""
+"""How long a step lasts before it is a stall, by default: asyncio's `slow_callback_duration`."""
 STALL_MIN: Final = 0.001
-"""Seconds: what is shorter the watch does not see in time."""
+"""Seconds: the watcher cannot notice a shorter stall in time."""
 CANCEL_NS: Final = 1_000_000_000
-"""How long a task has to obey a cancellation, unless somebody says otherwise."""
+"""How long a task has to react to a cancellation, by default."""
 
 
 class Trigger:
-    """What an event sets off, at most `left` times (None: always), where its filter agrees."""
+    """An action that an event triggers, `remaining` times at most (None: always), if its filter accepts the event."""
 
     def __init__(self, action: Action, remaining: int | None, filter: Filter | None, after: float = 0.0) -> None:
         self.action = action
         self.remaining = remaining
         self.filter = filter
         self.after = after
-        """Seconds that a snapshot looks forward."""
+        """Seconds that a snapshot records after the event."""
 
     def fires(self, fields: Mapping[str, Any]) -> bool:
-        """Whether it acts on an event with these fields; counts down if so."""
+        """Whether it acts on an event with these fields; if so, counts down."""
         if self.remaining == 0 or (self.filter is not None and not self.filter(fields)):
             return False
         if self.remaining is not None:
@@ -63,7 +64,7 @@ def parse_trigger(text: str) -> Trigger:
     """ "ACTION[:COUNT] [if FILTER]", as in the kernel's trigger files; a snapshot's ":after=SECONDS" follows its count.
 
     Raises:
-        ConfigurationError: It is not of that form, the action is unknown, or the filter does not parse.
+        ConfigurationError: The text does not have that form, the action is unknown, or the filter does not parse.
     """
     match = _TRIGGER.fullmatch(text)
     if match is None:
@@ -72,18 +73,18 @@ def parse_trigger(text: str) -> Trigger:
         )
     action, count, after = match["action"], match["count"], float(match["after"] or 0)
     if action not in ACTIONS:
-        raise ConfigurationError(f"trigger {text!r}: no action {action!r}; known: {', '.join(ACTIONS)}")
+        raise ConfigurationError(f"trigger {text!r}: unknown action {action!r}; known: {', '.join(ACTIONS)}")
     if match["after"] and action != "snapshot":
-        raise ConfigurationError(f"trigger {text!r}: only a snapshot looks forward, {action!r} takes no after=")
+        raise ConfigurationError(f"trigger {text!r}: only snapshot takes after=, not {action!r}")
     if after > AFTER_MAX:
-        raise ConfigurationError(f"trigger {text!r}: a snapshot looks forward {AFTER_MAX:.0f} s at most")
+        raise ConfigurationError(f"trigger {text!r}: after= is at most {AFTER_MAX:.0f} s")
     filter = compile_filter(match["filter"]) if match["filter"] else None
     remaining = None if count is None else int(count)
     return Trigger(action, remaining, filter, after)  # type: ignore[arg-type]  # checked above
 
 
 def matches(glob: str, name: str) -> bool:
-    """Whether a glob is of this event ("system:event"). A name has no dots: "audit:socket.connect" has underscores."""
+    """Whether a glob matches this event ("system:event"). Names have underscores for dots: "audit:socket_connect"."""
     glob = glob.replace(".", "_")
     if glob == "all" or fnmatch.fnmatchcase(name, glob):
         return True
@@ -93,10 +94,10 @@ def matches(glob: str, name: str) -> bool:
 def check_glob(glob: str) -> str:
     """
     Raises:
-        ConfigurationError: No event can be of it.
+        ConfigurationError: It cannot match any event.
     """
     if not glob.strip():
-        raise ConfigurationError(f"{glob!r} is of no event: write 'system:event', a glob like 'http:*', or 'all'")
+        raise ConfigurationError(f"{glob!r} matches no event: write 'system:event', a glob like 'http:*', or 'all'")
     return glob
 
 
@@ -107,16 +108,16 @@ def _is_everything(glob: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """How one recording takes one event. None stands for not at all."""
+    """How one recording takes one event; None where there could be one: not at all."""
 
     filters: tuple[Filter, ...] = ()
     triggers: tuple[Trigger, ...] = ()
     records: bool = True
-    """False while the recording is off: then the event is only looked at for what switches it on."""
+    """False while the recording is off: then only triggers that switch it on are evaluated."""
 
     @property
     def is_plain(self) -> bool:
-        """Whether the event is taken always, and does nothing else."""
+        """Whether every call is taken, and triggers nothing."""
         return self is PLAIN
 
     def accepts(self, fields: Mapping[str, Any]) -> bool:
@@ -127,11 +128,12 @@ class Decision:
 
 
 PLAIN: Final = Decision()
-"""Taken always, and nothing else."""
+"""Every call is taken, and triggers nothing."""
 
 
 class Functions:
-    """Which functions are traced, by globs of "module.qualified_name": all, or those of a limit; but none of notrace.
+    """Which functions are traced, by globs of "module.qualified_name": those that a limit matches, or all if there is
+    no limit, without those that a notrace matches.
 
     A tracer asks once for each function, not per call.
     """
@@ -140,11 +142,11 @@ class Functions:
         self.limits: list[str] = []
         self.notraces: list[str] = []
         self.unmatched: set[str] = set()
-        """Limits that were of no function yet: a notrace has done what it is for then."""
+        """Limits that have matched no function yet. (A notrace that matches nothing is no mistake.)"""
 
     @property
     def globs(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Limits and notraces, as of now."""
+        """The limits and notraces now."""
         return tuple(self.limits), tuple(self.notraces)
 
     def takes(self, name: str) -> bool:
@@ -164,11 +166,11 @@ class Selection:
         self._filters: list[tuple[str, Filter]] = []
         self._triggers: list[tuple[str, Trigger]] = []
         self.is_on = True
-        """Whether anything is recorded: traceoff and traceon switch it."""
+        """Whether anything is recorded; switched by traceoff and traceon."""
         self.stall_ns = STALL_NS
-        """How long a step lasts before the watch over stalls reports it."""
+        """How long a step lasts before it is reported as a stall."""
         self.cancel_ns = CANCEL_NS
-        """How long a task has to obey a cancellation."""
+        """How long a task has to react to a cancellation."""
         self.disabled_by_budget: tuple[str, ...] = ()
         """Globs of what the budget has switched off, whatever the rules say."""
 
@@ -176,7 +178,7 @@ class Selection:
         self._rules.append((check_glob(glob), True))
 
     def take_back(self) -> None:
-        """Undo the last `enable`: what it switches on cannot run."""
+        """Undo the last `enable`, because the tracer that it needs cannot run."""
         self._rules.pop()
 
     def disable(self, glob: str) -> None:
@@ -185,7 +187,7 @@ class Selection:
     def filter(self, glob: str, text: str) -> Filter:
         """
         Raises:
-            ConfigurationError: The text does not parse, or no event can be of the glob.
+            ConfigurationError: The text does not parse, or the glob cannot match any event.
         """
         filter = compile_filter(text)
         self._filters.append((check_glob(glob), filter))
@@ -194,7 +196,7 @@ class Selection:
     def trigger(self, glob: str, text: str) -> Trigger:
         """
         Raises:
-            ConfigurationError: The text does not parse, or no event can be of the glob.
+            ConfigurationError: The text does not parse, or the glob cannot match any event.
         """
         trigger = parse_trigger(text)
         self._triggers.append((check_glob(glob), trigger))
@@ -209,16 +211,16 @@ class Selection:
 
     @property
     def has_triggers(self) -> bool:
-        """Whether an event may set something off, as switching the recording off."""
+        """Whether an event may trigger something, like switching the recording off."""
         return bool(self._triggers)
 
     @property
     def looks_at_fields(self) -> bool:
-        """Whether events may have to go through Python, for a filter or a trigger."""
+        """Whether there is a filter or a trigger, so that some events need Python."""
         return bool(self._filters or self._triggers)
 
     def is_enabled(self, name: str, *, by_default: bool) -> bool:
-        """Whether the rules, and the budget, take an event, filters and switches aside."""
+        """Whether the rules and the budget take an event; filters and traceoff are not considered."""
         is_disabled = any(matches(glob, name) for glob in self.disabled_by_budget)
         return not is_disabled and self.asks_for(name, by_default=by_default)
 
@@ -236,9 +238,11 @@ class Selection:
         Args:
             explicit: Only a rule that names the system counts, not one for everything.
         """
-        wanted = False
         if f"{system}:*" in self.disabled_by_budget:
             return False
+
+        # A later rule for single events of the system does not switch off what an earlier one switched on.
+        wanted = False
         for glob, on in self._rules:
             part, _, rest = glob.partition(":")
             everything = _is_everything(glob)
@@ -249,13 +253,16 @@ class Selection:
         return wanted
 
     def decide(self, name: str, *, by_default: bool) -> Decision | None:
-        """How an event is taken now."""
+        """How an event is taken now; None: not at all."""
         if not self.is_enabled(name, by_default=by_default):
             return None
+
+        # While the recording is off, only what can switch it on matters.
         triggers = tuple(trigger for glob, trigger in self._triggers if matches(glob, name))
         if not self.is_on:
             triggers = tuple(trigger for trigger in triggers if trigger.action == "traceon")
             if not triggers:
                 return None
+
         filters = tuple(filter for glob, filter in self._filters if matches(glob, name))
         return Decision(filters, triggers, self.is_on) if filters or triggers else PLAIN

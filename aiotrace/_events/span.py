@@ -4,9 +4,9 @@
     X_begin     id, parent, the fields of the type    X_end     id, duration_ns             (span_type("db:query", ...))
 
 The parent is the span that was open where this one began: it is kept in a context variable, so each task has its own,
-and a task that is spawned in a span begins inside it. A span that begins while no recording is open is none.
+and a task that is spawned in a span begins inside it. A span that is entered while no recording is open does nothing.
 
-The C twin (`_csrc/events/span.c`) is what runs where it is there.
+`_csrc/events/span.c` is the same in C, and is used if the C module is there.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ids: Final = itertools.count(1)
 
 
 class PythonSpan:
-    """One stretch: a context manager. Entered again while it is open it does nothing more; afterwards it is another."""
+    """One span, as a context manager. Entering it again while it is open does nothing; afterwards it is a new span."""
 
     __slots__ = ("_arguments", "_began", "_id", "_keywords", "_parent", "_type")
 
@@ -86,7 +86,7 @@ def show(fields: Mapping[str, object]) -> str:
     """The fields of a plain span as text: name=value, by their `repr`."""
     try:
         return " ".join(f"{name}={value!r}" for name, value in fields.items())
-    except Exception as error:  # a repr of the program's failed: that is not for the telemetry to raise
+    except Exception as error:  # the program's repr failed: tracing must not raise it
         return f"<{type(error).__name__} in repr>"
 
 
@@ -94,7 +94,7 @@ if TYPE_CHECKING or c_module is None:
     SpanType = PythonSpanType
 else:
 
-    def SpanType(begin: Event, end: Event, is_plain: bool) -> Any:  # stands for the class
+    def SpanType(begin: Event, end: Event, is_plain: bool) -> Any:  # in place of the class
         return c_module.SpanType(begin, end, is_plain, _current, show)
 
 
@@ -109,8 +109,8 @@ if TYPE_CHECKING:
         """A context manager that records where it begins and ends.
 
         Args:
-            name: Any text, by custom "system:name" or dotted; it is interned, so let there be few of them.
-            fields: Recorded as text, name=value; their `repr` is taken only while a recording is open.
+            name: Any text, by convention "system:name" or dotted. Names are interned, so use a limited set of them.
+            fields: Recorded as text, name=value. Their `repr` is taken only while a recording is open.
         """
 
 else:
@@ -118,20 +118,20 @@ else:
 
 
 def span_type(name: str, /, **fields: FieldType) -> PythonSpanType:
-    """Define spans with typed fields: cheaper than `span`, and filters can ask for the fields.
+    """Define spans with typed fields: faster than `span`, and filters can use the fields.
 
         query = aiotrace.span_type("db:query", table="symbol", rows="u32")
         with query("users", 7): ...
 
     Args:
         name: "system:name"; the events are `system:name_begin` and `system:name_end`.
-        fields: As of `event`; `id` and `parent` are the span's own.
+        fields: As for `event`; the names `id` and `parent` are reserved.
 
     Raises:
         DefinitionError: As `event` does.
     """
     if taken := {"id", "parent"} & fields.keys():
-        raise DefinitionError(f"{name}: field {min(taken)!r} is the span's own")
+        raise DefinitionError(f"{name}: the field name {min(taken)!r} is reserved for spans")
     begin = define(f"{name}_begin", {"id": "u64", "parent": "u64", **fields})
     end = define(f"{name}_end", {"id": "u64", "duration_ns": "u64"})
     return SpanType(begin, end, False)

@@ -1,10 +1,10 @@
-"""Tracers: what produces events by itself, switched on while some open recording takes its events.
+"""Starts and stops tracers: each runs while some open recording takes its events.
 
     recording opened, closed, enable(), disable() -> follow -> start or stop each tracer
 
-A tracer is a module of the package `_tracers`, or an object in one ("module:name"), imported when it is first wanted,
-with `start()` and `stop()`, and `follow(selections)` if what it does depends on them; its events are defined with
-`by_default=False`, in a system of the tracer's own name. It must leave the program as it found it.
+A tracer is a module of `_tracers`, or an object in one ("module:name"). It is imported when it is first needed. It has
+`start()` and `stop()`, and `follow(selections)` if what it does depends on them. Its events are defined with
+`by_default=False`, in a system with the tracer's name. When it stops, the program is as it was before.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from .selection import EXPLICIT, Selection
 
 
 class Tracer(Protocol):
-    """What TRACERS names."""
+    """A value of TRACERS."""
 
     def start(self) -> None:
         """Begin to produce events.
 
         Raises:
-            ConfigurationError: It cannot here; the message says why.
+            ConfigurationError: It cannot run here; the message says why.
         """
 
     def stop(self) -> None:
-        """Produce no more, and leave everything as it was."""
+        """Stop, and restore everything that `start` changed."""
 
 
 @runtime_checkable
@@ -38,7 +38,7 @@ class Follower(Protocol):
     """A tracer that does different things for different selections."""
 
     def follow(self, selections: Iterable[Selection]) -> None:
-        """These are open now: called before `start`, and at each change while it runs."""
+        """Called with the selections of the open recordings, before `start` and at each change while it runs."""
 
 
 _PACKAGE: Final = "aiotrace._tracers"
@@ -57,18 +57,18 @@ TRACERS: Final[dict[str, str]] = {
     "thread": f"{_PACKAGE}.thread",
     "warning": f"{_PACKAGE}.warning",
 }
-"""Systems and what traces them."""
+"""The tracer of each system."""
 
 _running: Final[dict[str, Tracer]] = {}
 _lock = threading.RLock()
 
 
 def follow(selections: Iterable[Selection]) -> None:
-    """Start and stop tracers, so that those run whose events some recording takes.
+    """Start and stop tracers, so that exactly those run whose events some recording takes.
 
     Raises:
-        ConfigurationError: A tracer cannot start that a rule names; the others do. One that "all" is of and that
-            cannot run here is left out.
+        ConfigurationError: A tracer that a rule names cannot start. The other tracers start anyway. One that only "all"
+            selects and that cannot run here is skipped.
     """
     chosen = tuple(selections)
     wanted = {
@@ -76,6 +76,7 @@ def follow(selections: Iterable[Selection]) -> None:
         for system in TRACERS
         if any(selection.wants_system(system, explicit=system in EXPLICIT) for selection in chosen)
     }
+
     failures = []
     with _lock:
         for system in sorted(_running.keys() - wanted):
@@ -98,8 +99,8 @@ def follow(selections: Iterable[Selection]) -> None:
 
 
 def follow_open(find: Callable[[], Iterable[Selection]]) -> None:
-    """`follow` what is open at a moment when nobody else starts or stops tracers: for threads that no recording waits
-    for when it closes."""
+    """`follow` what is open, read while no other thread can start or stop tracers: for threads that may outlive the
+    recording that started them."""
     with _lock:
         follow(find())
 
@@ -107,7 +108,7 @@ def follow_open(find: Callable[[], Iterable[Selection]]) -> None:
 def _stop(system: str) -> None:
     try:
         _running.pop(system).stop()
-    except Exception as error:  # also at the close of a recording, where nothing of ours may raise: law 6
+    except Exception as error:  # also when a recording closes, where aiotrace must not raise
         warn(f"aiotrace: tracer {system} did not stop: {error!r}", stacklevel=4)
 
 

@@ -2,12 +2,12 @@
 
     header (4 KiB) | descriptors (128 bytes a page) | definitions | page 0 | page 1 | ... | page n-1
 
-It lies in anonymous memory, or in a file (`_arenafile`), which then outlives the program; nothing else is different.
-Reserved is not used: neither costs anything until it is touched, so pages that were never taken do not count in the
-resident size. Anonymous memory is MAP_PRIVATE: what a forked child writes stays the child's.
+It is anonymous memory, or a file (`_arena/file.py`) that outlives the program; all else is the same. Reserved memory
+costs nothing until it is touched, so pages that were never taken do not count in the resident size. Anonymous memory is
+MAP_PRIVATE: what a forked child writes is not seen by its parent.
 
-This module knows where pages lie, not who has them: the pool, the ring and the deliveries are views over the
-descriptors, and every change of owner goes through `transition`.
+This module knows where pages are, not who owns them: the pool, the ring and the deliveries are views of the
+descriptors, and every change of owner goes through `transition` (`state.py`).
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ def _round_up(size: int, to: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Where everything lies in an arena."""
+    """The offsets and sizes of an arena's parts."""
 
     page_size: int
     """Bytes; a power of two, at least 4096."""
     pages: int
     definitions_size: int = 0
-    """Bytes for definitions: anonymous memory has none."""
+    """Bytes for definitions; 0 in anonymous memory."""
 
     @property
     def descriptors(self) -> int:
@@ -60,18 +60,18 @@ class Shape:
 
     @property
     def size(self) -> int:
-        """Bytes, of everything."""
+        """Bytes of the whole arena."""
         return self.first_page + self.pages * self.page_size
 
 
 class Backing(Protocol):
-    """What an arena lies in, if not in anonymous memory."""
+    """The memory of an arena that is not anonymous."""
 
     memory: mmap.mmap
     shape: Shape
 
     def allocate(self, offset: int, size: int) -> bool:
-        """Have these bytes there for sure, before they are touched. False: there is no room for them now."""
+        """Make sure that these bytes exist before they are touched. Returns False if there is no room for them now."""
 
 
 class Arena:
@@ -79,8 +79,8 @@ class Arena:
 
     Args:
         page_size: Bytes; a power of two.
-        pages: How many.
-        backing: Where they lie, if not in anonymous memory.
+        pages: Number of pages.
+        backing: Their memory; None: anonymous memory.
     """
 
     def __init__(self, page_size: int, pages: int, backing: Backing | None = None) -> None:
@@ -96,7 +96,7 @@ class Arena:
             self._memory = backing.memory
         self._view = memoryview(self._memory)
         self.memory: memoryview | None = self._view
-        """Where descriptors and pages lie; None: not in one memory."""
+        """The memory of descriptors and pages; None if they are not in one piece."""
         self._words = self._view.cast("Q")
         start = shape.descriptors
         self.descriptors = self._view[start : start + pages * L.DESCRIPTOR_SIZE].cast("Q")
@@ -112,43 +112,43 @@ class Arena:
         return self.descriptors[page * L.DESCRIPTOR_WORDS + field]
 
     def get_all(self, page: int) -> tuple[int, ...]:
-        """All words of a page's descriptor, in the price of two."""
+        """All words of a page's descriptor; costs about as much as reading two."""
         return _WHOLE.unpack_from(self.descriptors, page * L.DESCRIPTOR_SIZE)
 
     def timestamp(self, page: int) -> int:
-        """Nanoseconds: what the page itself says that its first delta counts from."""
+        """Nanoseconds: the base of the page's first delta, from the page itself."""
         return self._words[(self.first_page + page * self.page_size) // 8]
 
     def set(self, page: int, field: int, value: int) -> None:
         self.descriptors[page * L.DESCRIPTOR_WORDS + field] = value
 
     def set_from(self, page: int, field: int, *values: int) -> None:
-        """Set a field and those that follow it, in the price of one."""
+        """Set a field and those that follow it; costs about as much as setting one."""
         _WORDS[len(values)].pack_into(self.descriptors, (page * L.DESCRIPTOR_WORDS + field) * 8, *values)
 
     def give(self, page: int, writer: int, sequence: int, first_event: int) -> None:
-        """The page is this writer's: set WRITER, SEQUENCE and FIRST_EVENT, the fields after them up to DELIVERED to 0,
-        and then CHECK, which is of the three."""
+        """Give the page to a writer: set WRITER, SEQUENCE and FIRST_EVENT, the fields after them up to DELIVERED to 0,
+        and last CHECK, the crc of those three."""
         descriptors, start = self.descriptors, page * L.DESCRIPTOR_WORDS
         _TAKEN.pack_into(descriptors, (start + L.WRITER) * 8, writer, sequence, first_event, 0, 0, 0, 0, 0, 0)
         descriptors[start + L.CHECK] = crc32(_IDENTITY.pack(writer, sequence, first_event))
 
     def empty(self, page: int) -> None:
-        """Set the fields EVENTS to DELIVERED to 0: nothing is on the page, and nobody holds it."""
+        """Set the fields EVENTS to DELIVERED to 0: nothing is on the page, and no sink holds it."""
         self.set_from(page, L.EVENTS, *_NOTHING)
 
     def set_sealed(self, page: int, events: int, committed: int, last_time: int, definitions: int) -> None:
-        """Set what a page holds that is sealed: EVENTS, COMMITTED, LAST_TIME and DEFINITIONS."""
+        """Set what a sealed page holds: EVENTS, COMMITTED, LAST_TIME and DEFINITIONS."""
         place = page * L.DESCRIPTOR_SIZE + L.EVENTS * 8
         _SEALED.pack_into(self.descriptors, place, events, committed, last_time, definitions)
 
     def move(self, page: int, old: int, new: int) -> None:
-        """Change a page's state; that it is in state `old` is the caller's law."""
+        """Change a page's state. The caller has made sure that it is in state `old`."""
         moved = transition(self.descriptors, page, old, new)
         assert moved, f"page {page} is {L.STATE_NAMES[self.get(page, L.STATE)]}, not {L.STATE_NAMES[old]}"
 
     def states(self) -> tuple[int, int, int, int]:
-        """How many pages are free, filling, full, in flight."""
+        """The numbers of pages that are free, filling, full and in flight."""
         counts = [0, 0, 0, 0]
         for state in self.descriptors[L.STATE :: L.DESCRIPTOR_WORDS].tolist():
             counts[state] += 1
@@ -157,7 +157,7 @@ class Arena:
     # --- a page's memory --------------------------------------------------------------------------
 
     def allocate(self, page: int) -> bool:
-        """Have a page's memory there for sure, before its first use: where a file system has no room for it, touching
+        """Make sure that a page's memory exists, before its first use: if the file system has no room for it, touching
         it would kill the program (SIGBUS).
 
         Returns:
@@ -166,15 +166,15 @@ class Arena:
         return self._backing is None or self._backing.allocate(self.first_page + page * self.page_size, self.page_size)
 
     def clear(self, page: int) -> None:
-        """Let nothing be on a page: whoever finds it after a kill takes no old events for those of its new writer."""
+        """Remove all records, so that a reader after a kill does not take old events for those of the new writer."""
         self._words[(self.first_page + page * self.page_size) // 8 + 1] = 0
 
     def forget(self, page: int) -> None:
-        """Give a page's memory back to the operating system; it reads as zeros then."""
+        """Return a page's memory to the operating system; it reads as zeros afterwards."""
         advice = mmap.MADV_DONTNEED if self._backing is None else mmap.MADV_REMOVE
         self._memory.madvise(advice, self.first_page + page * self.page_size, self.page_size)
 
-    # --- what is on a page, for whoever looks while it may change ------------------------------------
+    # --- for readers of pages that may change at the same time -----------------------------------------
 
     def descriptor(self, page: int) -> tuple[int, ...]:
         """All words of a page's descriptor."""
@@ -186,10 +186,10 @@ class Arena:
         return bytes(self._pages[page][offset : offset + size])
 
     def close(self) -> bool:
-        """Give the memory back.
+        """Unmap the memory.
 
         Returns:
-            False if somebody still has a view of a page: then it goes when the last view does.
+            False if a view of a page is still in use: then the memory goes with the last view.
         """
         self.descriptors.release()
         self._words.release()

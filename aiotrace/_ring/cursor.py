@@ -1,14 +1,14 @@
-"""The cursor: a writer's place on the page that it fills, and the one step that puts a record there.
+"""The cursor: a writer's position on the page that it fills, and the one step that puts a record there.
 
     page   | header | record | record | record |            | 8 bytes kept free |
                                                end          limit
 
-This is what runs per event, so it has a twin in C (`_csrc/ring/cursor.c`), which `Cursor` is when it is there. Both
-keep one law: **`put` is one step**. No signal handler, finaliser or other thread sees a record that is visible and not
-counted, or counted and not visible; and whoever is about to touch the page otherwise calls `freeze` first, after which
-`put` finds no room.
+This runs per event, so there is a C implementation too (`_csrc/ring/cursor.c`); `Cursor` is that one if the C module
+is there. In both, **`put` is one step** (held by tests/events/test_reentrancy.py): no signal handler, finaliser or
+other thread sees a record that is visible and not counted, or counted and not visible. Code that is about to touch the
+page in another way calls `freeze` first, after which `put` finds no room.
 
-Sans-IO: the clock is an argument. What a full page means is the writer's business.
+Sans-IO: the clock is an argument. The writer decides what to do when a page is full.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NO_PAGE: Final = memoryview(bytearray(L.PAGE_HEADER_SIZE))
 
 
 class PythonCursor:
-    """The reference.
+    """The pure-Python implementation.
 
     Args:
-        clock: Gives nanoseconds.
+        clock: Returns nanoseconds.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -38,11 +38,11 @@ class PythonCursor:
         self.written = 0
         """Events written, over all pages."""
         self.cut = 0
-        """Those of them with a string that was too long."""
+        """Events among them with a string that was cut."""
         self.leave()
 
     def enter(self, page: memoryview) -> None:
-        """Begin an empty page: its header is written, its time is now."""
+        """Start on an empty page: write its header, with the time of now."""
         self._view = page
         self._words = page[: len(page) & ~3].cast("I")
         self._commit = page[: L.PAGE_HEADER_SIZE].cast("Q")
@@ -60,15 +60,15 @@ class PythonCursor:
         self._last = 0
 
     def freeze(self) -> None:
-        """From now on `put` finds no room."""
+        """Let `put` find no room from now on."""
         self._limit = 0
 
     def thaw(self) -> None:
-        """Undo `freeze`, for a page that stays."""
+        """Undo `freeze`, for a page that is kept."""
         self._limit = len(self._view) - L.LOST_COUNT_SIZE if self._end else 0
 
     def state(self) -> tuple[int, int, int]:
-        """Bytes of records on the page, time of the last one in nanoseconds, and `written`, as of one moment."""
+        """Bytes of records on the page, time of the last one in nanoseconds, and `written`, all read at one moment."""
         return max(self._end - L.PAGE_HEADER_SIZE, 0), self._last, self.written
 
     def fits(self, size: int) -> bool:
@@ -87,9 +87,9 @@ class PythonCursor:
         delta = now - self._last
         size = len(payload)
         if size <= _SHORT_MAX and 0 <= delta <= _DELTA_MAX:
+            # No call until the record is committed: signal handlers and other threads run at calls only.
             begin = self._end
             end = begin + 4 + size
-            # From here on nothing is called, and signal handlers and other threads run at calls only.
             if end > self._limit:
                 return False
             self._words[begin >> 2] = size >> 2 | delta << _DELTA_BITS
@@ -100,9 +100,9 @@ class PythonCursor:
                 now, delta = self._last, 0
             record = encode_record(delta, payload)
             cut = size > _SHORT_MAX and payload[2] & L.FLAG_CUT
+            # No call from here either.
             begin = self._end
             end = begin + len(record)
-            # Nor here.
             if end > self._limit:
                 return False
             self._view[begin:end] = record

@@ -1,21 +1,22 @@
-"""Delivery: which parts of which pages a sink holds, and its account. Sans-IO.
+"""Delivery: which parts of which pages a sink holds, and its event counts. Sans-IO.
 
           offer              look               acknowledge
-    page -------> [queue] ---------> [looked at] ----------> settled: holder gone, page goes home with its last
+    page -------> [queue] ---------> [looked at] ----------> settled: one holder less; with the last the page is free
                      ^                    |
                      +---- rewind --------+   the sink failed: offered again, in order
 
-Laws:
-* Hand-over is one synchronous statement; a page in a queue or looked at has its holder counted in its descriptor.
+Invariants (held by tests/recording/test_model.py):
+* A page that is in a queue or looked at has this holder counted in its descriptor.
 * Per sink, since it was attached: `offered = delivered + missed + abandoned + in flight`, in events.
-* Losses are gaps. Every event that a writer was asked to write has a number; a sink remembers the number that it
-  expects next of each writer, so `lost_before` is a subtraction, whatever the cause was.
-* The parts of one page settle in order, so what a sink has delivered of a page is always a prefix of it: a part
+* Losses are gaps. Every event that a writer was called with has a number, and a sink remembers the next number that it
+  expects of each writer. So `lost_before` is a subtraction, whatever the cause was.
+* The parts of one page settle in order, so what a sink has delivered of a page is always a prefix of it. A part that is
   acknowledged early counts when the part before it does.
 
-What is as usual is done in C for many pages at once (`_csrc/ring/delivery.c`); what it all means is said here.
+The common case runs in C for many pages at once (`_csrc/ring/delivery.c`). This file is the specification.
 
-This module does not know how a sink waits (`_stream`), nor when pages are offered (`_reader`).
+This module does not know how a sink waits (`_recording/page_stream.py`), nor when pages are offered
+(`_recording/service.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _c_settle: Final = getattr(c_module, "settle", None)
 
 
 class CommittedPrefix(NamedTuple):
-    """How far a page that still fills has come at one moment: what its descriptor would say if it were sealed."""
+    """What a page that is being filled holds at one moment: what its descriptor would say if it were sealed now."""
 
     page: int
     events: int
@@ -49,9 +50,9 @@ class CommittedPrefix(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A page, or a stretch of its records, as one sink holds it. Whole pages are the case of offset 0 to the end.
+    """A page, or a run of its records, as one sink holds it. A whole page has offset 0 and reaches to the end.
 
-    It begins with the fields of a `PageEntry`, in their order: what is told of it.
+    The fields of a `PageEntry` come first, in the same order.
     """
 
     writer: int
@@ -69,9 +70,9 @@ class Part(NamedTuple):
     """Bytes of records."""
     page: int
     page_events: int
-    """Events of the page up to the end of this part."""
+    """Events on the page up to the end of this part."""
     number: int
-    """Among the parts that the sink was offered."""
+    """Its number among the parts that the sink was offered."""
 
     @property
     def end(self) -> int:
@@ -80,18 +81,18 @@ class Part(NamedTuple):
 
     @property
     def entry(self) -> PageEntry:
-        """What frames say of it: a sink's thread asks for all of it at once."""
+        """What a frame stores of it, in one piece."""
         return _new(PageEntry, self[: len(PageEntry._fields)])
 
 
 @dataclass(slots=True)
 class Position:
-    """How far one sink has come with one writer. A writer that began after the sink is expected from event 0."""
+    """How far one sink has come with one writer. A writer that started after the sink is expected from event 0."""
 
     next_event: int
     """Number of the event that it expects next."""
     sequence: int = -1
-    """The page of which it has had a part."""
+    """The page of which it was offered a part last."""
     offset: int = 0
     events: int = 0
     timestamp: int = 0
@@ -102,7 +103,7 @@ assert c_module is None or (Part._fields, Position.__slots__) == (c_module.PART_
 
 
 class Delivery:
-    """One sink's queue and account."""
+    """One sink's queue and counts."""
 
     def __init__(self, arena: Arena, quota: int, on_full: OnFull, name: str = "") -> None:
         self._arena = arena
@@ -110,9 +111,9 @@ class Delivery:
         self.quota = quota
         self.on_full = on_full
         self.prefixes = False
-        """Whether the sink takes parts of pages that still fill."""
+        """Whether the sink takes parts of pages that are still being filled."""
         self.closed = False
-        """No more pages are offered; what is held is still to be settled."""
+        """No more pages are offered; what the sink holds is still to be settled."""
         self._queue: deque[Part] = deque()
         self._looked: dict[int, Part] = {}
         self._by_page: dict[int, list[Part]] = {}
@@ -133,7 +134,7 @@ class Delivery:
 
     @property
     def waiting(self) -> int:
-        """Parts that it has not looked at."""
+        """Parts in the queue, which it has not looked at."""
         return len(self._queue)
 
     @property
@@ -153,18 +154,20 @@ class Delivery:
         return page in self._by_page
 
     def offer(self, page: int, words: tuple[int, ...], *, complete: bool = True) -> None:
-        """Put what this sink has not had of a page into the queue; the page has one holder more then.
+        """Put what this sink has not had of a page into the queue, and count it as a holder of the page.
 
-        If the sink is full (it said "skip") that is counted instead, and told with the next page as a gap.
+        If a "skip" sink is full, the events are counted as missed instead; with the next page they show as a gap.
 
         Args:
-            words: The page's descriptor. EVENTS to DEFINITIONS say how far it has come, also if it still fills.
-            complete: It is sealed.
+            words: The page's descriptor. EVENTS to DEFINITIONS are set, also if the page is still being filled.
+            complete: Whether it is sealed.
         """
         _, writer, sequence, first, events, committed, last_time, definitions = words[: L.DEFINITIONS + 1]
         position = self.positions.get(writer)
         if position is None:
             position = self.positions[writer] = Position(0)
+
+        # Has it had a part of this page? Then the next part begins where that one ended.
         if position.sequence == sequence:
             offset, before, timestamp, lost = position.offset, position.events, position.timestamp, 0
         else:
@@ -174,11 +177,13 @@ class Delivery:
         count = events - before
         if not count:
             return
+
         self.offered += count
         if not self.has_room:
             self.missed += count
             self.missed_by_writer[writer] = self.missed_by_writer.get(writer, 0) + count
             return
+
         part = _new(
             Part,
             (
@@ -186,6 +191,7 @@ class Delivery:
                 page, events, self.pages_offered,
             ),
         )  # fmt: skip
+
         position.next_event = first + events
         position.sequence, position.offset, position.events, position.timestamp = sequence, committed, events, last_time
         self._queue.append(part)
@@ -197,7 +203,7 @@ class Delivery:
         self.pages_offered += 1
 
     def offer_sealed(self, pages: list[int]) -> None:
-        """Offer pages that are sealed, in order: in C those that it has had nothing of and has room for."""
+        """Offer sealed pages, in order. C does those that the sink has room for and had no part of."""
         done = 0
         while done < len(pages):
             done += self._offer_whole(pages, done)
@@ -225,7 +231,7 @@ class Delivery:
         return parts
 
     def acknowledge(self, part: Part) -> list[Part]:
-        """Returns the parts that are settled by this, in order (an earlier part of the page comes first)."""
+        """Returns the parts that are settled by this, in order: an earlier part of the page comes first."""
         del self._looked[part.number]
         self.pages_acknowledged += 1
         self._early.add(part.number)
@@ -243,11 +249,11 @@ class Delivery:
         """Acknowledge parts[start:] in C, up to the first that is not the only one of its page.
 
         Args:
-            freed: Gets the pages that nobody holds any more: by their descriptors they are free.
+            freed: Is extended by the pages that have no holder any more: by their descriptors they are free.
 
         Returns:
-            How many parts; their events that no sink had acknowledged before; and the events on those pages that none
-            ever did.
+            The number of parts, the events on them that no sink had acknowledged before, and the events on freed pages
+            that no sink acknowledged.
         """
         if _c_settle is None:
             return 0, 0, 0
@@ -259,12 +265,12 @@ class Delivery:
         return count, delivered, abandoned
 
     def rewind(self) -> None:
-        """The sink failed: what it looked at and did not acknowledge is offered again, first and in order."""
+        """The sink failed: queue what it looked at and did not acknowledge again, at the front and in order."""
         self._queue.extendleft(reversed(self._looked.values()))
         self._looked.clear()
 
     def abandon(self) -> list[Part]:
-        """The sink gave up all that it holds. Returns the parts, whose holders go now."""
+        """The sink gives up all that it holds. Returns the parts, so that the caller can remove the holders."""
         settled = [part for parts in self._by_page.values() for part in parts]
         self.abandoned += sum(part.events for part in settled)
         self._looked.clear()

@@ -1,10 +1,10 @@
 """The pool: free pages, as a stack.
 
-The page that came home last is taken first: it is still in the cache, so a quick sink keeps the same two or three
-pages going and the rest of the arena is never even touched. That is the whole idea of the kernel change that
-aiotrace descends from, and `allocated` shows it: it stops growing after the warm-up, at any depth.
+The page that was returned last is taken first: it is still in the cache, so with a fast sink the same two or three
+pages are used again and again, and the rest of the arena is never touched. That is the idea of the kernel change that
+aiotrace started from, and `allocated` shows it: it stops growing after the warm-up, at any depth.
 
-Callers hold the recording's guard. Who waits for a page is not known here: `_writer` keeps the waiters.
+Callers hold the page cycle's guard. Calls that wait for a page are kept by their writer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Pool:
         return len(self.free)
 
     def take(self) -> int | None:
-        """A page to fill, with nothing on it, or None: then nothing changed."""
+        """A page to fill, with nothing on it; None, without effect, if there is none."""
         if not self.free:
             return None
         page = self.free.pop()
@@ -45,17 +45,17 @@ class Pool:
         return page
 
     def keep(self, page: int) -> None:
-        """After an interrupt: a page that is free by its descriptor is here."""
+        """After an interrupt: add a page that is free by its descriptor, if it is not here."""
         if page not in self.free:
             self.free.append(page)
 
     def drop(self, page: int) -> None:
-        """After an interrupt: a page that is not free by its descriptor is not here."""
+        """After an interrupt: remove a page that is not free by its descriptor."""
         if page in self.free:
             self.free.remove(page)
 
     def give_back(self, page: int) -> None:
-        """The page, free already by its descriptor, comes home."""
+        """Return a page, which is free already by its descriptor."""
         assert self._arena.get(page, L.STATE) == L.FREE
         if not self._keeps_memory:
             self._arena.forget(page)

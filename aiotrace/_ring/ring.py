@@ -33,22 +33,22 @@ class Ring:
         return iter(self.full)
 
     def seal(self, page: int) -> None:
-        """The page is full, and the ring's."""
+        """Mark the page as full, and append it."""
         self._arena.move(page, L.FILLING, L.FULL)
         self.full.append(page)
 
     def keep(self, page: int) -> None:
-        """After an interrupt: a page that is full by its descriptor is here, last if it was not."""
+        """After an interrupt: append a page that is full by its descriptor, if it is not here."""
         if page not in self.full:
             self.full.append(page)
 
     def drop(self, page: int) -> None:
-        """After an interrupt: a page that is not full by its descriptor is not here."""
+        """After an interrupt: remove a page that is not full by its descriptor."""
         if page in self.full:
             self.full.remove(page)
 
     def swap(self, count: int) -> list[int]:
-        """Take the oldest pages out, so many; they are in flight. There must be as many."""
+        """Take the `count` oldest pages out; they are in flight then. There must be that many."""
         pages = list(islice(self.full, count))
         for page in pages:
             self._arena.move(page, L.FULL, L.IN_FLIGHT)
@@ -56,7 +56,7 @@ class Ring:
         return pages
 
     def overrun(self) -> int | None:
-        """Take the oldest page that nobody looks at, to be filled anew; None if there is none."""
+        """Take the oldest page that no sink holds, to be filled again; None if there is none."""
         for page in self.full:
             if self._arena.get(page, L.HOLDERS) == 0:
                 self._arena.move(page, L.FULL, L.FILLING)
@@ -65,7 +65,7 @@ class Ring:
         return None
 
     def clear(self) -> list[int]:
-        """Close: every page leaves, oldest first, and is free."""
+        """On close: take all pages out, oldest first; they are free then."""
         pages = list(self.full)
         self.full.clear()
         for page in pages:

@@ -3,9 +3,9 @@
     event -> payload -> write: | record | record | record | ............ |   commit advances last
                                                           turn: seal this page, take the next
 
-A writer belongs to a thread, so that writing contends with nobody; slots are bounded, and when there are more
-threads than slots, threads share one (a record's common_pid says which thread it was). A thread that ends leaves its
-slot, with the half-full page, to the next. A slot is a CPU to trace-cmd and KernelShark.
+A writer belongs to a thread, so that threads do not contend. The number of slots is bounded; if there are more threads
+than slots, threads share one (a record's common_pid says which thread it was). The slot of a thread that ends, with its
+half-full page, goes to the next thread. trace-cmd and KernelShark show a slot as a CPU.
 
 Invariants (held by tests/recording/test_model.py):
 * Only the writer seals its page, under its guard. Others ask for `committed_prefix`, and copy that.
@@ -27,7 +27,7 @@ from .delivery import CommittedPrefix
 from .page_cycle import InternalEvent, PageCycle
 
 CAUSES = ("no_page", "reentrant", "wrong_type", "too_long", "fork")
-"""Why an event is refused."""
+"""The reasons for which an event is refused."""
 
 
 class Writer(Cursor):
@@ -35,8 +35,8 @@ class Writer(Cursor):
     Args:
         pages: The recording's.
         slot: Number of this writer.
-        clock: Gives nanoseconds.
-        definitions: The table whose length a sealed page remembers.
+        clock: Returns nanoseconds.
+        definitions: The table whose length is stored with a sealed page.
         first_sequence: Number of its first page.
     """
 
@@ -49,7 +49,7 @@ class Writer(Cursor):
         self.dropped = dict.fromkeys(CAUSES, 0)
         self.page: int | None = None
         self.waiters: deque[Callable[[], object]] = deque()
-        """Wakes of those that wait for room here, in `send`."""
+        """Functions that wake the `send` calls that wait for room here."""
         self.closed = False
         self._pages = pages
         self._definitions = definitions
@@ -57,7 +57,7 @@ class Writer(Cursor):
         """Number of its next page."""
         self.pending_events: list[InternalEvent] = []
         self._turning = False
-        self._refused: deque[str] = deque()  # appended to by re-entrant calls, which own nothing: it is atomic
+        self._refused: deque[str] = deque()  # re-entrant calls append to it without the guard: that is atomic
         self.first_event = 0
         self.first_written = 0
         pages.writers.append(self)
@@ -100,7 +100,7 @@ class Writer(Cursor):
         return written
 
     def _tell(self) -> None:
-        """Tell what a turn did. This may write an event here, and turn again."""
+        """Report what a turn did. This may write an event here, and turn again."""
         while self.pending_events:
             self._pages.listener.happened(*self.pending_events.pop(0))
 
@@ -109,7 +109,7 @@ class Writer(Cursor):
         self._refused.append(cause)
 
     def has_room(self, size: int) -> bool:
-        """Whether a payload of `size` bytes would find room (a time extend in front included), as of now."""
+        """Whether a payload of `size` bytes would find room now, with a time extend in front."""
         return self.fits(size) or self._pages.can_take
 
     def make_room(self, size: int) -> bool:
@@ -133,7 +133,7 @@ class Writer(Cursor):
 
     @property
     def number(self) -> int:
-        """How many events it was asked to write so far."""
+        """The number of events that it was called with so far."""
         return self.written + self.dropped_total
 
     @property
@@ -151,14 +151,16 @@ class Writer(Cursor):
     def _turn(self) -> bool:
         """Seal the page and take the next. Returns False if there is none; then no page is being filled.
 
-        What a signal handler raises in here passes on to the program; the next turn finds `_turning` and rolls the
-        half-done one forward, by the descriptors.
+        If a signal handler raises in here, the exception goes to the program; the next turn sees `_turning` and repairs
+        the interrupted one by the descriptors.
         """
         if self._turning:
             self._recover()
         self._turning = True
         if self._refused:
             self._count_refused()
+
+        # The first page is only taken; any other is described and sealed in the same step.
         pages = self._pages
         page = self.page
         if page is None:
@@ -169,6 +171,7 @@ class Writer(Cursor):
             taken = pages.turn(self, page, written + sum(self.dropped.values()) + len(self._refused), written)
             if taken is None and self.page is not None:
                 self._keep(page)
+
         if taken is not None:
             self.enter(pages.arena.page(taken))
         self._turning = False
@@ -182,12 +185,12 @@ class Writer(Cursor):
 
     def _count_refused(self) -> None:
         refused = self._refused
-        for _ in range(len(refused)):  # not more: a handler that emits may add to it all the while
+        for _ in range(len(refused)):  # no longer: a handler that records events may append to it meanwhile
             self.dropped[refused[0]] += 1
-            del refused[0]  # not popleft: no call in between, so that an interrupt finds it counted once
+            del refused[0]  # not popleft: without a call in between an interrupt finds it counted once
 
     def _describe(self, page: int) -> int:
-        """Set what its descriptor says of the page, which is frozen. Returns `written`."""
+        """Fill in the descriptor of the page, which is frozen. Returns `written`."""
         committed, last, written = self.state()
         self._pages.arena.set_sealed(page, written - self.first_written, committed, last, len(self._definitions))
         return written
@@ -198,7 +201,7 @@ class Writer(Cursor):
         self.thaw()
 
     def committed_prefix(self) -> CommittedPrefix | None:
-        """How far the page that it fills has come; None if it fills none. The caller holds the guard."""
+        """What the page that it fills holds now; None if it fills none. The caller holds the guard."""
         if self.page is None:
             return None
         committed, last, written = self.state()
@@ -210,30 +213,32 @@ class Writer(Cursor):
         return self.written - self.first_written if self.page is not None else 0
 
     def account(self) -> tuple[int, int | None, int]:
-        """Events written, the page that it fills, and the events on that, as of one moment.
+        """Events written, the page that it fills, and the events on that page, all read at one moment.
 
-        The caller holds the pages' guard, so that no page turns meanwhile; a page that is full by its descriptor is
-        the ring's already.
+        The caller holds the page cycle's guard, so that no page turns during the call. A page that is full by its
+        descriptor belongs to the ring already.
         """
         written, page = self.state()[2], self.page
         return written, page, written - self.first_written if page is not None else 0
 
     @property
     def first_unsealed(self) -> int:
-        """Number of the first event that is on no sealed page."""
+        """Number of the first event that is not on a sealed page."""
         return self.first_event if self.page is not None else self.number
 
     def close(self) -> None:
-        """Write no more; the page, if anything is on it, goes into the ring."""
+        """Stop writing, and put the page into the ring if anything is on it."""
         with self.guard:
             self.closed = True
             self.freeze()
             if self._turning:
                 self._recover()
+
             if self.page is not None and not self.events_on_page:
                 self.leave()
                 self._pages.return_empty(self.page)
                 self.page = None
+
             self._count_refused()
             if self.page is not None:
                 self._describe(self.page)
@@ -244,7 +249,7 @@ class Writer(Cursor):
     # --- waiting for room -----------------------------------------------------------------------
 
     def wake_one(self) -> None:
-        """Let the first that waits for room here try again."""
+        """Let the first `send` that waits for room here try again."""
         try:
             wake = self.waiters.popleft()
         except IndexError:
@@ -256,7 +261,7 @@ W = TypeVar("W", bound=Writer)
 
 
 class Writers:
-    """The writer slots of one recording, and which of them are free. Slot 0 is there from the start."""
+    """The writer slots of one recording, and which of them are free. Slot 0 exists from the start."""
 
     def __init__(self, pages: PageCycle, slots: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
         self.slots = slots
@@ -270,8 +275,8 @@ class Writers:
         self._guard = Guard()
 
     def lease(self) -> tuple[Writer, bool]:
-        """A writer for a thread, and whether it is the thread's own: then it comes back by `give_back`."""
-        if not self._guard.enter():  # a finaliser that ran while this thread was just here
+        """A writer for a thread, and whether it is exclusive to the thread: then it is returned by `give_back`."""
+        if not self._guard.enter():  # a finaliser ran while this thread was in here
             return self.all[0], False
         try:
             self._pages.listener.writer_leased()
@@ -289,7 +294,7 @@ class Writers:
             self._guard.leave()
 
     def reserve(self, make: type[W]) -> W | None:
-        """A writer of a kind of its own, which no thread is ever given; None if no slot is left for it."""
+        """A writer of a subclass, which is never leased to a thread; None if there is no slot left."""
         with self._guard:
             if self._closed or len(self.all) >= self.slots:
                 return None
@@ -298,18 +303,18 @@ class Writers:
             return writer
 
     def give_back(self, writer: Writer) -> None:
-        """The thread that had it ended; the page that it fills stays for the next thread."""
+        """Its thread ended. The page that it fills is kept for the next thread."""
         self._free.append(writer)
 
     def close(self) -> None:
-        """Every writer closes, and no new one is made for a thread that comes late."""
+        """Close all writers, and make no new ones."""
         with self._guard:
             self._closed = True
-        for writer in tuple(self.all):  # without the guard: a finaliser that runs in a write may ask for a lease
+        for writer in tuple(self.all):  # without the guard: a finaliser during a write may ask for a lease
             writer.close()
 
 
 def payload_max(page_size: int) -> int:
-    """The longest payload, in bytes, that fits on an empty page: less the page's header and room for a lost count,
-    the record's two words and a time extend."""
+    """The longest payload, in bytes, that fits on an empty page: without the page's header, a lost count, the record's
+    two words and a time extend."""
     return page_size - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE - 8 - 8

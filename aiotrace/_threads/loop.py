@@ -1,11 +1,10 @@
-"""The event loop under us: waking it from anywhere, and tasks that belong to nobody's task group.
+"""The program's event loop: waking it from any thread, and tasks that belong to no task group.
 
     any thread, a signal handler ---- Waker.wake() ----> the loop's own thread: an anyio.Event is set
 
-Two laws. **Only the loop's own thread touches its events**: setting an `anyio.Event` from another thread wakes
-nobody, so every wake goes through the loop's token. **No task group or cancel scope of ours is open across the
-program's code** (law 6): our tasks are detached, so an exception of theirs cannot cancel the program, and one of the
-program's stays what it is.
+Two rules. **Only the loop's own thread sets its events**: setting an `anyio.Event` from another thread wakes no task,
+so every wake goes through the loop's token. **aiotrace has no task group or cancel scope open across the program's
+code**: its tasks are detached, so their exceptions cannot cancel the program, and the program's are not wrapped.
 
 This module knows no page and no sink.
 """
@@ -35,13 +34,13 @@ _FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, s
 
 
 our_threads: Final[set[int]] = set()
-"""Native ids of threads of ours; some may have ended."""
+"""Native ids of aiotrace's threads; some may have ended."""
 _THREADS_MAX: Final = 64
-"""Of these are kept before it is looked which have ended."""
+"""Ids that are kept before those of ended threads are removed."""
 
 
 def block_signals() -> None:
-    """In a thread of ours, first of all: signals are for the program's threads, which may wait for one (`sigwait`)."""
+    """Called first in each of aiotrace's threads: signals are for the program's threads, which may `sigwait`."""
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
     if len(our_threads) >= _THREADS_MAX:
         our_threads.intersection_update(map(int, os.listdir("/proc/self/task")))
@@ -84,10 +83,10 @@ class Loop:
 
 
 class Task:
-    """A task that is in nobody's task group. Its context is empty: it carries nothing of the program's.
+    """A task in no task group. Its context is empty: it has no context variable of the program.
 
-    A sweep that cancels every task of the loop (a common way to shut down) does not end it while the program goes on:
-    then it starts again. When the whole loop is being cancelled it ends, and `ensure` starts it anew if it is needed.
+    If the program cancels every task of the loop (a common way to shut down) and then continues, the task starts again.
+    If the whole loop is being cancelled it ends, and `ensure` starts it again if it is needed.
     """
 
     def __init__(self, loop: Loop, function: Callable[[], Awaitable[None]], name: str) -> None:
@@ -98,7 +97,7 @@ class Task:
         self._cancelled = False
         self._timer: asyncio.TimerHandle | None = None
         self.sweeps = 0
-        """How often somebody else cancelled it."""
+        """How often code other than `cancel` cancelled it."""
         self._start()
 
     def _start(self) -> None:
@@ -117,7 +116,7 @@ class Task:
         return self._done.is_set()
 
     def ensure(self) -> None:
-        """Start it again if a sweep over the whole loop ended it."""
+        """Start it again if it was cancelled with the whole loop."""
         if self.done and self.sweeps and not self._cancelled and self._loop.is_asyncio and self._task.cancelled():
             self._done = anyio.Event()
             self._start()
@@ -129,7 +128,7 @@ class Task:
             self._timer = None
             self._done.set()
         elif self._loop.is_asyncio:
-            with contextlib.suppress(RuntimeError):  # the loop is closed (somebody closed its descriptors): it is over
+            with contextlib.suppress(RuntimeError):  # the loop is closed, because its descriptors were: it is over
                 self._task.cancel()
         else:
             self._scope.cancel()
@@ -144,7 +143,7 @@ class Task:
         except asyncio.CancelledError:
             if not self._cancelled:
                 self.sweeps += 1
-                if _anybody_goes_on():
+                if _some_task_continues():
                     restarted = True
                     self._start_again()
             raise
@@ -153,8 +152,8 @@ class Task:
                 self._done.set()
 
     def _start_again(self) -> None:
-        """At once, after a sweep; after a pause if that happens over and over: a sink that raises CancelledError by
-        itself must not keep the loop busy."""
+        """At once, or after a pause if it was cancelled often: a sink that raises CancelledError by itself must not
+        keep the loop busy."""
         if self.sweeps < SWEEPS_AT_ONCE:
             self._start()
             return
@@ -173,13 +172,13 @@ class Task:
             self._done.set()
 
 
-def _anybody_goes_on() -> bool:
+def _some_task_continues() -> bool:
     """Whether some task of the running asyncio loop is not being cancelled."""
     return any(not task.cancelling() for task in asyncio.all_tasks())
 
 
 class Waker:
-    """Wakes one task that waits in `wait`, from any thread. Wakes that nobody waits for are kept, as one."""
+    """Wakes one task that waits in `wait`, from any thread. Wakes before `wait` are kept, as one."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop = loop
@@ -193,7 +192,7 @@ class Waker:
         self._pending = True
         try:
             return self._loop.run_soon(self._set)
-        except BaseException:  # Ctrl-C in a program's thread that was about to wake it: the next one has to
+        except BaseException:  # Ctrl-C in the thread that was about to wake it: the next wake must try again
             self._pending = False
             raise
 
@@ -202,6 +201,6 @@ class Waker:
         self._event.set()
 
     async def wait(self) -> None:
-        """Wait for a wake since the last `wait` returned. Cancelled: the wake, if there was one, is kept."""
+        """Wait for a wake since the last `wait` returned. If this is cancelled, a wake is kept."""
         await self._event.wait()
         self._event = anyio.Event()

@@ -1,15 +1,14 @@
-"""The asyncio loop of a thread of ours, which shares the interpreter with a program that may be busy.
+"""The asyncio loop of aiotrace's own thread, which shares the interpreter with a program that may be busy.
 
     a writer's thread, a sink's thread --alarm--> epoll --> callbacks, callbacks, callbacks --> epoll
 
-The law: **the interpreter is handed over once a wake, not at each step.** Whoever gives it up while another thread is
-busy has it back up to 5 ms later, and both threads find their caches cold: on a busy machine that costs more than what
-is done in between. asyncio's own loop gives it up in each poll, also while callbacks wait, and to read what woke it.
-This one polls when nothing waits, or after `STEPS_MAX` steps or `STEPS_TIME`; and its alarm is edge-triggered, so
-nothing is read.
+**The GIL is released once per wake, not in each step.** A thread that releases it while another one is busy gets it
+back up to 5 ms later, and both find their caches cold: on a busy machine that costs more than the work in between.
+asyncio's own loop releases it in each poll, even while callbacks are ready, and to read what woke it. This one polls
+when no callback is ready, or after `STEPS_MAX` steps or `STEPS_TIME`; its alarm is edge-triggered, so nothing is read.
 
-It is asyncio's whatever loops the program's policy makes, and not in debug mode: what its tasks take is nothing for the
-program's log. Its descriptors are out of the program's way.
+It is an asyncio loop whatever policy the program has, and never in debug mode: slow callbacks of aiotrace do not belong
+in the program's log. Its file descriptors have high numbers (`_base/high_fds.py`).
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from .._base.backend import c_module
 from .._base.high_fds import out_of_the_way
 
 STEPS_MAX: Final = 16
-"""Steps of the loop without a look at its descriptors."""
+"""Steps of the loop between two polls."""
 STEPS_TIME: Final = 0.02
-"""Seconds without one, where steps are long: who comes by a descriptor waits for one sink that works, not for 16."""
+"""Seconds between two polls, if steps are long: an event on a descriptor waits for one busy sink, not for 16."""
 
 _ring: Final = getattr(c_module, "ring_alarm", None) or (lambda fd: os.eventfd_write(fd, 1))
 
 
 class _Alarm:
-    """An eventfd. It is closed when nobody is about to ring it: its number may be another file's at once."""
+    """An eventfd. Closed with its last reference, so no thread writes to a number that is another file by then."""
 
     __slots__ = ("fd",)
 
@@ -45,7 +44,7 @@ class _Alarm:
     def __del__(self, close: Callable[[int], None] = os.close) -> None:
         try:
             close(self.fd)
-        except OSError:  # the program closed what it did not open
+        except OSError:  # the program closed it
             pass
 
 
@@ -59,7 +58,9 @@ class _Selector(selectors.EpollSelector):
         own._selector = select.epoll.fromfd(out_of_the_way(os.dup(epoll.fileno())))
         epoll.close()
         self.alarm: _Alarm | None = _Alarm()
-        own._selector.register(self.alarm.fd, select.EPOLLIN | select.EPOLLET)  # for no key: no file of the loop's
+        own._selector.register(
+            self.alarm.fd, select.EPOLLIN | select.EPOLLET
+        )  # without a key: it is not a file of the loop
         self._steps = 0
         self._polled = 0.0
 
@@ -79,7 +80,7 @@ class _Selector(selectors.EpollSelector):
 
 
 def _name(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-    """A task factory. Names like "Task-1" are counted in the whole process: no task of ours takes the program's."""
+    """A task factory. Names like "Task-1" are numbered process-wide: aiotrace's tasks must not use up numbers."""
     return asyncio.Task(coroutine, loop=loop, **{**options, "name": options.get("name") or "aiotrace"})
 
 
@@ -91,11 +92,11 @@ class ThreadLoop(asyncio.SelectorEventLoop):
         self.set_task_factory(_name)
 
     def fileno(self) -> int:
-        """Where it is woken; -1 when it is closed."""
+        """The descriptor that wakes it; -1 when it is closed."""
         alarm = self._epoll.alarm
         return alarm.fd if alarm is not None else -1
 
-    # asyncio's hooks for being woken: in its own loops a pair of sockets.
+    # asyncio's hooks for waking a loop: its own loops use a pair of sockets.
 
     def _make_self_pipe(self) -> None:
         pass
@@ -106,5 +107,5 @@ class ThreadLoop(asyncio.SelectorEventLoop):
     def _write_to_self(self) -> None:
         alarm = self._epoll.alarm
         if alarm is not None:
-            with contextlib.suppress(OSError):  # the program closed what it did not open
+            with contextlib.suppress(OSError):  # the program closed it
                 _ring(alarm.fd)

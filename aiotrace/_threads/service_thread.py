@@ -1,9 +1,9 @@
-"""A thread of our own with an asyncio loop, for the reader and the sinks of a recording with `thread=True`.
+"""A thread with an asyncio loop of its own, for the reader and the sinks of a recording with `thread=True`.
 
     the program's loop, or none --submit, run--> this thread's loop --future--> back
 
-Two laws. **Signals are for the program's threads**: here all are blocked. **A thread that a sink blocks is waited for
-no longer than said**, and then left behind: it is a daemon.
+Two rules. **Signals are for the program's threads**: here all are blocked. **A thread that a sink blocks is waited for
+no longer than its time-out**, and then left running: it is a daemon.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from .own_loop import ThreadLoop
 T = TypeVar("T")
 
 YIELD: Final = 1e-5
-"""Seconds; the system makes some 60 µs of it."""
+"""Seconds; in practice it takes some 60 µs."""
 
 
 def yield_gil() -> None:
-    """Let the reader's thread have the interpreter: CPython would do that at any moment, but up to 5 ms later, when
-    the last pages are full too. A call of an event waits so at most once a page, and only while pages are scarce."""
+    """Let the reader's thread have the interpreter. CPython would do that by itself, but up to 5 ms later, when the
+    last pages are full too. An event call waits like this at most once a page, and only while pages are scarce."""
     time.sleep(YIELD)
 
 
@@ -43,10 +43,10 @@ class ServiceThread:
     def __init__(self) -> None:
         self._thread = threading.Thread(target=self._run, name="aiotrace", daemon=True)
         self._open: set[Future[Any]] = set()
-        """What was submitted and has not come to an end."""
+        """Futures of what was submitted and has not ended."""
 
     def start(self) -> None:
-        self._loop = ThreadLoop()  # here: a recording that is never entered leaves no loop behind
+        self._loop = ThreadLoop()  # not earlier: a recording that is never entered must not leave a loop open
         self._thread.start()
 
     def _run(self) -> None:
@@ -62,14 +62,14 @@ class ServiceThread:
                 self._loop.run_until_complete(asyncio.wait(left))
         except OSError as error:
             if error.errno != errno.EBADF:
-                raise  # else the program closed what it did not open: the trace ends here
+                raise  # else the program closed the descriptors: the trace ends here
         finally:
             with contextlib.suppress(OSError):
                 self._loop.close()
             self._give_up()
 
     async def run(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Await something there from any loop here. Cancelled: it is cancelled there."""
+        """Await something in the thread, from any loop. If this is cancelled, it is cancelled in the thread too."""
         loop = Loop()
         done = anyio.Event()
         future = self.submit(function)
@@ -82,8 +82,8 @@ class ServiceThread:
         return future.result()
 
     def submit(self, function: Callable[[], Coroutine[Any, Any, T]]) -> Future[T]:
-        """Where the thread ends before its time nothing comes to an end: then the future raises TimeoutError."""
-        # In an empty context: the caller's says "trio" where the caller's loop is one.
+        """If the thread has ended, the future raises TimeoutError."""
+        # In an empty context: if the caller's loop is trio, its context says so.
         run = asyncio.run_coroutine_threadsafe
         future: Future[T] = contextvars.Context().run(run, function(), self._loop) if self._is_reachable() else Future()
         self._open.add(future)
@@ -93,7 +93,7 @@ class ServiceThread:
         return future
 
     def _is_reachable(self) -> bool:
-        """Whether the thread runs, and would wake if it were called."""
+        """Whether the thread runs and can be woken."""
         try:
             os.fstat(self._loop.fileno())
         except OSError:
@@ -101,18 +101,17 @@ class ServiceThread:
         return self._thread.is_alive()
 
     def _give_up(self) -> None:
-        """Nothing runs here any more."""
+        """The loop has ended: let all open futures fail."""
         for future in tuple(self._open):
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(TimeoutError("the program closed the descriptors of the recording's thread"))
 
     def call(self, function: Callable[[], T], timeout: float) -> T:
-        """Call something synchronous there and wait for it: short calls only.
+        """Call a short synchronous function in the thread and wait for it.
 
-        A sink that blocks the thread keeps it from being called for `timeout` seconds; then it is called here, while
-        the thread stands still.
+        If a sink blocks the thread for `timeout` seconds, the function is called in the caller's thread instead, while
+        the service's thread is blocked.
         """
-
         if not self._is_reachable():
             return function()
         future: Future[T] = Future()
@@ -121,19 +120,19 @@ class ServiceThread:
             if future.set_running_or_notify_cancel():
                 try:
                     future.set_result(function())
-                except BaseException as error:  # whatever it is belongs to the caller
+                except BaseException as error:  # it is the caller's
                     future.set_exception(error)
 
         self._loop.call_soon_threadsafe(call)
         try:
             return future.result(timeout)
         except TimeoutError:
-            if not future.cancel():  # it has begun meanwhile
+            if not future.cancel():  # it has just begun
                 return future.result()
             return function()
 
     def stop(self, timeout: float) -> None:
-        """End the thread; one that a sink blocks is left behind, and ends with the program."""
+        """End the thread. If a sink blocks it, it is left running, and ends with the program."""
         if self._is_reachable():
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout)

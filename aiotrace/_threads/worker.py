@@ -1,13 +1,12 @@
-"""A thread of one's own for blocking calls: what file sinks use instead of an executor.
+"""A thread for blocking calls: what file sinks use instead of an executor.
 
     async with worker_thread("file sink") as worker:
         await worker.run(os.writev, fd, buffers)
 
-The law: **a job that was started has ended when `run` returns or raises**, or `Job.wait` or `Job.end`, whatever
-cancels the caller (an anyio scope, a native `Task.cancel()`, twice). So no thread can read a page's memory after its
-sink gave the page up.
-Executors do not promise that, and fail when the interpreter is going down. A worker that is made only then, where
-CPython 3.12 starts no thread any more, makes its calls in the thread of its loop.
+**A job that was started has ended when `run`, `Job.wait` or `Job.end` returns or raises**, whatever cancels the caller
+(an anyio scope, a native `Task.cancel()`, or both). So no thread can read a page's memory after its sink gave the page
+up; tests/threads/test_worker.py holds that. Executors do not promise it, and fail while the interpreter shuts down. A
+worker that is made that late, when CPython 3.12 starts no more threads, makes its calls in the thread of its loop.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ Arguments = TypeVarTuple("Arguments")
 
 
 class Job(Generic[T]):
-    """A call that waits in line, runs, or has ended. For the loop that asked for it."""
+    """A call that is queued, runs, or has ended. For the loop that started it."""
 
     def __init__(self, call: Callable[[], T], loop: Loop) -> None:
         self._call = call
@@ -39,13 +38,13 @@ class Job(Generic[T]):
         self._ended: anyio.Event | None = None
         self._outcome: list[Any] = []
         self.on_end: Callable[[], object] | None = None
-        """Called in the loop when the job has ended, if that is still to come."""
+        """Called in the loop when the job ends, if it has not ended yet."""
 
     def _run(self) -> None:
         """In the thread."""
         try:
             self._outcome.extend((True, self._call()))
-        except BaseException as error:  # whatever it is belongs to the caller, not to this thread
+        except BaseException as error:  # it is the caller's, not this thread's
             self._outcome.extend((False, error))
         self._loop.run_soon(self._end)
 
@@ -57,7 +56,7 @@ class Job(Generic[T]):
             self.on_end()
 
     async def end(self) -> None:
-        """Wait until it has ended. Cancelled: it ends first, then the cancellation is raised."""
+        """Wait until it has ended. If this is cancelled, the job ends first, then the cancellation is raised."""
         cancelled: asyncio.CancelledError | None = None
         while not self.has_ended:
             self._ended = self._ended or anyio.Event()
@@ -70,8 +69,8 @@ class Job(Generic[T]):
             raise cancelled
 
     async def wait(self) -> T:
-        """Wait until it has ended, and return what it returned, or raise what it raised; once. Cancelled: it ends
-        first, then the cancellation is raised, and the outcome is lost."""
+        """Wait until it has ended, and return what it returned or raise what it raised; only once. If this is
+        cancelled, the job ends first, then the cancellation is raised, and the outcome is lost."""
         await self.end()
         succeeded, value = self._outcome
         if succeeded:
@@ -79,11 +78,11 @@ class Job(Generic[T]):
         try:
             raise value
         finally:
-            self._outcome.clear()  # no cycle through the traceback
+            self._outcome.clear()  # no reference cycle through the traceback
 
 
 class Worker:
-    """A daemon thread that runs one call at a time, in the order in which they were asked for, for one loop."""
+    """A daemon thread that runs one call at a time, in the order in which they were started, for one loop."""
 
     def __init__(self, name: str) -> None:
         self._loop = Loop()
@@ -93,7 +92,7 @@ class Worker:
         try:
             self._thread.start()
         except RuntimeError as error:
-            if "shutdown" not in str(error):  # the system has no thread left: that is the caller's to know
+            if "shutdown" not in str(error):  # the system has no thread left: the caller must know
                 raise
             self._has_thread = False
 
@@ -103,7 +102,7 @@ class Worker:
             job()
 
     def start(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> Job[T]:
-        """Put `function(*arguments)` in line. Whoever asks for it waits for its end, whatever happens."""
+        """Queue `function(*arguments)`. The caller must wait for its end, whatever happens."""
         job = Job(lambda: function(*arguments), self._loop)
         if self._has_thread:
             self._jobs.put(job._run)
@@ -114,20 +113,20 @@ class Worker:
     async def run(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
         """Call `function(*arguments)` in the thread and return what it returns, or raise what it raises.
 
-        Cancelled before the job began to wait in line: without effect. Cancelled later: the job runs to its end
-        first, then the cancellation is raised, and the job's outcome is lost.
+        If it is cancelled before the job is queued, there is no effect. If it is cancelled later, the job runs to its
+        end first, then the cancellation is raised, and the job's outcome is lost.
         """
-        await anyio.lowlevel.checkpoint_if_cancelled()  # the loop goes on while it waits, below
+        await anyio.lowlevel.checkpoint_if_cancelled()  # no full checkpoint: waiting below is one
         return await self.start(function, *arguments).wait()
 
     def stop(self) -> None:
-        """Let the thread end after the jobs in line. Does not wait for it."""
+        """Let the thread end after the queued jobs. Does not wait for it."""
         self._jobs.put(None)
 
 
 @asynccontextmanager
 async def worker_thread(name: str) -> AsyncIterator[Worker]:
-    """A worker for the length of a block."""
+    """A worker that exists during a block."""
     worker = Worker(name)
     try:
         yield worker

@@ -282,7 +282,7 @@ def test_a_program_with_a_recorder_is_looked_at(tmp_path: Path) -> None:
     [
         (["--snapshot-signal", "KILL"], "'KILL' should be a signal that a program can handle"),
         (["--snapshot-signal", "nothing"], "'nothing' should be a signal"),
-        (["-e", "all", "-R", "snapshot:after=9999"], "looks forward 3600 s at most"),
+        (["-e", "all", "-R", "snapshot:after=9999"], "after= is at most 3600 s"),
     ],
 )
 def test_options_that_cannot_be_are_refused(

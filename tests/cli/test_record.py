@@ -556,7 +556,7 @@ def test_what_cannot_work_is_refused_before_the_program_begins(
     ("words", "message"),
     [
         (["-e", "app", "-f", "n >"], "n >"),
-        (["-e", "app", "-R", "explode"], "no action 'explode'"),
+        (["-e", "app", "-R", "explode"], "unknown action 'explode'"),
         (["-e", "app", "-R", "traceoff if n >"], "n >"),
         (["-b", "15"], "-b 15: at least 16 (KiB) are needed: 4 pages of 4 KiB"),
         (["-b", "16", "-o", "t", "--sink", "null:"], "-b 16: at least 24 (KiB) are needed: 6 pages of 4 KiB"),

@@ -38,7 +38,7 @@ ASK: list[Callable[[aiotrace.SyncRecording, str], None]] = [
 def test_a_glob_that_is_of_no_event_is_refused(
     recording: aiotrace.SyncRecording, ask: Callable[[aiotrace.SyncRecording, str], None], glob: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match="is of no event: write 'system:event'"):
+    with pytest.raises(ConfigurationError, match="matches no event: write 'system:event'"):
         ask(recording, glob)
 
 

@@ -385,8 +385,8 @@ def test_a_trigger_says_how_far_a_snapshot_looks_forward() -> None:
     assert parse_trigger("snapshot:after=2").after == 2
     assert parse_trigger("snapshot").after == 0
     for text, reason in (
-        ("traceoff:after=2", "only a snapshot looks forward"),
-        ("snapshot:after=4000", "looks forward 3600 s at most"),
+        ("traceoff:after=2", "only snapshot takes after=, not 'traceoff'"),
+        ("snapshot:after=4000", "after= is at most 3600 s"),
         ("snapshot:after=x", "write ACTION"),
         ("snapshot:after=-1", "write ACTION"),
     ):
