@@ -1,11 +1,11 @@
-"""Which implementation runs: the C module, or the Python twin that says the same.
+"""Which implementation runs: the C module, or the pure-Python one.
 
-    AIOTRACE_PURE=1        the twin, even where the C module is
-    AIOTRACE_REQUIRE_C=1   no twin by accident: without the C module the import fails
+    AIOTRACE_PURE=1        pure Python, even if there is a C module
+    AIOTRACE_REQUIRE_C=1   the import fails if there is no C module, instead of falling back to pure Python
 
-Both together are the twin: whoever asks for it by name did not get it by accident. With neither, a module that cannot
-be loaded (not compiled, a sub-interpreter, a free-threaded Python) is passed over, and `aiotrace list --versions` says
-why. Read once, at the first import.
+With both, pure Python runs: it was asked for. With neither, a C module that cannot be loaded (not compiled, a
+sub-interpreter, a free-threaded Python) is skipped, and `aiotrace list --versions` says why. Both variables are read
+once, at the first import.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["BACKEND", "WHY_PYTHON", "c_module"]
 
 
 def _load() -> tuple[ModuleType | None, str]:
-    """The C module, or why the twin runs."""
+    """The C module, or why there is none."""
     if os.environ.get("AIOTRACE_PURE") == "1":
         return None, "AIOTRACE_PURE=1"
     try:
@@ -49,5 +49,5 @@ _loaded: Final = _load()
 c_module: Final[ModuleType | None] = _loaded[0]
 """aiotrace._c, or None."""
 WHY_PYTHON: Final[str] = _loaded[1]
-"""Why the twin runs; "" if the C module does."""
+"""Why pure Python runs; "" if the C module does."""
 BACKEND: Final = "python" if c_module is None else "c"

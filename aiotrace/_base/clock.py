@@ -1,12 +1,12 @@
 """Clocks: what a timestamp means, and the anchor that ties it to the wall clock.
 
 Events carry CLOCK_MONOTONIC in nanoseconds, the clock that the kernel and trace-cmd call `mono`: it never
-jumps, and a trace merges with a kernel trace taken by the same clock. What time of day it was is told once,
-by an `Anchor` in every stream and file.
+jumps, and a trace can be merged with a kernel trace of the same clock. Every stream and file has one `Anchor`, which
+ties it to the time of day.
 
-`clock="tsc"` is the same clock, read in a third of the time: the C writer takes the processor's time stamp counter and
-converts it at once, anchored to CLOCK_MONOTONIC on each page and after each pause of 134 ms. So a trace holds
-nanoseconds of `mono` whichever way they were read, and no reader has to convert anything.
+`clock="tsc"` is the same clock, read in a third of the time: the C writer reads the processor's time stamp counter and
+converts it at once, anchored to CLOCK_MONOTONIC on each page and after each pause of 134 ms. So a trace always holds
+nanoseconds of `mono`, and readers convert nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ Clock = Callable[[], int]
 """Returns nanoseconds; must not go backwards within a thread."""
 
 MONO: Final = "mono"
-"""What a trace says of its timestamps; a name of /sys/kernel/tracing/trace_clock."""
+"""The clock that a trace names for its timestamps, as in /sys/kernel/tracing/trace_clock."""
 TSC_CALIBRATION: Final = 0.02
 """Seconds: CLOCK_MONOTONIC is read to some 50 ns, so the rate is known to a few millionths."""
 
 
 class TscClock:
-    """CLOCK_MONOTONIC, for code that is not per event; it tells the C cursor to read the counter itself."""
+    """CLOCK_MONOTONIC, for code that is not per event. The attribute lets the C cursor read the counter itself."""
 
     aiotrace_tsc = True
 
@@ -41,7 +41,7 @@ def get_clock(name: str) -> Clock:
     """The clock of that name: "mono" or "tsc".
 
     Raises:
-        ConfigurationError: There is none, or not here.
+        ConfigurationError: There is no such clock, or not on this machine.
     """
     if name == MONO:
         return time.monotonic_ns
@@ -67,7 +67,7 @@ class Anchor:
 
 
 def take_anchor(clock: Clock) -> Anchor:
-    """Read both clocks as close together as can be: the best of three tries."""
+    """Read both clocks as close together as possible: the best of three tries."""
     tries = []
     for _ in range(3):
         before = clock()
@@ -79,7 +79,7 @@ def take_anchor(clock: Clock) -> Anchor:
 
 
 def boot_id() -> str:
-    """Of this boot; "" if unknown."""
+    """The id of this boot; "" if unknown."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()

@@ -1,7 +1,7 @@
-"""The crc32 that stands beside every page: zlib's, several times as fast where the C module and the processor are.
+"""The crc32 of a page: the same as zlib's, several times as fast with the C module on a suitable processor.
 
-`crc32(data)`, or `crc32(data, crc_of_what_comes_before)`, as `zlib.crc32`. Other than that one it keeps the GIL for a
-page: a thread that hands it over while another runs Python gets it back up to 5 ms later, and a page takes some µs.
+`crc32(data)`, or `crc32(data, crc_so_far)`, like `zlib.crc32`. Unlike that one it keeps the GIL for a page, which takes
+some µs: a thread that releases the GIL while another runs Python gets it back up to 5 ms later.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The exceptions of aiotrace: one small tree; what anyio already has a name for keeps anyio's.
+"""The exceptions of aiotrace, one small tree. Where anyio has an exception for a case, that one is raised.
 
     AiotraceError
     ├── DefinitionError      (ValueError)    an event's name, field or type is not possible
-    ├── ConfigurationError   (ValueError)    record() or a sink was asked for something that cannot work
+    ├── ConfigurationError   (ValueError)    an argument of record() or a sink cannot work
     ├── TraceFormatError     (ValueError)    bytes that are read are not what their format says
     └── AcknowledgeError     (RuntimeError)  a sink acknowledged a page that it does not hold
 
-None of these is ever raised into a traced program by an event call: see law 6 in docs/internals/architecture.md.
+An event call raises none of these into a traced program: see law 6 in docs/internals/architecture.md.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ class AiotraceError(Exception):
 
 
 class DefinitionError(AiotraceError, ValueError):
-    """An event cannot be defined so; the message names the value."""
+    """An event cannot be defined like this; the message names the value."""
 
 
 class ConfigurationError(AiotraceError, ValueError):
-    """A recording or a sink cannot work so; the message names the value and what would do."""
+    """A recording or a sink cannot work like this; the message names the value and what is valid."""
 
 
 class AcknowledgeError(AiotraceError, RuntimeError):
@@ -37,12 +37,12 @@ class AcknowledgeError(AiotraceError, RuntimeError):
 
 
 class TraceFormatError(AiotraceError, ValueError):
-    """What was read is not in the format that it should be in.
+    """What was read is not in the expected format.
 
     Args:
         message: What was expected and what was found.
-        path: The file, where there is one.
-        offset: The place in bytes, from the beginning of the file (or of the buffer).
+        path: The file, if there is one.
+        offset: The position in bytes, from the beginning of the file (or of the buffer).
     """
 
     def __init__(self, message: str, *, path: str | None = None, offset: int | None = None) -> None:
@@ -56,7 +56,7 @@ class TraceFormatError(AiotraceError, ValueError):
         return f"{', '.join(place)}: {self.message}" if place else self.message
 
     def at(self, path: str | None = None, offset: int | None = None) -> TraceFormatError:
-        """The same error with the place filled in where it was not known (`offset` is added to)."""
+        """The same error with path and offset filled in if unknown; a known offset is increased by `offset`."""
         if offset is not None and self.offset is not None:
             offset += self.offset
         return TraceFormatError(self.message, path=self.path or path, offset=self.offset if offset is None else offset)

@@ -1,14 +1,14 @@
 """A lock that refuses its own holder instead of waiting for it.
 
-A signal handler, a finaliser or a callback of the garbage collector may run at almost any place of Python code, also
-between the lines that a lock protects, and may emit an event there. Waiting would be for ever; going on would find
-half-done state. So `enter` says no, and the event is counted as refused (cause "reentrant").
+A signal handler, a finaliser or a garbage collector callback may run at almost any point of Python code, also between
+the lines that a lock protects, and may record an event there. Waiting would deadlock; continuing would find half-done
+state. So `enter` refuses, and the event is counted as dropped (cause "reentrant").
 
 Other threads wait: the protected sections are a few dozen lines without I/O.
 
 Program code, where a KeyboardInterrupt may be raised after any call, enters by the lock itself:
 
-    with guard.lock:            in C: no signal is looked for between it and the next line
+    with guard.lock:            in C: no signal handler runs between it and the next line
         if guard.busy: ...      refuse
         guard.busy = True
         try: ...
@@ -25,13 +25,13 @@ class Guard:
     __slots__ = ("busy", "lock")
 
     def __init__(self) -> None:
-        # An RLock, because it knows its owner; between its acquisition and `busy` nothing is half done, so a
-        # handler that runs just there may go through.
+        # An RLock, because it knows its owner. Between acquiring it and setting `busy` nothing is half done, so a
+        # handler that runs there may go through.
         self.lock = threading.RLock()
         self.busy = False
 
     def enter(self) -> bool:
-        """Returns False, without effect, if this thread is inside already."""
+        """Returns False, without effect, if this thread already holds it."""
         self.lock.acquire()
         if self.busy:
             self.lock.release()

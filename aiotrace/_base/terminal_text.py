@@ -2,7 +2,7 @@ r"""Text for a terminal: fields as name=value, and whatever could act on a termi
 
     ESC [31m  -->  \x1b[31m        b"\x00\xff"  -->  00ff        (1, "x")  -->  [1, x]
 
-The law: **what is printed is printable**, wherever it comes from. This module knows no event and no format.
+Everything that is printed goes through here. This module knows no event and no format.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def escape(text: str) -> str:
 
 
 def escape_literal(text: str) -> str:
-    """Only the tabs and newlines that the format itself asks for stay what they are."""
+    """Like `escape`, except that tabs and newlines stay: the format itself has them."""
     return "\n".join("\t".join(escape(part) for part in line.split("\t")) for line in text.split("\n"))
 
 

@@ -1,7 +1,7 @@
-"""A warning that harms nobody: where the program turns warnings into errors, nothing is raised.
+"""Warnings that never raise, even if the program turns warnings into errors.
 
-What is warned of is in `statistics()` too: the program is told by that, and an exception out of a reader, a sink's task
-or an event call would be ours to answer for (law 6).
+What is warned about is in `statistics()` too, and an exception from the reader, a sink's task or an event call could
+harm the program.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import warnings
 
 
 def warn(message: str, *, stacklevel: int = 1) -> None:
-    """Warn of something that went wrong.
+    """Warn about something that went wrong.
 
     Args:
-        stacklevel: Whose line is told: 1 is the caller's, 2 that of its caller.
+        stacklevel: Whose line the warning names: 1 is the caller's, 2 that of its caller.
     """
     try:
         warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)

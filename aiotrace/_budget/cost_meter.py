@@ -1,17 +1,17 @@
 """The meter: what one recording costs this program, in nanoseconds of processor time.
 
-    events    = records of each kind x price of one, and calls of hooks x theirs       counted, not timed
-    sinks     = processor time of our threads, or of our tasks' steps in the program's loop
+    events    = records of each kind x price of one, and hook calls x theirs           counted, not timed
+    sinks     = processor time of aiotrace's threads, or of its tasks' steps in the program's loop
     measuring = processor time of the thread that reads the meter
-    busy      = processor time of the threads that record events, less what of the above they did
+    busy      = processor time of the threads that record events, less their share of the above
 
-No event is timed and none is counted for this: writers number their events anyway, and of which kinds they are is seen
-by a look at the pages that they are filling. The prices are those of calls on a page of our own, tried anew in each
-period, because the speed of a processor changes; what a tracer's hook does before it calls its event is a multiple of
-these (PRICES), which was measured once.
+No event is timed or counted for this: writers number their events anyway, and the mix of event kinds is sampled from
+the pages being filled. Prices are measured again in each period, by calls on a page of the meter's own, because the
+speed of a processor changes. What a tracer's hook does before it calls its event is a multiple of these prices
+(PRICES), which was measured once.
 
-What it does not see: what events cost the program by pushing its own data out of the caches, waiting for the
-interpreter that our threads have, and what a sink does in further tasks of its own in the program's loop.
+Not measured: program data that events push out of the caches, waiting for the GIL while aiotrace's threads have it, and
+tasks that a sink starts in the program's loop.
 """
 
 from __future__ import annotations
@@ -55,31 +55,32 @@ PRICES: Final[Mapping[str, tuple[float, float]]] = {
     "thread": (1.0, 1.0),
     "warning": (1.0, 2.0),
 }
-"""What a record of a system, or of an event, costs, with what its tracer does for it: so many events, and so many that
-a filter looks at. Of the program's own events it is one."""
+"""What a record of a system or an event costs, with its tracer's work: in plain event calls, and in event calls for
+which a filter is evaluated. A record of the program's own events costs one call."""
 FUNCTION_HOOK: Final = 1.2
-"""Events: a call of the profile function of CPython 3.11, for a call of C too, with what makes the interpreter slower
-between two of them. It came to 0.6 (json) to 1.8 (tokenize); later versions call no hook for what is not traced."""
+"""Event calls: the price of a call of CPython 3.11's profile function, also for calls of C, and of the interpreter
+being slower between them. Measured: 0.6 (json) to 1.8 (tokenize). Later versions call no hook for what is not
+traced."""
 STEP_HOOKS: Final = (-3.0, 1.4, 4.5)
-"""Events: a step of a task under the hooks that is more than sent and recorded: on asyncio, whose own callbacks are
-slower than ours; on uvloop; on trio."""
+"""Event calls: the price of the hooks around one step of a task, without its record: on asyncio (negative, because its
+own callbacks are slower than aiotrace's), on uvloop, on trio."""
 SINKS_MAX: Final = 0.5
-"""Events: what the reader and a sink can have done for one more record (a page costs FileSink 22 µs). More than that is
-for themselves, as when they wake or open a file, and switching events off does not save it."""
+"""Event calls: the most that reader and sinks can have spent on one record (a page costs FileSink 22 µs). What is above
+that, as for waking or opening a file, is not saved by switching events off."""
 LOOK_MAX: Final = 65536 if c_module is not None else 4096
-"""Bytes of a writer's page that are looked at, in one period."""
+"""Bytes of a writer's page that are sampled in one period."""
 UNKNOWN: Final = -1
-"""The kind of events none of which was seen on a page."""
+"""The kind of events of which no page had one."""
 TRIES: Final = 3
 CALLS: Final = 64 if c_module is not None else 8
 SELDOM: Final = 8
-"""Periods after which the slow calls are tried again."""
+"""Periods between two trials of the slow calls."""
 KEPT: Final = 16
-"""Trials whose prices count: the median."""
+"""Trials that are kept; the price is their median."""
 
 
 def cpu_ns(thread: int) -> int | None:
-    """Processor time of a thread of this process, by its native id; None: it has ended.
+    """Processor time of a thread of this process, by its native id; None if it has ended.
 
     Linux's clock of a thread, as glibc's pthread_getcpuclockid makes it, which is undefined for one that has ended.
     """
@@ -96,12 +97,12 @@ class ThreadTimes:
         self._last: dict[int, int] = {}
 
     def begin(self, thread: int) -> None:
-        """Count what this thread does from now on."""
+        """Count the time of this thread from now on."""
         self._last.setdefault(thread, cpu_ns(thread) or 0)
 
     def spent(self, but: Iterable[int] = ()) -> int:
-        """Nanoseconds since the last call, of the threads that were begun, but these. What a thread did between the
-        last call and its end is not known."""
+        """Nanoseconds since the last call, of all counted threads except `but`. The time of a thread between the last
+        call and its end is unknown."""
         total = 0
         for thread in tuple(self._last):
             now = cpu_ns(thread)
@@ -118,7 +119,7 @@ class ThreadTimes:
 
 
 class Prices:
-    """What calls cost here and now. For one thread, which records nothing meanwhile."""
+    """What calls cost here and now. Used by one thread, which records no events of its own."""
 
     def __init__(self, clock: Clock) -> None:
         pages = PageCycle(Arena(L.PAGE_SIZE_MIN, 2), overrun=True)
@@ -130,7 +131,7 @@ class Prices:
         self._tries = 0
 
     def try_out(self) -> None:
-        """Some ten microseconds of calls; on the Python twin, some hundred."""
+        """Takes some ten microseconds; some hundred without the C module."""
         native = None if c_module is None else c_module.get_epoch()
         state = this_thread.state
         self._event._plan_epoch = state.epoch = active.epoch
@@ -164,7 +165,7 @@ class Prices:
         self._found.setdefault(what, deque(maxlen=KEPT)).append(best)
 
     def of(self, what: str) -> float:
-        """Nanoseconds of an "event", a "turn" of a page, or of a filter that is "asked"."""
+        """Nanoseconds of an "event", of a "turn" of a page, or of an event whose filter is "asked"."""
         return statistics.median(self._found[what])
 
 
@@ -184,8 +185,7 @@ class Reading:
 class Meter:
     """
     Args:
-        arena: The recording's, with its writers and its selection.
-        clock: Its clock.
+        arena: The arena of the recording; `writers`, `selection` and `clock` are the recording's too.
     """
 
     def __init__(self, arena: Arena, writers: Writers, selection: Selection, clock: Clock) -> None:
@@ -194,7 +194,7 @@ class Meter:
         self._selection = selection
         self._clock = clock
         self._program = ThreadTimes()
-        self._ours = ThreadTimes()
+        self._aiotrace = ThreadTimes()
         self._loop_ns = self._loop_seen = 0
         self._numbers: dict[int, int] = {}
         self._turns: dict[int, int] = {}
@@ -209,34 +209,39 @@ class Meter:
         self._program.begin(threading.get_native_id())
 
     def start(self) -> None:
-        """In the thread that reads it, and only then."""
+        """Called in the thread that will call `read`."""
         self._prices = Prices(self._clock)
         self._totals = new_totals()
         self._thread = threading.get_native_id()
         self._own = time.thread_time_ns()
         self._began = time.monotonic_ns()
-        self._hooked = _hooked()
+        self._hooked = _hook_calls()
         self._filter_evaluations = {name: event.filter_evaluations for name, event in defined_events().items()}
         self.read()
 
     def read(self) -> Reading:
-        """What was spent since the last time."""
+        """What was spent since the last call."""
         now = time.monotonic_ns()
+
+        # Events by their prices; threads and the steps in the loop by their time.
         self._prices.try_out()
         groups, rest, records = self._events()
         events = sum(groups.values()) + rest
         program = self._program.spent(our_threads)
         for thread in our_threads - {self._thread}:
-            self._ours.begin(thread)
+            self._aiotrace.begin(thread)
         in_loop = self._loop_ns - self._loop_seen
         self._loop_seen += in_loop
-        sinks = self._ours.spent() + in_loop
+        sinks = self._aiotrace.spent() + in_loop
         own = time.thread_time_ns()
         measuring, self._own = own - self._own, own
+
+        # What the sinks did for the records belongs to the groups of these, the rest to no group.
         price = min(sinks / max(sum(records.values()), 1), SINKS_MAX * self._prices.of("event"))
         for group, count in records.items():
             groups[group] += price * count
         fixed = measuring + rest + sinks - price * sum(records.values())
+
         seconds, self._began = max(now - self._began, 1) / 1e9, now
         period = Period(seconds, max(program - events - in_loop, 0), fixed, groups)
         return Reading(period, int(events), sinks, measuring)
@@ -244,7 +249,7 @@ class Meter:
     # --- events ---------------------------------------------------------------------------------
 
     def _events(self) -> tuple[dict[str, float], float, dict[str, float]]:
-        """Nanoseconds of each group, of what is in no group, and records of each group."""
+        """Nanoseconds of each group, nanoseconds that belong to no group, and records of each group."""
         names = self._name_events()
         event, asked = self._prices.of("event"), self._prices.of("asked")
         groups: dict[str, float] = {}
@@ -275,8 +280,8 @@ class Meter:
         return self._names
 
     def _records(self, names: Mapping[int, str]) -> dict[int, float]:
-        """How many events of each kind were called since the last time: how many, exactly; of which kinds, by what is
-        on the pages that fill."""
+        """Event calls of each kind since the last call. The total is exact; the mix of kinds is sampled from the pages
+        that are being filled."""
         found: dict[int, float] = {}
         for writer in tuple(self._writers.all):
             count = writer.number - self._numbers.get(writer.slot, 0)
@@ -296,7 +301,7 @@ class Meter:
         return found
 
     def _look(self, writer: Writer, names: Iterable[int]) -> None:
-        """Count what is new on the page that a writer fills."""
+        """Update the mix of a writer's events by what is new on its page."""
         with writer.guard:
             prefix = writer.committed_prefix()
             if prefix is None or not prefix.events:
@@ -318,14 +323,14 @@ class Meter:
         }
 
     def _turned(self) -> int:
-        """Pages that were turned."""
+        """Pages that were turned since the last call."""
         turns = {writer.slot: writer.sequence for writer in tuple(self._writers.all)}
         turned = sum(sequence - self._turns.get(slot, 0) for slot, sequence in turns.items())
         self._turns = turns
         return turned
 
     def _slow(self, price: float) -> Iterable[tuple[str, float]]:
-        """What filters and triggers took, by group."""
+        """What evaluating filters and triggers cost, by group."""
         if not self._selection.looks_at_fields:
             return
         for name, event in defined_events().items():
@@ -336,8 +341,8 @@ class Meter:
                 yield group, count * price
 
     def _hooks(self, price: float) -> Iterable[tuple[str, float]]:
-        """What hooks took besides their records."""
-        hooked = _hooked()
+        """What hooks cost, without their records."""
+        hooked = _hook_calls()
         functions, asyncio, trio = (now - before for now, before in zip(hooked, self._hooked, strict=True))
         self._hooked = hooked
         if functions:
@@ -350,10 +355,10 @@ class Meter:
             steps = asyncio * (on_uvloop if "uvloop" in sys.modules else on_asyncio) + trio * on_trio
             yield "task:*", steps * price
 
-    # --- our tasks in the program's loop ----------------------------------------------------------
+    # --- aiotrace's tasks in the program's loop ---------------------------------------------------
 
     def timed(self, function: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """The same, its steps timed."""
+        """The same coroutine function, with its steps timed."""
 
         async def run() -> None:
             await _Steps(function(), self._add)
@@ -364,15 +369,15 @@ class Meter:
         self._loop_ns += nanoseconds
 
 
-def _hooked() -> tuple[int, int, int]:
-    """Calls of hooks so far: of functions, of steps on asyncio and uvloop, of steps on trio."""
+def _hook_calls() -> tuple[int, int, int]:
+    """Hook calls so far: for functions, for steps on asyncio and uvloop, for steps on trio."""
     if c_module is None:
         return 0, 0, 0
-    return (c_module.function_hooked() if ON_3_11 else 0, *c_module.task_hooked())
+    return (c_module.function_hook_calls() if ON_3_11 else 0, *c_module.task_hook_calls())
 
 
 class _Steps:
-    """Awaits something, and tells how long each step took in this thread."""
+    """Awaits something, and reports how long each step took in this thread."""
 
     def __init__(self, inner: Awaitable[None], tell: Callable[[int], None]) -> None:
         self._inner = inner

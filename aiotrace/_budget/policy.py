@@ -2,25 +2,25 @@
 costs and the program's own work are arguments.
 
     each period:  cost of each group, the program's own time
-                    --> for half a second's budget more than is allowed       the first of ORDER goes off
-                    --> what was too much is paid back, and there is room     the last of ORDER comes on again
+                    --> half a second's budget over what is allowed           the first of ORDER goes off
+                    --> the excess is paid back, and there is room            the last of ORDER comes on again
 
     function_graph function audit loop sched task:ready gc log thread warning exception task:step task yours
     first off <-----------------------------------------------------------------------------------> last off
 
-Yours are the program's own events: a group for each system ("http:*"), and of these the dearest goes first. A group
-that costs less than a tenth of the budget is passed over as long as another one costs more. Never switched off:
-`stall`, `cancellation` and `aiotrace`, and losses are counted always.
+"yours" are the program's own events: a group for each system ("http:*"), and of these the most expensive goes first. A
+group that costs less than a tenth of the budget is skipped as long as another one costs more. `stall`, `cancellation`
+and `aiotrace` are never switched off, and losses are always counted.
 
-The laws:
+Rules, held by tests/budget/test_policy.py:
 
 * **What is spent is paid back.** Cost above the budget is a debt; nothing comes on again before it is paid.
-* **One group a period**, off or on, so that its effect is seen before the next.
-* **Nothing is lost if waiting helps**: before the reader's own wakes take more than half of the budget it wakes more
-  rarely, up to ten times.
-* **It does not flap.** A group that comes on and goes off soon stays off twice as long each time.
+* **One group per period**, off or on, so that its effect is seen before the next.
+* **Nothing is lost if waiting helps**: before the reader's wakes take more than half of the budget it wakes less often,
+  down to a tenth.
+* **It does not flap.** A group that comes on and soon goes off again stays off twice as long each time.
 
-Who measures, and who does what is decided here, is `_budgetthread`.
+`thread.py` measures, and does what is decided here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .._base.errors import ConfigurationError
 from .statistics import BudgetStatistics, BudgetSwitch
 
 SHARE_MIN: Final = 0.001
-"""Of a program's time. Measuring itself takes some 0.05 %."""
+"""Share of a program's time. Measuring itself takes some 0.05 %."""
 ORDER: Final = (
     "function_graph:*",
     "function:*",
@@ -50,35 +50,36 @@ ORDER: Final = (
     "task:step",
     "task:*",
 )
-"""Groups, as globs, in the order in which they go off: what tells most about a program for its price goes last."""
+"""Groups, as globs, in the order in which they go off: the most useful for their price go last."""
 NEVER: Final = frozenset({"stall", "cancellation", "aiotrace"})
-"""Systems that stay: they say what went wrong, and cost next to nothing until it does."""
+"""Systems that stay on: they show what goes wrong, and cost almost nothing until it does."""
 IDLE: Final = 0.1
-"""A program that does less in a period than this part of it counts as if it had done so much: it has nothing to be
-slowed, and measuring would be most of what it does."""
+"""A program that is busy for a smaller part of a period counts as busy for this part: there is little to slow down, and
+measuring would be most of its work."""
 CREDIT: Final = 1.0
 """Seconds whose budget may be saved up, so that a short burst switches nothing off."""
 CREDIT_FIRST: Final = 0.5
-"""The same, at first and after a group went off."""
+"""The same, when the recording opens and after a group went off."""
 FIXED_MAX: Final = 0.5
-"""Of the budget: what no group causes (the reader's wakes, measuring) takes no more of it from the groups. If it is
-more, the reader flushes more rarely; what is left is over the budget, and told: to switch all off would not save it."""
+"""Share of the budget that fixed costs (the reader's wakes, measuring) may use, so the rest is left for events. If they
+are higher the reader flushes less often. What is still above goes over the budget and is reported: switching events off
+would not save it."""
 STRETCH_MAX: Final = 10.0
-"""Times the flush interval, which is 0.2 s by default: what a kill costs at most is ten times that."""
+"""Factor of the flush interval, 0.2 s by default: a kill loses at most ten times that."""
 DEBT_MAX: Final = 600.0
-"""Seconds whose budget pays any debt: what cannot be switched off must not keep the rest off for ever."""
+"""Seconds whose budget pays any debt: costs that cannot be switched off must not keep the rest off for ever."""
 WORTH: Final = 0.1
-"""Of the budget: a group that costs less is passed over."""
+"""Share of the budget: a group that costs less is skipped."""
 FITS: Final = 0.8
-"""Of the budget: a group comes on again if all together is expected to cost less than that."""
+"""Share of the budget: a group comes on again if the expected total cost is lower."""
 PATIENCE: Final = 10.0
-"""Seconds that a group is off at least. What it cost is believed less and less, by half in so many seconds: programs
-change."""
+"""Seconds that a group is off at least. Its old cost is trusted less and less, half as much after each such time:
+programs change."""
 PATIENCE_MAX: Final = 640.0
 KEPT: Final = 600.0
 """Seconds that a group has to stay on for its patience to shrink again."""
 SWITCHES_MAX: Final = 100
-"""That are remembered."""
+"""Switches that are remembered."""
 
 _PERCENT: Final = re.compile(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*%\s*")
 
@@ -87,7 +88,7 @@ def parse_percent(text: str) -> float:
     """A share of "1%" or "0.5 %".
 
     Raises:
-        ConfigurationError: It is none.
+        ConfigurationError: It is not a percentage, or out of range.
     """
     match = _PERCENT.fullmatch(text)
     if match is None:
@@ -101,7 +102,7 @@ def parse_percent(text: str) -> float:
 def check_share(share: object) -> float:
     """
     Raises:
-        ConfigurationError: It is no share that can be held.
+        ConfigurationError: It is not a number, or out of range.
     """
     if not isinstance(share, (int, float)) or isinstance(share, bool) or not SHARE_MIN <= share < 1:
         raise ConfigurationError(
@@ -125,11 +126,11 @@ def title(group: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Period:
-    """What was measured, from the end of the period before."""
+    """What was measured since the end of the previous period."""
 
     seconds: float
     busy_ns: float
-    """What the program's threads did of their own."""
+    """Processor time of the program's own work in its threads."""
     fixed_ns: float
     """Cost that no group causes: measuring, and the sinks while nothing is recorded."""
     groups: Mapping[str, float]
@@ -142,10 +143,10 @@ class Period:
 
 @dataclass(slots=True)
 class _Group:
-    """One that was off once, at least."""
+    """A group that has been off at least once."""
 
     cost: float
-    """Its share of the program's time when it was on."""
+    """What it cost when it was on, as a share of the program's time."""
     off_at: float
     """Seconds."""
     on_at: float | None = None
@@ -161,18 +162,18 @@ class _Group:
 class Budget:
     """
     Args:
-        share: Of the program's own time.
+        share: The budget, as a share of the program's own time.
         is_wanted: Whether a group that is off would be recorded if it were on: one that the user has disabled is not.
     """
 
     share: float
     is_wanted: Callable[[str], bool] = lambda group: True
     debt_ns: float = 0.0
-    """Nanoseconds of cost that are not paid for."""
+    """Nanoseconds of cost that are not paid back."""
     credit: float = CREDIT_FIRST
     """Seconds whose budget is left for a burst."""
     stretch: float = 1.0
-    """How many times longer than it was asked for the flush interval has to be."""
+    """Factor by which to lengthen the flush interval."""
     spent_ns: float = 0.0
     busy_ns: float = 0.0
     last: float = 0.0
@@ -193,8 +194,9 @@ class Budget:
             now: Seconds since the recording was opened.
 
         Returns:
-            What is to be switched now.
+            What to switch now.
         """
+        # Totals, and what counts against the budget.
         busy = max(period.busy_ns, IDLE * 1e9 * period.seconds)
         allowed = self.share * busy
         charged = period.groups_ns + min(period.fixed_ns, FIXED_MAX * allowed)
@@ -202,10 +204,14 @@ class Budget:
         self.busy_ns += busy
         self.last = (period.groups_ns + period.fixed_ns) / busy
         self.debt_ns = min(max(self.debt_ns + charged - allowed, 0), DEBT_MAX * allowed / period.seconds)
+
+        # Fixed costs fall if the reader wakes less often.
         if period.fixed_ns > FIXED_MAX * allowed:
             self.stretch = min(2 * self.stretch, STRETCH_MAX)
         elif period.fixed_ns < FIXED_MAX / 4 * allowed:
             self.stretch = max(self.stretch / 2, 1.0)
+
+        # A burst uses up the credit before anything goes off; nothing comes on before the debt is paid.
         self.credit = min(self.credit + (1 - charged / allowed) * period.seconds, CREDIT)
         if charged > allowed:
             return self._switch_off(now, period, busy) if self.credit < 0 else None
@@ -216,11 +222,15 @@ class Budget:
         costs = {name: cost for name, cost in period.groups.items() if cost > 0 and name not in disabled}
         if sum(costs.values()) < WORTH * self.share * busy:
             return None  # it would save nothing
+
+        # The first of ORDER that costs enough, else the most expensive.
         worth = [name for name, cost in costs.items() if cost >= WORTH * self.share * busy]
         if worth:
             name = min(worth, key=lambda name: (self._rank(name), -costs[name]))
         else:
             name = max(costs, key=costs.__getitem__)
+
+        # If it came on a short time ago it stays off for longer than last time.
         self.credit = CREDIT_FIRST
         share = costs[name] / busy
         group = self._known.get(name)
@@ -251,7 +261,7 @@ class Budget:
         return switch
 
     def statistics(self, now: float, events_ns: int, sinks_ns: int, measuring_ns: int) -> BudgetStatistics:
-        """As of now; the arguments are what the cost is made of."""
+        """The statistics now; the arguments are the parts of the cost."""
         return BudgetStatistics(
             share=self.share,
             spent=self.spent_ns / self.busy_ns if self.busy_ns else 0.0,

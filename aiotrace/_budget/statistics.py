@@ -19,7 +19,7 @@ class BudgetSwitch:
     cost: float
     """What all of aiotrace cost in the period before, as a share of the program's own time."""
     group_cost: float
-    """What the group did, or is expected to."""
+    """What the group cost, or is expected to cost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,26 +27,26 @@ class BudgetStatistics:
     """What a recording with a budget costs, by its own account. Shares are of the program's own processor time."""
 
     share: float
-    """What was asked for."""
+    """The budget that was requested."""
     spent: float
     """Over the whole recording."""
     spent_last: float
     """In the last period, of a quarter of a second or more."""
     busy_ns: int
-    """The program's own time: of the threads that record events, without what aiotrace took of it; at least a tenth of
-    the time that went by."""
+    """The program's own processor time: of the threads that record events, without aiotrace's part; at least a tenth of
+    the elapsed time."""
     events_ns: int
-    """What calling events, and the hooks of tracers, took."""
+    """Time for calling events, and for the hooks of tracers."""
     sinks_ns: int
-    """What the reader and the sinks took."""
+    """Time of the reader and the sinks."""
     measuring_ns: int
-    """What it took to know all this."""
+    """Time for measuring."""
     seconds: float
     """Since the recording was opened."""
     off: tuple[str, ...]
     """What is off now: "function_graph", "task:step"."""
     stretch: float
-    """How many times longer than it was asked for the flush interval is now."""
+    """The factor by which the flush interval is longer than requested now."""
     switches: tuple[BudgetSwitch, ...]
     """The last hundred."""
 

@@ -1,15 +1,15 @@
-"""The thread that holds a recording's budget: reads the meter, and does what the budget decides.
+"""The thread that keeps a recording within its budget: it reads the meter, and does what the budget decides.
 
     each quarter of a second:  meter --reading--> budget --switch--> the recording's selection, the tracers
                                                                  --> aiotrace:budget in the trace
 
     aiotrace:budget  group, on, cost_permille, group_permille, budget_permille
 
-A thread of its own, in every kind of recording: it must see a loop that is blocked, and a program whose events another
-process reads. What it takes counts, and when that is more than a tenth of the budget it measures more rarely.
+Every kind of recording has this thread, because the loop may be blocked, or events may be read by another process. Its
+own time counts; if that is more than a tenth of the budget it measures less often.
 
-Two laws. **It harms nobody**: a crash is warned of once, and the budget is not held then. **It has ended, or does
-nothing more, when the recording closes.**
+It never harms the program: if it crashes there is one warning, and the budget is not kept from then on. When the
+recording closes, it has ended or does nothing more.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PERIOD: Final = 0.25
 """Seconds from one reading to the next, at least."""
 PERIOD_MAX: Final = 1.0
 MEASURING: Final = 0.1
-"""Of the budget: if measuring takes more, it is done less often."""
+"""Share of the budget: if measuring takes more, it is done less often."""
 JOIN: Final = 1.0
 """Seconds that the close of the recording waits for the thread: it may be starting or stopping a tracer."""
 NAME: Final = "aiotrace budget"
 
-_told: Final[Event] = define(
+_BUDGET: Final[Event] = define(
     "aiotrace:budget",
     {"group": "str", "on": "bool", "cost_permille": "u32", "group_permille": "u32", "budget_permille": "u32"},
     by_default=False,
@@ -53,10 +53,10 @@ Soon = Callable[[Callable[[], object]], object]
 class BudgetThread:
     """
     Args:
-        share: Of the program's own time.
-        meter: Of the recording, as are the writers and the selection.
-        pace: Is given how many times longer than asked the flush interval is to be.
-        soon: Calls a function where tracers of tasks are to be switched on: in the program's loop, if it is known.
+        share: The budget, as a share of the program's own time.
+        meter: The meter of the recording; `writers` and `selection` are the recording's too.
+        pace: Called with the factor by which to lengthen the flush interval.
+        soon: Calls a function where task tracers can be started: in the program's loop, if it is known.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class BudgetThread:
         self._thread.start()
 
     def stop(self) -> None:
-        """It switches nothing any more. Waits for what it is doing."""
+        """Switch nothing any more. Waits for a switch that is under way."""
         self._ended.set()
         if self._thread is not None:
             self._thread.join(JOIN)
@@ -118,7 +118,7 @@ class BudgetThread:
                 wait = self._pause(reading)
         except Exception as error:
             if not self._ended.is_set():
-                warn(f"aiotrace: the budget is not held any more: {error!r}")
+                warn(f"aiotrace: the budget is no longer kept: {error!r}")
 
     def _pause(self, reading: Reading) -> float:
         """Seconds until the next reading."""
@@ -131,7 +131,7 @@ class BudgetThread:
             self._soon(self._apply)
         else:
             self._apply()
-        self._tell(switch)
+        self._record(switch)
 
     def _apply(self) -> None:
         if self._ended.is_set():
@@ -140,14 +140,14 @@ class BudgetThread:
         selection_changed()
         try:
             follow_open(open_selections)
-        except Exception as error:  # a tracer that cannot come back, because another is in its place now
+        except Exception as error:  # a tracer cannot start again, because another tool has its place now
             warn(f"aiotrace: the budget: {error}")
 
-    def _tell(self, switch: BudgetSwitch) -> None:
-        """Into this recording alone, and whatever its rules say."""
+    def _record(self, switch: BudgetSwitch) -> None:
+        """Write the event into this recording only, whatever its rules say."""
         shares = (1000 * share for share in (switch.cost, switch.group_cost, self._budget.share))
         values = (title(switch.group), switch.is_on, *(min(round(share), (1 << 32) - 1) for share in shares))
-        payload = _told._encode(_told.id, threading.get_native_id(), values, DEFINITIONS.intern)
+        payload = _BUDGET._encode(_BUDGET.id, threading.get_native_id(), values, DEFINITIONS.intern)
         self._writers.all[0].write(payload)
 
     def _is_wanted(self, group: str) -> bool:

@@ -288,7 +288,7 @@ def test_a_meter_that_fails_is_warned_of_and_the_program_goes_on(costs: Costs, m
         with aiotrace.recording(budget=0.01) as recording:
             wait_until(lambda: caught)
             request(1)
-    assert "the budget is not held any more: ZeroDivisionError('broken')" in str(caught[0].message)
+    assert "the budget is no longer kept: ZeroDivisionError('broken')" in str(caught[0].message)
     check_closed(recording.statistics(), 1)
 
 
