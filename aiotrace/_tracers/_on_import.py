@@ -1,4 +1,4 @@
-"""Doing something with a module as soon as it is imported, without importing it."""
+"""Calls a function when a module is imported, without importing it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 
 class Import(MetaPathFinder):
-    """Calls `function(module)` once: now, if it is imported already, or at the end of its import."""
+    """Calls `function(module)` once: at once if the module is imported already, else at the end of its import."""
 
     def __init__(self, name: str, function: Callable[[Any], None]) -> None:
         self._name = name
@@ -43,7 +43,7 @@ class Import(MetaPathFinder):
 
 
 class _Loader(Loader):
-    """The module's own loader, and then the function."""
+    """Runs the module's own loader, and then the function."""
 
     def __init__(self, loader: Any, function: Callable[[Any], None]) -> None:
         self._loader = loader

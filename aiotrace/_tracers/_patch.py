@@ -1,4 +1,4 @@
-"""Putting a function in another's place, and back: only if nobody else did the same on top of it meanwhile."""
+"""Replaces a function, and restores it, unless other code has replaced it again in between."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 class Patch:
     """`owner.name` is `make(original)` between `start` and `stop`.
 
-    Where somebody patched on top of us, `stop` cannot take ours out; then it only passes calls on, by `active`.
+    If other code has replaced the replacement, `stop` cannot remove it; then it only passes calls on while `active` is
+    false.
     """
 
     def __init__(self, owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:

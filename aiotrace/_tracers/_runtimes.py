@@ -1,13 +1,13 @@
-"""Hooks: how the tracer of tasks gets between a runtime and its tasks, and out again.
+"""The hooks of the `task` tracer: how they are installed in each runtime, and removed.
 
-    Asyncio   `asyncio.events.Handle` is a C subclass of itself, which every callback of every loop is made with
-    Uvloop    `uvloop.Loop.call_soon` looks at what it is given
-    Trio      `Task._create` is C that looks at what it makes
+    Asyncio   `asyncio.events.Handle` becomes a C subclass of itself, with which every callback of every loop is made
+    Uvloop    `uvloop.Loop.call_soon` checks its argument
+    Trio      `Task._create` is replaced by C that checks its result
 
-Each is where a task is seen first; from then on a C object stands for its coroutine, and sees each of its steps.
+There a task is seen first; from then on a C object takes the place of its coroutine, and sees each of its steps.
 
-All of them leave what a program can see of its tasks as it was: `get_coro()`, names, `all_tasks()`, tracebacks. A
-library that is imported later is hooked then.
+What a program can see of its tasks does not change: `get_coro()`, names, `all_tasks()`, tracebacks. A runtime that is
+imported later is hooked then.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from typing import Any, Final, Protocol
 from ._on_import import Import
 
 CANCELLED_MAX: Final = 1000
-"""Tasks that one cancellation of a scope is told of."""
+"""Tasks that are reported for one cancellation of a scope."""
 
 
 class Hook(Protocol):
     def put(self) -> None:
-        """Get in.
+        """Install it.
 
         Raises:
-            ValueError: What is there is not as we know it.
+            ValueError: This version of the runtime is not supported.
         """
 
     def take_back(self) -> None:
-        """Get out, unless somebody else has got in on top of us: then ours does nothing but pass on."""
+        """Remove it. If other code has replaced it again, it stays and only passes calls on."""
 
 
 class Method:
-    """A method of a class that is replaced: `make(original)` stands in its place. None: it is not there itself."""
+    """Replaces a method of a class by `make(original)`; an inherited one is removed again at the end."""
 
     def __init__(self, owner: type, name: str, make: Callable[[Any], Any]) -> None:
         self._owner = owner
@@ -120,7 +120,7 @@ class Asyncio:
 
 
 def is_hooked(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the steps of a loop's tasks are seen."""
+    """Whether the steps of a loop's tasks can be traced."""
     kind = type(loop)
     if kind.__module__.partition(".")[0] == "uvloop":
         return True
@@ -130,7 +130,7 @@ def is_hooked(loop: asyncio.AbstractEventLoop) -> bool:
 
 
 def report(handle: Any, error: BaseException) -> None:
-    """What `Handle._run` does of an exception, in its words."""
+    """Report an exception as `Handle._run` does, in the same words."""
     format = asyncio.format_helpers._format_callback_source  # type: ignore[attr-defined]
     options = {"debug": handle._loop.get_debug()} if sys.version_info >= (3, 13) else {}
     context = {
@@ -148,7 +148,7 @@ def _all_tasks() -> list[Any]:
     tasks: Any = asyncio.tasks
     found: list[Any] = []
     for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks"):
-        for _ in range(10):  # another thread may add one meanwhile
+        for _ in range(10):  # another thread may add one at the same time
             try:
                 found += list(getattr(tasks, name, ()))
                 break
@@ -161,7 +161,7 @@ def _all_tasks() -> list[Any]:
 
 
 class _Factory:
-    """A task factory, called so that a task that it runs at once is traced."""
+    """Wraps a task factory, so that a task that it runs at once is traced."""
 
     def __init__(self, native: ModuleType, factory: Callable[..., Any]) -> None:
         self._make = native.task_make
@@ -236,7 +236,7 @@ class Uvloop:
     def _hook(self, uvloop: Any) -> None:
         try:
             self._native.task_call_soon(uvloop.Loop.call_soon)
-        except ValueError as error:  # here a program imports uvloop: nothing may be raised
+        except ValueError as error:  # this runs in the program's import of uvloop, which must not fail
             warnings.warn(f"the tasks of this uvloop are not traced: {error}", RuntimeWarning, stacklevel=2)
             return
         self._factories = Factories(self._native, uvloop.Loop)
@@ -273,7 +273,7 @@ class Trio:
             self._parts.update(trio_cancelled=trio.Cancelled, trio_error=outcome.Error)
             self._methods.append(Method(self._run.Task, "_create", self._native.task_create))
             self._methods.append(Method(trio.CancelScope, "_cancel", self._make_cancel))
-        except AttributeError as error:  # here a program imports trio: nothing may be raised
+        except AttributeError as error:  # this runs in the program's import of trio, which must not fail
             warnings.warn(f"the tasks of this trio are not traced: {error}", RuntimeWarning, stacklevel=2)
             return
         self._native.task_start(self._parts)
@@ -285,7 +285,7 @@ class Trio:
         def _cancel(scope: Any, reason: Any = None, *args: Any, **keywords: Any) -> None:
             is_first = not scope._cancel_called
             original(scope, reason, *args, **keywords)
-            # What trio cancels of its own when it ends is nobody's request.
+            # What trio cancels by itself when it ends is not a request of the program.
             if is_first and self._is_active and getattr(reason, "source", "") != "shutdown":
                 message = str(getattr(reason, "reason", None) or "")
                 for task in _tasks_in(scope):
@@ -295,7 +295,7 @@ class Trio:
 
     @staticmethod
     def _swap(task: Any, coroutine: Any) -> None:
-        """Give a task another coroutine object, also for the step that is scheduled already."""
+        """Give a task another coroutine object, also for a step that is already scheduled."""
         next_call = task._next_send_fn
         if next_call is not None and getattr(next_call, "__self__", None) is task.coro:
             task._next_send_fn = getattr(coroutine, next_call.__name__)
@@ -306,14 +306,14 @@ class Trio:
         self._import.take_back()
         while self._methods:
             self._methods.pop().take_back()
-        # The tasks of this thread; in others they may run just now, and what is there passes on.
+        # Only the tasks of this thread: in others they may be running. What stays there passes calls on.
         runner = getattr(self._run.GLOBAL_RUN_CONTEXT, "runner", None) if self._run is not None else None
         for task in list(runner.tasks) if runner is not None else ():
             self._swap(task, self._native.task_unwrap(task.coro))
 
 
 def _tasks_in(scope: Any) -> list[Any]:
-    """The tasks that a scope cancels: those of its own and of what is nested in it."""
+    """The tasks that a scope cancels: its own and those of nested scopes."""
     statuses = [scope._cancel_status] if getattr(scope, "_cancel_status", None) is not None else []
     found: list[Any] = []
     while statuses and len(found) < CANCELLED_MAX:

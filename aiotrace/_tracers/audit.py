@@ -2,9 +2,9 @@
 
     audit:open  arguments          audit:socket_connect  arguments          audit:other  name, arguments
 
-A dot in a name becomes an underscore; globs may be written either way. An audit hook cannot be taken out again, so it
-is put in when this is first wanted, and passes everything by while it is not; what aiotrace does itself it never
-records. Values of the program's own types are shown by their type's name: a repr is foreign code.
+A dot in a name becomes an underscore; globs may be written either way. An audit hook cannot be removed, so it is
+installed when the tracer first starts, and does nothing while the tracer is stopped. What aiotrace itself does is not
+recorded. Values of the program's own types are shown by their type's name, because a repr runs the program's code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .._events.event import Event, define
 from .._events.python_stack import walking
 
 KINDS_MAX: Final = 512
-"""Audit events that get a name of their own; a program can make up any number of them."""
+"""Audit events that get an event of their own; a program can invent any number of names."""
 _TEXT_MAX: Final = 200
 _other: Final = define("audit:other", {"name": "str", "arguments": "str"}, by_default=False)
 _events: Final[dict[str, Event]] = {}
@@ -31,7 +31,7 @@ _hooked = False
 def _hook(name: str, arguments: tuple[Any, ...]) -> None:
     if not _active or walking.active or getattr(_inside, "it", False):
         return
-    _inside.it = True  # what happens in here may be audited too
+    _inside.it = True  # what happens in here may raise audit events too
     try:
         if sys._getframe(1).f_code.co_filename.startswith(PACKAGE_FOLDER):
             return
@@ -41,7 +41,7 @@ def _hook(name: str, arguments: tuple[Any, ...]) -> None:
             event(name, text)
         else:
             event(text)
-    except Exception:  # noqa: S110  # one from an audit hook would stop what is audited: law 6
+    except Exception:  # noqa: S110  # an exception of an audit hook would stop the audited call
         pass
     finally:
         _inside.it = False

@@ -1,17 +1,16 @@
-"""cancellation: requests to cancel a task that it does not obey in time.
+"""cancellation: requests to cancel a task that the task does not obey in time.
 
-    cancellation:overdue   task, by, requested_ns, site, at     it is still there, and the request still stands
+    cancellation:overdue   task, by, requested_ns, site, at     the task has not ended, and the request is still pending
 
-    task.cancel(), a scope of trio's   asked: noted, with a weak reference     ... it ends, or the request is taken back
-    the watch, a thread                sleeps until a request is as old as the timeout, and looks: overdue?
+    task.cancel(), a trio scope    noted, with a weak reference       ... the task ends, or the request is withdrawn
+    the watcher, a thread          sleeps until a request is as old as the timeout, then checks it
 
-`by` is the task that asked for it (0: none), `site` its line, `at` the line where the task stands now: the innermost
-that is no runtime's own. Told once for each request; one that is repeated while it stands, as anyio does, is one.
+`by` is the task that requested it (0: none), `site` its line, `at` the line where the task is now: the innermost that
+is not a runtime's. Each request is reported once; one that is repeated while it is pending, as anyio does, counts once.
 
-A request stands on asyncio until the task is done or has called `uncancel` as often as `cancel` was called, on trio
-until the scope is left. Of several that stand the first is watched. Nothing is done at a step of a task: a request
-costs a call of Python, and each is looked at once. The hooks are those of the tracer of tasks, whose events need not be
-on.
+On asyncio a request is pending until the task is done or has called `uncancel` as often as `cancel` was called, on trio
+until the scope is left. If several are pending the first is watched. The steps of tasks cost nothing more: a request
+costs one call of Python, and is checked once. The hooks are those of the `task` tracer, whose events need not be on.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ OVERDUE: Final = define(
     by_default=False,
 )
 _JOIN: Final = 1.0
-"""Seconds that the watch has to end: it may be at work."""
+"""Seconds that `stop` waits for the watcher, which may be busy."""
 
 
 class _Request:
-    """A cancellation that was asked for."""
+    """A request to cancel a task."""
 
     __slots__ = ("at_ns", "by", "id", "is_told", "scope", "site", "task")
 
@@ -62,7 +61,7 @@ class _Request:
             del _requests[self.id]
 
     def standing(self) -> Any:
-        """The task, if it is still to obey; else None."""
+        """The task, if the request is still pending; else None."""
         task = self.task()
         if task is None:
             return None
@@ -74,7 +73,7 @@ class _Request:
 
 
 class _Watch:
-    """The thread, and what it has still to look at: the oldest request first, as all have the same time."""
+    """The watcher's thread, and its queue of requests: the oldest first, as all have the same timeout."""
 
     def __init__(self) -> None:
         self.asked: queue.SimpleQueue[_Request | None] = queue.SimpleQueue()  # a signal handler may put into it
@@ -100,13 +99,13 @@ class _Watch:
 
 
 _requests: Final[dict[int, _Request]] = {}
-"""By the id of the task: those that were not looked at yet, and those that are overdue and still stand."""
+"""By the id of the task: requests that were not checked yet, and those that are overdue and pending."""
 _timeout_ns = CANCEL_NS
 _watch: _Watch | None = None
 
 
 def _asked(task: Any, id: int, by: int, site: str, scope: Any) -> None:
-    """It was asked for just now, in this thread, which may be in a signal handler."""
+    """A cancellation was requested, in the calling thread, which may be in a signal handler."""
     before = _requests.get(id)
     watch = _watch
     is_again = before is not None and before.standing() is not None and (scope is not None or task.cancelling() > 1)
@@ -126,7 +125,7 @@ def _look(request: _Request) -> None:
 
 
 def _place(task: Any, is_trio: bool) -> str:
-    """Where a task stands: the innermost line that is no runtime's own, or the innermost of all."""
+    """Where a task is: the innermost line that is not a runtime's, or the innermost of all."""
     coroutine = _need_c().task_unwrap(task.coro) if is_trio else task.get_coro()
     if not getattr(coroutine, "cr_running", False):
         return tasks.find_line(coroutine)
@@ -168,7 +167,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Also in a forked child, which has no such thread, and at exit; a second time it does nothing."""
+    """Also called in a forked child, which has no such thread, and at exit. A second call does nothing."""
     global _watch
     watch, _watch = _watch, None
     if watch is None:
@@ -181,7 +180,7 @@ def stop() -> None:
 
 
 def follow(selections: Iterable[Selection]) -> None:
-    """What is open, or what that takes, has changed."""
+    """Take over the timeout of the open recordings."""
     global _timeout_ns
     takers = [each for each in selections if each.wants_system("cancellation", explicit=False)]
     _timeout_ns = min((each.cancel_ns for each in takers), default=CANCEL_NS)
@@ -189,6 +188,6 @@ def follow(selections: Iterable[Selection]) -> None:
 
 def _need_c() -> ModuleType:
     if c_module is None:
-        text = "watching cancellations (cancellation:*) needs the C module: install aiotrace with a C compiler"
+        text = "watching cancellations (cancellation:*) needs the C module: `pip install .` with a C compiler builds it"
         raise ConfigurationError(text)
     return c_module

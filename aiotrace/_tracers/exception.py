@@ -1,9 +1,9 @@
-"""exception: exceptions that nobody caught, and, on Python 3.12 and newer, each that is raised.
+"""exception: uncaught exceptions, and, on Python 3.12 and newer, each exception that is raised.
 
     exception:unhandled  where (main, thread, unraisable), type, message, site (file:line)
     exception:raised     type, site (file:line)                                              (3.12+)
 
-`raised` uses sys.monitoring, so it costs nothing where nothing is raised.
+`raised` uses sys.monitoring, so it costs nothing while nothing is raised.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _raised: Final = define("exception:raised", {"type": "symbol", "site": "symbol"}
 TOOL_NAME: Final = "aiotrace exceptions"
 
 
-def _tell(where: str, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
+def _record(where: str, kind: type[BaseException] | None, value: object, traceback: TracebackType | None) -> None:
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     site = ""
@@ -43,7 +43,7 @@ def _tell(where: str, kind: type[BaseException] | None, value: object, traceback
 def _wrap_main(hook: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(hook)
     def traced(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
-        _tell("main", kind, value, traceback)
+        _record("main", kind, value, traceback)
         hook(kind, value, traceback)
 
     return traced
@@ -53,7 +53,7 @@ def _wrap_other(where: str) -> Callable[[Callable[..., Any]], Callable[..., Any]
     def wrap(hook: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(hook)
         def traced(arguments: Any) -> None:
-            _tell(where, arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
+            _record(where, arguments.exc_type, arguments.exc_value, arguments.exc_traceback)
             hook(arguments)
 
         return traced
@@ -71,7 +71,7 @@ if sys.version_info >= (3, 12):
     _tool = -1
 
     def _on_raise(code: CodeType, offset: int, error: BaseException) -> None:
-        # The line is that of the frame that runs now, one above this one.
+        # The line is that of the caller's frame, which runs now.
         frame = sys._getframe(1)
         _raised(type(error).__name__, f"{os.path.basename(code.co_filename)}:{frame.f_lineno}")
 

@@ -4,18 +4,19 @@
     function_graph:entry  func, depth                                  as it is called
     function_graph:exit   func, depth, overrun, calltime, rettime      as it returns
 
-Too dear to be part of "all". One pair of hooks into every call serves both:
+They are too expensive to be part of "all". Both use one pair of hooks into every call:
 
     3.12 and newer   sys.monitoring, with a tool id of its own
-    3.11             a C profile function in every thread that has none; threads of `threading` that begin later get
+    3.11             a C profile function in every thread that has none; threads of `threading` that start later get
                      it too
 
-While it is on, all Python functions are seen but aiotrace's own and what they call (sinks, say); calls into C are not.
-A coroutine, or a generator, leaves when it is suspended and enters when it goes on. What runs per call is
+All Python functions are seen, except aiotrace's own and what those call (sinks, for example); calls into C are not. A
+coroutine or generator exits when it is suspended and enters again when it continues. The code that runs per call is
 `_csrc/calls/call.h`.
 
-`limit` and `notrace` of a recording choose among the functions. The hooks are the process's: with several recordings
-those are seen that one of them takes. With sys.monitoring the others cost nothing after their first call.
+`limit` and `notrace` of a recording select functions. There is one set of hooks for the process: with several
+recordings, a function is seen if one of them takes it. With sys.monitoring other functions cost nothing after their
+first call.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from .._page.definitions import DEFINITIONS
 
 TOOL_NAME: Final = "aiotrace functions"
 TOOLS: Final = (4, 3, 2, 1, 0, 5)
-"""Tool ids of sys.monitoring, first those that no kind of tool has a claim to."""
+"""Tool ids of sys.monitoring, first those that are not meant for a kind of tool."""
 IGNORED: Final = 1
-"""The address of what is not traced, but what it calls is: those of us that the program runs in."""
+"""The address of functions that are not traced while their callees are: aiotrace's that call the program."""
 SILENT: Final = 2
 """The address of what is not traced, nor is what it calls: in the middle of a writer no event can be written."""
 _CALLERS: Final = ("_tracers", "_events/span.py", "_launcher/process.py", "_launcher/children.py", "testing.py")

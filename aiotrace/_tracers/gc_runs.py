@@ -1,4 +1,4 @@
-"""gc: each run of the garbage collector, and how long it held everything up.
+"""gc: each run of the garbage collector, and how long it stopped the program.
 
 gc:start  generation          gc:stop  generation, duration_ns, collected, uncollectable
 """
@@ -15,7 +15,7 @@ _start: Final = define("gc:start", {"generation": "u8"}, by_default=False)
 _stop: Final = define(
     "gc:stop", {"generation": "u8", "duration_ns": "u64", "collected": "u64", "uncollectable": "u64"}, by_default=False
 )
-_began = 0  # one for the process: the collector runs in one thread at a time
+_began = 0  # global: the collector runs in one thread at a time
 
 
 def _callback(phase: str, info: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""log: records of the logging module, as they reach their logger (whatever its handlers make of them).
+"""log: records of the logging module, as they reach their logger, whatever its handlers do with them.
 
     log:record  level, logger, message, site (file:line)
 
@@ -25,16 +25,16 @@ def _wrap(handle: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(handle)
     def traced(self: logging.Logger, record: logging.LogRecord) -> None:
         if _patch.active:
-            _tell(record)
+            _emit(record)
         handle(self, record)
 
     return traced
 
 
-def _tell(record: logging.LogRecord) -> None:
+def _emit(record: logging.LogRecord) -> None:
     try:
         message = record.getMessage()
-    except Exception as error:  # arguments that do not fit the message: logging says so, we only note it
+    except Exception as error:  # the arguments do not fit the message: logging reports that itself
         message = f"{record.msg!s:.200} ({error!r})"
     _record(
         min(max(record.levelno, 0), 255), record.name, message, f"{os.path.basename(record.pathname)}:{record.lineno}"

@@ -1,9 +1,9 @@
-"""loop: the iterations of asyncio's loops, seen where a loop asks its selector. uvloop and trio let nobody look there.
+"""loop: the iterations of asyncio's loops, seen where a loop calls its selector. uvloop and trio have no such place.
 
     callbacks of the last iteration | select: poll_ns | loop:iteration | callbacks of this iteration ...
 
-`ready` is how many callbacks wait as the iteration begins, with those of the files that are ready; timers that are due
-come on top. `late_ns` is how long ago the first of these was due.
+`ready` is the number of callbacks that wait when the iteration begins, with those of ready files; timers that are due
+are not included. `late_ns` is how long ago the first of those timers was due.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ def start() -> None:
     """
     native = c_module
     if native is None:
-        raise ConfigurationError("tracing loops (loop:*) needs the C module: install aiotrace with a C compiler there")
+        raise ConfigurationError(
+            "tracing loops (loop:*) needs the C module: `pip install .` with a C compiler builds it"
+        )
     owner = selectors.DefaultSelector
     running: object = asyncio._get_running_loop
     _methods.append(Method(owner, "select", lambda original: native.task_select(owner, original, running, _EVENT)))

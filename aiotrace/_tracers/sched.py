@@ -1,17 +1,17 @@
-"""sched: when each task ran, as the kernel tells it of its own, so that KernelShark and trace-cmd show it.
+"""sched: when each task ran, in the kernel's own scheduler events, so that KernelShark and trace-cmd show it.
 
     sched:sched_switch  prev_comm prev_pid prev_prio prev_state next_comm next_pid next_prio
     sched:sched_waking  comm pid prio
 
     the loop's thread ==> the task          a step begins
-    the task, S       ==> the thread        it ends: S it waits, R it goes on at once, Z it is done
+    the task, S       ==> the thread        it ends: S it waits, R it continues at once, Z it is done
 
-The fields of `sched_switch` are those of the kernel, all of them: with fewer KernelShark 2.2 crashes. A comm is the
-name as the saved command lines have it, "<...>" while nobody knows it. Where steps nest, an outer task stands for the
-thread. `sched_waking` has no target_cpu: nobody knows in which thread the task will run.
+`sched_switch` has all fields of the kernel's event: with fewer KernelShark 2.2 crashes. A comm is the name in the saved
+command lines, "<...>" while it is unknown. If steps nest, the outer task takes the place of the thread. `sched_waking`
+has no target_cpu: it is unknown in which thread the task will run.
 
-What runs per step is `_csrc/tasks/sched_switch.c`, so without the C module there is no such tracer. The hooks are those
-of the tracer of tasks, whose events need not be on.
+The code that runs per step is `_csrc/tasks/sched_switch.c`, so this tracer needs the C module. It shares the hooks of
+the `task` tracer, whose events need not be on.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SWITCH: Final = define(
         "next_prio": "s32",
     },
     by_default=False,
-    # What trace-cmd's plugin prints of a sched_switch whatever stands here, for readers that have none.
+    # What trace-cmd's plugin prints for a sched_switch in any case, for readers without that plugin.
     print_format='"%s:%d [%d] %s ==> %s:%d [%d]", REC->prev_comm, REC->prev_pid, REC->prev_prio, '
     f"__print_symbolic(REC->prev_state, {_STATES}), REC->next_comm, REC->next_pid, REC->next_prio",
 )
@@ -69,5 +69,7 @@ def _name_thread() -> tuple[int, str]:
 
 def _need_c() -> ModuleType:
     if c_module is None:
-        raise ConfigurationError("switches of tasks (sched:*) need the C module: install aiotrace with a C compiler")
+        raise ConfigurationError(
+            "task switches (sched:*) need the C module: `pip install .` with a C compiler builds it"
+        )
     return c_module

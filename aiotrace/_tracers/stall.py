@@ -1,20 +1,19 @@
 """stall: steps of a loop that last too long, reported while they last, and at their end with their cause.
 
-    stall:noticed  thread, task, began_ns, lasted_ns, cause     it lasts as long as the threshold, and goes on
+    stall:noticed  thread, task, began_ns, lasted_ns, cause     it has reached the threshold, and continues
     stall:stack    thread, task, began_ns, gil_ns, at           where it is then; the next record is its kernel_stack
     stall:end      thread, task, began_ns, duration_ns, cpu_ns, delay_ns, gc_ns, gil_ns, cause
 
     the stalled thread    -- step --------------------------------------------------- end: stall:end
-    the watcher, C        ------ looks ------ looks: stall:noticed, on a page of its own; never has the GIL
-    the clerk, Python     ------ gets the GIL? ----- gets the GIL: stall:stack
+    the watcher, C        ------ polls ------ polls: stall:noticed, on a page of its own; it never takes the GIL
+    the stack sampler     ------ waits for the GIL --- has the GIL: stall:stack
 
-What runs per step, and the watcher, is `_csrc/stalls/`; so without the C module there is no such tracer. A step is one
-of a task, or on asyncio any callback of a loop. The hooks are those of the tracer of tasks, whose events need not be
-on.
+The watcher and the code that runs per step are in `_csrc/stalls/`, so this tracer needs the C module. A step is one of
+a task, or on asyncio any callback of a loop. The hooks are those of the `task` tracer, whose events need not be on.
 
-The times of `stall:end` are of the step since a quarter of the threshold had passed: on a processor, ready but on none,
-collecting garbage, and the longest time for which the clerk waited for the GIL. `at` is the innermost line that is no
-runtime's own, or the innermost of all.
+The times of `stall:end` begin when a quarter of the threshold had passed: on a processor, ready but not running,
+collecting garbage, and the longest time for which the stack sampler waited for the GIL. `at` is the innermost line that
+is not a runtime's, or the innermost of all.
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ from .._threads.loop import block_signals
 from . import task as tasks
 
 CAUSES: Final = ("python", "c_call", "gc", "gil", "blocked", "scheduler", "unknown")
-"""Python code; a call into C that holds the GIL; garbage collection; waiting for the GIL, which others have; a system
-call or a lock; the kernel gave the processor to others. In the order that C knows."""
+"""Python code; a call into C that holds the GIL; garbage collection; waiting for the GIL of another thread; a system
+call or a lock; the kernel gave the processor to another thread. The order is that of the C code."""
 NOTICED: Final = define(
     "stall:noticed",
     {"thread": "s32", "task": "s32", "began_ns": "u64", "lasted_ns": "u64", "cause": "symbol"},
@@ -71,16 +70,16 @@ END: Final = define(
     by_default=False,
 )
 _PLACES_MAX: Final = 8
-"""Recordings that the watcher writes to by itself."""
+"""Recordings to which the watcher can write without the GIL."""
 _JOIN: Final = 1.0
-"""Seconds that the clerk has to end: it may be at work."""
+"""Seconds that `stop` waits for the stack sampler, which may be busy."""
 
 
 class StallWriter(Writer):
     """The watcher's writer in one recording: its page is written to without the GIL.
 
-    It takes its pages as others do, with the GIL, before the one that it has is full; what finds no room is counted. No
-    thread has it: its records come from the watcher alone.
+    It takes its pages like other writers, with the GIL, before its page is full; what finds no room is counted. It is
+    leased to no thread: its records come from the watcher alone.
     """
 
     def __init__(self, pages: PageCycle, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
@@ -110,7 +109,7 @@ class StallWriter(Writer):
         return fits
 
     @property
-    def written(self) -> int:  # type: ignore[override]  # in C, too, it is nobody's to set
+    def written(self) -> int:  # type: ignore[override]  # in C it cannot be set either
         return self.state()[2]
 
     @property
@@ -124,7 +123,7 @@ class StallWriter(Writer):
         return counts
 
     def prepare(self) -> None:
-        """Take the next page, if less than a quarter of this one is free."""
+        """Take the next page if less than a quarter of this one is free."""
         self.make_room(self._quarter - 16)
 
     def close(self) -> None:
@@ -134,7 +133,7 @@ class StallWriter(Writer):
 
 # --- start and stop ---------------------------------------------------------------------------------
 
-_clerk: threading.Thread | None = None
+_sampler: threading.Thread | None = None
 _writers: tuple[StallWriter, ...] = ()
 
 
@@ -143,16 +142,16 @@ def start() -> None:
     Raises:
         ConfigurationError: There is no C module, or tasks cannot be traced on this Python.
     """
-    global _clerk
+    global _sampler
     native = _need_c()
     tasks.hold("stall")
     try:
         causes = tuple((text, DEFINITIONS.intern(text)) for text in CAUSES)
         run = native.stall_start(NOTICED, NOTICED.id, END, causes)
-        _clerk = threading.Thread(target=_serve, args=(native, run), name="aiotrace stalls", daemon=True)
-        _clerk.start()
+        _sampler = threading.Thread(target=_serve, args=(native, run), name="aiotrace stalls", daemon=True)
+        _sampler.start()
     except BaseException:
-        _clerk = None
+        _sampler = None
         native.stall_stop()
         tasks.release("stall")
         raise
@@ -161,31 +160,34 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Also in a forked child, which has neither watcher nor clerk, and at exit; a second time it does nothing."""
-    global _clerk, _writers
+    """Also called in a forked child, which has neither thread, and at exit. A second call does nothing."""
+    global _sampler, _writers
     native = _need_c()
-    clerk, _clerk = _clerk, None
-    if clerk is None:
+    sampler, _sampler = _sampler, None
+    if sampler is None:
         return
     _writers = ()
     atexit.unregister(stop)
     with contextlib.suppress(ValueError):
         gc.callbacks.remove(native.stall_gc)
     if native.stall_stop():
-        clerk.join(_JOIN)
+        sampler.join(_JOIN)
     tasks.release("stall")
 
 
 def follow(selections: Iterable[Selection]) -> None:
-    """What is open, or what that takes, has changed."""
+    """Take over the threshold of the open recordings, and their writers."""
     global _writers
     native = c_module
     if native is None:
-        return  # `start` says so
+        return  # `start` reports it
+
+    # The lowest threshold of all recordings that take stalls.
     takers = [recording for recording in active.recordings if recording.selection.wants_system("stall", explicit=False)]
     threshold = min((recording.selection.stall_ns for recording in takers), default=STALL_NS)
     writers = [_find_writer(recording) for recording in takers if _is_plain(recording)]
-    # Filters and triggers need the GIL, and so does a recording that has no slot left: then the clerk tells them all.
+
+    # Filters, triggers and a recording without a free slot need the GIL: then the stack sampler writes all of them.
     itself = len(writers) == len(takers) <= _PLACES_MAX and None not in writers
     _writers = tuple(writer for writer in writers if writer is not None) if itself else ()
     for writer in _writers:
@@ -195,7 +197,7 @@ def follow(selections: Iterable[Selection]) -> None:
 
 
 def _is_plain(recording: OpenRecording) -> bool:
-    """Whether a recording takes `stall:noticed` always, and sets nothing off."""
+    """Whether a recording takes every `stall:noticed`, and has no triggers."""
     return recording.selection.decide(NOTICED.name, by_default=False) is PLAIN and not recording.selection.has_triggers
 
 
@@ -208,24 +210,26 @@ def _find_writer(recording: OpenRecording) -> StallWriter | None:
 
 def _need_c() -> ModuleType:
     if c_module is None:
-        raise ConfigurationError("watching for stalls (stall:*) needs the C module: install aiotrace with a C compiler")
+        raise ConfigurationError(
+            "watching for stalls (stall:*) needs the C module: `pip install .` with a C compiler builds it"
+        )
     return c_module
 
 
-# --- the clerk --------------------------------------------------------------------------------------
+# --- the stack sampler ------------------------------------------------------------------------------
 
 
 def _serve(native: ModuleType, run: int) -> None:
-    """What the watcher cannot do without the GIL."""
+    """Do what the watcher cannot do without the GIL."""
     block_signals()
     while (stall := native.stall_next(run)) is not None:
         if stall:
-            _tell(*stall)
+            _record(*stall)
         for writer in _writers:
             writer.prepare()
 
 
-def _tell(
+def _record(
     thread: int,
     task: int,
     began_ns: int,
@@ -235,14 +239,16 @@ def _tell(
     gil_ns: int,
     frames: Sequence[tuple[CodeType, int]] | None,
 ) -> None:
-    """Tell of a stall what the watcher did not.
+    """Record what the watcher did not record of a stall.
 
     Args:
-        is_written: It has written `stall:noticed` itself.
-        frames: Of the stalled thread, innermost first; None: the step was over before the GIL was free.
+        is_written: Whether the watcher has written `stall:noticed` itself.
+        frames: The stack of the stalled thread, innermost first; None: the step ended before the GIL was free.
     """
     if not is_written:
         NOTICED(thread, task, began_ns, lasted_ns, cause)
+
+    # The stack without aiotrace's own frames.
     theirs = [(code, line) for code, line in frames or () if not is_ours(code)]
     if not theirs:
         return
@@ -250,6 +256,8 @@ def _tell(
     fields: dict[str, Any] = {"thread": thread, "task": task, "began_ns": began_ns, "gil_ns": gil_ns}
     fields["at"] = tasks.describe(*outside)[0]
     STACK(**fields)
+
+    # The kernel_stack follows, in each recording that has taken stall:stack.
     payload = pack_stack(task or thread, [DEFINITIONS.locate(code, line) for code, line in theirs])
     for lease in this_thread.leases:
         decision = lease.recording.selection.decide(STACK.name, by_default=False)

@@ -1,21 +1,21 @@
-"""task: every task of asyncio, uvloop and trio, step by step. One schema; what a runtime cannot say is 0 or "?".
+"""task: every task of asyncio, uvloop and trio, step by step. One schema; what a runtime does not know is 0 or "?".
 
-    task:spawn      task, parent, name, coro, site         a task was made, by what runs in `parent`, at `site`
-    task:name       task, name                             it has another name by its first step
-    task:ready      task                                   it may run again; common_pid says who woke it
+    task:spawn      task, parent, name, coro, site         a task was created, in the task `parent`, at `site`
+    task:name       task, name                             it was renamed before its first step
+    task:ready      task                                   it may run again; common_pid is the task that woke it
     task:step       ready_ns, duration_ns, awaited, waker  it ran; written at the end, so it began duration_ns before
     task:done       task, result, exception                "returned", "raised", "cancelled"; "lost": destroyed pending
-    task:cancel     task, by, site, message                somebody asked for its cancellation
+    task:cancel     task, by, site, message                its cancellation was requested
     task:delivered  task                                   the cancellation is raised in it
-    task:caught     task, at                               it did not end by that: it cleans up, or goes on
-    task:swallowed  task, at                               it goes on or ended otherwise, and the request still stands
+    task:caught     task, at                               it did not end by that: it cleans up, or continues
+    task:swallowed  task, at                               it continues or ended otherwise, with the request pending
     task:alive      task, parent, name, coro               a keyframe: all live tasks, about once a second
 
 While a task runs, all records of its thread have its id as their common_pid; the names of pids are the tasks' names.
-Ids begin at `(1 + pid % 511) << 22`, above those of the kernel, and are used again after 2**22 tasks.
+Ids begin at `(1 + pid % 511) << 22`, above those of the kernel, and are reused after 2**22 tasks.
 
-aiotrace's own tasks are not traced. How each runtime is hooked is in `_runtimes.py`; what runs per step is
-`_csrc/tasks/`, so without the C module there is no such tracer.
+aiotrace's own tasks are not traced. `_runtimes.py` hooks each runtime; the code that runs per step is `_csrc/tasks/`,
+so this tracer needs the C module.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FIELDS: Final[dict[str, dict[str, event_schema.FieldType]]] = {
 EVENTS: Final = {name: define(f"task:{name}", fields, by_default=False) for name, fields in FIELDS.items()}
 
 _LIBRARY, _TRAP, _OURS = 1, 2, 4
-"""What C wants to know of code: a runtime's own, where a runtime waits for everything, ours."""
+"""Kinds of code, for C: of a runtime, where trio waits for everything, of aiotrace."""
 _LIBRARIES: Final = ("asyncio", "anyio", "trio", "uvloop")
 
 
@@ -63,7 +63,7 @@ _FOLDERS: Final = tuple(map(_folder, _LIBRARIES))
 
 
 def describe(subject: CodeType | type | str, line: int) -> tuple[str, int, int]:
-    """The text of code, of a line of it, or of a type; its key as a symbol; and what kind of code it is."""
+    """The text of code, of a line of it, or of a type; its symbol key; and the kind of code."""
     if isinstance(subject, CodeType):
         text = f"{subject.co_qualname} ({subject.co_filename}:{line or subject.co_firstlineno})"
         return text, DEFINITIONS.intern(text), _kind(subject.co_filename)
@@ -80,7 +80,7 @@ def _kind(path: str) -> int:
 
 
 def is_runtime(code: CodeType) -> bool:
-    """Whether a function is a runtime's own, or ours."""
+    """Whether a function belongs to a runtime or to aiotrace."""
     return bool(_kind(code.co_filename))
 
 
@@ -91,7 +91,7 @@ def _type_name(kind: type) -> str:
 
 
 def find_line(coroutine: Any) -> str:
-    """Where a coroutine is suspended: the innermost line that is not a runtime's own, or the innermost of all."""
+    """Where a coroutine is suspended: the innermost line that is not a runtime's, or the innermost of all."""
     found = "?"
     is_program = False
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
@@ -104,8 +104,8 @@ def find_line(coroutine: Any) -> str:
 
 
 def find_inner(coroutine: Any) -> Any:
-    """The program's coroutine that a runtime's own is about to run, as anyio wraps it; None: there is none."""
-    # Not frame.f_locals: until 3.12 the frame keeps that dict, and with it what the locals are, while the task lives.
+    """The program's coroutine inside a coroutine of a runtime, as anyio wraps it; None if there is none."""
+    # Not frame.f_locals: up to 3.12 the frame keeps that dict, and with it the locals, while the task lives.
     values = gc.get_referents(coroutine)
     for value in [*values, *[getattr(value, "_coro", None) for value in values]]:  # anyio.TaskHandle has it there
         code = getattr(value, "cr_code", None)
@@ -135,8 +135,8 @@ def _parts() -> dict[str, Any]:
 
 
 def _probe() -> tuple[type | None, tuple[Any, Any, Any, Any]]:
-    """The type of C tasks, if there are any, and a sample: what one gives to its loop, and to the future that it waits
-    for, a task that was just made, and its coroutine."""
+    """The type of C tasks, if there are any, and samples: what a task gives to its loop and to the future that it waits
+    for, a new task, and its coroutine."""
     try:
         import _asyncio
     except ImportError:
@@ -163,20 +163,20 @@ def _probe() -> tuple[type | None, tuple[Any, Any, Any, Any]]:
     coroutine = wait()
     task: Any = _asyncio.Task(coroutine, loop=loop, name="")
     task._log_destroy_pending = False
-    asyncio.tasks._unregister_task(task)  # it is no program's
+    asyncio.tasks._unregister_task(task)  # it is not the program's
     return _asyncio.Task, (scheduled[2], wakeup, task, coroutine)
 
 
 _hooks: list[Hook] = []
 _started: dict[str, Any] = {}
 _users: Final[set[str]] = set()
-"""The tracers that need the hooks: this one, and the watch over stalls."""
+"""The tracers that need the hooks: `task`, `stall`, `cancellation`, `sched`."""
 
 
 def start() -> None:
     """
     Raises:
-        ConfigurationError: There is no C module, or this Python's asyncio is not as we know it.
+        ConfigurationError: There is no C module, or this version of asyncio is not supported.
     """
     hold("task")
 
@@ -186,7 +186,7 @@ def stop() -> None:
 
 
 def hold(user: str) -> None:
-    """Have the hooks in place, for one who needs them; those of one who does so already stay.
+    """Install the hooks for a tracer, unless they are installed already.
 
     Raises:
         ConfigurationError: As `start`.
@@ -194,12 +194,12 @@ def hold(user: str) -> None:
     if not _users:
         _hook()
     elif user == "task":
-        _need_c().task_round()  # what was there before its events were wanted
+        _need_c().task_round()  # report the tasks that exist already
     _users.add(user)
 
 
 def release(user: str) -> None:
-    """Take the hooks back, when nobody needs them any more."""
+    """Remove the hooks when no tracer needs them any more."""
     if user in _users:
         _users.discard(user)
         if not _users:
@@ -238,5 +238,7 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 def _need_c() -> ModuleType:
     if c_module is None:
-        raise ConfigurationError("tracing tasks (task:*) needs the C module: install aiotrace with a C compiler there")
+        raise ConfigurationError(
+            "tracing tasks (task:*) needs the C module: `pip install .` with a C compiler builds it"
+        )
     return c_module

@@ -1,8 +1,8 @@
-"""thread: threads of the threading module, each told from within itself.
+"""thread: threads of the threading module; the events are recorded in the thread itself.
 
     thread:start  name, daemon          thread:exit  name, duration_ns
 
-Threads that C code starts are not seen (their events are, under their native ids).
+Threads that C code starts are not seen (events that they record are, under their native ids).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _wrap(run: Callable[..., Any]) -> Callable[..., Any]:
     return bootstrap
 
 
-# The innermost of what a Thread does in its own thread: `run` may be overridden or replaced by the program.
+# The innermost method of Thread that runs in the thread and that programs do not override, as they do `run`.
 _patch: Final = Patch(threading.Thread, "_bootstrap_inner", _wrap)
 start: Final = _patch.start
 stop: Final = _patch.stop

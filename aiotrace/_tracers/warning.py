@@ -2,8 +2,8 @@
 
 warning:shown  category, message, site (file:line)
 
-What is wrapped is what calls `warnings.showwarning`: were that one another, Python would not give it the object that
-the warning is about, and leave out where it was allocated.
+The function that calls `warnings.showwarning` is wrapped: if `showwarning` itself were replaced, Python would not pass
+it the object that the warning is about, and would not show where that was allocated.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ def test_filters_are_asked_also_of_what_the_watcher_notices() -> None:
 
 
 @needs_c
-def test_a_recording_without_a_writer_to_spare_is_told_by_the_clerk() -> None:
+def test_a_recording_without_a_free_slot_is_written_by_the_sampler() -> None:
     with watched(pages=4) as (recording, stalls):
         assert len(recording.statistics().writers) == 1
         id = asyncio.run(stall_in_task(block))
