@@ -1,11 +1,11 @@
-"""Definitions: what must be known to decode a page, in the order in which it was made.
+"""Definitions: what a reader needs to decode a page, in the order in which they were made.
 
     definitions[0] definitions[1] ... definitions[n-1]          append-only, one table for the process
                                       ^ a page says how many of them it needs
 
-The law: **a page decodes alone, given the definitions that precede it** (law 8). So a stream sends definitions
-before the page that needs them, and a reconnecting sink sends all of them again. The table is bounded: what no
-longer fits is refused and counted, and never raises into the program.
+**A page decodes alone, given the definitions that precede it.** So a stream sends definitions before the page that
+needs them, and a sink that reconnects sends all of them again. The table is bounded: what no longer fits is refused
+and counted, and never raises into the program.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Final, overload
 from .._base.frozen import frozen
 
 SYMBOL_BASE: Final = 0xFFFF_8000_0000_1000
-"""Key of the first interned string. It looks like a kernel address, because trace-cmd looks a `const char *`
-up by address in its printk formats; keys are 16 apart."""
+"""Key of the first interned string. It looks like a kernel address, because trace-cmd looks up a `const char *`
+by address in its printk formats. Keys are 16 apart."""
 SYMBOL_STEP: Final = 16
 SYMBOLS_MAX: Final = 65536
 COMMANDS_MAX: Final = 65536
-"""Names of threads and tasks kept, per process."""
+"""Names of threads and tasks that are kept, per process."""
 FUNCTION_BASE: Final = 0x5000_0000_0000
 """Address of the first function: far from the keys of symbols, and from any real address that a trace may hold."""
 FUNCTIONS_MAX: Final = 65536
@@ -52,7 +52,7 @@ class SymbolDefinition:
 
 @frozen
 class CommandDefinition:
-    """The name of a thread or task, as of now; a later one for the same pid replaces it."""
+    """The name of a thread or task; a later one for the same pid replaces it."""
 
     pid: int
     name: str
@@ -81,7 +81,7 @@ class Definitions(Sequence[Definition]):
     def __init__(self) -> None:
         self._items: list[Definition] = []
         self.symbols: dict[str, int] = {}
-        """Keys by text: read by the C twin, written by `intern` alone."""
+        """Keys by text. Read by C too; only `intern` writes it."""
         self._commands: dict[int, str] = {}
         self._functions: dict[tuple[CodeType, str, str], int] = {}
         """Addresses by code, file and qualified name: code alone equals the same lines of another file or class."""
@@ -98,14 +98,14 @@ class Definitions(Sequence[Definition]):
             tell()
 
     def follow(self, tell: Callable[[], object]) -> None:
-        """From now on, and once at once, call this after each definition that was added, before anybody can use it:
-        for arenas that outlive the program. Called from any thread; must not raise."""
+        """Call `tell` now and after every added definition, before anything can use that: for arenas that outlive the
+        program. It is called from any thread, and must not raise."""
         with self._lock:
             self._followers = (*self._followers, tell)
         tell()
 
     def unfollow(self, tell: Callable[[], object]) -> None:
-        """Call it no more."""
+        """Stop calling `tell`."""
         with self._lock:
             self._followers = tuple(other for other in self._followers if other != tell)
 
@@ -126,7 +126,7 @@ class Definitions(Sequence[Definition]):
         return key
 
     def name_command(self, pid: int, name: str) -> None:
-        """Say what a pid is called; without effect if it is called so already."""
+        """Define the name of a pid; does nothing if it has that name already."""
         if self._commands.get(pid) == name:
             return
         with self._lock:
@@ -139,7 +139,7 @@ class Definitions(Sequence[Definition]):
     def locate(self, code: CodeType, line: int | None) -> int:
         """The address of a line of a function; 0 when the table is full (counted in `refused`).
 
-        The table keeps the code objects alive, so that none gets another's address.
+        The table keeps the code objects alive, so that no two of them get the same address.
         """
         key = (code, code.co_filename, code.co_qualname)
         base = self._functions.get(key)

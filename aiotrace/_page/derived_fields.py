@@ -1,12 +1,12 @@
-"""Derived fields: what a filter may ask of an event beside what its record holds.
+"""Derived fields: values for filters that are computed from an event's fields and time.
 
-    task:step   delay_ns   from ready to running: how long the task waited for its turn; on trio nobody knows
+    task:step   delay_ns   from ready to running: how long the task waited for its turn; unknown on trio
 
-They are in no record and cost no event anything: they are worked out where a filter looks at an event's fields, from
-these and the time, while the program runs (`-f`, `-R`) and when a trace is read (`report -F`). Where a value cannot be
-told the event has no such field, and a filter that asks for it does not choose the event.
+They are not in records and cost nothing per event. They are computed when a filter is evaluated, while the program runs
+(`-f`, `-R`) and when a trace is read (`report -F`). If a value is unknown the event does not have the field, and a
+filter that uses it does not match.
 
-A filter in the program looks just before the record gets its time, so what is read later is some microseconds more.
+A filter in the program is evaluated just before the record gets its time, so a reader computes some microseconds more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Final
 __all__ = ["ALL", "DERIVED", "with_derived"]
 
 Derive = Callable[[Mapping[str, Any], int], int | None]
-"""From an event's fields and its time in nanoseconds; None: it cannot be told."""
+"""Computes a value from an event's fields and its time in nanoseconds; None: unknown."""
 
 
 def _delay(fields: Mapping[str, Any], time_ns: int) -> int | None:
@@ -29,12 +29,12 @@ def _delay(fields: Mapping[str, Any], time_ns: int) -> int | None:
 
 
 DERIVED: Final[Mapping[str, Mapping[str, Derive]]] = {"task:step": {"delay_ns": _delay}}
-"""For each event ("system:event") that has any, their names."""
+"""The derived fields of each event ("system:event") that has any."""
 ALL: Final = frozenset(name for fields in DERIVED.values() for name in fields)
 
 
 def with_derived(event: str, fields: Mapping[str, Any], time_ns: int) -> Mapping[str, Any]:
-    """An event's fields and what is derived from them; a field of the record comes before one that is derived."""
+    """An event's fields and those derived from them; a field of the record takes precedence."""
     derived = DERIVED.get(event)
     if derived is None:
         return fields

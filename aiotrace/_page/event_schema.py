@@ -5,10 +5,10 @@
                                                                                +-- __data_loc ----------+
 
 Fields are naturally aligned, in the order in which they were given. A `str` or `bytes` field is a `__data_loc`
-(u32: offset from the beginning of the payload | length << 16); its bytes stand at the end, a str's with the NUL that
-trace-cmd needs. The text is the syntax of /sys/kernel/tracing/events/*/*/format.
+(u32: offset from the beginning of the payload | length << 16); its bytes are at the end, those of a str with the NUL
+that trace-cmd needs. The text has the syntax of /sys/kernel/tracing/events/*/*/format.
 
-The law: **a payload is made whole before anything is reserved on a page**: every conversion that can run foreign code
+**A payload is complete before anything is reserved on a page.** Every conversion that can run the program's code
 (`__index__`, `__float__`) or fail is done by then, so a record is never partial.
 """
 
@@ -23,7 +23,7 @@ from .._base.frozen import frozen
 from . import layout as L
 
 FIXED_MAX: Final = 3072
-"""Bytes of fixed fields that an event may have, so that every event fits on the smallest page."""
+"""The most bytes of fixed fields of an event, so that every event fits on the smallest page."""
 
 ELLIPSIS: Final = "…".encode()
 
@@ -39,16 +39,16 @@ class Type:
     c_name: str
     signed: bool
     print_format: str
-    """printf's; libtraceevent garbles every field after a `%f`, so floats show their bits."""
+    """As in printf. libtraceevent garbles every field after a `%f`, so floats show their bits."""
     print_argument: str = "REC->{0}"
     alignment: int = 0
     """Bytes; 0: its size."""
     suffix: str = ""
-    """What follows the name where it is declared in C."""
+    """What follows the name in a C declaration."""
 
 
 FieldType = str | type | Type
-"""A name of `TYPES`; int, float, bool, str, bytes; or, of our own events, a type that is in no table."""
+"""A name of `TYPES`; int, float, bool, str, bytes; or, for aiotrace's own events, a type that is not in `TYPES`."""
 
 TYPES: Final[dict[str, Type]] = {
     type.name: type
@@ -74,7 +74,7 @@ TYPES: Final[dict[str, Type]] = {
 }  # fmt: skip
 
 COMM: Final = Type("comm", "16s", 16, "char", False, "%s", alignment=1, suffix="[16]")
-"""The kernel's name of a task: a str, cut to 15 bytes. For what its tools know by its fields alone."""
+"""The kernel's type of a task name: a str, cut to 15 bytes. For events whose fields the kernel's tools expect."""
 
 _PYTHON_TYPES: Final[dict[type, str]] = {int: "s64", float: "f64", bool: "bool", str: "str", bytes: "bytes"}
 
@@ -91,7 +91,7 @@ _COMMON: Final = """\
 
 @frozen
 class Field:
-    """A field at its place."""
+    """A field and its offset."""
 
     name: str
     type: Type
@@ -111,7 +111,7 @@ class Schema:
         print_format: What follows "print fmt: " in the format; None: all fields as name=value.
 
     Raises:
-        DefinitionError: A name that is no identifier or is reserved, an unknown type, too many fields.
+        DefinitionError: A name is not an identifier or is reserved, a type is unknown, or there are too many fields.
     """
 
     def __init__(self, name: str, fields: Mapping[str, FieldType], print_format: str | None = None) -> None:
@@ -120,11 +120,11 @@ class Schema:
         self.system, self.event = _split_name(name)
         self.types = {field: _get_type(name, field, type) for field, type in fields.items()}
         self.fields = _lay_out(name, self.types)
-        # The alignment is ours to state, as "=" and "<" have none: `x` for each byte that is skipped.
+        # "=" and "<" do not align: there is an `x` for each skipped byte.
         self._struct = struct.Struct(L.BYTE_ORDER + "HBBi" + _with_padding(self.fields))
         self.fixed_size = self._struct.size
         self.pack: Callable[..., bytes] | None = self._struct.pack if _is_plain(self.fields) else None
-        """For events of numbers alone, all there is to do: pack(id, 0, 0, pid, *arguments). It raises anything."""
+        """For events with numbers only: pack(id, 0, 0, pid, *arguments). May raise any exception."""
         self._special = [
             (index, field.type.name) for index, field in enumerate(self.fields) if field.type.name in _SPECIAL
         ]
@@ -136,7 +136,7 @@ class Schema:
         """Positional and keyword arguments as one tuple, in the order of the fields.
 
         Raises:
-            WrongValueError: One is missing, unknown or given twice.
+            WrongValueError: A field has no value or two, or a keyword is unknown.
         """
         rest = self._names[len(arguments) :]
         try:
@@ -164,7 +164,7 @@ class Schema:
             id: common_type.
             pid: common_pid.
             arguments: One for each field, in order.
-            intern: Gives the key of a symbol.
+            intern: Returns the key of a symbol.
             limit: Bytes; strings are cut so that the payload is no longer (and `FLAG_CUT` is set).
 
         Raises:
@@ -284,10 +284,10 @@ def _get_type(event: str, field: str, type: FieldType) -> Type:
     if not _is_identifier(field) or len(field) > 100:
         raise DefinitionError(f"{event}: field {field!r} is not an identifier ([A-Za-z_][A-Za-z0-9_]*, at most 100)")
     if field.startswith("common_"):
-        raise DefinitionError(f"{event}: field {field!r}: names that begin with common_ are the record's own")
+        raise DefinitionError(f"{event}: field {field!r}: names that begin with common_ are reserved")
     if isinstance(type, Type):
         return type
-    # By identity: whatever stands here by mistake need not be hashable.
+    # By identity: a wrong value need not be hashable.
     name = type if isinstance(type, str) else next((n for python, n in _PYTHON_TYPES.items() if type is python), None)
     if name not in TYPES:
         known = " ".join((*TYPES, *(python.__name__ for python in (int, float))))
@@ -341,13 +341,13 @@ def _cut_one(text: bytes, kind: str, keep: int) -> bytes:
     end = keep - len(ELLIPSIS) - 1
     if end < 0:
         return b"\0"[:keep]
-    while end and text[end] & 0xC0 == 0x80:  # not in the middle of a character
+    while end and text[end] & 0xC0 == 0x80:  # not within a character
         end -= 1
     return text[:end] + ELLIPSIS + b"\0"
 
 
 def _show(value: object) -> str:
-    """A value for a message: short, whatever its repr does."""
+    """A value for a message: short, even if its repr fails."""
     try:
         text = repr(value)
     except Exception:

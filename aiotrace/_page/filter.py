@@ -10,12 +10,11 @@ r"""Filters over an event's fields: `status >= 500 && (path ~ "/api/*" || !cache
     ~   !~                    a string and a glob
     &                         a number has one of these bits
 
-As in the kernel's filter files. An event without a field that is asked for, or with one of another kind (a string
-where a number is compared), is not chosen: neither by a test nor by its opposite; `!` before a group turns the
-group's answer.
+As in the kernel's filter files. If an event does not have the field of a test, or has it with another kind of value (a
+string for a number), the test is false, and so is its opposite; `!` before a group negates the result of the group.
 
-This module knows no event: values come as a dict, and names that begin with `common_` or are `pid`, `cpu`, `comm`
-come from the event where the caller gives one.
+This module knows no event: values come as a dict. `pid`, `cpu`, `comm` and `common_pid` come from the event, if the
+caller passes one and no field has that name.
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ __all__ = ["Filter", "compile_filter"]
 LENGTH_MAX: Final = 10_000
 """Characters of a filter."""
 NUMBER_MAX: Final = 100
-"""Characters of a number: Python reads no more than 4300 digits."""
+"""Characters of a number: Python itself refuses more than 4300 digits."""
 DEPTH_MAX: Final = 50
 
 
 class HasTask(Protocol):
-    """What a filter may ask of the event itself."""
+    """What a filter may read of the event itself."""
 
     @property
     def pid(self) -> int: ...
@@ -59,7 +58,7 @@ class Filter:
     def __init__(self, text: str, test: Test, fields: frozenset[str]) -> None:
         self.text = text
         self.fields = fields
-        """The names that it asks for."""
+        """The names that it uses."""
         self._test = test
 
     def __call__(self, fields: Mapping[str, Any], event: HasTask | None = None) -> bool:
@@ -72,10 +71,10 @@ class Filter:
 def compile_filter(text: str) -> Filter:
     """
     Raises:
-        ConfigurationError: It is no filter; the message says where and what was expected.
+        ConfigurationError: The text is not a filter; the message says where, and what was expected.
     """
     if len(text) > LENGTH_MAX:
-        raise ConfigurationError(f"a filter of {len(text)} characters; at most {LENGTH_MAX} are read")
+        raise ConfigurationError(f"a filter of {len(text)} characters; at most {LENGTH_MAX} are allowed")
     parser = _Parser(text)
     test = parser.alternatives()
     if parser.kind:
@@ -111,11 +110,11 @@ _OF_EVENT: Final[dict[str, Callable[[HasTask], Any]]] = {
     "common_pid": lambda event: event.pid,
 }
 OF_EVENT: Final = frozenset(_OF_EVENT)
-"""Names that every event has, whatever its fields are."""
+"""Names that can be used with every event."""
 
 
 class _Parser:
-    """One token ahead; each method takes what its name says and returns a test."""
+    """A parser with one token of look-ahead; each method parses what its name says and returns a test."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -218,7 +217,7 @@ def _number(word: str) -> int | float:
 
 
 def _getter(name: str) -> Callable[[Mapping[str, Any], HasTask | None], Any]:
-    """A field of that name comes before what the event itself says."""
+    """Reads a field, or an attribute of the event if there is no such field."""
     of_event = _OF_EVENT.get(name)
     if of_event is None:
         return lambda fields, event: fields.get(name)

@@ -5,9 +5,9 @@
     funcgraph_entry  11    func, depth                                 the same, and
     funcgraph_exit   10    func, depth, overrun, calltime, rettime     it returns
 
-Ids, fields and places are those of Linux 6 (kernel/trace/trace_entries.h), because trace-cmd's plugins ask for them.
-A caller or func is an address of `_definitions.FunctionDefinition`. No stream defines these events: our readers know
-them, and a trace.dat has them in a section of their own. Sans-IO: who writes them stands elsewhere.
+Ids, fields and offsets are those of Linux 6 (kernel/trace/trace_entries.h), because trace-cmd's plugins expect them. A
+caller or func is an address of a `FunctionDefinition`. Streams do not define these events: aiotrace's readers know
+them, and a trace.dat has them in a section of its own. Sans-IO.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .definitions import EventDefinition
 
 SYSTEM: Final = "ftrace"
 STACK_MAX: Final = 64
-"""Callers in a stack trace, so that one fits on the smallest page; those beyond are left out."""
+"""The most callers in a stack trace, so that one fits on the smallest page; the outermost are left out."""
 
 _COMMON_FIELDS: Final = (
     ("unsigned short common_type", 0, 2, 0),

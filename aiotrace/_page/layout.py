@@ -1,8 +1,8 @@
-"""Where everything lies: the numbers of the page, the record, the descriptor and the arena.
+"""Layout: the numbers of the page, the record, the descriptor and the arena.
 
-Nothing here computes; every other module (and the C twin) takes its numbers from this page. The page
-and the record are the Linux ring buffer's: `/sys/kernel/tracing/events/header_page` and `header_event`
-state the same on any Linux, and include/linux/ring_buffer.h names the kinds.
+Constants only; every other module and the C code take their numbers from here. Pages and records are those of the Linux
+ring buffer: `/sys/kernel/tracing/events/header_page` and `header_event` describe them on any Linux, and
+include/linux/ring_buffer.h names the kinds of records.
 
     arena       header (4 KiB) | descriptors (128 bytes a page) | definitions | page 0 | page 1 | ...
     page        u64 timestamp | u64 commit and flags | records ... | (8 bytes kept free for a lost count)
@@ -26,7 +26,7 @@ COMMIT_MASK: Final = (1 << 20) - 1
 COMMIT_MISSED_EVENTS: Final = 1 << 31
 """In `commit`: events are missing before this page (kernel: RB_MISSED_EVENTS)."""
 COMMIT_MISSED_STORED: Final = 1 << 30
-"""In `commit`: their count stands as a u64 after the records (kernel: RB_MISSED_STORED)."""
+"""In `commit`: their number follows the records, as a u64 (kernel: RB_MISSED_STORED)."""
 LOST_COUNT_SIZE: Final = 8
 """Bytes that a writer leaves free at the end of each page, so that a count always fits."""
 
@@ -36,8 +36,8 @@ PAGE_SIZE_DEFAULT: Final = 65536
 """Bytes. A power of two from 4 KiB to 1 MiB; trace-cmd and KernelShark read 64 KiB pages."""
 
 BLOCK: Final = 4096
-"""Bytes of a block of a file. A page's last one is filled with zeros where it is written: the block is taken anyway,
-and a part of one costs twice the time."""
+"""Bytes of a block of a file. The last block of a page is written whole, filled up with zeros: it is allocated anyway,
+and writing a part of one takes twice the time."""
 
 # --- record -------------------------------------------------------------------------------------
 
@@ -75,24 +75,24 @@ WRITER: Final = 1
 SEQUENCE: Final = 2
 """Number of the page in its writer's stream."""
 FIRST_EVENT: Final = 3
-"""Number of its first event among all that its writer was asked to write, refused ones included:
-a gap between two pages is a loss, whatever its cause."""
+"""Number of its first event among all that its writer was called with, including refused ones: a gap between two pages
+is a loss, whatever its cause."""
 EVENTS: Final = 4
-"""Events on the page: set when it is sealed."""
+"""Events on the page; set when it is sealed."""
 COMMITTED: Final = 5
-"""Bytes of records: set when it is sealed (while it fills, the page's own commit word says it)."""
+"""Bytes of records; set when it is sealed (before that, the page's commit word has them)."""
 LAST_TIME: Final = 6
-"""Nanoseconds: time of its last event, set when it is sealed."""
+"""Nanoseconds: time of its last event; set when it is sealed."""
 DEFINITIONS: Final = 7
-"""How many definitions must be known to decode it: set when it is sealed."""
+"""Number of definitions that are needed to decode it; set when it is sealed."""
 HOLDERS: Final = 8
-"""Deliveries of it, whole or in part, that are not acknowledged yet."""
+"""Sinks that hold it or parts of it, once for each part that is not acknowledged yet."""
 DELIVERED: Final = 9
 """Events at its beginning that at least one sink has acknowledged."""
 TAKES: Final = 10
 """How often it was taken from the pool: 0 means that its memory was never touched."""
 CHECK: Final = 11
-"""crc32 of WRITER, SEQUENCE and FIRST_EVENT, set when it is taken: whoever restores it can believe them."""
+"""crc32 of WRITER, SEQUENCE and FIRST_EVENT; set when it is taken, so that a restore can trust them."""
 
 FREE: Final = 0
 FILLING: Final = 1
@@ -110,18 +110,18 @@ ARENA_HEADER_SIZE: Final = 4096
 ARENA_ALIGNMENT: Final = 4096
 """Bytes: the descriptors and the definitions begin at a multiple of this, the pages at one of their size."""
 ARENA_USED: Final = 512
-"""Offset of a u64: bytes of definitions that are whole. The header's words that change begin here, without a crc."""
+"""Offset of a u64: bytes of complete definitions. The words that change begin here; no crc covers them."""
 ARENA_REFUSED: Final = 520
 """Offset of a u64: definitions for which there was no room."""
 ARENA_READER: Final = 528
-"""Offset of a u64: 0 nobody yet, 1 another process reads the arena, 2 it cannot (`_handover`)."""
+"""Offset of a u64: 0 no reader yet, 1 another process reads the arena, 2 it refused (`_arena/handover.py`)."""
 ARENA_CLOSED: Final = 536
-"""Offset of a u64: how many accounts of writers follow it; 0 until a recording that another process reads has ended as
-it should. Each account is three u64: events written, dropped, overrun."""
+"""Offset of a u64: the number of writers' accounts that follow; 0 until a recording that another process reads has
+closed properly. Each account is three u64: events written, dropped, overrun."""
 ARENA_ASKED: Final = 3072
-"""Offset of two u64: how many snapshots the program has asked its recorder for, and how many of these the recorder has
-answered (`_asked`)."""
+"""Offset of two u64: the snapshots that the program has requested of its recorder, and how many of these the recorder
+has answered (`_launcher/snapshot_requests.py`)."""
 ARENA_REQUEST: Final = 3088
-"""Offset of the request: u64 when (CLOCK_MONOTONIC, in nanoseconds), u64 nanoseconds of look-forward, the cause."""
+"""Offset of the request: u64 time (CLOCK_MONOTONIC, nanoseconds), u64 nanoseconds to record after it, the cause."""
 ARENA_CAUSE_SIZE: Final = 128
 """Bytes of the cause: UTF-8, padded with NULs."""

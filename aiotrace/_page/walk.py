@@ -2,12 +2,12 @@
 
     data[start:end]  --walk-->  (timestamp, id, pid, start of the payload, its length), ...
 
-`_page.walk` says what a record is, in fewer words; here each costs as little as it can, in C (`Walk` in records.c) or
-in Python. What a reader did not ask for is passed over by its id, pid and time.
+Written for speed, in C (`_csrc/decode/walk.c`) and in pure Python. Records that the caller did not select are skipped
+by id, pid and time. tests/support/page_oracle.py has a short implementation for comparison.
 
-The laws: **nothing outside of the data is read**, whatever the data says. **Who takes records keeps what came before
-damage**, and the next one who asks is told of it. Times are signed 64 bits, and what is beyond that wraps around: the
-twins agree on any bytes.
+Held by tests/page/test_walk.py: **nothing outside of the data is read**, whatever the data says; **the records before
+damage are returned**, and the next call reports the damage. Times are signed 64 bits and wrap around: C and Python
+agree on any bytes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from . import layout as L
 __all__ = ["ALL", "Found", "PythonWalk", "RecordFilter", "Walk", "new_totals", "tally", "walk"]
 
 Found = tuple[int, int, int, int, int]
-"""(timestamp, id, pid, start of the payload, its length)."""
+"""(timestamp, id, pid, start of the payload, length of the payload)."""
 
 TIME_MIN: Final = -(1 << 63)
 TIME_MAX: Final = (1 << 63) - 1
@@ -42,10 +42,10 @@ class Walk(Protocol):
 
 
 class RecordFilter:
-    """Which records are worth more than being passed over.
+    """Which records a walk returns.
 
     Args:
-        ids, pids: The chosen ones; None: all.
+        ids, pids: Those to return; None: all.
         start_ns: The first time, included.
         end_ns: The last time, included.
     """
@@ -80,16 +80,16 @@ def walk(
     byte_order: str = L.BYTE_ORDER,
     select: RecordFilter = ALL,
 ) -> Walk:
-    """The chosen events among the records in `data[start:end]`; it holds the buffer while it lives.
+    """The selected events among the records in `data[start:end]`. The iterator keeps the buffer alive.
 
     Args:
-        timestamp: Nanoseconds: the page's own, from which the first delta counts.
+        timestamp: Nanoseconds: of the page, from which the first delta counts.
         start: Bytes; a multiple of 4.
-        offset: Nanoseconds, added to every timestamp before it is compared with the selection.
-        byte_order: "<" or ">", of the data.
+        offset: Nanoseconds, added to every timestamp before it is compared with the filter.
+        byte_order: Of the data, "<" or ">".
 
-    The iterator raises TraceFormatError, with the offset in `data`, where a record cannot be. What came before it is
-    right as far as structure can tell.
+    The iterator raises TraceFormatError, with the offset in `data`, at an invalid record. The records before it are
+    valid as far as their structure shows.
     """
     make: Callable[..., Walk] = PythonWalk if c_module is None else c_module.Walk
     timestamp &= (1 << 64) - 1
@@ -103,7 +103,7 @@ def _wrapped(time: int) -> int:
 
 
 def _bits(ids: Iterable[int]) -> bytes:
-    """A bit for each id that may be."""
+    """One bit for each possible id."""
     bits = bytearray(IDS // 8)
     for id in ids:
         bits[id >> 3] |= 1 << (id & 7)
@@ -111,7 +111,7 @@ def _bits(ids: Iterable[int]) -> bytes:
 
 
 class PythonWalk:
-    """The twin of the C module's Walk."""
+    """The pure-Python implementation."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class PythonWalk:
         self.data = data
         self.byte_order = ">" if big else "<"
         self.damage: TraceFormatError | None = None
-        """What the walk stopped in front of."""
+        """The damage at which the walk stopped."""
         self._records = self._walk(timestamp, start, end, offset, big, ids, pids, first, last)
 
     def __iter__(self) -> Iterator[Found]:
@@ -147,7 +147,7 @@ class PythonWalk:
             raise
 
     def until_damage(self) -> Iterator[Found]:
-        """The records in front of damage."""
+        """The records before the first damage."""
         try:
             yield from self._records
         except TraceFormatError as error:
@@ -173,7 +173,8 @@ class PythonWalk:
         time = _wrapped(timestamp + offset)
         while position < limit:
             word = words[position]
-            # The kernel's bit fields begin at the high end where bytes do.
+
+            # The size of the record. The kernel's bit fields begin at the high end on big-endian machines.
             kind, delta = (word >> 27, word & L.TIME_DELTA_MAX) if big else (word & 31, word >> 5)
             if 0 < kind <= L.TYPE_DATA_MAX:
                 body, next_position = position + 1, position + 1 + kind
@@ -205,6 +206,7 @@ class PythonWalk:
             if next_position > limit or body + 2 > next_position:
                 size, left = (next_position - body) * 4, (limit - body) * 4
                 raise TraceFormatError(f"a record of {size} bytes where {left} are left", offset=position * 4)
+
             time += delta
             if time > TIME_MAX:
                 time = _wrapped(time)
@@ -213,6 +215,7 @@ class PythonWalk:
             pid = words[body + 1]
             if pid >= 0x80000000:
                 pid -= 0x100000000
+
             if (
                 (ids is None or ids[id >> 3] >> (id & 7) & 1)
                 and (pids is None or pid in pids)
@@ -226,12 +229,12 @@ class PythonWalk:
 
 
 def new_totals() -> array[int]:
-    """A place for counts: `totals[2 * id]` events with `totals[2 * id + 1]` bytes of payload, for every id."""
+    """An array of counts: `totals[2 * id]` events with `totals[2 * id + 1]` bytes of payload, for every id."""
     return array("Q", bytes(2 * 8 * IDS))
 
 
 def tally(walk: Walk, totals: array[int]) -> tuple[int, int, int, int]:
-    """Add up all records in front of damage: call `next(walk, None)` to be told of it.
+    """Add up all records before the first damage; `next(walk, None)` raises that afterwards.
 
     Returns:
         (events, bytes of their payloads, time of the first, time of the last).

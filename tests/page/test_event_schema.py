@@ -77,7 +77,7 @@ def test_a_name_that_is_none_is_refused(name: Any, message: str) -> None:
         ({"a b": "u8"}, "'a b' is not an identifier"),
         ({"x;": "u8"}, "'x;' is not an identifier"),
         ({"a" * 101: "u8"}, "at most 100"),
-        ({"common_type": "u8"}, "names that begin with common_ are the record's own"),
+        ({"common_type": "u8"}, "names that begin with common_ are reserved"),
         ({"x": "int"}, "unknown type 'int'; known: u8 .* symbol int float"),
         ({"x": list}, "unknown type <class 'list'>"),
         ({"x": ["u8"]}, "unknown type \\['u8'\\]"),
