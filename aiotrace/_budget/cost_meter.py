@@ -373,7 +373,7 @@ def _hook_calls() -> tuple[int, int, int]:
     """Hook calls so far: for functions, for steps on asyncio and uvloop, for steps on trio."""
     if c_module is None:
         return 0, 0, 0
-    return (c_module.function_hook_calls() if ON_3_11 else 0, *c_module.task_hook_calls())
+    return (c_module.function_hooked() if ON_3_11 else 0, *c_module.task_hooked())
 
 
 class _Steps:
