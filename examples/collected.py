@@ -3,8 +3,8 @@
     python examples/collected.py
 
 The collector receives two streams on a Unix socket and keeps a trace.dat of each. The programs write orders as fast as
-they can, faster than they are brought to the disk; where no page is free, an order is dropped, and the ledger counts
-it. In the end each program's ledger is compared with the orders that its trace holds.
+they can, faster than the disk stores them; when no page is free, an order is dropped, and the ledger counts it.
+At the end each program's ledger is compared with the orders that its trace holds.
 """
 
 from __future__ import annotations

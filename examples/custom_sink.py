@@ -1,8 +1,8 @@
-"""A sink of one's own: an async function that is given pages and acknowledges them.
+"""A custom sink: an async callable that receives pages and acknowledges them.
 
     python examples/custom_sink.py
 
-Until a page is acknowledged its memory is the sink's to read; then the recording uses it again.
+The sink may read a page's memory until it acknowledges the page; then the recording reuses it.
 """
 
 from __future__ import annotations

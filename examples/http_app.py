@@ -1,6 +1,6 @@
-"""What the two example services have in common: their events, and how a request is answered. Knows no socket.
+"""What the two example services have in common: their events, and how a request is answered. No sockets.
 
-The events are defined once, at import; calling one costs next to nothing until somebody records.
+The events are defined once, at import; calling one costs next to nothing while nothing is recording.
 """
 
 from __future__ import annotations

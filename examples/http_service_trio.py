@@ -4,7 +4,7 @@
     python examples/load.py --port 8080 --requests 1000
     trace-cmd report trace.dat
 
-It listens on the loopback interface only, and ends after so many requests.
+It listens on the loopback interface only, and ends after --requests requests.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ async def _read_head(stream: trio.SocketStream, buffer: bytearray) -> bytes:
 async def serve(
     trace: str, port: int, requests: int, *, task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED
 ) -> aiotrace.Statistics:
-    """Answer so many requests, traced into the file `trace`; `task_status` is told the port."""
+    """Answer `requests` requests, traced into the file `trace`; reports the port through `task_status`."""
     async with aiotrace.record(FileSink(trace)) as recording, trio.open_nursery() as nursery:
         service = Service(requests)
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", help="the file to write; it must not exist")
     parser.add_argument("--port", type=int, default=8080, help="default: %(default)s")
-    parser.add_argument("--requests", type=int, default=1000, help="end after so many; default: %(default)s")
+    parser.add_argument("--requests", type=int, default=1000, help="end after N requests; default: %(default)s")
     arguments = parser.parse_args()
     print(trio.run(serve, arguments.trace, arguments.port, arguments.requests))
 

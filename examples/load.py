@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Iterator
 
 PATHS = (("/", 200), ("/users/42", 200), ("/users/ada", 200), ("/nowhere", 404))
-"""What is asked for, in turn, and the status that must come back."""
+"""The paths to request in turn, and the status that each must return."""
 
 
 class Load:
-    """So many requests over so many connections."""
+    """A number of requests over a number of connections."""
 
     def __init__(self, port: int, requests: int) -> None:
         self._port = port

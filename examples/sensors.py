@@ -3,7 +3,7 @@
     python examples/sensors.py
 
 The same readings are written twice. A plain call, `reading(...)`, never waits: when the sink has all the pages, the
-reading is dropped and counted. `await reading.send(...)` waits until a page comes home: nothing is lost, and the
+reading is dropped and counted. `await reading.send(...)` waits for a free page: nothing is lost, and the
 sensors run as fast as the sink does.
 """
 

@@ -2,8 +2,8 @@
 
     python examples/slow_sink.py trace.dat
 
-The viewer is attached with on_full="skip": pages that come while it is full go past it, are counted, and the next
-page that it does get tells it how many events it missed. The file is not slower for it, nor is the program.
+The viewer is attached with on_full="skip": pages that arrive while it is full are skipped and counted, and the next
+page that it receives states how many events it missed. The file is not slower for it, nor is the program.
 """
 
 from __future__ import annotations

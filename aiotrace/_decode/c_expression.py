@@ -3,10 +3,11 @@
     "dev %d op %s", REC->dev >> 20, __print_symbolic(REC->op, {0, "READ"})
      `- text        `- arguments: values -> number, text, tuple, ...
 
-The law: **the text is hostile**. There is no loop in the language and nesting is limited, so that a record costs time
-in proportion to the text. What is beyond us (a function that we do not know, a statement) is refused, never guessed.
+The text is untrusted: the language has no loops and nesting is limited, so that a record costs time
+in proportion to the text. What is not supported (an unknown function, a statement) is refused,
+never guessed.
 
-This module knows no conversion of printf, no function's name and no page.
+This module knows nothing of printf conversions, names of functions, or pages.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .event_format import EventFormat, FieldKind, FormatField, Value
 __all__ = ["Expression", "PrintFormat", "Values", "parse_print_format"]
 
 DEPTH_MAX: Final = 60
-"""Nesting of an expression."""
+"""Levels of nesting in an expression."""
 
 Values = Mapping[str, Value]
 Expression = Callable[[Values], Any]
@@ -45,7 +46,7 @@ def parse_print_format(format: EventFormat, long_size: int) -> PrintFormat:
         long_size: Bytes of a C `long`.
 
     Raises:
-        TraceFormatError: The print fmt is none, or more than is known here.
+        TraceFormatError: The print fmt is not valid, or uses something that is not supported.
         RecursionError: It is nested too deeply for the stack that is left.
     """
     return _Parser(format, long_size).parse()
@@ -167,7 +168,7 @@ class _Parser:
             operand = self._unary()
             return lambda values: int(not operand(values))
         if self._accept("+") or self._accept("&") or self._accept("*"):
-            return self._unary()  # a pointer to an array stands for the array
+            return self._unary()  # a pointer to an array is treated as the array
         if self._peek() == ("op", "(") and (cast := self._cast()) is not None:
             operand = self._unary()
             return lambda values: cast(operand(values))
@@ -400,7 +401,7 @@ class _Parser:
         self._expect(",")
         count = self._ternary()
         self._expect(",")
-        self._ternary()  # the size of an element, which the field says too
+        self._ternary()  # the size of an element, which the field has too
 
         def array(values: Values) -> str:
             items = data(values)

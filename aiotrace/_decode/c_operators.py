@@ -1,7 +1,7 @@
-"""What C's operators, and the kernel's print helpers, make of a field's values.
+"""C's operators and the kernel's print helpers, applied to values of fields.
 
-The law: **every number is cut to 64 bits**, so that no expression grows. What C leaves undefined raises an
-ArithmeticError or a LookupError; whoever prints shows the fields instead. This module knows no text of a print fmt.
+Every number is cut to 64 bits, so that no expression grows. What C leaves undefined raises an ArithmeticError or a
+LookupError; the caller then prints the fields instead.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-r"""The text of a print fmt as tokens of C, and what a literal stands for.
+r"""The text of a print fmt as tokens of C, and the values of literals.
 
     "dev %d", REC->dev >> 20  -->  string  op ,  name REC  op ->  name dev  op >>  number 20
 
-The law: **the text is hostile**, so its length is limited, and a character that begins no token ends the reading.
-This module knows no grammar.
+The text is untrusted: its length is limited, and a character that begins no token is an error. This module knows no
+grammar.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .._base.errors import TraceFormatError
 __all__ = ["split_tokens", "unquoted"]
 
 TEXT_MAX: Final = 1 << 16
-"""Characters of a print fmt that is interpreted; the longest of Linux 6.18 has 14,000."""
+"""Characters of the longest print fmt that is interpreted; the longest of Linux 6.18 has 14,000."""
 
 _TOKEN: Final = re.compile(
     r"""\s*(?:

@@ -1,4 +1,4 @@
-"""A page as columns: one array for each thing that its events have, instead of one object for each event.
+"""A page as columns: one array for each property of its events, instead of one object for each event.
 
     columns.timestamp  s64 ns  ----+---- one row for each record of the page
     columns.id         u16         |
@@ -6,13 +6,13 @@
     columns.writer     one for the page
     columns.events["http:request_done"].row                 u32: which of those rows are this event's
                                        ["latency_ns"]       u64, one for each of them
-                                       ["path"]             Texts: the strings stay on the page until one is asked for
+                                       ["path"]             Texts: strings stay on the page until one is read
 
-Columns are memoryviews with a type: numpy takes one without copying (`numpy.asarray(columns.timestamp)`), and nothing
-here needs it. A page is read in one go by `ColumnPlan.decode` in columns.c, or by its twin below.
+Columns are typed memoryviews, which numpy accepts without copying (`numpy.asarray(columns.timestamp)`); numpy is not
+required. A page is decoded in one call by `ColumnPlan.decode` in columns.c, or by the Python implementation below.
 
-The laws: **damage ends the page, and what came before it is kept**: `columns.damage` says what and where. A record
-that is shorter than its event, or whose string lies outside of it, is damage here, since a column has no holes.
+Damage ends the page, and what came before it is kept: `columns.damage` has the reason and the place. A record that is
+shorter than its event, or whose string is outside of it, is damage too, since a column has no holes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Raw = tuple[Buffer, Buffer, Buffer, Buffer, Buffer, tuple[tuple[Buffer, tuple[An
 
 
 class Texts(Sequence[Value]):
-    """A column of what has no fixed size: strings, bytes, arrays. A value is made when it is asked for."""
+    """A column of values without a fixed size: strings, bytes, arrays. A value is decoded when it is read."""
 
     def __init__(
         self, data: Buffer, offset: memoryview, length: memoryview, field: FormatField, plan: ColumnPlan
@@ -216,11 +216,11 @@ def _typed(column: Buffer, code: str) -> memoryview:
     return memoryview(column).cast("B").cast(code)  # type: ignore[call-overload,no-any-return]  # one of its literals
 
 
-# --- the twin -----------------------------------------------------------------------------------
+# --- in pure Python -------------------------------------------------------------------------------
 
 
 class _PythonPlan:
-    """The twin of the C module's ColumnPlan."""
+    """The pure-Python implementation of the C module's ColumnPlan."""
 
     def __init__(self, events: tuple[PlannedEvent, ...]) -> None:
         self._events = events

@@ -12,10 +12,10 @@
         REL_LOC    the same, its offset counted from the end of that u32
         TAIL       payload[offset :], to its end
 
-The law: **the text is hostile**. Whatever it says, reading it takes time in proportion to its length, and no field
-reaches over a record: what lies outside reads as a `TraceFormatError`, never as something else's memory.
+The text is untrusted: parsing takes time in proportion to its length, and a field that reaches outside of its record
+raises a `TraceFormatError` and never reads other memory.
 
-How an event is printed is `_decode/print_fmt.py`'s; this module knows no page and no file.
+Printing is in print_fmt.py; this module knows nothing of pages and files.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class FieldKind(enum.IntEnum):
 
 
 class Place(enum.IntEnum):
-    """Where the elements of a field are: see the module's docstring."""
+    """The location of a field's elements: see the module's docstring."""
 
     SCALAR = 0
     ARRAY = 1
@@ -81,7 +81,7 @@ class FormatField:
 
     name: str
     type: str
-    """As the text says it: "unsigned long", "__data_loc char[]"."""
+    """As in the text: "unsigned long", "__data_loc char[]"."""
     offset: int
     """Bytes from the beginning of the payload."""
     size: int
@@ -94,7 +94,7 @@ class FormatField:
 
     @property
     def is_text(self) -> bool:
-        """Whether its value is a string that is held in the record."""
+        """Whether its value is a string that is stored in the record."""
         return self.kind is FieldKind.CHAR and self.place is not Place.SCALAR
 
     @property
@@ -107,7 +107,7 @@ class FormatField:
 
 @dataclass(frozen=True, slots=True)
 class EventFormat:
-    """What an event's records look like."""
+    """The layout of an event's records, and how they are printed."""
 
     id: int
     """common_type of its records."""
@@ -116,7 +116,7 @@ class EventFormat:
     fields: tuple[FormatField, ...]
     """In the order of the text, the common fields first."""
     print_format: str
-    """What follows `print fmt:`; "" if there is none."""
+    """The text after `print fmt:`; "" if there is none."""
 
     @property
     def full_name(self) -> str:
@@ -139,7 +139,7 @@ def parse_format(text: str, system: str, *, long_size: int = 8) -> EventFormat:
 
     Args:
         text: What /sys/kernel/tracing/events/SYSTEM/NAME/format holds.
-        system: The event's system, which the text does not say.
+        system: The event's system, which is not in the text.
         long_size: Bytes of a C `long` where it was recorded: 4 or 8.
 
     Raises:
@@ -182,7 +182,7 @@ def _number(text: str, what: str, most: int) -> int:
 
 
 def _with_counted_tail(system: str, name: str, fields: list[FormatField]) -> tuple[FormatField, ...]:
-    """The kernel declares `caller[8]` in its stack traces and writes as many as `size` says."""
+    """The kernel declares `caller[8]` in its stack traces, but writes `size` of them."""
     if system == "ftrace" and name == "kernel_stack" and fields and fields[-1].place is Place.ARRAY:
         last = fields[-1]
         fields[-1] = FormatField(
@@ -378,7 +378,7 @@ def _compile_row(
         end = field.offset + field.size
     if in_order:
         return struct.Struct(codes).unpack_from, size
-    # Fields that overlap or stand in another order than their offsets: no kernel has them, but a file may.
+    # Overlapping fields, or fields not in the order of their offsets: no kernel has them, but a file may.
     singles = [(struct.Struct(byte_order + _code(field)), field.offset) for field in fields]
     return lambda data, start: tuple(single.unpack_from(data, start + at)[0] for single, at in singles), size
 

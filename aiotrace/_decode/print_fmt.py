@@ -1,13 +1,11 @@
-r"""What is printed for an event: its print fmt, interpreted; or else name=value.
+r"""How an event is printed: by its print fmt if that can be interpreted, else as name=value.
 
     print fmt: "dev %d,%d op %s", ((unsigned int) ((REC->dev) >> 20)), ..., __print_symbolic(REC->op, {0, "READ"})
-                |                 `- expressions in C over the record's fields, the usual ones of C: _expression
-                `- a printf format: _printf
+                |                 `- expressions in C over the record's fields, those common in C: c_expression
+                `- a printf format: printf
 
-The law: **what is beyond us is never guessed**: the event is printed as name=value, and so is a record whose values
+Nothing is guessed: an event whose print fmt is not supported is printed as name=value, and so is a record whose values
 do not fit its print fmt. Control characters are escaped wherever they come from.
-
-This module knows no page, no file and no terminal.
 """
 
 from __future__ import annotations
@@ -23,7 +21,7 @@ __all__ = ["compile_print"]
 
 
 def compile_print(format: EventFormat, names: Names | None = None, *, long_size: int = 8) -> Printer:
-    """A function from an event's own fields to what is printed for it.
+    """A function from an event's own fields to the text that is printed for it.
 
     Args:
         names: Gives `%ps` its names; without it addresses are printed.
@@ -46,7 +44,7 @@ def compile_print(format: EventFormat, names: Names | None = None, *, long_size:
 
 
 def _stack(values: Values, names: Names | None) -> str:
-    """As trace-cmd shows a stack trace; functions of ours with their file and line instead of the address."""
+    """A stack trace as trace-cmd shows it; Python functions have their file and line instead of the address."""
     lines = ["<stack trace >"]
     callers = values.get("caller", ())
     for address in callers if isinstance(callers, tuple) else ():

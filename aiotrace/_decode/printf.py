@@ -2,10 +2,8 @@
 
     "dev %d,%-5s %pS"  +  [values -> 8, values -> "sda", values -> address]  -->  values -> "dev 8,sda   do_fork+0x10"
 
-The law: **a record costs time in proportion to the text**: no width or precision pads further than WIDTH_MAX, and what
-a conversion cannot show raises TypeError or ValueError. Control characters of values are escaped.
-
-This module knows no C and no event.
+A record costs time in proportion to the text: no width or precision pads further than WIDTH_MAX. A value that does not
+fit its conversion raises TypeError or ValueError. Control characters of values are escaped.
 """
 
 from __future__ import annotations
@@ -22,19 +20,19 @@ from .c_operators import MASK, as_bytes
 __all__ = ["CONVERSION", "INTEGER_BITS", "WIDTH_MAX", "Names", "Printer", "compile_printf", "symbol"]
 
 WIDTH_MAX: Final = 1000
-"""Characters to which a format may pad."""
+"""The widest padding, in characters."""
 
 Printer = Callable[[Values], str]
 
 
 class Names(Protocol):
-    """Where addresses get their names."""
+    """Resolves addresses to names."""
 
     def find(self, address: int) -> tuple[str, int] | None:
-        """The function that an address is in, and how far from its beginning."""
+        """The function that contains an address, and the offset in it; None if there is none."""
 
     def locate(self, address: int) -> str | None:
-        """The place of an address in a source file, `app.py:17`, where that is known."""
+        """The place of an address in a source file, like `app.py:17`; None if it is not known."""
 
 
 CONVERSION: Final = re.compile(

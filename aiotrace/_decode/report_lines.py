@@ -3,12 +3,12 @@
         comm-pid     [cpu]  secs.usecs: event:                fields
     `-- once a task --'  |               `-- once an event    `-- its print fmt
 
-A print fmt whose arguments are plain fields (`"status=%u path=%s", REC->status, __get_str(path)`, as all of ours are)
-becomes a list of parts, each a literal or one conversion of one field, which `Lines` in lines.c prints by itself. Any
-other is printed by the interpreter of `print_fmt`, as is a string that is not printable ASCII and a record that does
-not fit its format.
+A print fmt whose arguments are plain fields (`"status=%u path=%s", REC->status, __get_str(path)`, as all of aiotrace's
+are) becomes a list of parts, each a literal or one conversion of one field, which `Lines` in report_lines.c prints by
+itself. Any other is printed by the interpreter of `print_fmt`, as is a string that is not printable ASCII and a record
+that does not fit its format.
 
-The law: **the text is the same, byte for byte, whoever prints it**: what is not surely the same is not a part.
+Invariant (tests/decode/test_report_lines.py): both print the same text, byte for byte.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def chunk_of(line: str, timestamp_ns: int) -> Chunk:
 
 
 class Lines:
-    """Makes lines of records. What the tables say of a task, an event or a symbol should not change any more."""
+    """Formats records as lines. The tables must not change any more for a task, event or symbol that was printed."""
 
     def __init__(self, tables: LineTables) -> None:
         self._tables = tables
@@ -297,11 +297,11 @@ def _number_kind(field: FormatField) -> int | None:
     return {FieldKind.INT: INTEGER, FieldKind.BOOL: BOOLEAN, FieldKind.FLOAT: FLOATING}.get(field.kind)
 
 
-# --- the twin -----------------------------------------------------------------------------------
+# --- in pure Python -------------------------------------------------------------------------------
 
 
 class _PythonLines:
-    """The twin of the C module's Lines: every event's fields are shown by the interpreter."""
+    """The pure-Python implementation of the C module's Lines: all fields are printed by the interpreter."""
 
     def __init__(
         self,

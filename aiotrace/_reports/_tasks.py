@@ -1,10 +1,9 @@
-"""Who is alive, and what each has done so far: the ground that all reports stand on.
+"""The table of live tasks, and what each has done so far: the basis of all reports.
 
     spawn, alive, or the first sight of an id  -->  Task  --step, name-->  Task  --done-->  ended(task, result, now)
 
-The laws: **an id is one task at a time**: a spawn with the id of a task that has not ended ends that one first, as
-"unknown", since its end is among what was lost. **The table is bounded**: beyond `LIVE_MAX` the oldest goes, as
-"unknown" too.
+An id is one task at a time: a spawn with the id of a task that has not ended ends that one first, as "unknown", since
+its end was lost. The table is bounded: beyond `LIVE_MAX` tasks the oldest is removed, as "unknown" too.
 """
 
 from __future__ import annotations
@@ -17,18 +16,18 @@ from typing import Any, Final
 from .._decode.event import Event
 
 LIVE_MAX: Final = 100_000
-"""Tasks at once, some 40 MB."""
+"""Tasks in the table at once; about 40 MB."""
 EVENTS: Final = ("task:spawn", "task:name", "task:alive", "task:step", "task:done")
 UNKNOWN: Final = "unknown"
-"""How a task ended whose end the trace does not hold."""
+"""The result of a task whose end is not in the trace."""
 LIVE: Final = "alive"
-"""It had not ended when the trace did."""
+"""The result of a task that had not ended when the trace did."""
 _TRIO_ROOT: Final = f"{os.sep}trio{os.sep}_core{os.sep}_run.py:"
 
 
 @dataclass(slots=True)
 class Task:
-    """A task, as far as the trace has told."""
+    """A task, as far as it is known from the events so far."""
 
     id: int
     name: str
@@ -202,7 +201,7 @@ class Tasks:
         return task
 
     def end_part(self) -> None:
-        """A trace has ended: whoever has not was alive until then."""
+        """The end of a trace: tasks that have not ended were alive until then."""
         for task in self.live.values():
             if task.part == self._part:
                 task.seen_ns = max(task.seen_ns, self._last_ns)

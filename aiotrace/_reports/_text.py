@@ -1,4 +1,4 @@
-"""How reports say durations, counts and tables."""
+"""Durations, counts and tables as text."""
 
 from __future__ import annotations
 

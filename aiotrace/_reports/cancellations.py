@@ -1,23 +1,23 @@
-"""--cancellations: who asked for them and where, when they came through, and what the tasks made of them.
+"""--cancellations: who requested each and where, when it was delivered, and its outcome.
 
     cancel --------> delivered --------> caught --------> swallowed | done
      `- who, where    `- raised in it     `- where         `- where
 
-How they end, worst first; those that agree in everything but times are told together, with the last of them as example:
+Outcomes, worst first; cancellations that differ only in times are grouped, with the last of them as the example:
 
-    swallowed           the task goes on, or ended otherwise, and the request still stands
-    probably swallowed  on trio, which does not say so itself: the task was waiting inside of the scope that was
+    swallowed           the task continues, or ended otherwise, and the request was not withdrawn
+    probably swallowed  on trio, which does not report it: the task was waiting inside of the scope that was
                         cancelled, its parent with it, and returned nevertheless
     pending             the trace ends before the cancellation is delivered, or while the task cleans up
     too late            the task ended before it was delivered
     raised              another exception took its place
     overdue             the task did not obey in time (cancellation:overdue, if that was watched), but later, or not yet
-    asked again         somebody else asked for another one before it had come to an end
-    taken back          caught by whoever asked for it, as a timeout does, or the scope ended within the task
+    asked again         another request, from elsewhere, was made before it had ended
+    taken back          caught by the requester, as a timeout does, or the scope ended within the task
     unknown             the end of the task is not in the trace
     cancelled           as it should be
 
-A request from the same line before the last one has come to an end is the same request: anyio repeats its own.
+A request from the same line before the last one has ended is the same request: anyio repeats its own.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ OUTCOMES: Final = (
     "cancelled",
 )
 _TOGETHER_NS: Final = 1_000_000
-"""A scope's tasks are told of within this time."""
+"""Nanoseconds within which events about the tasks of one scope arrive."""
 _NEVER: Final = -1
 
 
 @dataclass(slots=True)
 class _Request:
-    """A cancellation that somebody asked for."""
+    """A requested cancellation."""
 
     at_ns: int
     by: str
@@ -85,7 +85,7 @@ class _Kind:
 
 
 _Key = tuple[str, str, str, str, str, str]
-"""(outcome, coroutine, spawned at, asked for at, caught at, swallowed at)."""
+"""(outcome, coroutine, spawned at, requested at, caught at, swallowed at)."""
 
 
 class CancellationsReport:
@@ -108,7 +108,7 @@ class CancellationsReport:
             case "task:delivered" | "task:caught" | "task:swallowed":
                 task = self._tasks.find(fields["task"], event)
                 request = self._open.get(task.id)
-                if request is None:  # asked for before the trace began, or lost
+                if request is None:  # requested before the trace began, or lost
                     request = self._open[task.id] = _Request(event.timestamp_ns, "?", "?", "", task.place)
                     self.count += 1
                 if event.name == "task:delivered":

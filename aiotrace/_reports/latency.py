@@ -1,7 +1,7 @@
-"""--latency: two histograms, of how long tasks that may run wait for their turn, and of how long their steps are.
+"""--latency: two histograms, of how long ready tasks wait for the loop, and of how long their steps take.
 
 ready            begins           ends
-  |--- delay ----|---- step -----|        a bucket for each power of two of nanoseconds, as bpftrace has it
+  |--- delay ----|---- step -----|        a bucket for each power of two of nanoseconds, as in bpftrace
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BAR: Final = 40
 
 
 class Histogram:
-    """Counts by powers of two: bucket n holds what is from 2**(n-1) up to but not 2**n."""
+    """Counts by powers of two: bucket n counts values from 2**(n-1) to 2**n - 1."""
 
     def __init__(self) -> None:
         self.counts = [0] * 65

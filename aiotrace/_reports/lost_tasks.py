@@ -1,13 +1,13 @@
-"""--lost-tasks: tasks of which the program has lost sight.
+"""--lost-tasks: tasks that the program has lost track of.
 
-    destroyed        garbage before it ended: nobody held it but the loop, weakly, and what it waited for
-    never retrieved  it raised, and nobody looked at the exception before the task was garbage
-    raised           the same may be so: what is not in the trace (log:*) is whether anybody looked
+    destroyed        garbage before it ended: only the loop, weakly, and what it waited for referred to it
+    never retrieved  it raised, and the exception was not retrieved before the task was garbage
+    raised           possibly the same: without log:* in the trace, whether it was retrieved is unknown
     unfinished       it had not ended when the trace did; or its end is among the events that were lost
 
-asyncio alone loses tasks: what trio spawns always ends, and raises, in a nursery. That an exception was never retrieved
-is told by asyncio's own log message, which has the task's name and its coroutine; so is that a task was destroyed,
-which the tracer tells only when it comes across it.
+Only asyncio loses tasks: trio's always end, and raise, in a nursery. asyncio's own log message,
+which has the task's name and coroutine, reports that an exception was never retrieved, or that a
+task was destroyed; the tracer reports a destroyed task only when it notices it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ._text import block, duration, times
 
 KINDS: Final = ("destroyed", "never retrieved", "raised", "unfinished")
 RAISED_MAX: Final = 10_000
-"""Tasks that raised, kept until asyncio says that nobody looked; the oldest are forgotten."""
+"""Tasks that raised, kept until asyncio reports them as not retrieved; the oldest are forgotten."""
 _NOT_RETRIEVED: Final = "Task exception was never retrieved"
 _DESTROYED: Final = "Task was destroyed but it is pending!"
 _TASK: Final = re.compile(
@@ -64,7 +64,7 @@ class LostTasksReport:
         self._is_logged = is_logged
         self._raised: OrderedDict[int, tuple[Task, str]] = OrderedDict()
         self._destroyed: set[int] = set()
-        """Those of which the tracer has not told yet."""
+        """Destroyed tasks that the tracer has not reported yet."""
         self._kinds: dict[_Key, _Kind] = {}
 
     def add(self, event: Event) -> None:

@@ -1,18 +1,18 @@
-"""--stalls: steps that held their loop up, and what went on in them as far as the trace holds it.
+"""--stalls: steps that blocked their loop, and the events that occurred in them.
 
     events of a thread:  gc:stop  audit:open  stall:*  task:step (written at its end, with its length)
                          `--------- inside ---------'
 
-A callback that is no task's can stall a loop too. Where iterations are recorded (loop:iteration, asyncio) it is what is
-left of an iteration without its polling and the steps in it.
+A callback outside of any task can stall a loop too. If iterations are recorded (loop:iteration,
+asyncio), its time is the rest of an iteration after polling and steps.
 
-What a watch over stalls saw, while they lasted, is told of the same stall, and of itself where steps are not recorded:
+Reports of the stall watcher, made during a stall, are joined with its step, or are reported alone without steps:
 
     stall:noticed      stall:stack, kernel_stack      stall:end     task:step
-    |-- by thread and time of its begin, whoever wrote them --|     at once after it, in its thread
+    |-- matched by thread and start time, from any writer ----|     at once after it, in its thread
 
-Of what is inside only the last `INSIDE_MAX` events of a thread are looked at, and their names counted; the collector's
-time is added up from `COLLECTIONS_MAX` of its runs.
+Only the last `INSIDE_MAX` events of a thread are kept and counted by name; the time of the garbage collector is the sum
+of at most `COLLECTIONS_MAX` of its runs.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Watched:
     at: str = ""
     """The innermost line that is no runtime's own, while it lasted."""
     cpu_ns: int = 0
-    """How long it ran, since it was first looked at."""
+    """How long it ran, since it was first sampled."""
     delay_ns: int = 0
     """Ready to run, but no processor was free."""
     stack: list[str] = field(default_factory=list)
@@ -85,7 +85,7 @@ class _Thread:
     stack_of: list[str] | None = None
     """What a stack would belong to if it came next."""
     ended: Stall | None = None
-    """A stall of a task whose end the watch has just told: its step comes next."""
+    """A stall of a task whose end the watcher has just reported: its step follows."""
 
     def clear(self) -> None:
         self.inside.clear()
@@ -107,7 +107,7 @@ class Stall:
     start: str
     end: str
     collected_ns: int = 0
-    """How long the garbage collector ran meanwhile."""
+    """How long the garbage collector ran during it."""
     inside: list[dict[str, Any]] = field(default_factory=list)
     """The kinds of events that are inside: {"event", "count", "last"}, the last one's text."""
     watched: Watched | None = None
