@@ -40,7 +40,7 @@ shapes = st.builds(
 
 
 @given(shapes, st.integers(1, 1 << 16))
-def test_a_header_says_what_it_was_made_of(shape: Shape, writers: int) -> None:
+def test_header_returns_what_it_was_packed_from(shape: Shape, writers: int) -> None:
     info = make_info(shape.page_size, writers)
     header = unpack_header(pack_header(shape, info), shape.size)
     assert (header.shape, header.writers, header.stream_id) == (shape, writers, info.stream_id)
@@ -79,7 +79,7 @@ def test_the_parts_of_an_arena_do_not_overlap_and_are_aligned(shape: Shape) -> N
         (64, struct.pack("<Q", 2**63), "parts should lie"),
     ],
 )
-def test_a_header_that_cannot_be_is_refused_though_its_crc_is_right(offset: int, value: bytes, reason: str) -> None:
+def test_invalid_header_is_refused_although_its_crc_is_right(offset: int, value: bytes, reason: str) -> None:
     shape = Shape(PAGE, 8, 1 << 16)
     header = bytearray(pack_header(shape, make_info(PAGE)))
     header[offset : offset + len(value)] = value
@@ -105,7 +105,7 @@ def test_a_header_whose_crc_is_wrong_or_whose_file_was_cut_is_refused() -> None:
 # --- the file -------------------------------------------------------------------------------------
 
 
-def test_a_new_file_is_ours_alone_sparse_and_locked(tmp_path: Path) -> None:
+def test_new_file_is_private_sparse_and_locked(tmp_path: Path) -> None:
     path = tmp_path / "arena"
     before = os.umask(0)
     try:
@@ -124,7 +124,7 @@ def test_a_new_file_is_ours_alone_sparse_and_locked(tmp_path: Path) -> None:
         assert not reader.is_alive
 
 
-def test_what_is_there_already_is_left_alone_and_the_error_says_what_would_do(tmp_path: Path) -> None:
+def test_existing_file_is_left_alone_and_error_suggests_a_way_out(tmp_path: Path) -> None:
     def check(path: Path, text: str) -> None:
         content = path.read_bytes()
         with pytest.raises(FileExistsError, match=text):
@@ -153,7 +153,7 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
         assert not is_arena(str(path))
 
 
-def test_a_file_is_removed_at_the_end_unless_its_name_is_anothers(tmp_path: Path) -> None:
+def test_file_is_removed_at_the_end_unless_its_name_was_reused(tmp_path: Path) -> None:
     for replaced in (False, True):
         path = tmp_path / f"arena{replaced}"
         filled = Filled(path)
@@ -256,7 +256,7 @@ def read_definitions(path: Path) -> tuple[list[object], int]:
         return list(reader.definitions), reader.refused
 
 
-def test_definitions_are_in_the_file_before_anybody_can_use_them(tmp_path: Path) -> None:
+def test_definitions_are_in_the_file_before_they_can_be_used(tmp_path: Path) -> None:
     filled = Filled(tmp_path / "arena")
     table = filled.definitions
     assert filled.file is not None
@@ -273,7 +273,7 @@ def test_definitions_are_in_the_file_before_anybody_can_use_them(tmp_path: Path)
     filled.release()
 
 
-def test_definitions_beyond_the_room_are_refused_and_counted_and_those_before_stay(tmp_path: Path) -> None:
+def test_definitions_that_do_not_fit_are_refused_and_counted(tmp_path: Path) -> None:
     filled = Filled(tmp_path / "arena", size=20_000)
     table = filled.definitions
     assert filled.file is not None
@@ -373,7 +373,7 @@ def test_a_forked_child_has_a_copy_and_no_lock(tmp_path: Path, child: list[int])
         assert not reader.is_alive
 
 
-def test_who_looks_whether_a_process_lives_keeps_no_lock(tmp_path: Path) -> None:
+def test_checking_whether_a_process_lives_keeps_no_lock(tmp_path: Path) -> None:
     path = tmp_path / "arena"
     Filled(path).release()
     with ArenaReader(str(path)) as reader:

@@ -64,7 +64,7 @@ def contents(copies: list[PageCopy]) -> set[tuple[int, int, bytes]]:
 
 @IN_FOLDER
 @given(places, st.integers(0, 7))
-def test_a_flipped_bit_is_an_error_or_costs_one_page_or_one_value(
+def test_flipped_bit_is_an_error_or_loses_one_page_or_one_value(
     tmp_path: Path, arena: bytes, place: int, bit: int
 ) -> None:
     whole, _, _ = read(tmp_path / "arena", arena)
@@ -126,7 +126,7 @@ def test_bytes_that_only_begin_as_an_arena_are_an_error(tmp_path: Path, content:
         read(tmp_path / "arena", L.ARENA_MAGIC + content)
 
 
-def test_what_says_that_more_is_used_than_there_is_costs_no_definition(tmp_path: Path, arena: bytes) -> None:
+def test_used_size_beyond_the_file_loses_no_definition(tmp_path: Path, arena: bytes) -> None:
     content = bytearray(arena)
     content[L.ARENA_USED : L.ARENA_USED + 8] = struct.pack("<Q", 2**64 - 1)
     copies, bad, damage = read(tmp_path / "arena", bytes(content))
@@ -134,7 +134,7 @@ def test_what_says_that_more_is_used_than_there_is_costs_no_definition(tmp_path:
     assert {copy.definitions_needed for copy in copies} == {2}
 
 
-def test_where_the_definitions_are_lost_the_header_says_what_the_stream_is(tmp_path: Path, arena: bytes) -> None:
+def test_header_describes_the_stream_when_definitions_are_lost(tmp_path: Path, arena: bytes) -> None:
     content = bytearray(arena)
     content[DEFINITIONS:RECORDS] = bytes(RECORDS - DEFINITIONS)
     (tmp_path / "arena").write_bytes(content)

@@ -135,7 +135,9 @@ class Both:
     ),
     st.booleans(),
 )
-def test_what_is_not_overrun_or_refused_comes_once_and_in_order(steps: list[tuple[str, int]], overrun: bool) -> None:
+def test_events_neither_overrun_nor_refused_arrive_once_and_in_order(
+    steps: list[tuple[str, int]], overrun: bool
+) -> None:
     both = Both(writers=2, overrun=overrun)
     for step, writer in steps:
         if step in ("read", "acknowledge"):
@@ -148,7 +150,7 @@ def test_what_is_not_overrun_or_refused_comes_once_and_in_order(steps: list[tupl
 
 @atomic
 @given(st.lists(st.integers(0, 6), max_size=30))
-def test_the_writer_may_go_on_between_any_two_steps_of_the_reader(paces: list[int]) -> None:
+def test_writer_may_continue_between_any_two_steps_of_the_reader(paces: list[int]) -> None:
     both = Both(pages=5)
     left = iter(paces)
     reading = False
@@ -181,7 +183,7 @@ def test_the_writer_may_go_on_between_any_two_steps_of_the_reader(paces: list[in
 
 
 @atomic
-def test_of_the_overrun_and_the_take_one_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_either_the_overrun_or_the_take_wins(monkeypatch: pytest.MonkeyPatch) -> None:
     both = Both(pages=4)
     both.fill(pages=4)
     plan = both.ring._plan
@@ -201,7 +203,7 @@ def test_of_the_overrun_and_the_take_one_wins(monkeypatch: pytest.MonkeyPatch) -
 
 
 @atomic
-def test_a_page_that_was_sealed_behind_the_first_look_waits_for_those_before_it(
+def test_page_sealed_behind_the_reader_waits_for_earlier_pages(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     both = Both(pages=8, overrun=False)
@@ -226,7 +228,7 @@ def test_a_page_that_was_sealed_behind_the_first_look_waits_for_those_before_it(
 
 
 @atomic
-def test_what_a_quiet_writer_wrote_comes_before_its_page_is_full_and_comes_once() -> None:
+def test_events_of_a_quiet_writer_arrive_once_before_its_page_is_full() -> None:
     both = Both(overrun=False)
     for expected in (3, 5, 5, 6):
         both.write(events=expected - both.all[0].number)
@@ -241,7 +243,7 @@ def test_what_a_quiet_writer_wrote_comes_before_its_page_is_full_and_comes_once(
 
 
 @atomic
-def test_what_was_sealed_before_comes_first() -> None:
+def test_earlier_sealed_pages_arrive_first() -> None:
     both = Both(pages=8, overrun=False)
     both.write(events=PER_PAGE + 3)
     both.peek()
@@ -255,7 +257,7 @@ def test_what_was_sealed_before_comes_first() -> None:
 
 
 @atomic
-def test_what_was_had_of_a_page_that_was_overrun_later_is_no_loss() -> None:
+def test_delivered_part_of_a_page_overwritten_later_is_not_a_loss() -> None:
     both = Both(pages=2)
     both.write(events=3)
     both.peek()
@@ -269,7 +271,7 @@ def test_what_was_had_of_a_page_that_was_overrun_later_is_no_loss() -> None:
 
 
 @atomic
-def test_of_what_is_overrun_while_a_sink_holds_a_part_of_it_the_part_stays_as_it_was() -> None:
+def test_part_held_by_a_sink_is_unchanged_when_its_page_is_overwritten() -> None:
     both = Both(pages=2)
     both.write(events=3)
     both.peek()
@@ -287,7 +289,7 @@ def test_of_what_is_overrun_while_a_sink_holds_a_part_of_it_the_part_stays_as_it
 
 
 @atomic
-def test_what_was_had_of_a_page_that_another_writer_overran_is_not_waited_for() -> None:
+def test_part_delivered_before_another_writer_overwrites_is_not_awaited() -> None:
     both = Both(pages=2, writers=2)
     both.write(0, 3)
     both.peek(0)
@@ -317,7 +319,7 @@ def test_a_page_that_still_fills_is_not_taken_for_the_one_before_it() -> None:
 
 
 @atomic
-def test_there_are_always_pages_for_what_still_fills() -> None:
+def test_pages_being_filled_always_find_stand_ins() -> None:
     both = Both(pages=3)
     for _ in range(10):
         both.write(events=3)
@@ -333,7 +335,7 @@ def test_there_are_always_pages_for_what_still_fills() -> None:
 
 
 @atomic
-def test_a_page_that_sinks_had_in_part_goes_home_when_they_are_done_with_it() -> None:
+def test_partly_delivered_page_returns_to_the_pool_after_its_last_sink() -> None:
     both = Both(overrun=False)
     both.write(events=3)
     both.peek()
@@ -347,7 +349,7 @@ def test_a_page_that_sinks_had_in_part_goes_home_when_they_are_done_with_it() ->
 
 
 @atomic
-def test_a_sink_that_gave_up_gives_up_only_what_it_had_not_acknowledged() -> None:
+def test_failed_sink_abandons_only_what_it_had_not_acknowledged() -> None:
     both = Both(overrun=False)
     both.write(events=3)
     both.peek()
@@ -361,7 +363,7 @@ def test_a_sink_that_gave_up_gives_up_only_what_it_had_not_acknowledged() -> Non
 
 
 @atomic
-def test_at_the_close_stand_ins_whose_pages_nobody_took_are_given_up() -> None:
+def test_stand_ins_of_untaken_pages_are_abandoned_at_the_close() -> None:
     both = Both(overrun=False)
     both.write(events=3)
     both.peek()
@@ -374,7 +376,7 @@ def test_at_the_close_stand_ins_whose_pages_nobody_took_are_given_up() -> None:
 
 @atomic
 @pytest.mark.parametrize("word", [L.CHECK, L.EVENTS, L.COMMITTED])
-def test_what_was_had_of_a_page_that_was_damaged_later_is_no_loss(word: int) -> None:
+def test_delivered_part_of_a_page_damaged_later_is_not_a_loss(word: int) -> None:
     both = Both(pages=8, overrun=False)
     both.write(events=3)
     both.peek()
@@ -387,7 +389,7 @@ def test_what_was_had_of_a_page_that_was_damaged_later_is_no_loss(word: int) -> 
 
 
 @atomic
-def test_what_a_dead_writer_was_filling_is_taken_too() -> None:
+def test_page_being_filled_by_a_dead_writer_is_also_taken() -> None:
     both = Both(writers=2)
     both.write(0, 3)
     both.fill(1)
@@ -409,7 +411,7 @@ def test_a_writer_that_died_between_taking_and_writing_leaves_nothing() -> None:
 
 
 @atomic
-def test_what_was_being_overrun_at_the_death_is_still_there() -> None:
+def test_page_being_overrun_at_the_death_is_still_there() -> None:
     both = Both(pages=2)
     both.fill(pages=2)
     page = both.pages.ring.overrun()
@@ -420,7 +422,7 @@ def test_what_was_being_overrun_at_the_death_is_still_there() -> None:
 
 @atomic
 @pytest.mark.parametrize("word", [L.WRITER, L.SEQUENCE, L.FIRST_EVENT, L.CHECK, L.EVENTS, L.COMMITTED, L.STATE])
-def test_a_damaged_page_costs_itself(word: int) -> None:
+def test_damaged_page_loses_only_itself(word: int) -> None:
     both = Both(pages=8)
     both.fill(pages=4)
     (second,) = [page for page in range(8) if both.arena.get(page, L.STATE) and both.arena.get(page, L.SEQUENCE) == 1]
@@ -443,7 +445,7 @@ LIES = st.sampled_from([0, 1, 2, 3, 2**31, 2**63, 2**64 - 1, PAGE, PAGE - 16]) |
     ),
     st.booleans(),
 )
-def test_whatever_the_other_process_says_nothing_is_raised_and_no_page_is_had_twice(
+def test_arbitrary_words_of_the_other_process_never_raise_or_repeat_a_page(
     lies: list[tuple[int, str, int, int]], is_early: bool
 ) -> None:
     both = Both(pages=6, writers=2, overrun=False)
@@ -474,7 +476,7 @@ def test_whatever_the_other_process_says_nothing_is_raised_and_no_page_is_had_tw
 
 
 @atomic
-def test_with_no_room_in_the_sinks_most_pages_stay_for_the_overrun() -> None:
+def test_most_pages_stay_for_the_overrun_when_sinks_have_no_room() -> None:
     both = Both(pages=32, quota=1)
     both.fill(pages=20)
     both.taken.swap(64)
@@ -483,7 +485,7 @@ def test_with_no_room_in_the_sinks_most_pages_stay_for_the_overrun() -> None:
 
 
 @atomic
-def test_pages_of_the_quick_reader_are_used_again_and_others_never_touched() -> None:
+def test_pages_of_a_fast_reader_are_reused_and_others_never_touched() -> None:
     both = Both(pages=32, overrun=False)
     for _ in range(50):
         both.fill()
@@ -493,7 +495,7 @@ def test_pages_of_the_quick_reader_are_used_again_and_others_never_touched() -> 
     both.check()
 
 
-def test_without_a_compare_and_swap_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_handover_without_compare_and_swap_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handover, "c_module", None)
     with pytest.raises(ConfigurationError, match="C module"):
         hand_over(Filled().pages)
@@ -521,7 +523,7 @@ def test_a_transition_is_refused_outside_of_the_descriptors() -> None:
 
 
 @atomic
-def test_a_page_changes_its_state_as_the_table_says_and_no_other_way() -> None:
+def test_page_states_change_only_as_the_table_says() -> None:
     assert c_module is not None
     states = range(len(L.STATE_NAMES))
     for old, new in itertools.product(states, states):

@@ -41,7 +41,7 @@ EVENTS_COUNT = 200
 EVENTS = [(number % 2, number // 2) for number in range(EVENTS_COUNT)]
 
 
-def test_all_that_was_in_an_arena_is_in_the_trace_and_the_arena_is_removed(tmp_path: Path, filled: Filled) -> None:
+def test_restored_trace_has_the_whole_arena_and_the_arena_is_removed(tmp_path: Path, filled: Filled) -> None:
     filled.release()
     done: list[int] = []
     report = restore_arena(str(tmp_path / "arena"), str(tmp_path / "trace.dat"), progress=done.append)
@@ -52,7 +52,7 @@ def test_all_that_was_in_an_arena_is_in_the_trace_and_the_arena_is_removed(tmp_p
     assert oct((tmp_path / "trace.dat").stat().st_mode)[-3:] == "600"
 
 
-def test_a_living_programs_arena_is_not_restored_but_saved_as_it_is(tmp_path: Path, filled: Filled) -> None:
+def test_arena_of_a_living_program_is_saved_but_not_restored(tmp_path: Path, filled: Filled) -> None:
     arena = tmp_path / "arena"
     before = arena.read_bytes()
     with pytest.raises(BlockingIOError, match=f"process 4321 records into it: `aiotrace snapshot {arena}`"):
@@ -65,7 +65,7 @@ def test_a_living_programs_arena_is_not_restored_but_saved_as_it_is(tmp_path: Pa
     filled.release()
 
 
-def test_a_damaged_page_costs_itself_and_the_arena_stays(tmp_path: Path, filled: Filled) -> None:
+def test_damaged_page_loses_only_itself_and_the_arena_stays(tmp_path: Path, filled: Filled) -> None:
     second = next(page for page in filled.pages.ring if filled.arena.get(page, L.SEQUENCE) == 1)
     writer, events = filled.arena.get(second, L.WRITER), filled.arena.get(second, L.EVENTS)
     filled.arena.set(second, L.CHECK, 0)
@@ -81,7 +81,7 @@ def test_a_damaged_page_costs_itself_and_the_arena_stays(tmp_path: Path, filled:
 
 
 @pytest.mark.parametrize("fails", ["write", "finish"])
-def test_what_fails_leaves_the_arena_and_nothing_half_done(
+def test_failed_restore_leaves_the_arena_and_no_partial_trace(
     tmp_path: Path, filled: Filled, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     def fail(*_: object) -> None:
@@ -105,7 +105,7 @@ def test_a_trace_that_is_there_is_left_alone(tmp_path: Path, filled: Filled) -> 
     assert (tmp_path / "arena").exists()
 
 
-def test_what_is_no_arena_is_said_so(tmp_path: Path) -> None:
+def test_file_that_is_not_an_arena_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "other").write_text("something else, long enough to hold a header" * 10)
     with pytest.raises(TraceFormatError, match="no arena begins here"):
         restore_arena(str(tmp_path / "other"), str(tmp_path / "trace.dat"))
@@ -134,7 +134,7 @@ def test_an_arena_is_written_in_batches(tmp_path: Path, filled: Filled, monkeypa
 event = aiotrace.event("rescue:number", n="u64", what="symbol")
 
 
-def test_a_recordings_arena_holds_its_events_while_it_is_open_and_goes_when_it_is_closed(tmp_path: Path) -> None:
+def test_arena_of_a_recording_holds_its_events_until_it_is_closed(tmp_path: Path) -> None:
     arena = tmp_path / "arena"
     with aiotrace.recording(arena=arena, overrun="drop_oldest") as recording:
         for number in range(1000):

@@ -41,7 +41,7 @@ class Watch:
             self.events += len(found)
 
 
-def test_one_look_has_full_pages_and_those_being_filled() -> None:
+def test_one_scan_returns_full_pages_and_those_being_filled() -> None:
     filled = Filled(writers=2)
     for n in range(100):
         filled.write(n % 2)
@@ -54,7 +54,7 @@ def test_one_look_has_full_pages_and_those_being_filled() -> None:
     assert all(copy.definitions_needed == len(filled.definitions) for copy in copies if copy.complete)
 
 
-def test_what_the_ring_had_forgotten_before_the_first_look_is_no_loss_but_what_is_overwritten_later_is() -> None:
+def test_only_events_overwritten_after_the_first_scan_count_as_lost() -> None:
     filled = Filled(pages=4)
     for _ in range(1000):
         filled.write()
@@ -82,7 +82,7 @@ def test_events_refused_before_the_first_page_are_a_loss() -> None:
     assert (copy.lost_before, numbers(copy)) == (3, [3])
 
 
-def test_the_next_look_goes_on_in_the_middle_of_a_page() -> None:
+def test_next_scan_continues_in_the_middle_of_a_page() -> None:
     filled = Filled()
     scan, watch = ArenaScan(filled.arena, 1), Watch()
     assert scan_all(scan) == []
@@ -112,7 +112,7 @@ def test_the_next_look_goes_on_in_the_middle_of_a_page() -> None:
     ),
     st.booleans(),
 )
-def test_looks_have_each_event_at_most_once_and_count_all_that_is_missing_between(
+def test_scans_return_each_event_at_most_once_and_count_missing_ones(
     steps: list[tuple[str, int, int]], overrun: bool
 ) -> None:
     filled = Filled(pages=6, writers=3, overrun=overrun)
@@ -146,7 +146,7 @@ class Disturbed(Arena):
 
 
 @given(st.integers(0, 2**32), st.integers(0, 25), st.booleans())
-def test_a_page_that_is_taken_for_other_events_meanwhile_is_not_copied(seed: int, most: int, overrun: bool) -> None:
+def test_page_reused_during_a_scan_is_not_copied(seed: int, most: int, overrun: bool) -> None:
     generator = random.Random(seed)
     filled = Filled(pages=5, writers=2, overrun=overrun)
     filled.arena.__class__ = Disturbed
@@ -163,7 +163,7 @@ def test_a_page_that_is_taken_for_other_events_meanwhile_is_not_copied(seed: int
         watch.take(scan_all(scan))
 
 
-def test_a_look_is_of_one_moment_pages_that_are_taken_later_are_the_next_looks() -> None:
+def test_page_taken_during_a_scan_is_left_to_the_next_scan() -> None:
     filled = Filled(pages=8)
     for _ in range(100):
         filled.write()
@@ -176,7 +176,7 @@ def test_a_look_is_of_one_moment_pages_that_are_taken_later_are_the_next_looks()
     assert found == list(range(100))
 
 
-def test_a_page_on_which_nothing_was_when_the_look_began_is_the_next_looks() -> None:
+def test_page_empty_when_the_scan_began_is_left_to_the_next_scan() -> None:
     filled = Filled()
     page = filled.pages.take(filled.all[0], 0)
     assert page is not None
@@ -189,7 +189,7 @@ def test_a_page_on_which_nothing_was_when_the_look_began_is_the_next_looks() -> 
 
 
 @pytest.mark.parametrize("steps", [0, 1, 2, 3, 4])
-def test_a_page_that_is_being_taken_has_nothing_on_it_wherever_its_taker_is_killed(steps: int) -> None:
+def test_page_being_taken_is_empty_wherever_its_writer_is_killed(steps: int) -> None:
     filled = Filled(pages=2)
     while filled.all[0].sequence < 2:
         filled.write()
@@ -226,7 +226,7 @@ def test_numbers_that_change_while_they_are_read_are_read_again() -> None:
     assert candidate.page == 0
 
 
-def test_a_page_whose_last_sink_acknowledges_it_meanwhile_is_copied_all_the_same() -> None:
+def test_page_acknowledged_during_a_scan_is_still_copied() -> None:
     filled = Filled()
     filled.arena.__class__ = Disturbed
     while not filled.pages.ring:
@@ -245,7 +245,7 @@ def test_a_page_whose_last_sink_acknowledges_it_meanwhile_is_copied_all_the_same
     assert numbers(copy)[0] == 0
 
 
-def test_records_that_cannot_be_cost_the_page_that_is_being_filled() -> None:
+def test_invalid_records_lose_the_page_being_filled() -> None:
     filled = Filled()
     for _ in range(3):
         filled.write()
@@ -258,7 +258,7 @@ def test_records_that_cannot_be_cost_the_page_that_is_being_filled() -> None:
     assert "a record of" in bad.reason
 
 
-def test_a_page_that_says_numbers_which_others_have_is_damage_though_its_crc_is_right() -> None:
+def test_page_with_sequence_numbers_of_another_is_damaged_despite_its_crc() -> None:
     filled = Filled()
     while len(filled.pages.ring) < 2:
         filled.write()
@@ -285,7 +285,7 @@ def test_a_page_that_says_numbers_which_others_have_is_damage_though_its_crc_is_
         (L.LAST_TIME, 1, "it was sealed with"),
     ],
 )
-def test_a_page_whose_descriptor_cannot_be_costs_itself(field: int, value: int, reason: str) -> None:
+def test_page_with_an_invalid_descriptor_loses_only_itself(field: int, value: int, reason: str) -> None:
     filled = Filled()
     while len(filled.pages.ring) < 3:
         filled.write()

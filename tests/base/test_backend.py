@@ -30,7 +30,7 @@ def _nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIOTRACE_REQUIRE_C", raising=False)
 
 
-def test_where_nothing_was_compiled_the_twin_runs_and_the_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pure_python_runs_uncompiled_and_the_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "aiotrace._c", None)  # its import raises ModuleNotFoundError
     module, why = backend._load()
     assert module is None
@@ -40,7 +40,7 @@ def test_where_nothing_was_compiled_the_twin_runs_and_the_folder_is_named(monkey
         backend._load()
 
 
-def test_a_free_threaded_python_has_the_twin(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_threaded_python_uses_pure_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "abiflags", "t")
     module, why = backend._load()
     assert module is None
@@ -50,14 +50,14 @@ def test_a_free_threaded_python_has_the_twin(monkeypatch: pytest.MonkeyPatch) ->
         backend._load()
 
 
-def test_who_asks_for_the_twin_gets_it_whatever_else_was_required(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pure_python_is_used_on_request_despite_other_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIOTRACE_REQUIRE_C", "1")
     monkeypatch.setenv("AIOTRACE_PURE", "1")
     assert backend._load() == (None, "AIOTRACE_PURE=1")
 
 
 @pytest.mark.skipif(backend.c_module is None, reason="NOT RUN: the C module refuses sub-interpreters")
-def test_a_sub_interpreter_has_the_twin() -> None:
+def test_sub_interpreter_uses_pure_python() -> None:
     command = [sys.executable, "-W", "ignore", "-c", REFUSED]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment())
     assert done.stdout.startswith("python no C module: "), done

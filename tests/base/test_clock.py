@@ -45,7 +45,7 @@ def test_a_clock_that_is_not_known_is_named_with_those_that_are(name: str) -> No
     ("module", "reason"),
     [(None, "needs the C module"), (SimpleNamespace(tsc_calibrate=lambda _: False), "no counter of constant rate")],
 )
-def test_where_the_counter_cannot_be_used_mono_is_named_instead(
+def test_unusable_counter_is_an_error_that_suggests_mono(
     module: Any, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_clock, "c_module", module)
@@ -76,7 +76,7 @@ def test_an_anchor_ties_the_clock_to_the_time_of_day_and_the_boot() -> None:
 
 
 @pytest.mark.pure_too
-def test_a_system_that_says_no_boot_id_has_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_boot_id_is_empty_on_a_system_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise FileNotFoundError
 

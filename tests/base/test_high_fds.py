@@ -41,7 +41,7 @@ def test_a_descriptor_goes_up_and_is_the_same_file(fd: int, allowed: int, first:
     os.close(moved)
 
 
-def test_where_none_is_left_it_stays(fd: int) -> None:
+def test_descriptor_stays_when_no_high_one_is_left(fd: int) -> None:
     limit(fd + 1)
     taken = []
     with contextlib.suppress(OSError):

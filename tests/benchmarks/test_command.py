@@ -39,7 +39,7 @@ def one(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     return main
 
 
-def test_a_benchmark_prints_its_table_and_writes_it_where_it_is_told_to(
+def test_benchmark_prints_its_table_and_writes_it_to_the_given_path(
     one: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert one("one", "--json", str(tmp_path / "one.json")) == 0
@@ -62,7 +62,7 @@ def test_a_benchmark_prints_its_table_and_writes_it_where_it_is_told_to(
         (["--json", "/dev/null"], "which benchmark?"),
     ],
 )
-def test_wrong_arguments_are_told_before_anything_is_measured(
+def test_wrong_arguments_are_reported_before_anything_is_measured(
     one: Callable[..., int], arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run() -> Table:
@@ -81,7 +81,7 @@ def test_wrong_arguments_are_told_before_anything_is_measured(
         (ModuleNotFoundError("No module named 'viztracer'"), 1, "one cannot be measured here: No module named"),
     ],
 )
-def test_what_ends_a_benchmark_is_one_line_and_a_status(
+def test_failed_benchmark_prints_one_line_and_returns_a_status(
     one: Callable[..., int],
     error: BaseException,
     status: int,
@@ -120,7 +120,7 @@ def test_one_slot_saves_one_page_of_those_in_flight_and_the_free_list_all(monkey
 
 
 @needs_c
-def test_a_flight_has_a_row_for_each_part_and_a_snapshot_holds_all_that_the_ring_has_not_overwritten() -> None:
+def test_flight_table_has_all_rows_and_snapshot_holds_the_whole_ring() -> None:
     table = flat.run(0.24)
     written, dropped, held = ([row[table.columns.index(name)] for row in table.rows] for name in HELD)
     assert dropped == [0] * flat.PARTS

@@ -38,7 +38,7 @@ def test_the_floor_writes_the_record_that_an_event_writes() -> None:
     assert encoded == page[16:]
 
 
-def test_what_cannot_be_compiled_is_told() -> None:
+def test_failed_compilation_is_reported() -> None:
     with pytest.raises(NotCompiledError, match=r"error|not installed"):
         compile_extension("there_is_none.c")
 
@@ -55,7 +55,7 @@ def test_a_row_counts_executions_and_the_loop_is_subtracted_round_by_round() -> 
     assert events.judge(row, costs)[-1] == "no"
 
 
-def test_the_table_of_events_has_every_row_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_of_events_has_every_row_or_the_reason_for_its_absence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events, "OTHERS", {"logging to a file": events.logging_row})
     table = events.run(rounds=2, window=0.0002)
     rows = {str(row[0]): row for row in table.rows}
@@ -65,7 +65,7 @@ def test_the_table_of_events_has_every_row_or_says_why_not(monkeypatch: pytest.M
     assert "event, Python twin" in rows
 
 
-def test_others_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_competitors_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     import contextlib
     from collections.abc import Iterator
 
@@ -80,7 +80,7 @@ def test_others_that_are_not_installed_are_named(monkeypatch: pytest.MonkeyPatch
         assert events.enter_others(stack) == ([], [("absent", "not installed (there_is_no_such_module)")])
 
 
-def test_the_pipelines_ledger_stands_beside_its_speed() -> None:
+def test_pipeline_table_shows_the_ledger_beside_the_speed() -> None:
     table = pipeline.run(seconds=0.1, turns=1, second=0.05)
     rows = {str(row[0]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
     for name in ("file", "null sink"):

@@ -20,7 +20,7 @@ def check(outcome: Outcome) -> None:
 
 @pytest.mark.skipif(c_module is None, reason="the twin refuses")
 @pytest.mark.parametrize("threads", [0, 3])
-def test_nothing_is_missing_from_the_trace_of_a_killed_server(tmp_path: Path, threads: int) -> None:
+def test_trace_of_a_killed_server_is_complete(tmp_path: Path, threads: int) -> None:
     check(kill_once(tmp_path, threads, threads=threads, most=3000))
 
 
@@ -32,7 +32,7 @@ def test_a_hundred_killed_servers_have_whole_traces(tmp_path: Path, threads: int
 
 
 @pytest.mark.skipif(c_module is None, reason="the twin refuses")
-def test_an_event_that_is_not_there_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_event_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask_for_more(trace: Path, told: dict[int, int], seed: int) -> Outcome:
         return check_trace(trace, {writer: n + 2 for writer, n in told.items()}, seed)
 

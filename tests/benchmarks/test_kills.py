@@ -34,7 +34,7 @@ def test_two_hundred_killed_servers_are_restored(tmp_path: Path, threads: int) -
         check(kill_once(tmp_path, seed, threads=threads))
 
 
-def test_a_page_that_was_lost_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_page_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = ArenaReader.descriptor
 
     def forget_one(self: ArenaReader, page: int) -> tuple[int, ...]:

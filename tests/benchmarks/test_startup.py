@@ -17,7 +17,7 @@ def test_each_process_has_a_row_beside_its_base() -> None:
     assert {row["processes"] for row in rows.values()} == {1}
 
 
-def test_what_is_measured_is_the_copy(tmp_path: Path) -> None:
+def test_installed_copy_is_measured(tmp_path: Path) -> None:
     python = startup._install(tmp_path / "venv")
     code = "import aiotrace, aiotrace_sinks; print(aiotrace.__file__, aiotrace_sinks.__file__)"
     imported = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout

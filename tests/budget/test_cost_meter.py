@@ -145,7 +145,7 @@ def test_each_group_costs_its_events_exactly(meter: Meter) -> None:
     assert sum(costs(meter).values()) == pytest.approx(EVENT)
 
 
-def test_how_many_events_there_were_is_exact_when_pages_turned_and_of_which_kind_by_those_that_are_seen(
+def test_event_count_is_exact_and_event_kinds_are_sampled_from_pages(
     meter: Meter,
 ) -> None:
     for n in range(3000):
@@ -170,7 +170,7 @@ def test_events_that_are_refused_cost_as_much(fixed_prices: None) -> None:
         assert costs(meter) == {"meter:*": pytest.approx(1000 * EVENT)}
 
 
-def test_events_none_of_which_was_seen_are_in_no_group_and_cost_all_the_same(fixed_prices: None) -> None:
+def test_events_that_were_not_sampled_cost_without_a_group(fixed_prices: None) -> None:
     with aiotrace.recording(page_size=4096, pages=2) as recording:
         inner = recording._recording
         meter = Meter(inner._arena, inner.writers, inner.selection, inner.clock)
@@ -181,9 +181,7 @@ def test_events_none_of_which_was_seen_are_in_no_group_and_cost_all_the_same(fix
         assert (groups, rest) == ({}, pytest.approx(1000 * EVENT))
 
 
-def test_what_a_filter_looks_at_costs_more_also_where_it_takes_none(
-    recording: aiotrace.SyncRecording, meter: Meter
-) -> None:
+def test_filter_evaluations_cost_more_even_without_a_match(recording: aiotrace.SyncRecording, meter: Meter) -> None:
     recording.filter("meter:first", "n > 100")
     for n in range(20):
         first(n)
@@ -204,7 +202,9 @@ def test_pages_that_turn_cost_and_count_for_those_that_filled_them(
     assert costs(meter) == {"meter:*": pytest.approx(turned)}
 
 
-def test_what_is_held_is_no_part_of_what_is_recorded_since(recording: aiotrace.SyncRecording, meter: Meter) -> None:
+def test_events_disabled_by_the_budget_do_not_count_as_recorded(
+    recording: aiotrace.SyncRecording, meter: Meter
+) -> None:
     for n in range(100):
         first(n)
     costs(meter)
@@ -261,7 +261,7 @@ async def test_the_steps_of_what_is_timed_count_and_its_waits_do_not(loop_meter:
 
 
 @pytest.mark.anyio
-async def test_what_is_timed_is_cancelled_and_raises_as_it_is(loop_meter: Meter) -> None:
+async def test_timed_coroutine_is_cancelled_and_raises_unchanged(loop_meter: Meter) -> None:
     told: list[str] = []
 
     async def wait() -> None:

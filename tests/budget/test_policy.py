@@ -87,7 +87,7 @@ simulated = settings(max_examples=25)
 
 @simulated
 @given(programs)
-def test_in_the_end_the_budget_is_held_or_what_is_on_is_not_worth_switching_off(program: Program) -> None:
+def test_budget_is_met_or_enabled_groups_are_not_worth_disabling(program: Program) -> None:
     program.run(60)
     for _ in range(600):  # what is off is tried again
         if program.spends <= 1.02 * program.share:  # so little too much is let pass for a minute
@@ -101,7 +101,7 @@ def test_in_the_end_the_budget_is_held_or_what_is_on_is_not_worth_switching_off(
 
 @simulated
 @given(programs)
-def test_what_is_spent_too_much_is_bounded_whatever_is_tried_again(program: Program) -> None:
+def test_overspending_is_bounded_for_any_retries(program: Program) -> None:
     on = sum(program.groups.values())
     if any(0 < share < WORTH * program.share for share in program.groups.values()):
         return  # these may stay on for ever
@@ -123,7 +123,7 @@ def test_a_group_does_not_flap(program: Program) -> None:
 
 @simulated
 @given(programs)
-def test_what_goes_off_is_the_first_in_order_of_what_is_worth_it(program: Program) -> None:
+def test_first_group_worth_disabling_is_disabled(program: Program) -> None:
     for _ in range(200):
         before = program.budget.disabled
         switch = program.tick()
@@ -166,25 +166,25 @@ def test_a_program_within_its_budget_keeps_all() -> None:
     assert not program.switches
 
 
-def test_every_call_goes_off_before_steps_and_these_before_the_program_s_own_events() -> None:
+def test_calls_are_disabled_before_steps_and_steps_before_program_events() -> None:
     program = Program({"http:*": 0.02, "task:step": 0.02, "function_graph:*": 2.0, "task:ready": 0.02})
     program.run(9)
     assert [switch.group for switch in program.switches] == ["function_graph:*", "task:ready", "task:step", "http:*"]
 
 
-def test_of_the_program_s_own_events_the_dearest_go_first() -> None:
+def test_most_expensive_program_events_are_disabled_first() -> None:
     program = Program({"http:*": 0.004, "parser:*": 0.05, "db:*": 0.004})
     program.run(30)
     assert program.budget.disabled == ("parser:*",)
 
 
-def test_what_costs_little_is_passed_over() -> None:
+def test_cheap_group_is_skipped() -> None:
     program = Program({"audit:*": 0.0005, "task:step": 0.03})
     program.run(9)
     assert program.budget.disabled == ("task:step",)
 
 
-def test_much_that_costs_little_each_goes_too() -> None:
+def test_many_cheap_groups_are_also_disabled() -> None:
     program = Program({f"own{number}:*": 0.0009 for number in range(30)})
     program.run(60)
     assert program.spends <= program.share
@@ -200,14 +200,14 @@ def test_a_short_burst_switches_nothing_off() -> None:
     assert not program.switches
 
 
-def test_what_no_group_causes_does_not_take_all_of_it_from_the_groups() -> None:
+def test_fixed_costs_leave_a_part_of_the_budget_to_the_groups() -> None:
     program = Program({"http:*": 0.004}, fixed=0.05)
     program.run(60)
     assert not program.switches
     assert program.budget.last == pytest.approx(0.054), "and is told all the same"
 
 
-def test_the_reader_is_let_wake_more_rarely_before_its_wakes_take_half_of_the_budget_and_oftener_again() -> None:
+def test_reader_wakes_less_often_while_its_wakes_exceed_their_share() -> None:
     program = Program({"http:*": 0.001}, fixed=0.05)
     program.run(5)
     assert program.budget.stretch == STRETCH_MAX
@@ -225,7 +225,7 @@ def test_an_idle_program_is_not_measured_to_death() -> None:
     assert not program.switches
 
 
-def test_a_group_comes_back_when_it_costs_less_and_stays() -> None:
+def test_group_that_has_become_cheaper_is_enabled_for_good() -> None:
     program = Program({"task:step": 0.03})
     program.run(2)
     assert program.budget.disabled == ("task:step",)
@@ -235,7 +235,7 @@ def test_a_group_comes_back_when_it_costs_less_and_stays() -> None:
     assert len(program.switches) == 2
 
 
-def test_of_those_that_fit_the_last_in_order_is_the_first_to_come_back() -> None:
+def test_last_fitting_group_in_order_is_enabled_first() -> None:
     program = Program({"function_graph:*": 0.03, "task:step": 0.03, "http:*": 0.03})
     program.run(9)
     assert len(program.budget.disabled) == 3
@@ -246,7 +246,7 @@ def test_of_those_that_fit_the_last_in_order_is_the_first_to_come_back() -> None
     assert back == ["http:*", "task:step", "function_graph:*"]
 
 
-def test_what_the_user_has_disabled_is_not_switched_on() -> None:
+def test_group_disabled_by_the_user_is_not_enabled() -> None:
     program = Program({"task:step": 0.03})
     program.budget.is_wanted = lambda group: False
     program.run(2)
@@ -291,13 +291,13 @@ def test_a_budget_is_written_in_percent(text: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["0%", "0", "150%", "100%", "abc", "", "1", "-1%", "1%%", "nan%", "0.01%", "1e-2%"])
-def test_what_is_no_budget_is_refused_and_named(text: str) -> None:
+def test_invalid_budget_is_refused_and_named(text: str) -> None:
     with pytest.raises(ConfigurationError, match=r"percent|at least 0\.1%, and less than 100%") as refused:
         parse_percent(text)
     assert repr(text) in str(refused.value)
 
 
 @pytest.mark.parametrize("share", [0, 1, 1.5, -0.01, 0.0009, float("nan"), float("inf"), "1%", True, None])
-def test_a_share_that_cannot_be_held_is_refused(share: object) -> None:
+def test_share_that_cannot_be_met_is_refused(share: object) -> None:
     with pytest.raises(ConfigurationError, match=r"0\.01 is 1 %"):
         check_share(share)

@@ -92,7 +92,7 @@ def no_thread_stays() -> Iterator[None]:
 
 
 @pytest.mark.pure_too
-def test_what_costs_too_much_is_recorded_no_more_and_the_trace_says_so(costs: Costs) -> None:
+def test_too_expensive_events_are_disabled_and_the_trace_says_so(costs: Costs) -> None:
     sink = Collect()
     with aiotrace.recording(sink, budget=0.01) as recording:
         request(1)
@@ -113,7 +113,7 @@ def test_what_costs_too_much_is_recorded_no_more_and_the_trace_says_so(costs: Co
 
 
 @pytest.mark.pure_too
-def test_it_comes_back_when_there_is_room(costs: Costs) -> None:
+def test_group_is_enabled_again_when_it_fits(costs: Costs) -> None:
     sink = Collect()
     with aiotrace.recording(sink, budget=0.01) as recording:
         switch_off_and_on(recording._recording, costs)
@@ -137,7 +137,7 @@ def switch_off_and_on(recording: aiotrace.Recording, costs: Costs) -> None:
 
 @pytest.mark.pure_too
 @pytest.mark.anyio
-async def test_it_comes_back_in_the_program_s_loop_where_running_tasks_are_seen(
+async def test_group_is_enabled_in_the_loop_where_running_tasks_are_seen(
     costs: Costs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[int] = []
@@ -231,7 +231,7 @@ def test_stalls_are_watched_for_whatever_is_off(costs: Costs) -> None:
 
 
 @pytest.mark.pure_too
-def test_what_the_user_enables_while_it_is_off_stays_off(costs: Costs) -> None:
+def test_group_enabled_by_the_user_stays_disabled_by_the_budget(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.shares = {"budgeted:*": 0.5}
         wait_until(lambda: recording.selection.disabled_by_budget)
@@ -242,7 +242,7 @@ def test_what_the_user_enables_while_it_is_off_stays_off(costs: Costs) -> None:
 
 
 @pytest.mark.pure_too
-def test_what_the_user_disables_while_it_is_off_does_not_come_back(costs: Costs) -> None:
+def test_group_disabled_by_the_user_meanwhile_is_not_enabled_again(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.shares = {"budgeted:*": 0.5}
         wait_until(lambda: recording.selection.disabled_by_budget)
@@ -267,7 +267,7 @@ def test_another_recording_keeps_its_events(costs: Costs) -> None:
 
 
 @pytest.mark.pure_too
-def test_it_is_told_also_where_all_is_disabled(costs: Costs) -> None:
+def test_budget_events_are_emitted_even_if_all_is_disabled(costs: Costs) -> None:
     sink = Collect()
     with aiotrace.recording(sink, budget=0.01) as recording:
         recording.disable("all")
@@ -277,7 +277,7 @@ def test_it_is_told_also_where_all_is_disabled(costs: Costs) -> None:
 
 
 @pytest.mark.pure_too
-def test_a_meter_that_fails_is_warned_of_and_the_program_goes_on(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_meter_warns_and_the_program_continues(costs: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(meter: Meter) -> Reading:
         raise ZeroDivisionError("broken")
 
@@ -301,7 +301,7 @@ def test_without_a_budget_there_is_no_thread_and_no_account() -> None:
 
 @pytest.mark.pure_too
 @pytest.mark.parametrize("budget", [0, 1.5, "1%"])
-def test_a_budget_that_cannot_be_is_refused(budget: Any) -> None:
+def test_impossible_budget_is_refused(budget: Any) -> None:
     with pytest.raises(aiotrace.ConfigurationError, match=r"0\.01 is 1 %"):
         aiotrace.recording(budget=budget)
     with pytest.raises(aiotrace.ConfigurationError, match=r"0\.01 is 1 %"):
@@ -321,7 +321,7 @@ def fibonacci(n: int) -> int:
 @pytest.mark.parametrize(
     "options", [{}, {"thread": True}, {"overrun": "drop_oldest"}], ids=["loop", "thread", "flight"]
 )
-async def test_a_program_whose_every_call_is_recorded_is_found_to_be_over_its_budget(options: dict[str, Any]) -> None:
+async def test_program_with_every_call_recorded_exceeds_its_budget(options: dict[str, Any]) -> None:
     sink = Collect()
     sinks = () if "overrun" in options else (sink,)
     async with aiotrace.record(*sinks, budget=0.01, **options) as recording:
@@ -365,7 +365,7 @@ def record(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 
 @needs_c
 @pytest.mark.parametrize("options", [[], ["--external"]], ids=["a thread", "external"])
-def test_record_says_at_its_end_what_was_off_and_the_trace_when(tmp_path: Path, options: list[str]) -> None:
+def test_record_names_disabled_groups_and_the_trace_has_the_times(tmp_path: Path, options: list[str]) -> None:
     words = [*options, "--budget", "1%", "-p", "function_graph", "-b", "16M", "-o", tmp_path / "t.dat", "-c", PROGRAM]
     done = record(*words, cwd=tmp_path)
     assert done.returncode == 0
@@ -377,7 +377,7 @@ def test_record_says_at_its_end_what_was_off_and_the_trace_when(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("budget", ["0", "150%", "abc", "0%"])
-def test_record_refuses_what_is_no_budget_before_the_program_begins(
+def test_record_refuses_an_invalid_budget_before_the_program_begins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], budget: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

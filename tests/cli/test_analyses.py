@@ -31,7 +31,7 @@ def trace(tmp_path: Path) -> str:
         ("--stalls", "loop:iteration or stall:end or stall:noticed or task:step"),
     ],
 )
-def test_a_trace_without_tasks_is_told_how_to_record_them(
+def test_trace_without_tasks_explains_how_to_record_them(
     trace: str, capsys: Capture, question: str, missing: str
 ) -> None:
     assert main(["report", trace, question]) == 2

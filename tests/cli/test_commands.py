@@ -54,9 +54,7 @@ def test_report_prints_a_line_for_each_event(trace: str, capsys: Capture) -> Non
 
 
 @pytest.mark.parametrize("command", ["report", "stat"])
-def test_without_a_file_it_is_trace_dat(
-    command: str, trace: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_default_file_is_trace_dat(command: str, trace: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     os.rename(trace, os.path.join(os.path.dirname(trace), "trace.dat"))
     monkeypatch.chdir(os.path.dirname(trace))
     assert main([command]) == 0
@@ -75,7 +73,7 @@ def test_without_a_file_it_is_trace_dat(
         (["-F", "nn > 1 || n"], ["-F 'nn > 1 || n': no event has a field nn"]),
     ],
 )
-def test_report_tells_what_was_asked_for_and_is_not_there(
+def test_report_names_requested_events_that_are_missing(
     trace: str, options: list[str], told: list[str], capsys: Capture
 ) -> None:
     assert main(["report", trace, *options]) == 0
@@ -162,7 +160,7 @@ def test_times_of_different_boots_are_not_merged(
         assert f"times since different boots cannot be merged: {paths[0]}: boot a, {paths[1]}: boot b" in out.err
 
 
-def test_losses_stand_in_their_place_and_make_exit_status_3(lossy: str, capsys: Capture) -> None:
+def test_losses_appear_in_their_place_and_give_exit_status_3(lossy: str, capsys: Capture) -> None:
     assert main(["report", lossy]) == 3
     out = capsys.readouterr()
     kinds = ["loss" if "EVENTS DROPPED" in line else "event" for line in out.out.splitlines()]
@@ -171,7 +169,7 @@ def test_losses_stand_in_their_place_and_make_exit_status_3(lossy: str, capsys: 
     assert out.err == f"aiotrace report: {lossy}: events lost: 7 (CPU 0: 7)\n"
 
 
-def test_damage_is_told_and_makes_exit_status_3(trace: str, capsys: Capture) -> None:
+def test_damage_is_reported_with_exit_status_3(trace: str, capsys: Capture) -> None:
     raw = bytearray(Path(trace).read_bytes())
     raw[4096 + 40] ^= 1
     Path(trace).write_bytes(raw)
@@ -179,7 +177,7 @@ def test_damage_is_told_and_makes_exit_status_3(trace: str, capsys: Capture) -> 
     assert "damaged in 1 places, the first at offset 4096" in capsys.readouterr().err
 
 
-def test_stat_counts_and_tells_of_losses(lossy: str, capsys: Capture) -> None:
+def test_stat_counts_events_and_losses(lossy: str, capsys: Capture) -> None:
     assert main(["stat", lossy]) == 3
     out = capsys.readouterr()
     assert "events   2" in out.out
@@ -194,7 +192,7 @@ def test_stat_of_a_whole_trace_is_status_0(trace: str, capsys: Capture) -> None:
     assert "clock    mono" in capsys.readouterr().out
 
 
-def test_the_version_is_told(capsys: Capture) -> None:
+def test_version_is_printed(capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
@@ -202,7 +200,7 @@ def test_the_version_is_told(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("command", ["report", "stat"])
-def test_a_trace_that_is_not_finished_is_said_to_be_so(tmp_path: Path, command: str, capsys: Capture) -> None:
+def test_unfinished_trace_is_reported_as_such(tmp_path: Path, command: str, capsys: Capture) -> None:
     path = str(tmp_path / "t.dat")
     growing = TraceStore(path, INFO)
     growing.write([page([1])], definitions())
@@ -220,7 +218,7 @@ def test_list_shows_the_events_of_a_file(trace: str, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("command", ["report", "stat", "list"])
-def test_a_closed_stdout_is_no_error(trace: str, command: str) -> None:
+def test_closed_stdout_is_not_an_error(trace: str, command: str) -> None:
     words = [sys.executable, "-c", "import os, sys; os.close(1); os.execv(sys.executable, sys.argv[1:])"]
     done = subprocess.run(
         [*words, sys.executable, "-m", "aiotrace", command, trace], capture_output=True, text=True, timeout=60
@@ -249,7 +247,7 @@ def test_restore_makes_a_complete_trace(tmp_path: Path, capsys: Capture) -> None
         assert numbers(list(trace)) == [1, 2]
 
 
-def test_restore_tells_of_damaged_pages(tmp_path: Path, capsys: Capture) -> None:
+def test_restore_reports_damaged_pages(tmp_path: Path, capsys: Capture) -> None:
     path = tmp_path / "t.dat"
     store(path, [page([1, 2]), page([3], sequence=1)], finish=False)
     raw = bytearray(path.read_bytes())
@@ -284,7 +282,7 @@ def test_a_trace_that_grows_is_not_restored(tmp_path: Path, capsys: Capture) -> 
         (["restore", __file__], 1, f"{__file__}: there is no journal beside it, so there is nothing to restore"),
     ],
 )
-def test_what_cannot_be_read_is_status_1(arguments: list[str], status: int, message: str, capsys: Capture) -> None:
+def test_unreadable_file_gives_exit_status_1(arguments: list[str], status: int, message: str, capsys: Capture) -> None:
     assert main(arguments) == status
     assert message in capsys.readouterr().err
 
@@ -325,7 +323,7 @@ def run(*arguments: str, **options: object) -> subprocess.Popen[bytes]:
     )
 
 
-def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
+def test_closed_pipe_is_not_an_error(tmp_path: Path) -> None:
     path = tmp_path / "t.dat"
     store(path, [page(range(30), sequence=n, start=n * 1000) for n in range(100)])
     with run("report", str(path)) as process:
@@ -337,7 +335,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
         assert process.wait() == 0
 
 
-def test_an_empty_file_is_said_to_be_empty(tmp_path: Path, capsys: Capture) -> None:
+def test_empty_file_is_reported_as_empty(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "t").touch()
     assert main(["report", str(tmp_path / "t")]) == 1
     assert f"{tmp_path}/t, offset 0: not a trace.dat: it is empty" in capsys.readouterr().err

@@ -504,7 +504,7 @@ def test_json_has_its_keys(line: str, folder: Path) -> None:
     assert found == JSON[line]
 
 
-def test_json_says_what_is_lost_as_an_event(folder: Path) -> None:
+def test_json_reports_losses_as_an_event(folder: Path) -> None:
     place(folder, "lossy.dat")
     rows = [json.loads(row) for row in run(["report", "--json", "lossy.dat"])[1].splitlines()]
     (lost,) = (row for row in rows if row["name"] == "aiotrace:lost")

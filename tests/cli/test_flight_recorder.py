@@ -132,7 +132,9 @@ def test_a_killed_program_is_restored_from_its_arena(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("by", ["pid", "arena"])
-def test_a_living_program_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str) -> None:
+def test_snapshot_of_a_living_program_leaves_it_running(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], by: str
+) -> None:
     with recorded(tmp_path, "--arena", "app.arena") as program:
         arena = str(tmp_path / "app.arena")
         named = str(program.pid) if by == "pid" else arena
@@ -150,7 +152,7 @@ def test_a_living_program_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFix
     assert not (tmp_path / "app.arena").exists(), "the program has ended as it should"
 
 
-def test_what_has_no_arena_is_said_so(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_process_without_an_arena_is_reported(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["snapshot", str(os.getpid())]) == 2
     assert f"process {os.getpid()} has no arena: record it with --arena PATH" in capsys.readouterr().err
     (tmp_path / "other").write_text("no arena")
@@ -178,7 +180,7 @@ def events_of(path: Path) -> list[object]:
 
 
 @both
-def test_a_signal_takes_a_snapshot_when_that_was_asked_for(tmp_path: Path, external: list[str]) -> None:
+def test_signal_takes_a_snapshot_when_requested(tmp_path: Path, external: list[str]) -> None:
     with recorded(tmp_path, "--snapshot-signal", "usr2", "--snapshots", "flight.dat", *external) as program:
         send(program, "import os, signal; os.kill(os.getpid(), signal.SIGUSR2)")
         while not [path for path in snapshots_in(tmp_path) if is_finished(path)]:
@@ -208,7 +210,7 @@ def test_a_trigger_takes_a_snapshot_of_what_was_before_and_after(tmp_path: Path,
 
 
 @both
-def test_one_snapshot_is_taken_at_a_time_and_what_is_skipped_is_told(tmp_path: Path, external: list[str]) -> None:
+def test_one_snapshot_is_taken_at_a_time_and_skipped_ones_are_reported(tmp_path: Path, external: list[str]) -> None:
     with recorded(tmp_path, "-e", "app:*", "-R", "snapshot:1:after=3600 if n >= 5000", *external) as program:
         send(program, '[step(n, f"what {n % 5}") for n in range(5000, 5003)]')
         told = end(program)
@@ -222,9 +224,7 @@ def test_one_snapshot_is_taken_at_a_time_and_what_is_skipped_is_told(tmp_path: P
 
 
 @both
-def test_what_happens_while_a_snapshot_looks_forward_is_in_it_and_none_is_said_to_be_missing(
-    tmp_path: Path, external: list[str]
-) -> None:
+def test_snapshot_looking_forward_holds_later_events_without_losses(tmp_path: Path, external: list[str]) -> None:
     with recorded(tmp_path, "-e", "app:*", "-R", "snapshot:after=3600 if n >= 5000", *external) as program:
         send(program, '[step(n, f"what {n % 5}") for n in range(5000, 5003)]')
         told = end(program)
@@ -234,7 +234,7 @@ def test_what_happens_while_a_snapshot_looks_forward_is_in_it_and_none_is_said_t
 
 
 @needs_c
-def test_what_a_killed_program_left_is_a_snapshot_if_a_recorder_follows_it(tmp_path: Path) -> None:
+def test_killed_program_leaves_a_snapshot_if_a_recorder_follows_it(tmp_path: Path) -> None:
     options = ["--external", "--snapshot-signal", "USR2", "-b", "64"]
     with recorded(tmp_path, *options) as program:
         send(program, "import os, signal, aiotrace._launcher.process")
@@ -256,7 +256,7 @@ def test_what_a_killed_program_left_is_a_snapshot_if_a_recorder_follows_it(tmp_p
 
 
 @needs_c
-def test_a_killed_child_has_a_snapshot_of_its_own_and_one_that_recorded_nothing_has_none(tmp_path: Path) -> None:
+def test_killed_child_gets_a_snapshot_only_if_it_recorded_something(tmp_path: Path) -> None:
     with recorded(tmp_path, "--external", "--snapshot-signal", "USR2") as program:
         send(program, "import os, signal")
         for body in ("os._exit(0)", "step(7, 'what 2'); os.kill(os.getpid(), signal.SIGKILL)"):
@@ -269,7 +269,7 @@ def test_a_killed_child_has_a_snapshot_of_its_own_and_one_that_recorded_nothing_
 
 
 @needs_c
-def test_a_program_with_a_recorder_is_looked_at(tmp_path: Path) -> None:
+def test_snapshot_of_a_program_with_a_recorder_leaves_it_running(tmp_path: Path) -> None:
     with recorded(tmp_path, "--external", "--snapshot-signal", "USR2") as program:
         assert main(["snapshot", str(program.pid), "-o", str(tmp_path / "now.dat")]) == 0
         assert steps(tmp_path / "now.dat") == list(range(1000))
@@ -285,9 +285,7 @@ def test_a_program_with_a_recorder_is_looked_at(tmp_path: Path) -> None:
         (["-e", "all", "-R", "snapshot:after=9999"], "after= is at most 3600 s"),
     ],
 )
-def test_options_that_cannot_be_are_refused(
-    options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_options_are_refused(options: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:
         status = main(["record", *options, "-c", "pass"])
     except SystemExit as error:
@@ -333,7 +331,7 @@ def is_finished(path: Path) -> bool:
 
 
 @pytest.mark.skipif(c_module is None, reason="NOT RUN: the watch over stalls needs the C module")
-def test_the_snapshot_of_a_stall_under_load_has_what_was_before_and_after_it_and_the_line(tmp_path: Path) -> None:
+def test_snapshot_of_a_stall_under_load_covers_both_sides_and_the_line(tmp_path: Path) -> None:
     check_stall(tmp_path, 0.5, 1)
 
 

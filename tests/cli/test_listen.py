@@ -53,7 +53,7 @@ def send(address: str, pages: list[fakes.FakePage]) -> Sender:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_keeps_what_comes_and_ends_when_it_is_told(tmp_path: Path, number: signal.Signals) -> None:
+def test_listener_stores_what_arrives_and_ends_on_request(tmp_path: Path, number: signal.Signals) -> None:
     pages = fakes.make_pages(40, 2)
     with listening(f"unix:{tmp_path / 'socket'}", "-o", str(tmp_path / "traces"), "--text") as (process, address):
         send(address, pages)
@@ -70,7 +70,7 @@ def test_it_keeps_what_comes_and_ends_when_it_is_told(tmp_path: Path, number: si
     assert not (tmp_path / "socket").exists()
 
 
-def test_a_killed_one_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_killed_listener_resumes_where_it_was(tmp_path: Path) -> None:
     pages = fakes.make_pages(40, 2)
     arguments = (f"unix:{tmp_path / 'socket'}", "-o", str(tmp_path / "traces"))
     with listening(*arguments) as (process, address):
@@ -99,7 +99,7 @@ def test_an_address_that_is_not_safe_is_refused(tmp_path: Path, capsys: pytest.C
     assert "can be reached from elsewhere, and without TLS" in capsys.readouterr().err
 
 
-def test_what_cannot_be_had_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unavailable_address_or_folder_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert main(["listen", f"unix:{tmp_path / 'socket'}", "-o", str(tmp_path / "file")]) == 1
     assert f"{tmp_path / 'file'}: File exists" in capsys.readouterr().err
@@ -118,14 +118,14 @@ def test_ages_have_units(text: str, age: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "G", "1.5G", "x", "1w"])
-def test_what_is_no_size_or_age_is_refused(text: str) -> None:
+def test_invalid_size_or_age_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="should be bytes"):
         listen._size(text)
     with pytest.raises(argparse.ArgumentTypeError, match="should be seconds"):
         listen._age(text)
 
 
-def test_a_line_says_how_it_goes() -> None:
+def test_status_line_shows_the_progress() -> None:
     before = CollectorStatistics(
         clients=1, connections=3, connections_refused=0, connections_broken=0, pages=10, bytes=0, events=7,
         pages_acknowledged=8, pages_duplicate=0, events_lost=5, streams_ended=0, failures=0, stalled="",

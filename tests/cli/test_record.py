@@ -135,7 +135,7 @@ def test_options_of_python_before_m_aiotrace_are_the_programs_too(mirrors: Path,
     assert json.loads(traced.stdout) == alone
 
 
-def test_a_command_on_path_is_run_as_it_is(mirrors: Path, tmp_path: Path) -> None:
+def test_command_on_path_is_run_unchanged(mirrors: Path, tmp_path: Path) -> None:
     command = tmp_path / "mirror"
     command.write_text(f"#!{sys.executable}\n{MIRROR}")
     command.chmod(0o755)
@@ -148,7 +148,7 @@ def test_a_command_on_path_is_run_as_it_is(mirrors: Path, tmp_path: Path) -> Non
     assert traced.returncode == 7
 
 
-def test_the_very_python_may_stand_in_front(mirrors: Path, tmp_path: Path) -> None:
+def test_python_may_precede_the_program(mirrors: Path, tmp_path: Path) -> None:
     traced = record("-o", tmp_path / "t.dat", sys.executable, "-X", "dev", "app.py", cwd=mirrors)
     assert json.loads(traced.stdout) == json.loads(run("-X", "dev", "app.py", cwd=mirrors).stdout)
 
@@ -172,7 +172,7 @@ def test_a_python_that_the_program_starts_knows_nothing_of_it(app: Path) -> None
     assert sorted(path.name for path in app.iterdir()) == ["app.py", "trace.dat"]
 
 
-def test_a_python_that_inherits_the_variables_but_was_not_meant_cleans_up_and_is_silent(app: Path) -> None:
+def test_python_with_variables_for_another_process_silently_removes_them(app: Path) -> None:
     shim = Path(aiotrace.__file__).parent / "_launcher" / "shim"
     before = os.environ.get("PYTHONPATH")
     environment = {
@@ -198,9 +198,7 @@ def test_a_python_that_inherits_the_variables_but_was_not_meant_cleans_up_and_is
         ("import threading; threading.Thread(target=step, args=(100,)).start()", 0),
     ],
 )
-def test_a_program_that_ends_by_itself_has_a_finished_trace_and_its_own_status(
-    app: Path, ending: str, status: int
-) -> None:
+def test_program_that_exits_normally_has_a_finished_trace_and_its_status(app: Path, ending: str, status: int) -> None:
     (app / "app.py").write_text(STEPS + ending)
     alone, traced = run("app.py", cwd=app), record("app.py", cwd=app)
     assert traced.returncode == alone.returncode == status
@@ -211,7 +209,7 @@ def test_a_program_that_ends_by_itself_has_a_finished_trace_and_its_own_status(
     assert not (app / "trace.dat.journal").exists()
 
 
-def test_a_program_that_a_signal_kills_leaves_a_trace_that_is_read_as_it_is_and_restored(app: Path) -> None:
+def test_program_killed_by_a_signal_leaves_a_readable_restorable_trace(app: Path) -> None:
     many = "for number in range(20000):\n    step(number)\n"
     wait = (
         "import time, os, signal\n"
@@ -230,7 +228,7 @@ def test_a_program_that_a_signal_kills_leaves_a_trace_that_is_read_as_it_is_and_
     assert steps_of(app / "trace.dat") == as_it_is
 
 
-def test_a_signal_that_the_program_waits_for_is_not_taken_by_a_thread_of_ours(app: Path) -> None:
+def test_signal_awaited_by_the_program_is_not_taken_by_our_thread(app: Path) -> None:
     """Were it not blocked in our threads, the kernel would give it to one of them, and the program would die."""
     program = (
         "import os, signal\n"
@@ -243,13 +241,13 @@ def test_a_signal_that_the_program_waits_for_is_not_taken_by_a_thread_of_ours(ap
     assert traced.stdout == "15\n"
 
 
-def test_a_program_that_closes_every_event_loop_does_not_find_ours(app: Path) -> None:
+def test_program_that_closes_every_event_loop_does_not_find_our_loop(app: Path) -> None:
     """As one of anyio's tests does."""
     look = "import asyncio, gc\nprint(sum(isinstance(each, asyncio.AbstractEventLoop) for each in gc.get_objects()))\n"
     assert record("-q", "-c", look, cwd=app).stdout == "0\n"
 
 
-def test_what_the_program_leaves_to_the_end_of_python_is_finalized_and_its_files_are_written(app: Path) -> None:
+def test_objects_alive_at_interpreter_exit_are_finalized_and_files_written(app: Path) -> None:
     (app / "app.py").write_text(
         "class Left:\n    def __del__(self):\n        print('finalized')\n"
         "left = Left()\nfile = open('left.txt', 'w')\nfile.write('to the last')\n"
@@ -280,7 +278,7 @@ def test_a_program_that_closes_what_it_did_not_open_keeps_its_own_files(app: Pat
     assert "Traceback" not in traced.stderr
 
 
-def test_who_has_no_c_module_is_told_that_tasks_are_not_in_the_trace(app: Path) -> None:
+def test_warning_without_the_c_module_says_that_tasks_are_missing(app: Path) -> None:
     def told(*options: str) -> str:
         command = ["-m", "aiotrace", "record", "--force", "-o", "t.dat", *options, "app.py"]
         return run(*command, cwd=app, environment={"AIOTRACE_PURE": "1"}).stderr
@@ -302,14 +300,14 @@ def test_tasks_have_the_names_that_they_have_without_us(app: Path) -> None:
     assert record("app.py", cwd=app).stdout == alone.stdout
 
 
-def test_a_trace_that_cannot_be_begun_stops_the_program_before_its_first_line(app: Path) -> None:
+def test_trace_that_cannot_be_created_stops_program_before_its_first_line(app: Path) -> None:
     (app / "there.dat").touch()
     traced = record("--sink", "file:there.dat", "-c", "print('ran')", cwd=app)
     assert (traced.returncode, traced.stdout) == (1, "")
     assert "there.dat" in traced.stderr
 
 
-def test_what_was_lost_is_told_also_by_a_quiet_recording(app: Path) -> None:
+def test_quiet_recording_still_reports_losses(app: Path) -> None:
     (app / "app.py").write_text(STEPS + "for _ in range(3):\n    step('no number')\n")
     alone, traced = run("app.py", cwd=app), record("-q", "app.py", cwd=app)
     assert (alone.stderr, traced.returncode) == ("", 0)
@@ -330,7 +328,7 @@ def test_choices_go_in_the_order_in_which_they_stand(app: Path) -> None:
     assert re.fullmatch(r"aiotrace record: -e 'htp:\*' matches no event of this process: .*app:step, .*", second)
 
 
-def test_a_filter_that_names_no_field_is_told(app: Path) -> None:
+def test_filter_by_an_unknown_field_is_reported(app: Path) -> None:
     choices = ["-e", "app", "-f", "m < 10 && text == 'x'", "-e", "app:other", "-R", "traceoff if size > 1"]
     first, *others = record(*choices, "app.py", cwd=app).stderr.splitlines()
     assert first == f"aiotrace record: {app}/trace.dat: 0 events"
@@ -340,7 +338,7 @@ def test_a_filter_that_names_no_field_is_told(app: Path) -> None:
     ]
 
 
-def test_so_is_one_of_events_that_are_known_at_once_and_once(app: Path) -> None:
+def test_filter_by_an_unknown_field_of_a_tracer_is_reported_once(app: Path) -> None:
     first, *others = record("-e", "log:*", "-f", "nn > 1", "app.py", cwd=app).stderr.splitlines()
     assert first == f"aiotrace record: {app}/trace.dat: 0 events"
     (other,) = others
@@ -352,7 +350,7 @@ def test_a_trigger_is_of_the_event_before_it(app: Path) -> None:
     assert steps_of(app / "trace.dat") == [0, 1, 2, 3, 4]
 
 
-def test_with_v_alone_the_rest_is_recorded(app: Path) -> None:
+def test_option_v_alone_records_all_other_events(app: Path) -> None:
     record("-q", "-v", "app:step", "app.py", cwd=app)
     assert events_of(app / "trace.dat") == [("app:other", {"text": "once"})]
 
@@ -371,7 +369,7 @@ main()
 
 
 @pytest.mark.skipif(aiotrace.__backend__ != "c", reason="functions are traced by the C module alone")
-def test_of_functions_only_those_are_traced_that_a_limit_is_of(app: Path) -> None:
+def test_only_functions_selected_by_limits_are_traced(app: Path) -> None:
     (app / "app.py").write_text(NESTED)
     choices = ["-p", "function_graph", "-n", "*.inner", "-l", "__main__.*", "-n", "*.<module>"]
     first, second = record(*choices, "-n", "x", "-l", "jsn.*", "app.py", cwd=app).stderr.splitlines()
@@ -426,7 +424,7 @@ def children_of(app: Path) -> list[list[int]]:
     return sorted(steps_of(app / name) for name in names - {"trace.dat"})
 
 
-def test_forked_children_have_a_trace_each_unless_they_exec_or_record_nothing(app: Path) -> None:
+def test_forked_child_has_a_trace_unless_it_execs_or_records_nothing(app: Path) -> None:
     (app / "app.py").write_text(STEPS + FORKS)
     traced = record("app.py", cwd=app)
     assert (traced.returncode, traced.stderr) == (0, f"aiotrace record: {app}/trace.dat: 101 events\n")
@@ -437,7 +435,7 @@ def test_forked_children_have_a_trace_each_unless_they_exec_or_record_nothing(ap
 @pytest.mark.parametrize(
     "beside", ["", "import threading; threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"]
 )
-def test_a_fork_is_warned_of_if_it_is_without_us(app: Path, beside: str) -> None:
+def test_fork_warns_exactly_as_without_aiotrace(app: Path, beside: str) -> None:
     """From 3.12 on, where the program has threads of its own; not because of ours."""
     fork = "if not os.fork():\n    os._exit(0)\nos.wait()\n"
     program = (
@@ -460,7 +458,7 @@ def test_children_of_multiprocessing_have_a_trace_each(app: Path, method: str) -
     assert [line.rpartition("n=")[2] for line in everything.stdout.splitlines()] == ["2", "1", "0"]
 
 
-def test_children_that_are_killed_before_they_recorded_anything_leave_no_file(app: Path) -> None:
+def test_child_killed_before_its_first_event_leaves_no_file(app: Path) -> None:
     program = (
         "import os, signal\n"
         "if not os.fork():\n"
@@ -523,7 +521,7 @@ def test_a_child_that_cannot_be_recorded_just_runs(app: Path) -> None:
         (["stranger", "1"], 126, "/other/bin/python3 -m aiotrace record"),
     ],
 )
-def test_what_cannot_work_is_refused_before_the_program_begins(
+def test_impossible_options_are_refused_before_the_program_begins(
     app: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -566,7 +564,7 @@ def test_what_cannot_work_is_refused_before_the_program_begins(
         (["--sink", "pigeon:post"], "'pigeon'"),
     ],
 )
-def test_a_recording_that_cannot_work_is_refused_before_the_programs_first_line(
+def test_invalid_recording_is_refused_before_the_first_line_of_the_program(
     app: Path, words: list[str], message: str
 ) -> None:
     done = record(*words, "-c", "print('ran')", cwd=app)
@@ -576,7 +574,7 @@ def test_a_recording_that_cannot_work_is_refused_before_the_programs_first_line(
     assert [path.name for path in app.iterdir()] == ["app.py"]
 
 
-def test_traces_of_an_earlier_runs_children_are_told_of_and_left_alone(app: Path) -> None:
+def test_traces_of_children_of_an_earlier_run_are_reported_and_kept(app: Path) -> None:
     names = ["trace.4615.dat", "trace.17.dat", "trace.1x.dat"]
     for name in names:
         (app / name).write_text("mine")
@@ -641,7 +639,7 @@ def test_stalls_are_watched_for_in_children_too(tmp_path: Path, options: list[st
 
 @needs_c
 @pytest.mark.parametrize("options", [["-v", "stall"], ["-e", "task"], ["--stall", "60000"]])
-def test_stalls_are_not_watched_for_where_nobody_asks(tmp_path: Path, options: list[str]) -> None:
+def test_stalls_are_watched_only_on_request(tmp_path: Path, options: list[str]) -> None:
     assert record(*options, "-o", "t.dat", "-c", STALL, cwd=tmp_path).returncode == 0
     assert not [name for name, _ in events_of(tmp_path / "t.dat") if name.startswith("stall:")]
 

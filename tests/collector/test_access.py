@@ -34,17 +34,17 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("address", ["tcp://0.0.0.0:0", "tcp://[::]:0", "tcp://192.0.2.1:0"])
-def test_what_others_can_reach_is_not_opened_without_tls(address: str) -> None:
+def test_publicly_reachable_address_is_refused_without_tls(address: str) -> None:
     with pytest.raises(ConfigurationError, match="can be reached from elsewhere, and without TLS"):
         listen([address], Access(TOKEN))
 
 
-def test_what_others_can_reach_is_not_opened_to_anybody(certificate: str) -> None:
+def test_publicly_reachable_address_is_refused_without_authentication(certificate: str) -> None:
     with pytest.raises(ConfigurationError, match=r"anybody could send: ask for a token .* or for certificates"):
         listen(["tls://0.0.0.0:0"], make_access(tls_cert=certificate))
 
 
-def test_with_tls_and_a_token_or_certificates_it_is_opened(certificate: str, authority: str) -> None:
+def test_address_is_opened_with_tls_and_a_token_or_certificates(certificate: str, authority: str) -> None:
     for access in (
         replace(make_access(tls_cert=certificate), token=TOKEN),
         make_access(tls_cert=certificate, tls_client_ca=authority),
@@ -73,7 +73,7 @@ def test_tls_needs_a_certificate() -> None:
     ["", "tcp:", "tcp://127.0.0.1", "tcp://127.0.0.1:x", "http://127.0.0.1:1", "127.0.0.1:80", "unix:", "tcp://:1",
      "tcp://127.0.0.1:99999", "unix:a\0b"],
 )  # fmt: skip
-def test_what_is_no_address_is_refused(address: str) -> None:
+def test_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match="was expected"):
         listen([address], Access())
 
@@ -129,7 +129,7 @@ def test_a_socket_that_a_killed_collector_left_is_replaced(tmp_path: Path) -> No
     assert path.read_text() == "somebody else's"
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
+def test_file_that_is_not_a_socket_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "notes"
     path.write_text("kept")
     with pytest.raises(FileExistsError, match="no socket"):
@@ -137,7 +137,7 @@ def test_what_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     assert path.read_text() == "kept"
 
 
-def test_peers_of_a_unix_socket_are_ours_or_roots(tmp_path: Path) -> None:
+def test_peer_of_a_unix_socket_must_be_an_allowed_user(tmp_path: Path) -> None:
     (listener,) = listen([f"unix:{tmp_path / 'socket'}"], Access())
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "socket"))
@@ -176,9 +176,7 @@ def test_a_token_comes_from_a_file_that_is_private(tmp_path: Path) -> None:
         make_access(token_file=str(path))
 
 
-def test_what_does_not_go_together_is_refused(
-    tmp_path: Path, certificate: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_conflicting_options_are_refused(tmp_path: Path, certificate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHORT", "short")
     monkeypatch.setenv("LONG", TOKEN)
     assert make_access(token_env="LONG").token == TOKEN

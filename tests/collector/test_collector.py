@@ -101,7 +101,7 @@ async def test_a_trace_is_read_and_followed_while_it_grows(tmp_path: Path) -> No
         sender.disconnect()
 
 
-async def test_a_producer_that_connects_again_is_told_what_is_kept(tmp_path: Path) -> None:
+async def test_reconnecting_producer_learns_what_is_stored(tmp_path: Path) -> None:
     pages = fakes.make_pages(120, 2)
     async with collector(tmp_path) as collecting:
         sender = Sender(info_of())
@@ -134,7 +134,7 @@ async def test_a_newer_connection_takes_the_stream_over(tmp_path: Path) -> None:
     assert events(tmp_path) == stores.expected(pages)
 
 
-async def test_a_connection_that_was_given_up_does_not_take_the_stream_from_the_next(tmp_path: Path) -> None:
+async def test_abandoned_connection_does_not_take_the_stream_from_the_next(tmp_path: Path) -> None:
     """They wait in the kernel's queue while the collector is stopped, and are all found there at once."""
     async with collector(tmp_path) as collecting:
         sender = Sender(info_of())
@@ -149,7 +149,7 @@ async def test_a_connection_that_was_given_up_does_not_take_the_stream_from_the_
     assert events(tmp_path) == stores.expected(fakes.make_pages(30))
 
 
-async def test_what_came_before_the_connection_was_lost_is_kept(tmp_path: Path) -> None:
+async def test_pages_received_before_the_connection_was_lost_are_stored(tmp_path: Path) -> None:
     pages = fakes.make_pages(50, 2)
     async with collector(tmp_path) as collecting:
         sender = Sender(info_of())
@@ -164,7 +164,7 @@ async def test_what_came_before_the_connection_was_lost_is_kept(tmp_path: Path) 
     assert events(tmp_path) == stores.expected(pages)
 
 
-async def test_a_stream_without_an_end_is_closed_when_the_collector_is_and_goes_on_in_the_next(tmp_path: Path) -> None:
+async def test_unended_stream_closes_with_its_collector_and_resumes_in_the_next(tmp_path: Path) -> None:
     pages = fakes.make_pages(100, 2)
     sender = Sender(info_of())
     for start in range(0, 100, 50):
@@ -182,7 +182,7 @@ async def test_a_stream_without_an_end_is_closed_when_the_collector_is_and_goes_
     assert events(tmp_path) == stores.expected(pages)
 
 
-async def test_a_producer_that_did_not_hear_that_its_end_is_kept_is_told_again(tmp_path: Path) -> None:
+async def test_producer_that_missed_the_end_acknowledgement_gets_it_again(tmp_path: Path) -> None:
     sender = Sender(info_of())
     sender.add(fakes.make_pages(5))
     async with collector(tmp_path) as collecting:
@@ -201,7 +201,7 @@ async def test_a_producer_that_did_not_hear_that_its_end_is_kept_is_told_again(t
     assert len(list((tmp_path / "traces").glob("*.dat"))) == 1
 
 
-async def test_many_streams_at_once_are_all_kept(tmp_path: Path) -> None:
+async def test_many_simultaneous_streams_are_all_stored(tmp_path: Path) -> None:
     async with collector(tmp_path) as collecting:
 
         async def send(number: int) -> None:
@@ -228,7 +228,7 @@ async def stalled(collecting: Collector) -> str:
     return collecting.statistics().stalled
 
 
-async def test_a_budget_that_is_reached_stops_the_acknowledgements_and_says_so(tmp_path: Path) -> None:
+async def test_exhausted_disk_budget_stops_acknowledgements_and_is_reported(tmp_path: Path) -> None:
     pages = fakes.make_pages(60)
     async with collector(tmp_path, budget=512 << 10) as collecting:
         sender = Sender(info_of())
@@ -308,7 +308,7 @@ async def test_nothing_is_acknowledged_as_fsynced_before_it_is(tmp_path: Path, m
         sender.disconnect()
 
 
-async def test_a_full_trace_is_closed_while_the_stream_goes_on(tmp_path: Path) -> None:
+async def test_full_trace_is_closed_while_its_stream_continues(tmp_path: Path) -> None:
     pages = fakes.make_pages(100, 2)
     async with collector(tmp_path, max_size=20 * 4096) as collecting:
         sender = Sender(info_of())
@@ -359,7 +359,7 @@ TOKEN = "a token that is long enough"
 
 
 @pytest.mark.parametrize("token", [None, "another token, as long"])
-async def test_without_the_token_nobody_is_let_in(
+async def test_clients_without_the_token_are_refused(
     tmp_path: Path, token: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLLECTOR_TOKEN", TOKEN)
@@ -385,7 +385,7 @@ async def test_without_the_token_nobody_is_let_in(
     [b"GET / HTTP/1.1\r\n\r\n" * 10, bytes(100), b"\xf7aio" * 100, b"\x16\x03\x01" + bytes(200), bytes(1 << 20)],
     ids=["http", "zeros", "magic", "tls", "much"],
 )
-async def test_who_says_something_else_is_cut_off_and_others_are_served(tmp_path: Path, garbage: bytes) -> None:
+async def test_client_of_another_protocol_is_cut_off_and_others_are_served(tmp_path: Path, garbage: bytes) -> None:
     async with collector(tmp_path) as collecting:
         sender = Sender(info_of())
         sender.add(fakes.make_pages(20))
@@ -411,7 +411,7 @@ async def _shout(sock: socket.socket, data: bytes) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def test_who_says_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_silent_client_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotrace._protocol.collector.HANDSHAKE_PATIENCE", 0.1)
     async with collector(tmp_path) as collecting:
         idle = await senders.connect(collecting.addresses[0])
@@ -431,7 +431,7 @@ async def test_a_producer_that_falls_silent_is_cut_off(tmp_path: Path) -> None:
         sender.disconnect()
 
 
-async def test_there_are_limits_for_each_peer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_peer_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotrace._collector.collector.STRANGERS_PER_PEER_MAX", 3)
     monkeypatch.setattr("aiotrace._collector.collector.CLIENTS_PER_PEER_MAX", 5)
     async with collector(tmp_path) as collecting:

@@ -48,7 +48,7 @@ def assert_good(verdict: Verdict) -> None:
     assert verdict.memory_kib < 8 << 10, "KiB beyond the pool"
 
 
-def test_a_collector_that_is_killed_over_and_over_loses_and_doubles_nothing(scene: Scene) -> None:
+def test_repeatedly_killed_collector_neither_loses_nor_duplicates_events(scene: Scene) -> None:
     """R5."""
     scene.listener.start()
     scene.produce(1)
@@ -112,7 +112,7 @@ def test_a_cable_that_is_pulled_out_is_noticed_and_nothing_is_let_go(tmp_path: P
     assert scene.producers[0].ledger["connections"] > 1
 
 
-def test_a_slow_collector_holds_up_nobody_but_itself(tmp_path: Path, scene: Scene, cutter: Cutter) -> None:
+def test_slow_collector_delays_only_itself(tmp_path: Path, scene: Scene, cutter: Cutter) -> None:
     """R12: beside it a file gets everything; what the collector missed is counted."""
     scene.listener.start()
     cutter.wanted, cutter.bytes_a_second = 0, 40_000.0

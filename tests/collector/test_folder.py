@@ -103,7 +103,7 @@ def test_a_reboot_is_noticed_until_what_was_there_is_checked(tmp_path: Path, mon
     assert reboot_seen()
 
 
-def test_the_budget_is_of_what_the_disk_says(tmp_path: Path) -> None:
+def test_budget_counts_bytes_allocated_on_disk(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path), budget=1 << 20)
     put(folder, 512 << 10)
     folder.make_room(256 << 10)
@@ -116,7 +116,7 @@ def test_the_budget_is_of_what_the_disk_says(tmp_path: Path) -> None:
         folder.make_room(256 << 10)
 
 
-def test_the_oldest_finished_traces_go_first_when_that_is_asked_for(tmp_path: Path) -> None:
+def test_oldest_finished_traces_are_removed_first_on_request(tmp_path: Path) -> None:
     folder = Folder(str(tmp_path), budget=1 << 20, delete_oldest=True)
     growing = put(folder, 252 << 10, stream=1, finished=False)  # from 256 KiB on blocks are reserved ahead
     old, older, oldest = (put(folder, 200 << 10, stream=age + 2, age=age) for age in range(3))

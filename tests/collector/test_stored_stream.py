@@ -74,7 +74,7 @@ def test_a_stream_that_ends_is_one_finished_trace(folder: Folder) -> None:
     assert (again.ended, again.written, again.closings) == (True, stream.written, [])
 
 
-def test_a_page_that_comes_again_is_counted_and_passed_over(folder: Folder) -> None:
+def test_repeated_page_is_counted_and_skipped(folder: Folder) -> None:
     pages = fakes.make_pages(10, 2)
     stream = make_stream(folder)
     stream.write(pages)
@@ -85,7 +85,7 @@ def test_a_page_that_comes_again_is_counted_and_passed_over(folder: Folder) -> N
     assert events(folder) == stores.expected(fakes.make_pages(12, 2))
 
 
-def test_a_full_trace_is_closed_and_the_stream_goes_on_in_the_next(folder: Folder) -> None:
+def test_full_trace_is_closed_and_its_stream_continues_in_the_next(folder: Folder) -> None:
     pages = fakes.make_pages(50, 2)
     stream = make_stream(folder, max_size=15 * 4096)
     for start in range(0, 50, 7):
@@ -159,7 +159,7 @@ def test_after_a_failed_fsync_what_was_not_on_the_disk_does_not_count(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_collector_that_is_killed_anywhere_goes_on_where_it_was(folder: Folder, seed: int) -> None:
+def test_collector_killed_anywhere_resumes_where_it_was(folder: Folder, seed: int) -> None:
     """A kill between any two steps; the producer sends again what was not acknowledged, and the rest."""
     generator = random.Random(seed)
     pages = [part for page in fakes.make_pages(60, 3) for part in fakes.cut(page, 5, 5)]
@@ -223,7 +223,7 @@ def test_a_trace_that_was_not_begun_is_not_taken_for_the_last_one(folder: Folder
     assert len(folder.traces_of(INFO.stream_id)) == 1
 
 
-def test_a_trace_whose_beginning_is_lost_stays_as_it_is(folder: Folder) -> None:
+def test_trace_with_a_lost_beginning_is_left_unchanged(folder: Folder) -> None:
     stream = make_stream(folder)
     stream.write(fakes.make_pages(8, 2))
     kill(stream)
@@ -234,7 +234,7 @@ def test_a_trace_whose_beginning_is_lost_stays_as_it_is(folder: Folder) -> None:
     assert [name.number for name in folder.traces_of(INFO.stream_id)] == [1, 2]
 
 
-def test_a_stream_whose_trace_was_finished_while_it_was_away_goes_on_in_the_next(folder: Folder) -> None:
+def test_stream_resumes_in_a_new_trace_if_its_trace_was_finished(folder: Folder) -> None:
     pages = fakes.make_pages(20, 2)
     stream = make_stream(folder)
     stream.write(pages[:10])
@@ -249,7 +249,7 @@ def test_a_stream_whose_trace_was_finished_while_it_was_away_goes_on_in_the_next
     assert len(folder.traces_of(INFO.stream_id)) == 2
 
 
-def test_what_a_power_loss_took_does_not_count(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_lost_by_a_power_loss_do_not_count(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.trust_boot()
     stream = make_stream(folder)
     stream.write(fakes.make_pages(8))
@@ -274,7 +274,7 @@ def test_a_stream_that_ends_without_a_page_has_a_trace_with_its_ledger(folder: F
         assert sum(loss.count for loss in trace.losses) == LEDGER.writers[0].lost_after
 
 
-def test_sequences_go_on_beyond_32_bits(folder: Folder) -> None:
+def test_sequences_continue_beyond_32_bits(folder: Folder) -> None:
     pages = [fakes.make_page(1, (1 << 32) - 3 + n, first=n * 1000) for n in range(6)]
     stream = make_stream(folder)
     stream.write(pages[:4])
@@ -287,7 +287,7 @@ def test_sequences_go_on_beyond_32_bits(folder: Folder) -> None:
     assert events(folder) == Counter((1, n * 1000 + k) for n in range(6) for k in range(20))
 
 
-def test_a_released_stream_may_be_restored_by_others(folder: Folder) -> None:
+def test_released_stream_may_be_restored_by_another_process(folder: Folder) -> None:
     stream = make_stream(folder)
     stream.write(fakes.make_pages(4))
     stream.release()

@@ -58,7 +58,7 @@ def make_pages(count: int) -> list[fakes.FakePage]:
     return fakes.make_pages(count, 2)
 
 
-async def test_a_stream_comes_through_tls(tmp_path: Path, files: Files) -> None:
+async def test_stream_arrives_through_tls(tmp_path: Path, files: Files) -> None:
     async with collect("tls://127.0.0.1:0", folder=tmp_path, tls_cert=files.issue()) as collector:
         sender = Sender(fakes.make_info())
         sender.add(make_pages(400))
@@ -68,7 +68,7 @@ async def test_a_stream_comes_through_tls(tmp_path: Path, files: Files) -> None:
         sender.disconnect()
 
 
-async def test_a_client_with_a_certificate_of_the_authority_is_let_in_and_no_other(
+async def test_only_clients_with_a_certificate_of_the_authority_are_admitted(
     tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     options = {"tls_cert": files.issue(), "tls_client_ca": files.authority_file()}
@@ -97,7 +97,7 @@ async def test_a_client_with_a_certificate_of_the_authority_is_let_in_and_no_oth
         good.disconnect()
 
 
-async def test_who_speaks_no_tls_on_its_port_is_refused(
+async def test_client_without_tls_is_refused_on_the_tls_port(
     tmp_path: Path, files: Files, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with collect("tls://127.0.0.1:0", folder=tmp_path, tls_cert=files.issue()) as collector:
@@ -115,7 +115,7 @@ async def test_who_speaks_no_tls_on_its_port_is_refused(
         assert collector.statistics().connections_refused == 2
 
 
-async def test_who_does_not_begin_tls_is_cut_off(
+async def test_client_that_does_not_begin_tls_is_cut_off(
     tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("aiotrace._collector.connection.HANDSHAKE_PATIENCE", 0.1)
@@ -128,7 +128,7 @@ async def test_who_does_not_begin_tls_is_cut_off(
         idle.close()
 
 
-async def test_a_collector_that_is_not_who_it_should_be_gets_nothing(tmp_path: Path, files: Files) -> None:
+async def test_collector_with_an_invalid_certificate_gets_nothing(tmp_path: Path, files: Files) -> None:
     for certificate, reason in (
         (files.issue(authority=files.other), "certificate verify failed"),
         (files.issue(not_after=PAST), "certificate has expired"),
@@ -150,7 +150,7 @@ async def test_a_sink_of_tls_is_not_satisfied_without(tmp_path: Path, files: Fil
                 pytest.fail("it has begun")
 
 
-async def test_a_recording_comes_through_tls_with_a_token_and_a_certificate(tmp_path: Path, files: Files) -> None:
+async def test_recording_arrives_through_tls_with_a_token_and_a_certificate(tmp_path: Path, files: Files) -> None:
     token = tmp_path / "token"
     token.write_text("a token that is long enough\n")
     token.chmod(0o600)

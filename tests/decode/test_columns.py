@@ -37,7 +37,7 @@ def planned(plan: ColumnPlan) -> tuple[Any, ...]:
 
 @needs_c
 @given(data=pages, timestamp=st.integers(0, (1 << 64) - 1), big=st.booleans(), chosen=st.sets(st.sampled_from(FORMATS)))
-def test_the_twins_make_the_same_of_any_bytes(data: bytes, timestamp: int, big: bool, chosen: set[Any]) -> None:
+def test_both_implementations_decode_any_bytes_alike(data: bytes, timestamp: int, big: bool, chosen: set[Any]) -> None:
     assert c_module is not None
     events = planned(ColumnPlan(sorted(chosen, key=lambda format: format.id)))
     arguments = (data, timestamp, 0, len(data), 0, big, *ALL.bounds)
@@ -89,7 +89,7 @@ def test_every_column_has_the_type_of_its_field() -> None:
     assert len(found.events["test:numbers"].row) == 0
 
 
-def test_a_record_too_short_for_its_event_ends_the_page_and_keeps_what_came_before() -> None:
+def test_record_too_short_for_its_event_ends_the_page_after_earlier_ones() -> None:
     good = encode_record(1, NUMBERS.encode(100, 7, (1, 2, 3), lambda text: 0))
     data = good + encode_record(1, struct.pack("=HBBi", 100, 0, 0, 7)) + good
     found = decode_columns(data, 0, ColumnPlan(OUR_FORMATS))

@@ -60,7 +60,7 @@ def read(format: EventFormat, payload: bytes, **options: object) -> dict[str, Va
         ("struct foo s;\toffset:8;\tsize:12", "s", FieldKind.INT, Place.ARRAY, 1),
     ],
 )
-def test_a_declaration_says_what_a_field_is(text: str, name: str, kind: FieldKind, place: Place, element: int) -> None:
+def test_declaration_describes_its_field(text: str, name: str, kind: FieldKind, place: Place, element: int) -> None:
     (field,) = parse(text).own_fields
     assert (field.name, field.kind, field.place, field.element_size) == (name, kind, place, element)
 
@@ -111,7 +111,7 @@ def test_numbers_of_the_other_byte_order_are_read() -> None:
 
 
 @pytest.mark.parametrize("size", ["int size[2];offset:8;size:8;signed:1", "float size;offset:8;size:4;signed:1"])
-def test_a_size_that_is_no_number_of_callers_does_not_count_them(size: str) -> None:
+def test_size_field_that_is_not_a_count_does_not_limit_callers(size: str) -> None:
     fields = f"\tfield:{size};\n\tfield:unsigned long caller[8];offset:16;size:64;signed:0;\n"
     format = parse_format(f"name: kernel_stack\nID: 4\nformat:\n{fields}", "ftrace")
     assert read(format, struct.pack("<8xQQQ", 2**63, 5, 6))["caller"] == (5, 6)
@@ -127,7 +127,7 @@ def test_a_stack_trace_has_as_many_callers_as_its_size_says() -> None:
         assert len(read(format, payload)["caller"]) == expected  # type: ignore[arg-type]
 
 
-def test_a_string_in_data_loc_may_hold_nul_in_ours_and_ends_at_it_in_the_kernels() -> None:
+def test_nul_ends_a_data_loc_string_only_in_kernel_traces() -> None:
     format = parse("__data_loc char[] s;offset:8;size:4;signed:0")
     payload = bytes(8) + struct.pack("=I", 12 | 4 << 16) + b"a\0b\0"
     assert read(format, payload) == {"s": "a\0b"}
@@ -169,12 +169,12 @@ def test_fields_that_overlap_are_read_each_at_its_place() -> None:
         ("x" * (1 << 21), "2097152 characters"),
     ],
 )
-def test_a_text_that_says_no_format_is_refused(text: str, message: str) -> None:
+def test_text_without_a_format_is_refused(text: str, message: str) -> None:
     with pytest.raises(TraceFormatError, match=message):
         parse_format(text, "test")
 
 
-def test_the_error_says_where_in_the_text_it_is() -> None:
+def test_error_has_the_position_in_the_text() -> None:
     with pytest.raises(TraceFormatError) as caught:
         parse_format(HEAD + "\tfield:int a\n", "test")
     assert caught.value.offset == len(HEAD)
@@ -228,7 +228,7 @@ def test_all_formats_of_this_kernel_are_parsed() -> None:
 
 
 @given(st.text())
-def test_text_comes_back_whatever_it_is(text: str) -> None:
+def test_any_text_round_trips(text: str) -> None:
     assert text_of(text.encode("utf-8", "surrogatepass")) == text
 
 

@@ -55,7 +55,7 @@ def drained(printer: Any, walk: Any) -> tuple[bytes, list[tuple[bytes, bytes, bo
 
 @needs_c
 @given(data=pages, timestamp=st.integers(0, (1 << 64) - 1), c_strings=st.booleans())
-def test_the_twins_print_the_same_of_any_bytes(data: bytes, timestamp: int, c_strings: bool) -> None:
+def test_both_implementations_print_any_bytes_alike(data: bytes, timestamp: int, c_strings: bool) -> None:
     assert c_module is not None
     in_c, in_python = twins(make_tables(c_strings))
     arguments = (data, timestamp, 0, len(data), 0, False, *ALL.bounds)
@@ -156,7 +156,7 @@ def test_chunks_end_after_a_while_and_together_have_every_line() -> None:
     assert max(sizes) < lines.CHUNK_SIZE + 200
 
 
-def test_lines_before_damage_are_printed_and_then_it_is_told() -> None:
+def test_lines_before_damage_are_printed_before_its_report() -> None:
     data = encode_record(1, NUMBERS.encode(100, 7, (1, 2, 3), lambda text: 0)) + b"\x1c\0\0\0"
     printer, records = Lines(make_tables(False)), walk(data, 0)
     assert len(printer.format(records, 0).ends) == 1
@@ -200,7 +200,7 @@ def test_a_string_outside_of_its_record_is_printed_as_damaged() -> None:
     assert chunk.text.endswith(b"one:                  damaged=field 's' lies at 16..17 of a record of 16 bytes\n")
 
 
-def test_lines_whose_time_goes_back_are_said_to_be_out_of_order() -> None:
+def test_lines_with_decreasing_times_are_reported_as_out_of_order() -> None:
     record = encode_record(0, NUMBERS.encode(100, 7, (1, 2, 3), lambda text: 0))
     forth, back = encode_absolute_timestamp(9) + record, encode_absolute_timestamp(8) + record
     printer = Lines(make_tables(False))
@@ -210,7 +210,7 @@ def test_lines_whose_time_goes_back_are_said_to_be_out_of_order() -> None:
 
 @needs_c
 @pytest.mark.parametrize("broken", ["_define", "_name_task", "show", "show_text"])
-def test_an_exception_of_a_callback_comes_through(broken: str) -> None:
+def test_exception_of_a_callback_propagates(broken: str) -> None:
     assert c_module is not None
 
     def fail(*arguments: object) -> Any:
@@ -303,5 +303,5 @@ def test_chunks_are_merged_as_their_lines_would_be(found: list[list[list[int]]])
     assert "".join(merge(map(iter, chunks))).splitlines() == expected
 
 
-def test_somebody_elses_line_is_a_chunk() -> None:
+def test_line_of_another_formatter_is_a_chunk() -> None:
     assert chunk_of("größe", 5) == Chunk("größe\n".encode(), [5], [8], True)

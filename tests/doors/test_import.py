@@ -58,7 +58,7 @@ def test_a_name_that_is_imported_late_is_listed_and_found() -> None:
     assert set(aiotrace.__all__) <= set(listed.split())
 
 
-def test_all_names_are_imported_by_a_star() -> None:
+def test_star_import_has_all_names() -> None:
     run(f"from aiotrace import *; print({', '.join(aiotrace.__all__)})")
 
 

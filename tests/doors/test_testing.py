@@ -222,7 +222,7 @@ async def test_a_sink_that_ignores_cancellation_is_caught() -> None:
     let_go.set()
 
 
-async def test_what_a_sink_raises_before_its_first_request_is_raised() -> None:
+async def test_error_of_a_sink_before_its_first_request_is_raised() -> None:
     async def refuses(stream: PageStream) -> None:
         raise FileNotFoundError("no such folder")
 
@@ -231,7 +231,7 @@ async def test_what_a_sink_raises_before_its_first_request_is_raised() -> None:
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_each_check_gets_a_sink_of_its_own() -> None:
+async def test_each_check_gets_a_new_sink() -> None:
     made: list[int] = []
 
     def make() -> Callable[[PageStream], Awaitable[None]]:

@@ -43,7 +43,7 @@ def test_the_same_definition_is_the_same_event_and_another_is_an_error() -> None
         ("a:b", {f"f{n}": "u64" for n in range(400)}, "at most 3072"),
     ],
 )
-def test_what_cannot_be_an_event_is_named(name: str, fields: dict[str, str], message: str) -> None:
+def test_invalid_event_declaration_is_named(name: str, fields: dict[str, str], message: str) -> None:
     with pytest.raises(DefinitionError, match=message):
         aiotrace.event(name, **fields)
 
@@ -60,7 +60,7 @@ def test_a_wrong_value_raises_in_development_recording_or_not(arguments: tuple[o
 
 
 @pytest.mark.usefixtures("lenient")
-def test_a_wrong_value_is_counted_and_told_once_in_a_program() -> None:
+def test_wrong_value_is_counted_and_warned_about_once_per_program() -> None:
     event = aiotrace.event("test_event:told_once", n="u8")
     event("no recording: nobody looks")
     with aiotrace.recording(page_size=PAGE, pages=8) as recording:
@@ -102,7 +102,7 @@ def test_a_text_longer_than_a_page_is_cut_and_counted() -> None:
     assert statistics.events_cut == 1
 
 
-def test_a_value_that_converts_only_once_is_counted_where_its_text_must_be_cut() -> None:
+def test_value_that_converts_only_once_is_counted_when_its_text_is_cut() -> None:
     class Once:
         calls = 0
 

@@ -124,7 +124,7 @@ def calls(draw: st.DrawFn) -> tuple[dict[str, str], list[Any]]:
 
 
 @given(calls(), st.booleans(), st.booleans())
-def test_what_it_writes_is_what_the_twin_would_write(
+def test_c_event_writes_the_same_as_pure_python(
     call: tuple[dict[str, str], list[Any]], bound: bool, twice: bool
 ) -> None:
     fields, arguments = call
@@ -156,7 +156,7 @@ ANYTHING = st.one_of(
 
 
 @given(st.data())
-def test_whatever_it_is_called_with_it_agrees_with_the_twin_or_hands_over_all(data: st.DataObject) -> None:
+def test_c_event_agrees_with_python_or_hands_the_whole_call_over(data: st.DataObject) -> None:
     types = data.draw(st.lists(st.sampled_from(sorted(VALUES)), min_size=1, max_size=5))
     arguments = [data.draw(VALUES[name] | ANYTHING) for name in types]
     native, page = Native(**{f"f{n}": name for n, name in enumerate(types)}), bytearray(PAGE)
@@ -180,7 +180,7 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize(("type", "value"), OUT_OF_RANGE)
-def test_what_the_twin_refuses_is_handed_over(type: str, value: object) -> None:
+def test_call_refused_by_pure_python_is_handed_over(type: str, value: object) -> None:
     native, page = Native(before="u8", a=type), bytearray(PAGE)
     with pytest.raises(WrongValueError):
         native.expected(1, value)
@@ -215,7 +215,7 @@ def test_missing_unknown_and_doubled_arguments_are_handed_over(
     assert payloads_on(page) == []
 
 
-def test_a_record_too_long_for_what_is_left_is_given_to_the_writer_and_the_next_short_one_is_not() -> None:
+def test_only_a_record_too_long_for_the_page_is_passed_to_the_writer() -> None:
     native, page = Native(number="u16", text="str"), bytearray(4096)
     cursor = cursor_on(page)
     with native.writing(cursor):
@@ -227,7 +227,7 @@ def test_a_record_too_long_for_what_is_left_is_given_to_the_writer_and_the_next_
     assert payloads_on(page) == [native.expected(1, "x" * 3000), native.expected(3, "x" * 900)]
 
 
-def test_what_no_page_has_room_for_is_handed_over_since_it_has_to_be_cut() -> None:
+def test_event_too_long_for_any_page_is_handed_over_to_be_cut() -> None:
     native, page = Native(text="str"), bytearray(4096)
     cursor = cursor_on(page)
     longest = 4096 - 16 - 8 - 8 - 8 - 12 - 1
@@ -249,7 +249,7 @@ def test_a_wrong_value_turns_no_page() -> None:
     assert cursor.given == []
 
 
-def test_what_is_raised_while_a_page_turns_passes_to_the_program() -> None:
+def test_exception_during_a_page_turn_reaches_the_program() -> None:
     class Interrupted(Asked):
         def write(self, payload: bytes) -> bool:
             raise KeyboardInterrupt
@@ -366,7 +366,7 @@ def test_a_mode_says_whether_it_writes_asks_or_does_nothing(mode: int, handed_ov
     assert len(payloads_on(page)) == (2 if mode == 0 else 0)
 
 
-def test_with_no_recording_open_it_does_nothing_unless_strict() -> None:
+def test_event_without_a_recording_does_nothing_unless_strict() -> None:
     native = Native(a="u64")
     try:
         c_module.changed(False, False)

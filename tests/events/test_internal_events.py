@@ -43,7 +43,7 @@ def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) ->
 
 
 @pytest.mark.pure_too
-def test_each_page_is_allocated_once_and_told_of_after_it_was_taken() -> None:
+def test_each_page_is_allocated_once_with_one_event() -> None:
     sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096, pages=16) as recording:
         recording.enable("aiotrace:page_alloc")
@@ -88,7 +88,7 @@ async def test_without_the_free_list_every_page_taken_is_allocated(monkeypatch: 
 
 @pytest.mark.pure_too
 @pytest.mark.anyio
-async def test_what_is_acknowledged_and_comes_home_is_told() -> None:
+async def test_acknowledged_and_returned_pages_emit_events() -> None:
     sink = fakes.Collect()
     async with aiotrace.record(sink, page_size=4096, pages=16) as recording:
         recording.enable("aiotrace:*")
@@ -102,7 +102,7 @@ async def test_what_is_acknowledged_and_comes_home_is_told() -> None:
 
 
 @pytest.mark.pure_too
-def test_an_overrun_tells_how_many_events_it_took() -> None:
+def test_overrun_event_has_the_number_of_lost_events() -> None:
     sink = fakes.Collect()
     with (
         aiotrace.recording(page_size=4096, pages=4, overrun="drop_oldest") as recording,
@@ -156,7 +156,7 @@ def test_the_experiment(tmp_path: Path, trace_cmd: str) -> None:
 
 
 @pytest.mark.pure_too
-def test_a_page_that_comes_home_without_the_free_list_gives_its_memory_back() -> None:
+def test_page_returned_without_the_free_list_releases_its_memory() -> None:
     for keeps in (True, False):
         pool = Pool(Arena(4096, 2), keeps_memory=keeps)
         page = pool.take()

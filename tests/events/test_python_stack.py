@@ -46,7 +46,7 @@ def stack_of(event: Event) -> list[str]:
     return [line.removeprefix("=> ") for line in lines]
 
 
-def test_after_the_event_comes_its_stack_innermost_first_without_our_frames() -> None:
+def test_stack_follows_its_event_innermost_first_without_our_frames() -> None:
     sink = fakes.Collect()
     with aiotrace.recording(sink) as recording:
         recording.trigger("stack:hit", "stacktrace")
@@ -122,7 +122,7 @@ def check_file(path: Path, *, complete: bool) -> None:
     )
 
 
-def test_a_stack_stands_right_after_its_event_also_where_audit_events_are_traced() -> None:
+def test_stack_directly_follows_its_event_while_audit_events_are_traced() -> None:
     sink = fakes.Collect()
     with aiotrace.recording(sink) as recording:
         recording.enable("audit:*")

@@ -55,7 +55,7 @@ def interrupted(handler: Callable[[], object], *, every: int = 1) -> Iterator[li
         sys.settrace(None)
 
 
-def test_events_of_a_handler_at_every_line_of_the_core_are_written_or_counted() -> None:
+def test_events_of_a_handler_at_any_core_line_are_written_or_counted() -> None:
     sink = Collect()
     calls = 0
 
@@ -76,7 +76,7 @@ def test_events_of_a_handler_at_every_line_of_the_core_are_written_or_counted() 
     assert {n for n in sink.numbers if n < 10_000} == set(range(400)), "who is interrupted is not who is refused"
 
 
-def test_statistics_may_be_asked_for_at_every_line_of_the_core() -> None:
+def test_statistics_are_available_at_every_line_of_the_core() -> None:
     sink = Collect()
     recording = aiotrace.recording(sink, page_size=PAGE, pages=64)
     with recording, interrupted(recording.statistics, every=2):

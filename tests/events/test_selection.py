@@ -57,7 +57,7 @@ def test_the_last_rule_that_matches_decides() -> None:
     assert selection.decide("a:b", by_default=True) is None
 
 
-def test_a_disabled_event_is_not_recorded_and_others_are(recording: aiotrace.SyncRecording) -> None:
+def test_only_the_disabled_event_is_not_recorded(recording: aiotrace.SyncRecording) -> None:
     recording.disable("selection:miss")
     hit(1, "a")
     miss(1)
@@ -83,7 +83,7 @@ def test_a_filter_is_applied_before_the_record_is_written(recording: aiotrace.Sy
     assert written(recording) == 3
 
 
-def test_each_recording_has_a_selection_of_its_own(recording: aiotrace.SyncRecording) -> None:
+def test_each_recording_has_its_own_selection(recording: aiotrace.SyncRecording) -> None:
     with aiotrace.recording(page_size=4096, pages=8) as other:
         other.disable("all")
         hit(1, "a")
@@ -149,7 +149,7 @@ def test_a_tracer_runs_while_a_rule_may_take_one_of_its_events(rules: list[tuple
     assert selection.wants_system("gc", explicit=False) is wanted
 
 
-def test_a_dear_tracer_runs_only_when_it_is_named() -> None:
+def test_expensive_tracer_runs_only_when_it_is_named() -> None:
     selection = Selection()
     selection.enable("all")
     assert not selection.wants_system("function", explicit=True)

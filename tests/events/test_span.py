@@ -33,7 +33,7 @@ def test_a_span_is_two_events_also_when_its_body_raises() -> None:
     assert events_of(program) == 6
 
 
-def test_a_field_whose_repr_fails_harms_nobody() -> None:
+def test_field_with_a_failing_repr_does_no_harm() -> None:
     class Hostile:
         def __repr__(self) -> str:
             raise RuntimeError("no")
@@ -60,7 +60,7 @@ def test_a_span_that_began_before_the_recording_has_no_end_in_it() -> None:
     assert events_of(lambda: outside.__exit__(None, None, None)) == 0
 
 
-def test_a_span_is_entered_twice_one_after_the_other_but_not_at_once() -> None:
+def test_span_is_reusable_but_not_reentrant() -> None:
     """Its parent, once overwritten, could not be put back: what comes later would be inside a span that has ended."""
 
     def program() -> None:

@@ -42,7 +42,7 @@ def only_frames(found: list[Frame | Damage]) -> list[Frame]:
 
 
 @given(bodies, st.integers(1, 100))
-def test_frames_come_back_whole_however_they_arrive(contents: list[bytes], step: int) -> None:
+def test_frames_round_trip_for_any_chunking(contents: list[bytes], step: int) -> None:
     found = read(encode(contents), step=step)
     assert [(item.sequence, item.body) for item in only_frames(found)] == list(enumerate(contents))
     assert len(found) == len(contents)
@@ -57,7 +57,7 @@ def test_noise_between_frames_is_reported_and_passed_over(contents: list[bytes],
 
 
 @given(st.lists(st.binary(max_size=100), min_size=1, max_size=5), st.data())
-def test_a_flipped_bit_costs_the_frame_that_it_is_in_and_no_other(contents: list[bytes], data: st.DataObject) -> None:
+def test_flipped_bit_loses_only_its_frame(contents: list[bytes], data: st.DataObject) -> None:
     encoded = bytearray(encode(contents))
     place = data.draw(st.integers(0, len(encoded) - 1))
     encoded[place] ^= 1 << data.draw(st.integers(0, 7))
@@ -73,7 +73,7 @@ def test_a_flipped_bit_costs_the_frame_that_it_is_in_and_no_other(contents: list
 
 
 @given(bodies, st.data())
-def test_what_is_found_covers_what_was_fed(contents: list[bytes], data: st.DataObject) -> None:
+def test_frames_and_damage_cover_the_whole_input(contents: list[bytes], data: st.DataObject) -> None:
     encoded = encode(contents)
     cut = encoded[: data.draw(st.integers(0, len(encoded)))]
     position = 0
@@ -88,7 +88,7 @@ def test_any_bytes_are_read_without_an_exception(data: bytes) -> None:
     read(data.replace(b"\0", frames.MAGIC), step=37)
 
 
-def test_the_reader_says_up_to_where_it_has_read() -> None:
+def test_reader_has_the_position_of_its_progress() -> None:
     reader = FrameReader()
     whole = encode([b"one", b"two"])
     reader.feed(whole + whole[:20])
@@ -105,7 +105,7 @@ def test_a_length_over_the_limit_is_damage_even_with_a_good_checksum() -> None:
     assert "100 bytes is over the limit of 99" in damage.reason
 
 
-def test_nothing_is_held_for_a_header_that_claims_too_much() -> None:
+def test_no_memory_is_reserved_for_a_header_that_claims_too_much() -> None:
     header = frames._HEADER.pack(frames.MAGIC, 1, Kind.PAGE, 0, 0xFFFF_FFFF, 0, ID, 0, 0)
     reader = FrameReader()
     reader.feed(header + zlib.crc32(header).to_bytes(4, "little") + bytes(100))
@@ -160,13 +160,13 @@ definitions = st.lists(
 )
 
 
-def test_hello_comes_back() -> None:
+def test_hello_round_trips() -> None:
     info = fakes.make_info()
     assert frames.unpack_hello(frames.pack_hello(info)) == info
 
 
 @given(st.integers(0, 10**6), definitions)
-def test_definitions_come_back_whatever_is_in_their_texts(first: int, items: list[object]) -> None:
+def test_definitions_with_any_texts_round_trip(first: int, items: list[object]) -> None:
     found = []
     for body in frames.pack_definitions(first, items):  # type: ignore[arg-type]
         start, part = frames.unpack_definitions(body)
@@ -204,12 +204,12 @@ entries = st.builds(
 
 
 @given(entries)
-def test_a_page_comes_back(entry: PageEntry) -> None:
+def test_page_round_trips(entry: PageEntry) -> None:
     found, data = frames.unpack_page(frames.pack_page_entry(entry) + b"12345")
     assert (found, bytes(data)) == (entry, b"12345")
 
 
-def test_a_page_whose_records_are_not_as_long_as_it_says_is_refused() -> None:
+def test_page_with_a_wrong_record_length_is_refused() -> None:
     entry = PageEntry(0, 0, 0, True, 1, 0, 0, 0, 5)
     for data in (b"1234", b"123456"):
         with pytest.raises(TraceFormatError, match="5 are announced"):
@@ -222,7 +222,7 @@ def test_a_page_longer_than_the_largest_is_refused() -> None:
         frames.unpack_page_entry(frames.pack_page_entry(entry))
 
 
-def test_a_ledger_comes_back() -> None:
+def test_ledger_round_trips() -> None:
     ledger = Ledger((WriterLedger(0, 1, 2, 3, 4, 5), WriterLedger(7, 2**63, 0, 0, 0, 0)))
     assert frames.unpack_end(frames.pack_end(ledger)) == ledger
 

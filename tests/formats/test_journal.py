@@ -32,14 +32,14 @@ def read(data: bytes, *, final: bool = True) -> tuple[JournalReader, list[PagePl
     return reader, list(reader.feed(data, final=final))
 
 
-def test_a_journal_says_what_was_written_into_it() -> None:
+def test_journal_returns_what_was_written() -> None:
     reader, placed = read(b"".join(make_journal(5)))
     assert placed == make_placed(5)
     assert (reader.info, reader.definitions, reader.ledger) == (INFO, fakes.DEFINITIONS, LEDGER)
     assert (reader.damage, reader.definitions_missing) == ([], 0)
 
 
-def test_a_page_takes_as_many_bytes_as_its_constant_says() -> None:
+def test_page_frame_has_the_size_of_its_constant() -> None:
     assert len(JournalWriter(INFO).placed(make_placed(1))) == PLACED_SIZE
 
 
@@ -63,7 +63,7 @@ def test_a_journal_cut_anywhere_holds_the_pages_whose_frames_are_whole(data: st.
     assert reader.damage == []
 
 
-def test_what_is_incomplete_can_be_fed_again() -> None:
+def test_incomplete_frame_can_be_fed_again() -> None:
     whole = b"".join(make_journal(3))
     reader = JournalReader()
     first = list(reader.feed(whole[:-300] + b"torn"))
@@ -89,14 +89,14 @@ def test_definitions_are_written_once() -> None:
     assert reader.definitions_missing == 2
 
 
-def test_definitions_that_come_again_are_not_doubled() -> None:
+def test_repeated_definitions_are_not_duplicated() -> None:
     first, again = JournalWriter(INFO), JournalWriter(INFO)
     data = first.hello() + first.definitions(fakes.DEFINITIONS, 3) + again.definitions(fakes.DEFINITIONS, 4)
     reader, _ = read(data)
     assert (reader.definitions, reader.definitions_missing) == (fakes.DEFINITIONS, 0)
 
 
-def test_damage_costs_the_page_that_it_is_in() -> None:
+def test_damage_loses_only_its_page() -> None:
     frames = make_journal(5)
     frames[4] = b"\xff" + frames[4][1:]
     reader, placed = read(b"".join(frames))
@@ -104,7 +104,7 @@ def test_damage_costs_the_page_that_it_is_in() -> None:
     assert [damage.length for damage in reader.damage] == [PLACED_SIZE]
 
 
-def test_what_cannot_be_is_damage() -> None:
+def test_impossible_journal_values_are_damage() -> None:
     writer = JournalWriter(INFO)
     good = make_placed(1)[0]
     impossible = [

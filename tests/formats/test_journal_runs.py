@@ -53,7 +53,7 @@ PLACED = st.builds(PagePlacement, ENTRIES, st.booleans(), U64, U32, U32, U32)
 
 
 @given(sequence=st.integers(0, (1 << 64) - 9), placed=st.lists(PLACED, max_size=8))
-def test_the_twins_pack_the_same(sequence: int, placed: list[PagePlacement]) -> None:
+def test_both_implementations_pack_alike(sequence: int, placed: list[PagePlacement]) -> None:
     assert pack_placed(STREAM, sequence, placed) == python_pack_placed(STREAM, sequence, placed)
 
 
@@ -165,7 +165,7 @@ def test_taking_stops_at_every_flipped_bit(take: Any) -> None:
 
 
 @taking
-def test_what_is_incomplete_or_of_another_stream_is_not_taken(take: Any) -> None:
+def test_incomplete_frame_or_one_of_another_stream_is_not_taken(take: Any) -> None:
     packed = pack_placed(STREAM, 0, [make_placed(0)])
     nothing = (0, 0, [])
     assert take(b"", STREAM, SIZE, FIRST[:]) == nothing
@@ -175,7 +175,7 @@ def test_what_is_incomplete_or_of_another_stream_is_not_taken(take: Any) -> None
 
 
 @given(data=st.data())
-def test_the_twins_take_the_same(data: st.DataObject) -> None:
+def test_both_implementations_accept_alike(data: st.DataObject) -> None:
     placed, numbers = [], [0, 0, 0]
     for _ in range(data.draw(st.integers(0, 12))):
         writer = data.draw(st.sampled_from([0, 0, 1, 1, 2]))
@@ -189,7 +189,7 @@ def test_the_twins_take_the_same(data: st.DataObject) -> None:
     assert ours == twins
 
 
-def test_a_journal_gives_whole_pages_together_and_others_alone() -> None:
+def test_journal_returns_complete_pages_together_and_others_alone() -> None:
     writer = JournalWriter(INFO)
     data = writer.hello() + writer.placed([make_placed(n) for n in range(4)])
     data += writer.definitions(fakes.DEFINITIONS, 2) + writer.placed([make_placed(4), make_placed(5, complete=False)])

@@ -133,7 +133,7 @@ def test_a_later_name_replaces_an_earlier_one(trace_cmd: str, tmp_path: Path) ->
     assert text.count("renamed-4200000") == 20
 
 
-def test_options_of_ours_are_passed_over_and_statistics_are_shown(trace_cmd: str, tmp_path: Path) -> None:
+def test_trace_cmd_skips_our_options_and_shows_statistics(trace_cmd: str, tmp_path: Path) -> None:
     statistics = trace_dat.cpu_statistics(trace_dat.CpuStatistics(3, 11, 7, 5, 300))
     options = [
         (trace_dat.OPTION_STREAM, b"x" * 99),
@@ -158,12 +158,12 @@ rows = st.builds(trace_dat.PageRow, st.integers(0, 2**64 - 1), *(st.integers(0, 
 
 
 @given(st.lists(rows))
-def test_page_rows_come_back(items: list[trace_dat.PageRow]) -> None:
+def test_page_rows_round_trip(items: list[trace_dat.PageRow]) -> None:
     assert trace_dat.unpack_page_rows(trace_dat.pack_page_rows(items) + b"rest") == items
 
 
 @given(st.text())
-def test_an_escaped_text_is_one_line_and_comes_back(text: str) -> None:
+def test_escaped_text_is_one_line_and_round_trips(text: str) -> None:
     line = trace_dat.escape(text)
     assert not re.search(r"[\x00-\x1f\x7f]", line)
     assert trace_dat.unescape(line) == text

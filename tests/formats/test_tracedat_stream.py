@@ -53,7 +53,7 @@ def test_the_headers_are_found_behind_fillers_of_the_true_size(tmp_path: Path, w
     check(write(tmp_path / "t.dat", waits))
 
 
-def test_each_word_says_something_and_little() -> None:
+def test_each_filler_word_is_nonempty_and_short() -> None:
     headers = LateHeaders(4096)
     headers.begin()
     sizes = [len(headers.wait()) for _ in range(2 * FILLER_SIZE)]

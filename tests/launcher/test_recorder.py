@@ -76,7 +76,7 @@ def steps(path: Path) -> list[int]:
 
 
 @atomic
-def test_a_program_is_recorded_and_its_exit_status_is_its_own(folder: Path) -> None:
+def test_recorded_program_keeps_its_exit_status(folder: Path) -> None:
     done = record(folder, "for n in range(20000): step(n)\nprint(len(threading.enumerate()))\nsys.exit(7)")
     assert (done.returncode, done.stdout) == (7, "1\n"), "no thread of ours is in it"
     assert done.stderr == f"aiotrace record: {folder}/t.dat: 20000 events\n"
@@ -85,7 +85,7 @@ def test_a_program_is_recorded_and_its_exit_status_is_its_own(folder: Path) -> N
 
 @atomic
 @pytest.mark.parametrize("death", ["SIGKILL", "SIGSEGV", "SIGTERM"])
-def test_what_ends_the_program_ends_us_and_nothing_is_missing(folder: Path, death: str) -> None:
+def test_recorder_ends_with_its_program_and_loses_nothing(folder: Path, death: str) -> None:
     done = record(
         folder,
         f"""
@@ -116,7 +116,7 @@ os._exit(3)
 
 
 @atomic
-def test_a_forked_child_has_a_trace_of_its_own_even_if_it_is_killed(folder: Path) -> None:
+def test_forked_child_has_its_own_trace_even_if_killed(folder: Path) -> None:
     done = record(
         folder,
         """
@@ -141,7 +141,7 @@ step(2)
 
 @atomic
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_child_of_multiprocessing_has_a_trace_of_its_own(folder: Path, method: str) -> None:
+def test_child_of_multiprocessing_has_its_own_trace(folder: Path, method: str) -> None:
     done = record(
         folder,
         f"""
@@ -224,7 +224,7 @@ signal.pause()
 
 @atomic
 @pytest.mark.parametrize("overrun", [False, True])
-def test_without_its_recorder_a_program_goes_on_and_its_arena_stays(folder: Path, overrun: bool) -> None:
+def test_program_without_its_recorder_continues_and_its_arena_stays(folder: Path, overrun: bool) -> None:
     program = """
 import anyio
 print("ready", flush=True)
@@ -263,7 +263,7 @@ def steps_so_far(path: Path) -> list[int]:
 
 
 @atomic
-def test_what_a_quiet_program_did_is_in_the_file_while_it_lives(folder: Path) -> None:
+def test_events_of_a_quiet_program_are_in_the_file_while_it_runs(folder: Path) -> None:
     program = """
 for line in sys.stdin:
     for n in range(int(line)): step(n)
@@ -324,7 +324,7 @@ def test_a_sink_that_is_stuck_when_the_program_has_ended_is_given_up(
 
 
 @atomic
-def test_what_a_full_buffer_refused_is_told(folder: Path) -> None:
+def test_events_refused_by_a_full_buffer_are_reported(folder: Path) -> None:
     done = record(folder, "os.kill(os.getppid(), signal.SIGSTOP)\nfor n in range(50000): step(n)\n"
                           "os.kill(os.getppid(), signal.SIGCONT)", "-b", "64")  # fmt: skip
     found = steps(folder / "t.dat")
@@ -347,7 +347,7 @@ def test_an_arena_of_another_name_is_refused(
     assert "--external has an arena of its own" in capsys.readouterr().err
 
 
-def test_the_twin_refuses(tmp_path: Path) -> None:
+def test_pure_python_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "aiotrace", "record", "--external", "-o", str(tmp_path / "t.dat"), "-c", "pass"],
         env={**os.environ, "AIOTRACE_PURE": "1"}, capture_output=True, text=True, timeout=60,
@@ -357,7 +357,7 @@ def test_the_twin_refuses(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_with_what_nobody_finished_is_emptied(tmp_path: Path) -> None:
+def test_folder_with_an_unfinished_arena_is_removed_at_the_close(tmp_path: Path) -> None:
     folder = tmp_path / "arenas"
     folder.mkdir()
     (folder / "begun.arena").write_bytes(b"")

@@ -58,7 +58,7 @@ class Both:
         return memoryview(self.memory)[L.ARENA_ASKED : L.ARENA_REQUEST].cast("Q").tolist()
 
 
-async def test_what_was_asked_for_is_made_once_under_the_name_of_its_cause() -> None:
+async def test_requested_snapshot_is_taken_once_and_named_after_its_cause() -> None:
     both = Both()
     await both.asked.start()
     both.filled.write()
@@ -73,7 +73,7 @@ async def test_what_was_asked_for_is_made_once_under_the_name_of_its_cause() -> 
     assert (both.asking.taken, both.asking.skipped) == (1, 0)
 
 
-async def test_until_it_is_answered_no_other_is_asked_for() -> None:
+async def test_no_request_is_made_until_the_last_one_is_answered() -> None:
     both = Both()
     await both.asked.start()
     assert both.asking.request("one")
@@ -84,7 +84,7 @@ async def test_until_it_is_answered_no_other_is_asked_for() -> None:
     assert (both.asking.taken, both.asking.skipped, both.words()) == (2, 1, [2, 1])
 
 
-async def test_what_one_that_looks_forward_will_see_is_not_counted() -> None:
+async def test_request_covered_by_a_running_snapshot_is_not_counted() -> None:
     both = Both()
     await both.asked.start()
     assert both.asking.request("one", 3600)
@@ -97,7 +97,7 @@ async def test_what_one_that_looks_forward_will_see_is_not_counted() -> None:
     assert both.asking.skipped == 1
 
 
-async def test_the_next_one_is_not_asked_for_too_soon() -> None:
+async def test_next_snapshot_is_not_requested_too_soon() -> None:
     both = Both()
     await both.asked.start()
     assert both.asking.request("one")
@@ -106,7 +106,7 @@ async def test_the_next_one_is_not_asked_for_too_soon() -> None:
     assert both.words() == [1, 1]
 
 
-async def test_one_that_fails_is_answered_too(tmp_path: Path) -> None:
+async def test_failed_request_is_also_answered(tmp_path: Path) -> None:
     both = Both()
     await both.asked.start()
 
@@ -120,7 +120,7 @@ async def test_one_that_fails_is_answered_too(tmp_path: Path) -> None:
     assert both.words() == [1, 1]
 
 
-async def test_without_a_recorder_none_is_asked_for() -> None:
+async def test_no_snapshot_is_requested_without_a_recorder() -> None:
     both = Both()
     both.is_recorded = False
     assert not both.asking.request("one")
@@ -148,7 +148,7 @@ async def test_a_long_cause_is_cut() -> None:
     assert both.words() == [1, 1]
 
 
-async def test_a_snapshot_looks_forward_from_the_request_on() -> None:
+async def test_snapshot_looks_forward_from_its_request() -> None:
     both = Both()
     await both.asked.start()
     assert both.asking.request("one", 3600)

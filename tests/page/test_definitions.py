@@ -55,7 +55,7 @@ def test_a_symbol_has_one_key_and_is_defined_once(table: Definitions) -> None:
 
 
 @given(st.lists(st.sampled_from(["symbol", "command", "event", "function"])))
-def test_what_was_defined_stays_where_it_is(kinds: list[str]) -> None:
+def test_definitions_keep_their_position(kinds: list[str]) -> None:
     table = Definitions()
     for n, kind in enumerate(kinds):
         before = table[:]
@@ -72,7 +72,7 @@ def test_what_was_defined_stays_where_it_is(kinds: list[str]) -> None:
         assert table[len(before)] == table[-1] == list(table)[-1]
 
 
-def test_a_name_of_a_pid_is_told_when_it_changes(table: Definitions) -> None:
+def test_changed_name_of_a_pid_is_announced(table: Definitions) -> None:
     for name in ("a", "a", "b", "b", "a"):
         table.name_command(7, name)
     assert table[1:] == [CommandDefinition(7, "a"), CommandDefinition(7, "b"), CommandDefinition(7, "a")]
@@ -152,7 +152,7 @@ def test_addresses_of_functions_do_not_overlap() -> None:
         assert one.address + one.lines <= next_one.address
 
 
-def test_a_line_that_nobody_knows_is_the_first() -> None:
+def test_unknown_line_becomes_the_first_line_of_the_code() -> None:
     definitions, code = Definitions(), make_code("handler")
     assert definitions.locate(code, None) == definitions.locate(code, 10) == definitions.locate(code, 3)
 

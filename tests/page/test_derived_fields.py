@@ -35,7 +35,7 @@ def test_the_delay_of_a_step_is_from_ready_to_its_beginning(ready: int, delay: i
         ("app:step", {"ready_ns": 10, "duration_ns": 5}),
     ],
 )
-def test_where_it_cannot_be_told_there_is_no_such_field(event: str, fields: dict[str, int]) -> None:
+def test_derived_field_is_missing_when_it_cannot_be_computed(event: str, fields: dict[str, int]) -> None:
     assert with_derived(event, fields, 1000) == fields
     assert not compile_filter("delay_ns >= 0")(with_derived(event, fields, 1000))
 
@@ -44,7 +44,7 @@ def test_a_clock_that_strays_makes_no_negative_delay() -> None:
     assert with_derived("task:step", {"ready_ns": 100, "duration_ns": 5}, 90)["delay_ns"] == 0
 
 
-def test_a_field_of_the_record_comes_first() -> None:
+def test_field_of_the_record_has_precedence() -> None:
     fields = {"ready_ns": 10, "duration_ns": 5, "delay_ns": 7}
     assert with_derived("task:step", fields, 1000)["delay_ns"] == 7
 
@@ -77,7 +77,7 @@ needs_c = pytest.mark.skipif(c_module is None, reason="tasks are traced in C alo
 
 @needs_c
 @pytest.mark.asyncio
-async def test_a_filter_in_the_program_chooses_the_steps_that_waited_for_their_turn(tmp_path: Path) -> None:
+async def test_filter_in_the_program_selects_steps_that_waited_to_run(tmp_path: Path) -> None:
     path = str(tmp_path / "t.dat")
     async with aiotrace.record(FileSink(path)) as recording:
         recording.enable("task:step")
@@ -118,7 +118,7 @@ async def test_a_filter_of_what_is_read_finds_them_too(tmp_path: Path) -> None:
 
 
 @needs_c
-def test_it_is_a_field_that_a_filter_may_name(recwarn: pytest.WarningsRecorder) -> None:
+def test_derived_field_can_be_named_in_a_filter(recwarn: pytest.WarningsRecorder) -> None:
     with aiotrace.recording() as recording:
         recording.enable("task:step")
         recording.filter("task:step", "delay_ns > 5")

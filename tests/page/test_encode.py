@@ -27,7 +27,7 @@ def test_walking_gives_back_what_was_encoded(records: list[tuple[int, bytes]], s
         assert record.length == -(-len(payload) // 4) * 4
 
 
-def test_padding_time_extends_and_absolute_times_are_no_events() -> None:
+def test_padding_time_extends_and_absolute_times_are_not_events() -> None:
     data = (
         encode_padding(12) + encode_time_extend(2**40) + encode_absolute_timestamp(10**12) + encode_record(5, b"abcd")
     )
@@ -45,12 +45,12 @@ def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
 
 
 @given(st.integers(0, 2**63), st.integers(0, 2**16), st.sampled_from([-1, 0, 1, 2**40]))
-def test_a_header_says_what_was_packed(timestamp: int, size: int, lost: int) -> None:
+def test_header_returns_what_was_packed(timestamp: int, size: int, lost: int) -> None:
     page = pack_header(timestamp, size, lost) + bytes(size) + pack_lost_count(lost)
     assert tuple(unpack_header(page)) == (timestamp, size, lost)
 
 
 @pytest.mark.parametrize("size", [0, 15, 115])
-def test_a_page_shorter_than_its_header_says_is_refused(size: int) -> None:
+def test_page_shorter_than_its_header_length_is_refused(size: int) -> None:
     with pytest.raises(TraceFormatError):
         unpack_header((pack_header(0, 100) + bytes(100))[:size])

@@ -66,7 +66,7 @@ def test_a_name_is_two_identifiers(name: str) -> None:
         ("a:" + "b" * 199, "at most 200 characters, this one 201"),
     ],
 )
-def test_a_name_that_is_none_is_refused(name: Any, message: str) -> None:
+def test_invalid_event_name_is_refused(name: Any, message: str) -> None:
     with pytest.raises(DefinitionError, match=message):
         Schema(name, {})
 
@@ -84,7 +84,7 @@ def test_a_name_that_is_none_is_refused(name: Any, message: str) -> None:
         ({f"x{n}": "u64" for n in range(FIXED_MAX // 8)}, f"its 384 fields need {FIXED_MAX + 8} bytes"),
     ],
 )
-def test_a_field_that_is_none_is_refused(fields: Mapping[str, Any], message: str) -> None:
+def test_invalid_field_is_refused(fields: Mapping[str, Any], message: str) -> None:
     with pytest.raises(DefinitionError, match=message):
         Schema("test:schema", fields)
 
@@ -93,7 +93,7 @@ def test_an_event_may_have_as_many_fields_as_fit() -> None:
     assert schema(**{f"x{n}": "u64" for n in range(FIXED_MAX // 8 - 1)}).fixed_size == FIXED_MAX
 
 
-def test_python_types_stand_for_the_widest_of_their_kind() -> None:
+def test_python_types_mean_the_widest_type_of_their_kind() -> None:
     made = schema(a=int, b=float, c=bool, d=str, e=bytes)
     assert [type.name for type in made.types.values()] == ["s64", "f64", "bool", "str", "bytes"]
 
@@ -111,7 +111,7 @@ def test_fields_are_aligned_in_order_and_overlap_nothing(types: list[str]) -> No
 
 
 @given(st.lists(st.sampled_from(list(TYPES)), max_size=8), st.integers(1, 65535))
-def test_the_format_text_says_what_the_layout_is(types: list[str], id: int) -> None:
+def test_format_text_describes_the_layout(types: list[str], id: int) -> None:
     made = schema(**{f"x{n}": type for n, type in enumerate(types)})
     parsed = parse_format(made.format_text(id), made.system)
     assert (parsed.id, parsed.system, parsed.name) == (id, "test", "schema")
@@ -147,7 +147,7 @@ def test_the_format_text_to_the_letter() -> None:
 
 
 @given(st.data(), st.lists(st.sampled_from(list(INTEGERS)), max_size=8))
-def test_integers_stand_where_the_layout_says(data: st.DataObject, types: list[str]) -> None:
+def test_integers_are_stored_where_the_layout_says(data: st.DataObject, types: list[str]) -> None:
     made = schema(**{f"x{n}": type for n, type in enumerate(types)})
     values = []
     for name in types:
@@ -180,7 +180,7 @@ def test_a_symbol_is_its_key() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["str", "bytes"]), st.text(max_size=20), st.binary(max_size=20)), max_size=5))
-def test_texts_stand_one_after_the_other_at_the_end(drawn: list[tuple[str, str, bytes]]) -> None:
+def test_texts_are_stored_one_after_another_at_the_end(drawn: list[tuple[str, str, bytes]]) -> None:
     made = schema(n="u8", **{f"x{n}": kind for n, (kind, _, _) in enumerate(drawn)})
     payload = encode(made, 1, *[text if kind == "str" else data for kind, text, data in drawn])
     wanted = [text.encode() + b"\0" if kind == "str" else data for kind, text, data in drawn]
@@ -210,7 +210,7 @@ def test_bytes_are_any_buffer_byte_by_byte(value: Any) -> None:
              max_size=4),
     st.integers(60, 400),
 )  # fmt: skip
-def test_a_payload_is_never_longer_than_the_limit_and_cut_only_where_it_must(
+def test_payload_never_exceeds_the_limit_and_is_cut_only_if_needed(
     drawn: list[tuple[str, str, int]], limit: int
 ) -> None:
     made = schema(**{f"x{n}": kind for n, (kind, _, _) in enumerate(drawn)})
@@ -241,7 +241,7 @@ def test_a_short_text_stays_whole_beside_a_long_one() -> None:
 
 
 @pytest.mark.parametrize(("room", "told"), [(8, "aaaa…\0"), (4, "…\0"), (0, "")])
-def test_a_text_with_hardly_any_room_keeps_what_says_that_it_was_cut(room: int, told: str) -> None:
+def test_text_cut_to_very_little_room_keeps_its_cut_mark(room: int, told: str) -> None:
     made = schema(s="str")
     assert texts_in(made, encode(made, "a" * 50, limit=made.fixed_size + room)) == [told.encode()]
 
@@ -260,7 +260,7 @@ def test_no_text_is_longer_than_data_loc_can_say(kind: str, value: Any) -> None:
 # --- arguments ----------------------------------------------------------------------------------
 
 
-def test_keywords_come_in_the_order_of_the_fields() -> None:
+def test_keyword_values_are_ordered_like_the_fields() -> None:
     made = schema(a="u8", b="u8", c="u8")
     assert made.bind((1,), {"c": 3, "b": 2}) == (1, 2, 3)
     assert made.bind((1, 2, 3), {}) == (1, 2, 3)
@@ -307,7 +307,7 @@ def test_a_value_that_does_not_fit_is_named(kind: str, value: object, beside: di
 
 @pytest.mark.parametrize("count", [0, 1, 3])
 @pytest.mark.parametrize("kind", ["u8", "str"])
-def test_too_few_and_too_many_values_are_told(count: int, kind: str) -> None:
+def test_wrong_number_of_values_is_an_error(count: int, kind: str) -> None:
     with pytest.raises(WrongValueError, match=r"no value for|got 3 values"):
         encode(schema(a="u8", b=kind), *[1] * count)
 
@@ -324,7 +324,7 @@ def test_a_message_is_short_whatever_the_value_is() -> None:
     assert len(str(caught.value)) < 100
 
 
-def test_what_a_value_raises_by_itself_is_no_other_value_s_fault() -> None:
+def test_error_raised_by_a_value_is_not_blamed_on_another() -> None:
     """The conversion ran foreign code, which failed once: then every value fits, and the error stays what it is."""
 
     class Once:

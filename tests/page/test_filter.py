@@ -89,7 +89,7 @@ def test_a_filter_answers(text: str, expected: bool | None) -> None:
         ("n == " + "9" * 5000, "a number, a string or a word should be at 5"),
     ],
 )
-def test_what_is_no_filter_is_refused_with_the_place(text: str, message: str) -> None:
+def test_invalid_filter_is_refused_with_the_position(text: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         compile_filter(text)
 
@@ -100,13 +100,13 @@ def test_the_event_itself_answers_for_pid_cpu_and_comm() -> None:
     assert not compile_filter("pid == 8")({}, event)
 
 
-def test_a_field_hides_what_the_event_says() -> None:
+def test_field_hides_the_attribute_of_the_event() -> None:
     event = SimpleNamespace(pid=9, cpu=3, comm="worker")
     assert compile_filter("pid == 1")({"pid": 1}, event)
     assert not compile_filter("pid == 9")({"pid": 1}, event)
 
 
-def test_a_filter_says_what_it_asks_for() -> None:
+def test_filter_has_the_fields_it_uses() -> None:
     assert compile_filter("a > 1 && (b || !c)").fields == {"a", "b", "c"}
 
 

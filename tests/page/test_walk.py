@@ -54,7 +54,7 @@ def drained(walk: Any) -> tuple[list[Any], tuple[str, int | None] | None]:
 
 @needs_c
 @given(data=pages, timestamp=timestamps, offset=offsets, big=st.booleans(), select=selections, cut=st.integers(0, 40))
-def test_the_twins_find_the_same_in_any_bytes(
+def test_both_implementations_find_the_same_in_any_bytes(
     data: bytes, timestamp: int, offset: int, big: bool, select: RecordFilter, cut: int
 ) -> None:
     start, end = min(cut // 2 & ~3, len(data) & ~3), max(len(data) - cut // 3, len(data) & ~3)
@@ -117,14 +117,14 @@ def test_the_first_and_the_last_time_are_included(make: Any, first: int, last: i
 
 @makers
 @pytest.mark.parametrize(("length", "found"), [(12, [(0, 7, 1, 8, 8)]), (13, []), (4, []), (9, [(0, 7, 1, 8, 8)])])
-def test_a_long_record_says_its_length_and_is_padded(make: Any, length: int, found: list[Any]) -> None:
+def test_long_record_has_a_length_word_and_padding(make: Any, length: int, found: list[Any]) -> None:
     data = struct.pack("=IIHBBi", 0, length, 7, 0, 0, 1)
     records, damage = drained(make(data, 0, 0, len(data), 0, False, *ALL.bounds))
     assert (records, damage is None) == (found, bool(found))
 
 
 @makers
-def test_damage_is_told_again_to_who_asks_again(make: Any) -> None:
+def test_damage_is_reported_on_each_request(make: Any) -> None:
     data = struct.pack("=IHBBi", 2, 7, 0, 0, -3) + struct.pack("=I", 28)
     walk = make(data, 1000, 0, len(data), 5, False, *ALL.bounds)
     assert next(walk) == (1005, 7, -3, 4, 8)
@@ -149,7 +149,7 @@ def test_times_beyond_64_bits_wrap_around(make: Any) -> None:
 
 @needs_c
 @given(data=pages, timestamp=timestamps, select=selections)
-def test_the_twins_count_the_same(data: bytes, timestamp: int, select: RecordFilter) -> None:
+def test_both_implementations_count_alike(data: bytes, timestamp: int, select: RecordFilter) -> None:
     outcomes = []
     for make in (make_c, PythonWalk):
         totals = records.new_totals()
@@ -170,7 +170,7 @@ def test_a_tally_adds_up_what_is_in_front_of_damage(make: Any) -> None:
 
 
 @needs_c
-def test_what_is_no_walk_and_no_place_for_counts_is_refused() -> None:
+def test_invalid_walk_and_invalid_counts_buffer_are_refused() -> None:
     assert c_module is not None
     walk = make_c(b"", 0, 0, 0, 0, False, *ALL.bounds)
     with pytest.raises(TypeError, match="a Walk is needed, not int"):

@@ -197,7 +197,7 @@ def test_no_page_names_an_event_that_is_not_there() -> None:
         assert wrong == set(), path
 
 
-def test_the_readme_is_short_and_says_how_to_begin() -> None:
+def test_readme_is_short_and_explains_how_to_begin() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.split()) <= 600
     assert all(command in text for command in ("./dev demo", "./dev test", "pip install ."))

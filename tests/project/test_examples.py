@@ -48,12 +48,12 @@ def count_events(trace: Path) -> dict[str, int]:
     return counts
 
 
-def test_there_are_examples() -> None:
+def test_examples_exist() -> None:
     assert {"http_service.py", "http_service_trio.py", "load.py", "sensors.py", "slow_sink.py"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_each_example_says_what_it_is(name: str) -> None:
+def test_each_example_describes_itself(name: str) -> None:
     help_text = run(name, "--help")
     docstring = (EXAMPLES / name).read_text(encoding="utf-8").split('"""')[1]
     assert docstring.strip() in help_text
@@ -130,7 +130,7 @@ def test_the_client_checks_each_answer(status: int, good: bool) -> None:
     assert asyncio.run(serve_and_load()) is good
 
 
-def test_the_client_says_when_no_service_is_there() -> None:
+def test_client_reports_a_missing_service() -> None:
     output = subprocess.run(
         [sys.executable, str(EXAMPLES / "load.py"), "--port", "1", "--requests", "1"],
         capture_output=True,
@@ -180,7 +180,7 @@ def _readme_blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_readme_program_runs_and_its_trace_is_read_as_it_says(tmp_path: Path) -> None:
+def test_readme_program_runs_and_its_trace_reads_as_described(tmp_path: Path) -> None:
     program, reading, *_ = _readme_blocks()
     script = tmp_path / "program.py"
     script.write_text(program + "\n" + reading, encoding="utf-8")
@@ -197,7 +197,7 @@ def test_the_readme_program_runs_and_its_trace_is_read_as_it_says(tmp_path: Path
     assert count_events(tmp_path / "trace.dat") == {"http:request_done": 2, "span:begin": 1, "span:end": 1}
 
 
-def test_the_readme_never_tells_to_install_the_other_aiotrace() -> None:
+def test_readme_never_says_to_install_the_other_aiotrace() -> None:
     assert "pip install aiotrace" not in (ROOT / "README.md").read_text(encoding="utf-8")
 
 

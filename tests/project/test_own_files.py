@@ -28,7 +28,7 @@ def test_the_package_folder_is_that_of_the_package() -> None:
     assert os.path.join(os.path.dirname(os.path.abspath(aiotrace.__file__)), "") == PACKAGE_FOLDER
 
 
-def test_a_stack_leaves_out_the_frames_of_all_rooms_and_no_others() -> None:
+def test_stack_omits_only_the_frames_of_our_rooms() -> None:
     assert python_stack.is_ours(Recording.__init__.__code__)
     assert python_stack.is_ours(record._environment.__code__)
     assert not python_stack.is_ours(test_the_package_folder_is_that_of_the_package.__code__)

@@ -39,13 +39,13 @@ def test_the_version_is_the_same_everywhere() -> None:
 
 
 @pytest.mark.parametrize("target", [*PROJECT["scripts"].values(), *PROJECT["entry-points"]["aiotrace.sinks"].values()])
-def test_what_an_entry_point_names_is_there(target: str) -> None:
+def test_entry_point_targets_exist(target: str) -> None:
     module, _, attribute = target.partition(":")
     assert callable(reduce(getattr, attribute.split("."), importlib.import_module(module)))
 
 
 @pytest.mark.parametrize("package", SOURCES)
-def test_the_package_says_that_it_is_typed(package: str) -> None:
+def test_package_is_marked_as_typed(package: str) -> None:
     assert (SOURCES[package] / "py.typed").exists()
     assert CONFIGURATION["tool"]["setuptools"]["package-data"][package] == ["py.typed"]
 

@@ -87,7 +87,7 @@ def expect_broken(events: Events, match: str) -> None:
         ({"sequence": 7, "offset": 9}, "page (7, 9) of writer 0 again"),
     ],
 )
-def test_a_page_that_cannot_be_ends_the_connection(fields: dict[str, int], expected: str) -> None:
+def test_invalid_page_ends_the_connection(fields: dict[str, int], expected: str) -> None:
     expect_broken(Peer().open({0: (7, 10)}).page(**{"sequence": 8, **fields}), expected)
 
 
@@ -103,7 +103,7 @@ def test_a_page_is_taken_once() -> None:
     expect_broken(peer.page(), "again")
 
 
-def test_a_page_whose_records_are_not_as_long_as_it_says_ends_the_connection() -> None:
+def test_page_with_a_wrong_record_length_ends_the_connection() -> None:
     expect_broken(Peer().open().say(Kind.PAGE, pack_page_entry(make_entry()), bytes(11)), "11 bytes of records")
 
 
@@ -156,7 +156,7 @@ def test_a_producer_begins_with_a_hello_of_a_handshakes_size(kind: Kind, length:
 
 
 @pytest.mark.parametrize("kind", [Kind.HELLO, Kind.ACKNOWLEDGE, Kind.PLACED])
-def test_what_a_producer_does_not_say_ends_the_connection(kind: Kind) -> None:
+def test_message_that_a_producer_never_sends_ends_the_connection(kind: Kind) -> None:
     expect_broken(Peer().open().say(kind), "PAGE, DEFINITIONS, END, HEARTBEAT, ERROR was expected")
 
 
@@ -164,18 +164,18 @@ def test_a_page_is_not_longer_than_the_streams() -> None:
     expect_broken(Peer().open().say(Kind.PAGE, bytes(PAGE_ENTRY_SIZE + 4080 + 1)), "over the limit of")
 
 
-def test_nothing_comes_after_the_end() -> None:
+def test_frame_after_the_end_is_refused() -> None:
     peer = Peer().open()
     assert peer.say(Kind.END, pack_end(LEDGER)) == [Finished(LEDGER)]
     expect_broken(peer.page(), "where one of HEARTBEAT, ERROR was expected")
 
 
-def test_nothing_comes_into_a_stream_that_has_ended() -> None:
+def test_page_for_an_ended_stream_is_refused() -> None:
     expect_broken(Peer(ended=True).open().page(), "where one of HEARTBEAT, ERROR was expected")
     expect_broken(Peer(ended=True).open().say(Kind.END, pack_end(LEDGER)), "where one of HEARTBEAT, ERROR was expected")
 
 
-def test_who_sends_much_before_its_hello_is_answered_is_cut_off() -> None:
+def test_peer_that_sends_much_before_the_hello_answer_is_cut_off() -> None:
     peer = Peer()
     peer.say(Kind.HELLO, pack_request(INFO, Request()))
     for _ in range(20):
@@ -186,7 +186,7 @@ def test_who_sends_much_before_its_hello_is_answered_is_cut_off() -> None:
     expect_broken(events, "bytes before its hello was answered")
 
 
-def test_what_came_before_the_answer_is_read_after_it() -> None:
+def test_frames_received_before_the_answer_are_read_after_it() -> None:
     peer = Peer()
     peer.say(Kind.HELLO, pack_request(INFO, Request()))
     peer.say(Kind.HEARTBEAT)
@@ -196,7 +196,7 @@ def test_what_came_before_the_answer_is_read_after_it() -> None:
 
 
 @given(st.binary(max_size=500), st.booleans())
-def test_whatever_bytes_come_nothing_is_taken(data: bytes, opened: bool) -> None:
+def test_arbitrary_bytes_store_no_page(data: bytes, opened: bool) -> None:
     peer = Peer().open() if opened else Peer()
     assert all(isinstance(event, Broken) for event in give(peer.collector, data))
 
@@ -217,7 +217,7 @@ messages = st.one_of(
 
 
 @given(st.lists(messages, max_size=20), st.booleans())
-def test_whatever_a_producer_says_pages_come_in_order_and_within_the_credit(
+def test_pages_arrive_in_order_and_within_credit_for_any_producer(
     said: list[tuple[Kind, bytes]], acknowledges: bool
 ) -> None:
     peer = Peer().open()
@@ -241,7 +241,7 @@ def test_whatever_a_producer_says_pages_come_in_order_and_within_the_credit(
 # --- what it does ---------------------------------------------------------------------------------
 
 
-def test_who_breaks_the_protocol_is_told_how_and_what_was_settled_before() -> None:
+def test_refused_producer_gets_the_reason_and_earlier_acknowledgements() -> None:
     link = open_link()
     link.producer.add(fakes.make_page())
     link.send(1 << 30)
@@ -264,7 +264,7 @@ def test_a_refusal_before_the_hello_reaches_the_producer() -> None:
     assert give(producer, take_all(collector)) == [Refused("there are 200 clients already")]
 
 
-def test_what_the_producer_says_last_is_heard() -> None:
+def test_last_words_of_the_producer_are_read() -> None:
     peer = Peer().open()
     assert peer.say(Kind.ERROR, b"no more") == [Refused("no more")]
     assert peer.collector.is_over
@@ -280,7 +280,7 @@ def test_acknowledgements_since_the_last_write_are_one_frame() -> None:
     assert len(take_all(peer.collector)) == 48 + 8 + 2 * 16
 
 
-def test_one_acknowledgement_covers_what_came_before_it() -> None:
+def test_one_acknowledgement_covers_earlier_pages() -> None:
     peer = Peer(credit=100).open()
     pages = [page for n in range(5) for page in peer.page(sequence=n)]
     assert isinstance(pages[3], PageReceived)
@@ -289,7 +289,7 @@ def test_one_acknowledgement_covers_what_came_before_it() -> None:
 
 
 @pytest.mark.parametrize("position", [(0, 9), (1, 10), (0, 0)])
-def test_only_the_end_of_a_page_that_is_held_can_be_acknowledged(position: tuple[int, int]) -> None:
+def test_only_the_end_of_a_kept_page_can_be_acknowledged(position: tuple[int, int]) -> None:
     peer = Peer().open()
     peer.page()
     with pytest.raises(ValueError, match="no page that is not acknowledged ends there"):
@@ -309,7 +309,7 @@ def test_acknowledging_after_the_connection_is_over_does_nothing() -> None:
     page.release()
 
 
-def test_memory_that_is_released_is_used_again_and_a_view_of_it_is_an_error() -> None:
+def test_released_memory_is_reused_and_its_old_views_raise() -> None:
     peer = Peer().open()
     (page,) = peer.page()
     assert isinstance(page, PageReceived)
@@ -322,7 +322,7 @@ def test_memory_that_is_released_is_used_again_and_a_view_of_it_is_an_error() ->
         bytes(page.data)
 
 
-def test_a_page_stays_as_it_came_until_it_is_released_and_then_its_memory_is_used_again() -> None:
+def test_page_is_unchanged_until_its_release_and_its_memory_is_then_reused() -> None:
     peer = Peer(credit=100).open()
     held: list[tuple[bytes, PageReceived]] = []
     blocks = set()
@@ -350,7 +350,7 @@ def test_pages_without_their_crc32_are_taken_only_where_that_was_granted() -> No
         assert isinstance(event, PageReceived if waives else Broken)
 
 
-def test_a_token_reaches_who_judges_it() -> None:
+def test_greeting_has_the_token_of_the_hello() -> None:
     (greeted,) = Peer().say(Kind.HELLO, pack_request(INFO, Request(token="a token")))
     assert isinstance(greeted, Greeted)
     assert greeted.request.token == "a token"
@@ -366,7 +366,7 @@ def test_a_frame_of_another_stream_ends_the_connection() -> None:
 # --- time -----------------------------------------------------------------------------------------
 
 
-def test_who_sends_no_hello_within_five_seconds_is_cut_off_however_many_bytes_come() -> None:
+def test_peer_without_a_hello_in_five_seconds_is_cut_off_despite_traffic() -> None:
     hello = encode_frame(Kind.HELLO, INFO.stream_id, 0, pack_request(INFO, Request()))
     collector = Collector(0.0)
     for n in range(20):
@@ -387,7 +387,7 @@ def test_a_producer_that_is_silent_for_two_heartbeats_is_gone() -> None:
     assert "silent for 10 s" in broken.reason
 
 
-def test_who_has_nothing_to_say_sends_a_heartbeat() -> None:
+def test_idle_peer_sends_a_heartbeat() -> None:
     peer = Peer().open()
     said = 0
     for n in range(1, 20):

@@ -49,7 +49,7 @@ def make_header(
 
 
 @given(st.lists(st.integers(0, 3000), max_size=20), st.integers(1, 20_000), st.integers(0, 20_000))
-def test_frames_come_out_whole_however_they_arrive_and_held_bodies_do_not_change(
+def test_frames_are_whole_for_any_chunking_and_kept_bodies_do_not_change(
     sizes: list[int], step: int, block_size: int
 ) -> None:
     bodies = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
@@ -128,7 +128,7 @@ def test_nothing_is_allocated_for_a_length_over_the_limit() -> None:
         (encode([b""]) * 2, "frame number 0 where 1 was expected"),
     ],
 )
-def test_what_is_not_expected_is_an_error_that_says_what_was(data: bytes, expected: str) -> None:
+def test_unexpected_frame_is_an_error_that_names_the_expected_ones(data: bytes, expected: str) -> None:
     for step in (1, len(data)):
         with pytest.raises(TraceFormatError, match=expected):
             read(wire.Inbox(LIMITS, ID), data, step)
@@ -143,12 +143,12 @@ def test_a_body_without_its_crc32_is_taken_of_pages_where_that_was_agreed() -> N
         read(inbox, make_header(kind=6, flags=1, sequence=1), 100)
 
 
-def test_whoever_refuses_need_not_know_the_stream() -> None:
+def test_refusal_may_have_an_empty_stream_id() -> None:
     (arrived,) = read(wire.Inbox(LIMITS, ID), encode_frame(Kind.ERROR, bytes(16), 0, b"no"), 100)
     assert bytes(arrived[1]) == b"no"
 
 
-def test_the_first_frame_says_of_which_stream_all_are() -> None:
+def test_first_frame_determines_the_stream_of_all_frames() -> None:
     inbox = wire.Inbox(LIMITS)
     read(inbox, encode([b"first"]), 100)
     with pytest.raises(TraceFormatError, match="a frame of stream"):
@@ -167,7 +167,7 @@ def test_any_bytes_are_frames_or_an_error(data: bytes, step: int) -> None:
 
 
 @given(st.lists(st.integers(0, 300), max_size=100), st.integers(1, 2000))
-def test_what_is_put_is_sent_whatever_the_transport_takes_at_once(sizes: list[int], step: int) -> None:
+def test_queued_bytes_are_sent_for_any_partial_write(sizes: list[int], step: int) -> None:
     outbox = wire.Outbox(ID)
     bodies = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
     for body in bodies:
@@ -199,7 +199,7 @@ def test_no_view_is_left_when_all_is_sent_or_the_connection_is_over() -> None:
         memory.pop()
 
 
-def test_one_write_is_offered_so_many_buffers_at_most() -> None:
+def test_one_write_is_limited_in_its_number_of_buffers() -> None:
     outbox = wire.Outbox(ID)
     for _ in range(100):
         outbox.put_page(b"entry", b"records", check_body=True)

@@ -114,7 +114,7 @@ def test_each_page_arrives_once_and_in_order_however_the_wire_is_cut(
 
 
 @given(actions)
-def test_a_producer_that_forgets_and_is_given_its_pages_again_loses_and_doubles_none(
+def test_producer_given_its_pages_again_neither_loses_nor_repeats_any(
     plan: list[tuple[str, int]],
 ) -> None:
     producing = Producing(3, False)
@@ -151,7 +151,7 @@ def test_sequences_up_to_the_last_one_possible_are_sent_and_acknowledged() -> No
 # --- the handshake ------------------------------------------------------------------------------
 
 
-def test_a_request_comes_back() -> None:
+def test_request_round_trips() -> None:
     info = fakes.make_info()
     for request in (Request(), Request(Level.RECEIVED, False, 0.5, "a token")):
         assert protocol.unpack_request(protocol.pack_request(info, request)) == (info, request)
@@ -173,7 +173,7 @@ def test_a_token_that_does_not_fit_is_an_error() -> None:
         protocol.pack_request(fakes.make_info(), Request(token="t" * 4000))
 
 
-def test_a_grant_comes_back() -> None:
+def test_grant_round_trips() -> None:
     for grant in (Grant(1), Grant(1000, False, 17, True)):
         assert protocol.unpack_grant(protocol.pack_grant(grant)) == grant
 
@@ -193,7 +193,7 @@ def test_a_grant_comes_back() -> None:
         ("token", "t" * 1025, "at most 1024 characters"),
     ],
 )
-def test_a_request_with_an_impossible_field_says_what_was_expected(field: str, value: object, expected: str) -> None:
+def test_request_with_an_invalid_field_names_the_expected_values(field: str, value: object, expected: str) -> None:
     fields = json.loads(protocol.pack_request(fakes.make_info(), Request()))
     fields["protocol"][field] = value
     with pytest.raises(TraceFormatError, match=expected):
@@ -211,7 +211,7 @@ def test_a_request_with_an_impossible_field_says_what_was_expected(field: str, v
         ("ended", "yes", "true or false"),
     ],
 )
-def test_a_grant_with_an_impossible_field_says_what_was_expected(field: str, value: object, expected: str) -> None:
+def test_grant_with_an_invalid_field_names_the_expected_values(field: str, value: object, expected: str) -> None:
     fields = json.loads(protocol.pack_grant(Grant(5)))
     fields["protocol"][field] = value
     with pytest.raises(TraceFormatError, match=expected):
@@ -219,7 +219,7 @@ def test_a_grant_with_an_impossible_field_says_what_was_expected(field: str, val
 
 
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"{}", b'{"protocol":1}', b"[" * 4000, b'{"protocol":{}}'])
-def test_a_hello_that_is_none_is_a_format_error(body: bytes) -> None:
+def test_invalid_hello_is_a_format_error(body: bytes) -> None:
     for unpack in (protocol.unpack_grant, protocol.unpack_request):
         with pytest.raises(TraceFormatError):
             unpack(body)
@@ -233,7 +233,7 @@ positions = st.dictionaries(
 
 
 @given(st.sampled_from(Level), positions)
-def test_an_acknowledgement_comes_back(level: Level, found: dict[int, tuple[int, int]]) -> None:
+def test_acknowledgement_round_trips(level: Level, found: dict[int, tuple[int, int]]) -> None:
     body = protocol.pack_acknowledgement(level, found)
     assert protocol.unpack_acknowledgement(body) == (level, found)
     assert len(body) == protocol.acknowledgement_size(len(found))

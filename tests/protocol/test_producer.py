@@ -92,7 +92,7 @@ def make_open(pages: int = 4, *, sent: bool = True) -> Peer:
         {0: (1, SIZE), 1: (0, SIZE)},  # one that is good beside one that is not
     ],
 )
-def test_an_acknowledgement_of_what_was_not_sent_recycles_nothing_and_ends_the_connection(
+def test_acknowledgement_of_an_unsent_page_ends_the_connection(
     positions: dict[int, tuple[int, int]],
 ) -> None:
     peer = make_open()
@@ -114,7 +114,7 @@ def test_an_acknowledgement_that_goes_back_ends_the_connection() -> None:
 
 
 @pytest.mark.parametrize("level", [Level.RECEIVED, Level.FSYNCED, 0, 4])
-def test_an_acknowledgement_of_another_level_than_was_asked_for_ends_the_connection(level: int) -> None:
+def test_acknowledgement_of_an_unrequested_level_ends_the_connection(level: int) -> None:
     peer = make_open()
     expect_broken(peer.acknowledge({0: (1, SIZE)}, level), "2 was asked for")
     assert peer.producer.kept_count == 4
@@ -176,7 +176,7 @@ def test_a_collector_cannot_have_half_of_a_page_that_came_whole() -> None:
         (Grant(5, check_bodies=False), "which was not asked for"),
     ],
 )
-def test_a_grant_of_what_cannot_be_is_refused(grant: Grant, expected: str) -> None:
+def test_impossible_grant_is_refused(grant: Grant, expected: str) -> None:
     peer = Peer(make_producer())
     expect_broken(peer.say(Kind.HELLO, pack_grant(grant)), expected)
 
@@ -233,9 +233,7 @@ messages = st.one_of(
 
 
 @given(st.lists(messages, max_size=10), st.integers(0, 6 * SIZE))
-def test_whatever_a_collector_says_only_pages_that_went_out_are_acknowledged_each_once(
-    said: list[tuple[Kind, bytes]], sent: int
-) -> None:
+def test_any_collector_acknowledges_only_sent_pages_and_each_once(said: list[tuple[Kind, bytes]], sent: int) -> None:
     peer = Peer(make_producer())
     peer.open()
     for page in fakes.make_pages(6, 2):
@@ -263,7 +261,7 @@ def make_connected() -> Producer:
 
 
 @given(st.binary(max_size=500))
-def test_whatever_bytes_come_no_page_is_acknowledged(data: bytes) -> None:
+def test_arbitrary_bytes_acknowledge_no_page(data: bytes) -> None:
     peer = make_open()
     give(peer.producer, data)
     assert peer.producer.kept_count == 4
@@ -280,7 +278,7 @@ def test_after_the_last_word_nothing_is_heard() -> None:
     assert peer.producer.kept_count == 4
 
 
-def test_whoever_breaks_the_protocol_is_told_how_unless_a_frame_is_on_its_way() -> None:
+def test_protocol_violation_is_answered_unless_a_frame_is_half_sent() -> None:
     peer = make_open()
     peer.acknowledge({0: (9, SIZE)})
     assert b"writer 0 up to page 9" in take_all(peer.producer)
@@ -307,7 +305,7 @@ def test_no_more_pages_are_on_the_way_than_the_credit() -> None:
     assert len(link.acknowledged) == 8
 
 
-def test_definitions_go_before_the_page_that_needs_them_and_go_on_after_a_reconnect_where_the_collector_is() -> None:
+def test_definitions_precede_their_page_and_resume_after_a_reconnect() -> None:
     link = open_link()
     definitions = list(fakes.DEFINITIONS)
     link.producer._definitions = definitions
@@ -338,7 +336,7 @@ def test_all_definitions_go_again_to_a_collector_that_has_lost_them() -> None:
     assert link.stored.pages == [(0, 1, 0)]
 
 
-def test_a_stream_that_ended_is_not_sent_again_to_a_collector_that_has_its_end() -> None:
+def test_ended_stream_is_not_resent_to_a_collector_that_has_its_end() -> None:
     link = open_link()
     link.producer.add(fakes.make_page())
     assert not link.producer.end(LEDGER)
@@ -351,7 +349,7 @@ def test_a_stream_that_ended_is_not_sent_again_to_a_collector_that_has_its_end()
     assert len(link.acknowledged) == 1
 
 
-def test_who_ends_a_stream_that_the_collector_has_ended_is_told_so_at_once() -> None:
+def test_ending_a_stream_already_ended_by_the_collector_sends_nothing() -> None:
     link = open_link()
     link.producer.end(LEDGER)
     link.settle()
@@ -362,7 +360,7 @@ def test_who_ends_a_stream_that_the_collector_has_ended_is_told_so_at_once() -> 
     assert not link.producer.is_sending, "the collector would take a second end for a broken protocol"
 
 
-def test_pages_stay_put_when_the_connection_is_gone_and_no_view_is_left_behind() -> None:
+def test_pages_remain_without_views_after_the_connection_is_lost() -> None:
     memory = bytearray(fakes.make_page().data)
     page = fakes.make_page()
     page.data = memoryview(memory)
@@ -394,7 +392,7 @@ def test_a_collector_that_is_silent_for_two_heartbeats_is_gone() -> None:
     assert peer.producer.kept_count == 4
 
 
-def test_any_frame_says_that_the_collector_is_there() -> None:
+def test_any_frame_counts_as_a_sign_of_life() -> None:
     link = open_link()
     for n in range(1, 10):
         link.now = n * 4.0
@@ -407,7 +405,7 @@ def test_any_frame_says_that_the_collector_is_there() -> None:
     assert not link.broken
 
 
-def test_who_has_nothing_to_say_sends_a_heartbeat_and_who_has_does_not() -> None:
+def test_heartbeat_is_sent_only_by_an_idle_peer() -> None:
     producer = make_producer()
     peer = Peer(producer)
     peer.grant(Grant(100))

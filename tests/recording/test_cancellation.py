@@ -163,7 +163,7 @@ async def test_detaching_a_sink(by: str, anyio_backend: Any) -> None:
 
 
 @BY
-async def test_sending_when_there_is_no_room(by: str, anyio_backend: Any) -> None:
+async def test_send_waiting_for_room_may_be_cancelled_at_any_await(by: str, anyio_backend: Any) -> None:
     async def scenario(cancels: Cancels) -> None:
         go_on = anyio.Event()
         sink = Collect()

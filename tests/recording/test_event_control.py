@@ -48,7 +48,7 @@ def test_a_filter_by_a_field_that_the_event_has_not_is_refused(recording: aiotra
         recording.filter("chooser:hit", text)
 
 
-def test_so_is_a_trigger_by_one(recording: aiotrace.SyncRecording) -> None:
+def test_trigger_by_a_field_of_other_events_is_refused(recording: aiotrace.SyncRecording) -> None:
     with pytest.raises(ConfigurationError, match="chooser:miss has no field name; chooser:miss has x"):
         recording.trigger("chooser:miss", 'traceoff if name == "a"')
 
@@ -62,7 +62,7 @@ def test_a_filter_by_a_field_that_no_event_has_so_far_is_warned_of() -> None:
         assert recording.statistics().events_written == 0
 
 
-def test_a_filter_by_what_one_of_the_events_has_or_of_events_to_come_is_taken_in_silence() -> None:
+def test_filter_by_a_field_of_some_or_of_future_events_does_not_warn() -> None:
     with aiotrace.recording(page_size=4096, pages=8) as recording:
         recording.filter("chooser:*", 'name == "a" || x == 7')
         recording.filter("chooser_later:*", "status >= 500")

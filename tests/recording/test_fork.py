@@ -50,7 +50,7 @@ def run(program: str) -> str:
     return done.stdout
 
 
-def test_what_a_child_writes_is_not_in_the_parents_trace() -> None:
+def test_events_of_a_child_are_not_in_the_trace_of_its_parent() -> None:
     run("""
 sink = Collect()
 with aiotrace.recording(sink, page_size=PAGE, pages=16) as recording:
@@ -77,7 +77,7 @@ check_sink_has(sink, recording.statistics(), [1, 2])
 """)
 
 
-def test_a_child_opens_a_recording_of_its_own() -> None:
+def test_child_opens_its_own_recording() -> None:
     run("""
 outer = Collect()
 with aiotrace.recording(outer, page_size=PAGE, pages=16) as recording:
@@ -96,7 +96,7 @@ check_sink_has(outer, recording.statistics(), [1])
 """)
 
 
-def test_what_fork_hooks_of_others_emit_is_refused_and_counted() -> None:
+def test_events_of_foreign_fork_hooks_are_refused_and_counted() -> None:
     run("""
 sink = Collect()
 os.register_at_fork(before=lambda: number(50, ""), after_in_parent=lambda: None)
@@ -113,7 +113,7 @@ check_sink_has(sink, statistics)
 """)
 
 
-def test_a_child_can_work_although_another_thread_held_every_lock_at_the_fork() -> None:
+def test_child_works_although_another_thread_held_every_lock_at_the_fork() -> None:
     run("""
 from aiotrace._events import event, open_recordings
 from aiotrace._page.definitions import DEFINITIONS

@@ -121,7 +121,7 @@ async def steps_of_the_loop(request: Callable[[], Awaitable[object]]) -> int:
         return len(steps)
 
 
-async def test_a_batch_that_is_there_costs_a_step_of_the_loop_only_where_there_was_none_for_long(
+async def test_ready_batch_yields_to_the_loop_only_after_a_long_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 1000.0
@@ -169,7 +169,7 @@ async def test_a_sink_that_waited_has_its_next_batch_without_a_step(monkeypatch:
     assert await steps_of_the_loop(lambda: setup.stream.next_batch(1)) == 0
 
 
-async def test_a_page_says_all_of_itself() -> None:
+async def test_page_has_all_of_its_attributes() -> None:
     setup = Setup()
     setup.writer.refuse("wrong_type")
     setup.offer()
@@ -226,7 +226,7 @@ async def test_a_wake_that_came_before_the_wait_is_not_lost() -> None:
     assert await waits(setup.stream), "what it was woken for is looked at"
 
 
-async def test_a_batch_is_what_there_is_and_no_more_than_was_asked_for() -> None:
+async def test_batch_holds_available_pages_up_to_the_requested_number() -> None:
     setup = Setup()
     setup.offer(3)
     assert [page.sequence for page in await setup.stream.next_batch(2)] == [0, 1]
@@ -235,7 +235,7 @@ async def test_a_batch_is_what_there_is_and_no_more_than_was_asked_for() -> None
         await setup.stream.next_batch(0)
 
 
-async def test_iterating_looks_at_each_page_and_ends_with_the_stream() -> None:
+async def test_iteration_yields_each_page_and_ends_with_the_stream() -> None:
     setup = Setup()
     setup.offer(2)
     setup.end()
@@ -258,7 +258,7 @@ async def test_a_waiting_request_hears_of_the_end() -> None:
     assert setup.stream.reached_end
 
 
-async def test_the_first_request_is_told_before_it_waits() -> None:
+async def test_first_request_is_announced_before_it_waits() -> None:
     setup = Setup()
     assert setup.told == []
     setup.offer()
@@ -294,7 +294,7 @@ async def test_acknowledging_settles_the_page_once_and_releases_its_memory() -> 
     assert setup.pages.arena.states() == (8, 0, 0, 0)
 
 
-async def test_a_page_of_another_stream_or_none_of_ours_is_not_acknowledged() -> None:
+async def test_page_of_another_stream_cannot_be_acknowledged() -> None:
     setup, other = Setup(), Setup()
     setup.offer()
     other.offer()
@@ -320,7 +320,7 @@ async def test_a_page_whose_memory_is_in_use_is_not_acknowledged_yet() -> None:
     assert setup.pages.delivered == 4
 
 
-async def test_several_pages_are_acknowledged_in_one_step_up_to_the_first_that_cannot_be() -> None:
+async def test_acknowledging_several_pages_stops_at_the_first_invalid_one() -> None:
     setup = Setup()
     setup.offer(4)
     pages = await setup.stream.next_batch(4)
@@ -335,7 +335,7 @@ async def test_several_pages_are_acknowledged_in_one_step_up_to_the_first_that_c
     assert (setup.told, setup.delivery.held, setup.pages.pool.recycled) == (["room"] * 3, 0, 4)
 
 
-async def test_what_is_over_ends_and_takes_no_word_for_a_page_any_more() -> None:
+async def test_ended_stream_stops_and_refuses_acknowledgements() -> None:
     setup = Setup()
     setup.offer(2)
     page = await anext(setup.stream)
@@ -351,7 +351,7 @@ async def test_what_is_over_ends_and_takes_no_word_for_a_page_any_more() -> None
     assert numbers_on(again[0]) == [0, 1, 2, 3]
 
 
-async def test_a_view_that_a_sink_left_behind_does_not_hinder_the_end_of_its_call() -> None:
+async def test_view_kept_by_a_sink_does_not_block_the_end_of_its_call() -> None:
     setup = Setup()
     setup.offer(2)
     first, second = await setup.stream.next_batch(2)
@@ -370,7 +370,7 @@ async def test_a_request_to_a_stream_that_is_over_ends() -> None:
         assert await setup.stream.next_batch(1) == []
 
 
-async def test_asking_for_prefixes_is_told_and_outlives_the_call() -> None:
+async def test_request_for_prefixes_is_announced_and_outlives_the_call() -> None:
     setup = Setup()
     assert not setup.delivery.prefixes
     setup.stream.accept_prefixes()
@@ -397,7 +397,7 @@ async def test_a_forked_childs_copy_of_a_sink_gets_nothing(monkeypatch: pytest.M
     assert len(await setup.stream.next_batch(1)) == 1
 
 
-async def test_a_page_says_at_once_what_it_says_one_by_one() -> None:
+async def test_page_entry_equals_the_single_attributes_of_the_page() -> None:
     setup = Setup()
     setup.offer()
     (page,) = await setup.stream.next_batch(1)

@@ -53,7 +53,7 @@ async def test_every_event_sent_arrives_once_at_every_sink_that_waits(thread: bo
 
 
 @THREAD
-async def test_events_called_without_room_are_dropped_and_told(thread: bool) -> None:
+async def test_events_called_without_room_are_dropped_and_reported(thread: bool) -> None:
     sink = Collect()
     async with record(sink, page_size=PAGE, pages=6, thread=thread) as recording:
         for n in range(3000):  # no await: the reader in the loop has no chance
@@ -98,7 +98,7 @@ async def test_drop_oldest_keeps_the_newest_events() -> None:
     assert sorted(sink.numbers) == list(range(min(sink.numbers), 3000))
 
 
-async def test_with_no_sink_the_ring_keeps_the_pages_and_a_late_sink_gets_them() -> None:
+async def test_ring_keeps_pages_without_a_sink_for_a_late_one() -> None:
     sink = Collect()
     async with record(page_size=PAGE, pages=8, overrun="drop_oldest") as recording:
         for n in range(3000):
@@ -158,7 +158,7 @@ async def test_a_prefix_sink_gets_what_a_page_holds_before_it_is_full() -> None:
     assert len({page[:2] for page in sink.pages}) == 1
 
 
-async def test_prefixes_that_are_asked_for_late_come_too() -> None:
+async def test_prefixes_requested_late_also_arrive() -> None:
     started, ask, got = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def late(stream: PageStream) -> None:
@@ -222,7 +222,7 @@ async def test_a_method_can_be_detached_by_the_same_name() -> None:
         assert recording.statistics().sinks[0].state == "finished"
 
 
-async def test_of_two_equal_sinks_the_one_that_is_named_is_detached() -> None:
+async def test_only_the_named_one_of_two_equal_sinks_is_detached() -> None:
     first, second = Collect(), Collect()
     assert first == second
     async with record(first, second) as recording:
@@ -258,7 +258,7 @@ async def test_attaching_to_a_closed_recording_is_an_error() -> None:
 
 
 @THREAD
-async def test_what_a_sink_raises_before_its_first_request_is_raised_on_entering(thread: bool) -> None:
+async def test_sink_error_before_its_first_request_is_raised_on_entering(thread: bool) -> None:
     async def refuses(stream: PageStream) -> None:
         raise FileExistsError("trace.dat is there already")
 
@@ -272,7 +272,7 @@ async def test_what_a_sink_raises_before_its_first_request_is_raised_on_entering
 
 
 @THREAD
-async def test_what_an_attached_sink_raises_first_is_raised_and_the_recording_goes_on(thread: bool) -> None:
+async def test_first_error_of_an_attached_sink_is_raised_and_recording_continues(thread: bool) -> None:
     async def refuses(stream: PageStream) -> None:
         raise FileExistsError("there already")
 
@@ -335,7 +335,7 @@ def _fail(failures: Any) -> None:
         raise OSError("disk full")
 
 
-async def test_a_sink_that_says_detach_is_let_go_when_it_fails() -> None:
+async def test_sink_with_on_error_detach_is_detached_when_it_fails() -> None:
     good = Collect()
 
     async def fails(stream: PageStream) -> None:
@@ -360,7 +360,7 @@ class _PanicError(BaseException):
 
 @THREAD
 @pytest.mark.parametrize("error", [_PanicError(), SystemExit(3), BaseExceptionGroup("two", [_PanicError(), OSError()])])
-async def test_a_sink_that_raises_no_exception_but_worse_harms_nobody(error: BaseException, thread: bool) -> None:
+async def test_sink_that_raises_a_base_exception_does_no_harm(error: BaseException, thread: bool) -> None:
     async def panics(stream: PageStream) -> None:
         async for _ in stream:
             raise error
@@ -393,7 +393,7 @@ async def test_a_failure_warning_does_not_raise_when_warnings_are_errors() -> No
     assert recording.statistics().sinks[0].failures == 1
 
 
-async def test_a_sink_that_returns_early_is_detached_and_what_it_held_is_abandoned() -> None:
+async def test_sink_that_returns_early_is_detached_and_its_pages_are_abandoned() -> None:
     async def one(stream: PageStream) -> None:
         await stream.__anext__()
 
@@ -414,7 +414,7 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 @THREAD
-async def test_what_a_stuck_sink_holds_is_abandoned_after_the_drain_timeout(
+async def test_pages_of_a_stuck_sink_are_abandoned_after_the_drain_timeout(
     thread: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timeout, good = Timeout(monkeypatch), Collect()
@@ -441,7 +441,7 @@ async def test_what_a_stuck_sink_holds_is_abandoned_after_the_drain_timeout(
     assert statistics.sinks[1].events_abandoned == 1
 
 
-async def test_the_ring_goes_to_the_others_when_a_stuck_sink_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_sinks_get_the_ring_when_a_stuck_sink_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     timeout, good = Timeout(monkeypatch), Collect()
 
     async def stuck(stream: PageStream) -> None:
@@ -488,7 +488,7 @@ async def test_a_recording_is_entered_once() -> None:
 # --- the account --------------------------------------------------------------------------------
 
 
-async def test_the_laws_hold_at_every_await() -> None:
+async def test_invariants_hold_at_every_await() -> None:
     skip, wait = Collect(), Collect()
     async with record(aiotrace.sink(skip, on_full="skip", quota=2), wait, page_size=PAGE, pages=8) as recording:
         for n in range(1500):
@@ -503,7 +503,7 @@ async def test_the_laws_hold_at_every_await() -> None:
 
 
 @ONLY_ASYNCIO
-async def test_the_laws_hold_at_any_moment_seen_from_another_thread() -> None:
+async def test_invariants_hold_at_any_moment_seen_from_another_thread() -> None:
     sink = Collect()
     stop = threading.Event()
     failed: list[BaseException] = []
@@ -529,7 +529,7 @@ async def test_the_laws_hold_at_any_moment_seen_from_another_thread() -> None:
 
 
 @ONLY_ASYNCIO
-async def test_a_page_that_came_home_is_taken_again_so_few_are_ever_touched() -> None:
+async def test_returned_page_is_taken_again_so_few_are_ever_touched() -> None:
     async with record(nothing, page_size=PAGE, pages=64) as recording:
         for n in range(20000):
             number(n, "")
@@ -590,7 +590,7 @@ async def test_a_sink_option_that_cannot_work_is_named(arguments: dict[str, Any]
 
 
 @ONLY_ASYNCIO
-async def test_what_is_no_sink_is_refused() -> None:
+async def test_object_that_is_not_a_sink_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="is no sink"):
         record(3)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="no sink is known for 'gopher'"):
@@ -660,7 +660,7 @@ def test_a_sink_that_blocks_its_thread_cannot_hold_up_the_close(monkeypatch: pyt
 
 
 @ONLY_ASYNCIO
-async def test_a_sink_that_keeps_raising_a_cancellation_does_not_keep_the_loop_busy() -> None:
+async def test_sink_that_keeps_raising_a_cancellation_does_not_spin_the_loop() -> None:
     calls = 0
 
     async def confused(stream: PageStream) -> None:
@@ -699,7 +699,7 @@ def test_a_sinks_error_keeps_nothing_of_its_frames_alive() -> None:
     assert [ref() for ref in gone] == [None]
 
 
-async def test_an_error_that_the_program_has_seen_before_does_not_end_the_program() -> None:
+async def test_error_already_seen_by_the_program_does_not_end_it() -> None:
     """Its traceback has the program's frames too: CPython up to 3.12 closes a coroutine whose frame is cleared."""
     shared = OSError("the connection is gone")
 
@@ -728,7 +728,7 @@ async def test_an_error_that_the_program_has_seen_before_does_not_end_the_progra
     assert went_on
 
 
-def test_messages_call_a_sink_by_a_name_that_says_something() -> None:
+def test_messages_name_a_sink_recognizably() -> None:
     class Quiet:
         async def __call__(self, stream: PageStream) -> None: ...
 
@@ -764,7 +764,7 @@ def test_our_threads_take_no_signal_that_is_for_the_program() -> None:
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-async def test_the_accounts_of_sinks_that_are_gone_do_not_grow_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_statistics_of_detached_sinks_do_not_grow_without_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aiotrace._recording.service.GONE_MAX", 3)
     stays = Collect()
     async with record(stays, page_size=PAGE, pages=16) as recording:

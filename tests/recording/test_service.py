@@ -64,7 +64,7 @@ async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch
 
 
 @pytest.mark.anyio
-async def test_where_no_sink_is_the_reader_sleeps_until_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reader_sleeps_until_a_sink_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Collect()
     async with aiotrace.record(page_size=PAGE, pages=64, flush_interval=600) as recording:
         wake = recording._service._waker.wake
@@ -82,7 +82,7 @@ async def test_where_no_sink_is_the_reader_sleeps_until_one_comes(monkeypatch: p
 
 
 @pytest.mark.anyio
-async def test_a_page_that_gets_full_while_the_reader_rests_is_delivered_without_another() -> None:
+async def test_page_filled_while_the_reader_rests_is_delivered_by_itself() -> None:
     sink = Collect()
     async with aiotrace.record(sink, page_size=PAGE, pages=64, flush_interval=60) as recording:
         for n in range(3):
@@ -99,7 +99,7 @@ async def test_a_page_that_gets_full_while_the_reader_rests_is_delivered_without
 
 
 @pytest.mark.anyio
-async def test_what_a_quiet_writer_wrote_goes_out_while_another_fills_page_after_page() -> None:
+async def test_events_of_a_quiet_writer_are_delivered_beside_a_busy_one() -> None:
     sink = Collect(prefixes=True)
     done = threading.Event()
     written = threading.Event()
@@ -123,7 +123,7 @@ async def test_what_a_quiet_writer_wrote_goes_out_while_another_fills_page_after
     check_closed(recording.statistics(), n + 1)
 
 
-def test_a_writer_cedes_once_for_each_page_that_it_takes_of_the_last_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writer_yields_once_per_page_taken_from_the_last_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     free: list[int] = []
     monkeypatch.setattr(_reader, "yield_gil", lambda: free.append(recording.statistics().pages_free))
     with aiotrace.recording(page_size=PAGE, pages=16) as recording:
@@ -252,7 +252,7 @@ async def test_pages_are_offered_when_they_are_full_and_no_earlier(setup: Setup)
 
 
 @pytest.mark.anyio
-async def test_a_sink_that_comes_late_gets_what_the_ring_kept(setup: Setup) -> None:
+async def test_late_sink_gets_what_the_ring_kept(setup: Setup) -> None:
     sink = Numbers()
     async with setup.opened():
         setup.write(9)
@@ -292,9 +292,7 @@ async def test_a_page_is_offered_in_the_acknowledgement_that_makes_room_for_it(s
 
 
 @pytest.mark.anyio
-async def test_a_sink_that_is_always_offered_more_lets_others_run(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_always_busy_sink_lets_other_tasks_run(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a program whose other threads write more than a sink can bear would stand still."""
     times = itertools.count(1000.0, page_stream.ALONE_MAX / 4)
     monkeypatch.setattr(page_stream, "monotonic", lambda: next(times))
@@ -318,7 +316,7 @@ async def test_a_sink_that_is_always_offered_more_lets_others_run(
 
 
 @pytest.mark.anyio
-async def test_what_fails_while_a_page_is_offered_is_no_failure_of_the_sink_that_made_room(
+async def test_failure_while_offering_a_page_is_not_blamed_on_the_sink(
     setup: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sink, swap, crash = Stuck(), setup.pages.swap, OSError("once")
@@ -340,7 +338,7 @@ async def test_what_fails_while_a_page_is_offered_is_no_failure_of_the_sink_that
 
 
 @pytest.mark.anyio
-async def test_a_page_for_which_nobody_has_room_wakes_nobody(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_without_room_in_any_sink_wakes_no_sink(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Stuck()
     async with setup.opened() as service:
         await setup.attach(sink, quota=1)
@@ -354,7 +352,7 @@ async def test_a_page_for_which_nobody_has_room_wakes_nobody(setup: Setup, monke
 
 
 @pytest.mark.anyio
-async def test_prefixes_come_each_flush_interval_and_nobody_but_its_writer_seals_a_page() -> None:
+async def test_prefixes_arrive_each_flush_interval_and_only_writers_seal_pages() -> None:
     setup, sink = Setup(flush_interval=0.001), Numbers()
 
     async def with_prefixes(stream: PageStream) -> None:
@@ -390,7 +388,7 @@ async def test_the_code_of_a_sink_knows_that_it_is(setup: Setup) -> None:
 
 
 @pytest.mark.anyio
-async def test_a_reader_that_crashes_is_told_of_and_goes_on(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_crashed_reader_is_reported_and_restarted(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     sink, swap, crash = Numbers(), setup.pages.swap, OSError("once")
 
     def fail(most: int) -> int:
@@ -407,7 +405,7 @@ async def test_a_reader_that_crashes_is_told_of_and_goes_on(setup: Setup, monkey
 
 
 @pytest.mark.anyio
-async def test_a_page_that_came_home_wakes_one_that_waits_at_each_writer(setup: Setup) -> None:
+async def test_returned_page_wakes_one_waiter_of_each_writer(setup: Setup) -> None:
     woken: list[str] = []
     other, _ = setup.writers.lease()
     async with setup.opened():
@@ -447,7 +445,7 @@ async def test_a_warning_that_would_raise_is_not_raised_into_a_sinks_task(setup:
 
 
 @pytest.mark.anyio
-async def test_a_sink_that_says_detach_is_let_go_with_what_it_held(setup: Setup) -> None:
+async def test_failed_sink_with_on_error_detach_is_detached_with_its_pages(setup: Setup) -> None:
     sink = Failing(1)
     async with setup.opened():
         attachment = await setup.attach(sink, on_error="detach")
@@ -460,7 +458,7 @@ async def test_a_sink_that_says_detach_is_let_go_with_what_it_held(setup: Setup)
 
 
 @pytest.mark.anyio
-async def test_the_pause_doubles_to_its_most_and_starts_anew_after_an_acknowledgement(
+async def test_retry_pause_doubles_to_its_limit_and_an_acknowledgement_resets_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     slept: list[float] = []
@@ -551,9 +549,7 @@ async def test_a_drain_delivers_what_is_in_the_ring_and_the_sinks_finish(setup: 
 
 
 @pytest.mark.anyio
-async def test_a_drain_gives_up_a_stuck_sink_and_the_rest_goes_to_the_others(
-    setup: Setup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_drain_abandons_a_stuck_sink_and_serves_the_others(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     timeout = Timeout(monkeypatch)
     stuck, other = Stuck(), Numbers()
     async with setup.opened() as service:
@@ -591,7 +587,7 @@ async def test_detaching_lets_a_sink_finish_what_it_holds_and_nothing_more(setup
 
 
 @pytest.mark.anyio
-async def test_a_full_sink_that_is_being_detached_holds_the_others_back_no_more(setup: Setup) -> None:
+async def test_full_sink_being_detached_no_longer_delays_the_others(setup: Setup) -> None:
     stuck, other = Stuck(), Numbers()
     async with setup.opened() as service:
         slow = await setup.attach(stuck, quota=1)
@@ -620,7 +616,7 @@ async def test_a_sink_that_returns_before_the_end_is_detached(setup: Setup) -> N
 
 
 @pytest.mark.anyio
-async def test_a_ledger_tells_each_sink_of_its_own_losses() -> None:
+async def test_ledger_gives_each_sink_its_own_losses() -> None:
     setup, stuck = Setup(pages=8), Stuck()
     async with setup.opened() as service:
         attachment = await setup.attach(stuck, quota=1, on_full="skip")
@@ -636,7 +632,7 @@ async def test_a_ledger_tells_each_sink_of_its_own_losses() -> None:
 
 
 @pytest.mark.anyio
-async def test_an_abort_ends_everything_at_once_and_says_whether_all_have_ended(setup: Setup) -> None:
+async def test_abort_ends_everything_and_returns_whether_all_have_ended(setup: Setup) -> None:
     stuck = Stuck()
     async with setup.opened() as service:
         attachment = await setup.attach(stuck)

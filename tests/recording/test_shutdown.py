@@ -49,7 +49,7 @@ def run(program: str, code: int = 0) -> tuple[str, str]:
 
 @BACKENDS
 @pytest.mark.parametrize("thread", [False, True])
-def test_a_program_that_ends_says_nothing(backend: str, thread: bool) -> None:
+def test_ending_program_prints_nothing(backend: str, thread: bool) -> None:
     out, err = run(f"""
 async def main():
     global recording
@@ -143,7 +143,7 @@ except asyncio.CancelledError:
     assert (out, err) == ("got 500\n", "")
 
 
-def test_a_recording_that_is_left_open_is_drained_when_the_interpreter_ends() -> None:
+def test_recording_left_open_is_drained_at_interpreter_exit() -> None:
     out, err = run("""
 recording = aiotrace.recording(sink, page_size=PAGE, pages=64)
 atexit.register(lambda: report(recording.statistics(), 500))  # hooks run in reverse: after the recording's
@@ -211,7 +211,7 @@ assert statistics.calls == 5000 and statistics.dropped["no_page"] > 3000
 """)
 
 
-def test_a_recording_whose_loop_has_lost_its_descriptors_is_closed_all_the_same() -> None:
+def test_recording_closes_although_its_loop_lost_its_descriptors() -> None:
     """A daemon closes what it did not open when it begins: the trace ends there, and the program says nothing of it."""
     out, err = run("""
 with aiotrace.recording(sink, page_size=PAGE, pages=64) as recording:

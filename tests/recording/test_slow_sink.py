@@ -62,7 +62,7 @@ async def test_a_slow_sink_that_skips_does_not_hold_back_the_fast_one() -> None:
     assert slow.lost + slow.ledger.writers[0].lost_after == account.events_missed
 
 
-async def test_a_slow_sink_that_waits_holds_back_whoever_sends() -> None:
+async def test_slow_sink_that_waits_blocks_senders() -> None:
     slow = Slow()
     sent: list[int] = []
 
@@ -84,7 +84,7 @@ async def test_a_slow_sink_that_waits_holds_back_whoever_sends() -> None:
     assert recording.statistics().sends_waited > 0
 
 
-async def test_plain_calls_are_dropped_and_not_held_back_by_a_slow_sink_that_waits() -> None:
+async def test_plain_calls_are_dropped_rather_than_blocked_by_a_slow_sink() -> None:
     slow = Slow()
     async with aiotrace.record(slow, page_size=PAGE, pages=6) as recording:
         for n in range(3000):

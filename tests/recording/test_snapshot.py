@@ -59,7 +59,7 @@ async def collect(stream: SnapshotStream, *, prefixes: bool, meanwhile: Callable
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("prefixes", [False, True])
-async def test_a_stream_has_what_was_there_and_then_what_came_until_its_end(prefixes: bool) -> None:
+async def test_stream_has_earlier_and_later_events_until_its_end(prefixes: bool) -> None:
     filled = Filled(pages=8)
     for _ in range(100):
         filled.write()
@@ -85,7 +85,7 @@ async def test_a_stream_has_what_was_there_and_then_what_came_until_its_end(pref
 
 
 @pytest.mark.anyio
-async def test_a_stream_of_an_empty_ring_ends_and_one_whose_end_has_come_looks_once_more() -> None:
+async def test_stream_of_an_empty_ring_ends_and_scans_once_more_at_its_end() -> None:
     filled = Filled()
     stream = SnapshotStream(filled.arena, filled.info, filled.definitions, 0.0)
     filled.write()
@@ -96,7 +96,7 @@ async def test_a_stream_of_an_empty_ring_ends_and_one_whose_end_has_come_looks_o
 
 
 @pytest.mark.anyio
-async def test_what_is_not_held_cannot_be_acknowledged() -> None:
+async def test_page_not_held_cannot_be_acknowledged() -> None:
     filled = Filled()
     filled.write()
     stream = SnapshotStream(filled.arena, filled.info, filled.definitions, 0.0)
@@ -107,7 +107,7 @@ async def test_what_is_not_held_cannot_be_acknowledged() -> None:
 
 
 @pytest.mark.anyio
-async def test_events_that_were_overwritten_before_they_were_seen_are_told() -> None:
+async def test_events_overwritten_before_they_were_read_are_reported() -> None:
     filled = Filled(pages=4)
     filled.write()
     stream = SnapshotStream(filled.arena, filled.info, filled.definitions, 0.0)
@@ -124,9 +124,7 @@ async def test_events_that_were_overwritten_before_they_were_seen_are_told() -> 
 
 @pytest.mark.anyio
 @THREAD
-async def test_a_snapshot_leaves_the_ring_as_it_is_and_the_next_has_the_same_and_more(
-    tmp_path: Path, thread: bool
-) -> None:
+async def test_snapshot_leaves_the_ring_unchanged_for_the_next_one(tmp_path: Path, thread: bool) -> None:
     sink = Collect(prefixes=True)
     async with record(overrun="drop_oldest", page_size=PAGE, pages=16, thread=thread) as recording:
         for n in range(300):
@@ -148,7 +146,7 @@ async def test_a_snapshot_leaves_the_ring_as_it_is_and_the_next_has_the_same_and
 
 @pytest.mark.anyio
 @THREAD
-async def test_a_snapshot_goes_on_until_its_end_or_that_of_the_recording(tmp_path: Path, thread: bool) -> None:
+async def test_snapshot_runs_until_its_end_or_that_of_the_recording(tmp_path: Path, thread: bool) -> None:
     path = tmp_path / "trace.dat"
     async with record(overrun="drop_oldest", page_size=PAGE, pages=16, thread=thread) as recording:
         number(0, "before")
@@ -166,7 +164,7 @@ async def test_a_snapshot_goes_on_until_its_end_or_that_of_the_recording(tmp_pat
 
 
 @pytest.mark.anyio
-async def test_what_a_sink_raises_is_raised_to_who_asked_and_recording_goes_on() -> None:
+async def test_sink_error_is_raised_to_the_caller_and_recording_continues() -> None:
     async def fail(stream: PageStream) -> None:
         await stream.next_batch(1)
         raise RuntimeError("no room")
@@ -234,7 +232,7 @@ async def test_a_cancelled_snapshot_cancels_the_sink_and_the_next_is_taken() -> 
         ("x.dat", None, "after=None"),
     ],
 )
-async def test_what_cannot_be_is_refused(to: str, after: float, reason: str) -> None:
+async def test_invalid_snapshot_arguments_are_refused(to: str, after: float, reason: str) -> None:
     async with record() as recording:
         with pytest.raises(ConfigurationError, match=re.escape(reason)):
             await recording.snapshot(to, after=after)
@@ -244,7 +242,7 @@ async def test_what_cannot_be_is_refused(to: str, after: float, reason: str) -> 
 
 
 @pytest.mark.anyio
-async def test_the_reader_is_not_woken_for_pages_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_reader_is_not_woken_for_unwanted_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     async with record(overrun="drop_oldest", page_size=PAGE, pages=16) as recording:
         wakes: list[int] = []
         monkeypatch.setattr(recording._service._waker, "wake", lambda: wakes.append(1))
@@ -306,7 +304,7 @@ def test_a_snapshot_that_was_set_off_just_before_the_end_is_taken(tmp_path: Path
 
 
 @pytest.mark.filterwarnings("ignore:aiotrace. the snapshot for cause failed:RuntimeWarning")
-def test_a_request_that_the_one_before_will_see_is_not_skipped_unless_that_fails(tmp_path: Path) -> None:
+def test_request_covered_by_the_previous_is_skipped_only_if_that_fails(tmp_path: Path) -> None:
     with aiotrace.recording(overrun="drop_oldest", snapshots=tmp_path / "app.dat") as recording:
         assert recording.request_snapshot("first", after=3600)
         assert not recording.request_snapshot("second")
@@ -320,7 +318,7 @@ def test_a_request_that_the_one_before_will_see_is_not_skipped_unless_that_fails
 
 @pytest.mark.filterwarnings("ignore:aiotrace. the snapshot for cause failed:RuntimeWarning")
 @pytest.mark.usefixtures("no_pause")
-def test_a_snapshot_that_fails_is_warned_of_and_counted_and_the_next_is_taken(tmp_path: Path) -> None:
+def test_failed_snapshot_warns_and_is_counted_and_the_next_is_taken(tmp_path: Path) -> None:
     folder = tmp_path / "later"
     with aiotrace.recording(overrun="drop_oldest", snapshots=folder / "app.dat") as recording:
         number(0, "x")
@@ -340,7 +338,7 @@ def alarm() -> Iterator[Callable[[Callable[[], object]], None]]:
     signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_request_from_a_signal_handler_wherever_it_interrupts_does_not_block(
+def test_request_from_a_signal_handler_never_blocks(
     tmp_path: Path, alarm: Callable[[Callable[[], object]], None]
 ) -> None:
     with aiotrace.recording(
@@ -379,7 +377,7 @@ def test_names_are_of_time_and_cause_and_none_is_used_twice(tmp_path: Path) -> N
     assert name_for(str(tmp_path / "x"), "c" * 200, 0) == str(tmp_path / f"x-19700101-000000-{'c' * 80}")
 
 
-def test_a_trigger_says_how_far_a_snapshot_looks_forward() -> None:
+def test_trigger_sets_how_far_a_snapshot_looks_forward() -> None:
     trigger = parse_trigger("snapshot:3:after=2.5 if n > 1")
     assert (trigger.action, trigger.remaining, trigger.after) == ("snapshot", 3, 2.5)
     assert parse_trigger("snapshot:after=2").after == 2

@@ -35,7 +35,7 @@ def test_statistics_do_not_change() -> None:
         STATISTICS.events_written = 0  # type: ignore[misc]  # that is what is tested
 
 
-def test_the_text_has_every_number_in_its_place_and_leaves_out_what_did_not_happen() -> None:
+def test_text_shows_every_number_and_omits_what_did_not_happen() -> None:
     assert str(STATISTICS).split("\n") == [
         "events: 1000 written, 800 delivered, 180 lost (70 overrun, 60 dropped: 40 no_page, 20 wrong_type, "
         "50 abandoned), 80 in flight",
@@ -50,14 +50,14 @@ def test_the_text_of_a_recording_without_losses_names_no_cause() -> None:
     assert len(str(none).split("\n")) == 2
 
 
-def test_the_text_tells_of_waits_and_of_failures() -> None:
+def test_text_shows_waits_and_failures() -> None:
     failed = replace(SINK, failures=2, last_error=OSError("disk full"))
     text = str(replace(STATISTICS, sends_waited=3, send_wait_ns=1_250_000, sinks=(failed,)))
     assert "waits:  3 sends waited 1.2 ms in all" in text
     assert text.endswith("2 abandoned, failed 2 times (OSError('disk full'))")
 
 
-def test_the_text_of_a_budget_says_what_was_off_and_when() -> None:
+def test_text_of_a_budget_shows_what_was_disabled_and_when() -> None:
     def switch(seconds: float, group: str, is_on: bool) -> BudgetSwitch:
         return BudgetSwitch(seconds, group, is_on, 0.5, 0.4)
 

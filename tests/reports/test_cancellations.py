@@ -17,7 +17,7 @@ def outcomes(*events: FakeEvent) -> list[tuple[str, int]]:
     return [(row["outcome"], row["count"]) for row in feed(CancellationsReport(), *events)]
 
 
-def test_a_swallowed_cancellation_is_told_with_who_asked_where_and_where_it_was_swallowed() -> None:
+def test_swallowed_cancellation_names_its_requester_and_where_it_was_lost() -> None:
     report = CancellationsReport()
     (row,) = feed(
         report,
@@ -95,13 +95,13 @@ def overdue(at: int, task: int, *, place: str = "x (a.py:7)", since: int = 10) -
         ([DELIVERED, CAUGHT, told("swallowed", 30, B, "x (a.py:5)")], "swallowed"),
     ],
 )
-def test_one_that_was_not_obeyed_in_time_is_overdue_unless_something_worse_is_known(
+def test_cancellation_not_obeyed_in_time_is_overdue_unless_worse_is_known(
     events: list[FakeEvent], outcome: str
 ) -> None:
     assert outcomes(spawn(0, B), cancel(10, B, site="boss (a.py:22)"), overdue(20, B), *events) == [(outcome, 1)]
 
 
-def test_where_an_overdue_task_was_and_after_how_long_is_told() -> None:
+def test_overdue_task_is_reported_with_its_place_and_delay() -> None:
     report = CancellationsReport()
     events = [spawn(0, A, "boss"), spawn(0, B, "slow"), cancel(1_000, B, by=A, site="boss (a.py:22)")]
     (row,) = feed(report, *events, overdue(2_001_000, B, since=1_000), done(3_001_000, B, "cancelled"))
@@ -109,13 +109,13 @@ def test_where_an_overdue_task_was_and_after_how_long_is_told() -> None:
     assert "still there   2.00 ms later, at x (a.py:7)" in text(report)
 
 
-def test_one_whose_request_is_not_in_the_trace_is_told_with_who_asked() -> None:
+def test_cancellation_without_a_recorded_request_names_its_requester() -> None:
     (row,) = feed(CancellationsReport(), spawn(0, A, "boss"), spawn(0, B), overdue(50, B, since=10))
     assert (row["outcome"], row["requested_at"], row["last"]["by"]) == ("overdue", "boss (a.py:22)", f"boss ({A})")
     assert row["last"]["at_ns"] == 10
 
 
-def test_those_that_agree_are_told_together_and_the_worst_first() -> None:
+def test_equal_cancellations_are_grouped_and_the_worst_come_first() -> None:
     events = [
         event
         for n in range(5)
@@ -150,7 +150,7 @@ def test_a_request_from_elsewhere_is_another_one() -> None:
     assert outcomes(spawn(0, B), *events) == [("asked again", 1), ("cancelled", 1)]
 
 
-def test_a_delivery_whose_request_is_not_in_the_trace_is_a_cancellation_of_an_unknown() -> None:
+def test_delivery_without_a_recorded_request_has_an_unknown_requester() -> None:
     (row,) = feed(CancellationsReport(), told("delivered", 5, B), done(9, B, "cancelled"))
     assert (row["outcome"], row["requested_at"], row["last"]["by"]) == ("cancelled", "?", "?")
 
@@ -167,37 +167,37 @@ def scope(*, by: int = B, waits: bool = True) -> list[FakeEvent]:
     ]
 
 
-def test_on_trio_a_task_within_the_scope_that_returns_has_probably_swallowed_it() -> None:
+def test_trio_task_that_returns_within_the_scope_probably_swallowed_it() -> None:
     assert outcomes(*scope(), done(20, C), done(30, B)) == [("probably swallowed", 1), ("taken back", 1)]
 
 
-def test_on_trio_a_task_within_the_scope_that_ends_by_it_has_not() -> None:
+def test_trio_task_ended_by_the_scope_has_not_swallowed_it() -> None:
     events = [*scope(), told("delivered", 20, C), done(20, C, "cancelled"), done(30, B)]
     assert outcomes(*events) == [("taken back", 1), ("cancelled", 1)]
 
 
-def test_on_trio_a_task_that_did_not_wait_may_return_all_the_same() -> None:
+def test_trio_task_that_did_not_wait_may_still_return() -> None:
     assert outcomes(*scope(waits=False), done(20, C), done(30, B)) == [("taken back", 2)]
     assert outcomes(*scope(by=C), done(20, C), done(30, B)) == [("taken back", 2)]
 
 
 @pytest.mark.parametrize("line", ["main (a.py:9)", "elsewhere (a.py:10)"])
-def test_on_trio_a_parent_that_another_call_cancelled_says_nothing_of_its_child(line: str) -> None:
+def test_trio_parent_cancelled_by_another_call_implies_nothing_for_child(line: str) -> None:
     late = 10 if line == "elsewhere (a.py:10)" else 10**9
     other = [*scope()[:-1], cancel(late, C, by=B, site=line), done(late + 1, C), done(late + 2, B)]
     assert {outcome for outcome, _ in outcomes(*other)} == {"taken back"}
 
 
-def test_on_trio_another_exception_is_another_exception() -> None:
+def test_trio_task_that_raises_another_exception_is_reported_so() -> None:
     assert outcomes(*scope(), done(20, C, "raised", "ValueError"), done(30, B)) == [("raised", 1), ("taken back", 1)]
 
 
-def test_on_trio_a_nursery_of_cancelled_tasks_is_cancelled() -> None:
+def test_trio_nursery_of_cancelled_tasks_is_cancelled() -> None:
     events = [*scope(), done(20, C, "cancelled"), done(30, B, "raised", "BaseExceptionGroup")]
     assert outcomes(*events) == [("cancelled", 2)]
 
 
-def test_no_cancellations_are_said_to_be_none() -> None:
+def test_report_without_cancellations_says_so() -> None:
     report = CancellationsReport()
     assert feed(report, spawn(0, A), done(9, A, "cancelled")) == []
     assert text(report) == "no cancellation was asked for"

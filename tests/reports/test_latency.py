@@ -61,7 +61,7 @@ def test_the_picture_has_a_full_bar_for_the_fullest_bucket() -> None:
     assert f"     [64 ns, 128 ns)          1 |{'@' * (BAR // 4):<{BAR}}|" in lines
 
 
-def test_what_is_not_known_is_said() -> None:
+def test_unknown_values_are_reported_as_unknown() -> None:
     report = LatencyReport()
     feed(report, spawn(0, FIRST), step(1, 2, FIRST))
     assert "not known of 1 step:" in text(report)

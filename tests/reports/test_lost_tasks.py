@@ -28,7 +28,7 @@ def kinds(*events: FakeEvent, is_logged: bool = True) -> list[tuple[str, int, st
     return [(row["kind"], row["count"], row["coro"]) for row in feed(LostTasksReport(is_logged=is_logged), *events)]
 
 
-def test_a_task_that_was_destroyed_is_told_with_where_it_waited_and_where_it_was_spawned() -> None:
+def test_destroyed_task_is_reported_with_its_wait_and_its_spawn() -> None:
     report = LostTasksReport(is_logged=True)
     (row,) = feed(
         report,
@@ -72,12 +72,12 @@ def test_an_exception_that_asyncio_complains_of_is_never_retrieved() -> None:
     assert "exception     ValueError('no')" in text(report)
 
 
-def test_an_exception_that_nobody_complains_of_was_looked_at() -> None:
+def test_exception_without_a_complaint_counts_as_retrieved() -> None:
     assert kinds(*FAILING) == []
     assert kinds(*FAILING, logged(9, NOT_RETRIEVED, logger="app")) == []
 
 
-def test_without_log_events_nobody_knows_whether_it_was() -> None:
+def test_exception_without_log_events_may_not_have_been_retrieved() -> None:
     report = LostTasksReport(is_logged=False)
     (row,) = feed(report, *FAILING)
     assert row["kind"] == "raised"
@@ -91,20 +91,20 @@ def test_the_one_that_asyncio_complains_of_is_found_by_name_and_file() -> None:
     assert (row["last"]["task"], row["exception"]) == (A, "ValueError")
 
 
-def test_a_complaint_of_a_task_that_the_trace_does_not_hold_is_told_all_the_same() -> None:
+def test_complaint_about_a_task_missing_from_the_trace_is_reported() -> None:
     (row,) = feed(LostTasksReport(is_logged=True), logged(9, NOT_RETRIEVED))
     assert (row["kind"], row["coro"], row["last"]["name"]) == ("never retrieved", "/app/a.py:36", "failing")
     assert kinds(logged(9, "Task exception was never retrieved, in other words"))[0][0] == "never retrieved"
 
 
-def test_asyncio_knows_of_a_destroyed_task_before_the_tracer_and_both_are_one() -> None:
+def test_destroyed_task_logged_and_traced_is_reported_once() -> None:
     forgotten = spawn(0, B, "forgotten", coro="wait (/app/a.py:33)")
     expected = [("destroyed", 1, "wait (/app/a.py:33)")]
     assert kinds(forgotten, logged(5, DESTROYED)) == expected
     assert kinds(forgotten, logged(5, DESTROYED), done(9, B, "lost")) == expected
 
 
-def test_a_task_that_has_not_ended_is_unfinished_and_many_alike_are_one_row() -> None:
+def test_tasks_without_an_end_are_unfinished_and_grouped_into_one_row() -> None:
     report = LostTasksReport(is_logged=True)
     rows = feed(report, *(spawn(n, A + n) for n in range(3)), spawn(5, A + 5), done(6, A + 5))
     assert [(row["kind"], row["count"]) for row in rows] == [("unfinished", 3)]
@@ -156,7 +156,7 @@ def test_asyncios_messages_are_what_we_take_them_for(name: str, caplog: pytest.L
     ]
 
 
-def test_nothing_lost_is_said() -> None:
+def test_report_without_lost_tasks_says_so() -> None:
     report = LostTasksReport(is_logged=True)
     assert feed(report, spawn(0, A), done(9, A)) == []
     assert text(report) == "no task was lost"

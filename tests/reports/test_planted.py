@@ -105,7 +105,7 @@ def test_the_lost_tasks_are_found(planted: tuple[str, str], capsys: Capture) -> 
     assert found["never retrieved"]["last"]["error"] == "ValueError('nobody looks')"
 
 
-def test_where_the_time_went_is_found(planted: tuple[str, str], capsys: Capture) -> None:
+def test_report_finds_where_the_time_went(planted: tuple[str, str], capsys: Capture) -> None:
     runtime, path = planted
     first = rows(capsys, path, "--tasks")[0]
     assert line_of("async def serve_trio(" if runtime == "trio" else "async def serve(") in first["coro"]
@@ -114,7 +114,7 @@ def test_where_the_time_went_is_found(planted: tuple[str, str], capsys: Capture)
     assert (first["waiting_ns"] is None) is (runtime == "trio")
 
 
-def test_the_stall_delays_others(planted: tuple[str, str], capsys: Capture) -> None:
+def test_stall_delays_other_tasks(planted: tuple[str, str], capsys: Capture) -> None:
     runtime, path = planted
     delay, steps = rows(capsys, path, "--latency")
     assert steps["longest_ns"] >= 400_000_000
@@ -149,7 +149,7 @@ asyncio.run(main())
 """
 
 
-def test_the_parts_of_a_rotated_trace_are_one_in_whatever_order_they_are_named(tmp_path: Path, capsys: Capture) -> None:
+def test_parts_of_a_rotated_trace_are_merged_in_any_order(tmp_path: Path, capsys: Capture) -> None:
     url = f"file:{tmp_path}/t.dat?max_size=65536"
     command = [sys.executable, "-m", "aiotrace", "record", "-e", "task", "--sink", url, "-c", MANY]
     subprocess.run(command, check=True, timeout=60, capture_output=True)
@@ -174,7 +174,7 @@ def test_an_answer_from_a_trace_with_losses_says_so(tmp_path: Path, capsys: Capt
     assert out.err.endswith("aiotrace report: the missing events may change this result\n")
 
 
-def test_a_report_is_of_the_time_that_is_asked_for(asyncio_trace: str, capsys: Capture) -> None:
+def test_report_covers_the_requested_time(asyncio_trace: str, capsys: Capture) -> None:
     (stall,) = [row for row in rows(capsys, asyncio_trace, "--stalls", "--threshold", "400") if row["task"]]
     ended = stall["began_ns"] + stall["duration_ns"]
     late = rows(capsys, asyncio_trace, "--stalls", "--threshold", "400", "--from", f"{(ended + 1) / 1e9:.9f}")
@@ -197,7 +197,7 @@ def test_an_answer_from_a_trace_that_is_not_finished_says_so(
     assert capsys.readouterr().err.startswith(f"aiotrace report: {asyncio_trace}: not finished, read as far as it goes")
 
 
-def test_without_log_events_the_exceptions_are_not_known_to_be_looked_at(asyncio_trace: str, capsys: Capture) -> None:
+def test_exceptions_without_log_events_may_not_have_been_retrieved(asyncio_trace: str, capsys: Capture) -> None:
     assert main(["report", asyncio_trace, "--lost-tasks"]) == 0
     out = capsys.readouterr().out
     assert "whether exceptions were retrieved is not known" in out

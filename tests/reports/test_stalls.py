@@ -20,7 +20,7 @@ def iteration(at: int, poll: int = 0, cpu: int = 0) -> FakeEvent:
     return FakeEvent("loop:iteration", at, 7, {"ready": 1, "poll_ns": poll, "late_ns": 0}, cpu, "app")
 
 
-def test_a_step_as_long_as_the_threshold_is_a_stall_and_a_shorter_one_is_none() -> None:
+def test_step_is_a_stall_from_the_threshold_on() -> None:
     found = report()
     (row,) = feed(
         found,
@@ -48,7 +48,7 @@ def test_a_step_as_long_as_the_threshold_is_a_stall_and_a_shorter_one_is_none() 
     assert "ran           from read (a.py:6) to read (a.py:7)" in out
 
 
-def test_what_is_inside_is_of_its_thread_and_its_time() -> None:
+def test_contained_events_are_of_the_same_thread_and_time() -> None:
     gc = {"generation": 2, "duration_ns": 30 * MS, "collected": 0, "uncollectable": 0}
     (row,) = feed(
         report(),
@@ -64,7 +64,7 @@ def test_what_is_inside_is_of_its_thread_and_its_time() -> None:
     assert [(kind["event"], kind["count"]) for kind in row["inside"]] == [("audit:open", 2), ("gc:stop", 1)]
 
 
-def test_what_an_earlier_step_did_is_not_inside() -> None:
+def test_events_of_an_earlier_step_are_not_contained() -> None:
     (row,) = feed(
         report(),
         FakeEvent("audit:open", 5, A, {"arguments": "x"}),
@@ -97,7 +97,7 @@ def stack(*lines: str, cpu: int = 4) -> FakeEvent:
     return Stack("ftrace:kernel_stack", 0, A, {}, cpu)
 
 
-def test_what_the_watch_saw_of_a_step_is_told_with_it() -> None:
+def test_observations_of_the_watch_are_reported_with_their_step() -> None:
     found = report()
     (row,) = feed(
         found,
@@ -125,7 +125,7 @@ def test_what_the_watch_saw_of_a_step_is_told_with_it() -> None:
     assert out.endswith("    => hash (a.py:77)\n    => serve (a.py:3)")
 
 
-def test_a_stack_that_comes_after_the_end_is_told_too() -> None:
+def test_stack_that_arrives_after_the_end_is_also_reported() -> None:
     (row,) = feed(
         report(),
         noticed(200 * MS, 100 * MS),
@@ -144,7 +144,7 @@ def test_without_steps_the_watch_is_enough() -> None:
     assert "ran" not in text(found)
 
 
-def test_what_the_watch_told_is_not_told_again_of_the_iteration() -> None:
+def test_stall_reported_by_the_watch_is_not_repeated_for_the_iteration() -> None:
     (row,) = feed(
         report(),
         iteration(100 * MS),
@@ -184,7 +184,7 @@ def test_loops_of_two_threads_are_apart() -> None:
     assert feed(report(), iteration(0, cpu=0), iteration(200 * MS, cpu=1), iteration(250 * MS, 240 * MS)) == []
 
 
-def test_the_longest_are_kept_and_told_in_the_order_of_time(monkeypatch: Any) -> None:
+def test_longest_stalls_are_kept_and_reported_in_order_of_time(monkeypatch: Any) -> None:
     monkeypatch.setattr(stalls, "SHOWN", 2)
     found = report()
     rows = feed(found, *(step(n * 1000 * MS, n * 1000 * MS + n * 100 * MS, A) for n in (3, 1, 2)))
@@ -192,7 +192,7 @@ def test_the_longest_are_kept_and_told_in_the_order_of_time(monkeypatch: Any) ->
     assert text(found).startswith("3 stalls of 100 ms or longer, of which the 2 longest are shown\n")
 
 
-def test_no_stall_is_said() -> None:
+def test_report_without_stalls_says_so() -> None:
     found = report()
     feed(found, step(0, 5, A))
     assert text(found) == "no step took 100 ms or longer"

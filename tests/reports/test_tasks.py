@@ -69,13 +69,13 @@ def test_tasks_of_one_spawn_site_are_one_row_and_the_busiest_site_is_first() -> 
     assert [(row["task"], row["result"]) for row in rows[2:]] == [(B, "alive"), (C, "returned"), (A, "alive")]
 
 
-def test_what_trio_does_not_know_is_a_question_mark_and_not_nothing() -> None:
+def test_values_unknown_on_trio_are_shown_as_question_marks() -> None:
     report = TasksReport()
     assert feed(report, spawn(0, A), step(10, 20, A), done(20, A))[0]["waiting_ns"] is None
     assert text(report).splitlines()[3].split()[:4] == ["10", "ns", "?", "10"]
 
 
-def test_of_single_tasks_the_busiest_are_kept() -> None:
+def test_busiest_single_tasks_are_kept() -> None:
     events = [event for n in range(100) for event in (spawn(n, A + n), step(n, n + n, A + n), done(200, A + n))]
     report = TasksReport()
     rows = [row for row in feed(report, *events) if "task" in row]
@@ -83,7 +83,7 @@ def test_of_single_tasks_the_busiest_are_kept() -> None:
     assert f"the {SHOWN} busiest tasks" in text(report)
 
 
-def test_the_text_says_how_many_and_where_the_longest_step_was() -> None:
+def test_text_shows_counts_and_the_place_of_the_longest_step() -> None:
     report = TasksReport()
     feed(report, spawn(0, A, "w\x1b[2J"), step(0, 1_500_000, A, to="x (a.py:5)"), step(2_000_000, 2_000_100, A))
     out = text(report)
@@ -96,7 +96,7 @@ def test_the_text_says_how_many_and_where_the_longest_step_was() -> None:
 # --- who is alive ---------------------------------------------------------------------------------
 
 
-def test_a_task_that_was_never_heard_of_has_its_pids_name_and_comes_from_a_place_not_known() -> None:
+def test_unknown_task_has_the_name_of_its_pid_and_an_unknown_origin() -> None:
     rows = feed(TasksReport(), step(50, 70, B, to="x (a.py:5)"))
     assert rows[1]["name"] == f"comm of {B}"
     assert (rows[1]["began_ns"], rows[1]["longest_from"], rows[1]["idle_ns"]) == (50, "?", 0)
@@ -120,7 +120,7 @@ def test_a_keyframe_knows_those_that_are_older_than_the_trace() -> None:
     assert (row["coro"], row["site"], row["longest_from"]) == ("f (a.py:1)", "?", "?")
 
 
-def test_who_has_not_ended_was_alive_until_the_end_of_its_own_trace() -> None:
+def test_unended_task_was_alive_until_the_end_of_its_own_trace() -> None:
     report = TasksReport()
     for part in ([spawn(0, A), step(0, 10, A), done(100, C)], [spawn(500, B), step(500, 510, B), done(900, C)]):
         for event in part:
@@ -141,7 +141,7 @@ def test_a_damaged_record_is_passed_over() -> None:
     assert ends_of(*broken) == []
 
 
-def test_what_a_trio_program_spawns_is_trios() -> None:
+def test_tasks_spawned_by_a_trio_program_belong_to_trio() -> None:
     tasks = Tasks(lambda task, result, exception: None)
     root = spawn(0, A, coro="Runner.init (/lib/trio/_core/_run.py:2144)")
     events = (root, spawn(1, B, parent=A), spawn(2, C, coro="Runner.run (/app/runner.py:1)"))

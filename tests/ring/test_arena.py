@@ -30,7 +30,7 @@ def test_pages_have_their_size_and_overlap_nothing(page_size: int, pages: int) -
     assert arena.close()
 
 
-def test_all_is_zero_and_every_page_free_at_first() -> None:
+def test_new_arena_is_zero_with_every_page_free() -> None:
     arena = Arena(4096, 5)
     assert arena.states() == (5, 0, 0, 0)
     assert not any(arena.descriptors)
@@ -64,7 +64,7 @@ def test_states_are_counted_by_kind() -> None:
     assert arena.states() == (3, 2, 1, 1)
 
 
-def test_a_page_that_is_not_as_said_is_not_moved() -> None:
+def test_page_in_an_unexpected_state_is_not_moved() -> None:
     arena = Arena(4096, 2)
     with pytest.raises(AssertionError, match="page 1 is free, not filling"):
         arena.move(1, L.FILLING, L.FULL)
@@ -72,7 +72,7 @@ def test_a_page_that_is_not_as_said_is_not_moved() -> None:
 
 
 @pytest.mark.parametrize("view", ["page", "part of a page"])
-def test_memory_that_somebody_still_reads_stays(view: str) -> None:
+def test_memory_still_being_read_stays(view: str) -> None:
     arena = Arena(4096, 2)
     kept = arena.page(1) if view == "page" else arena.page(1)[10:20]
     arena.page(1)[10:14] = b"stay"
@@ -85,7 +85,7 @@ def test_memory_that_somebody_still_reads_stays(view: str) -> None:
         assert bytes(kept[:4]) == b"stay"
 
 
-def test_what_a_forked_child_writes_is_its_own() -> None:
+def test_forked_child_writes_to_its_own_copy() -> None:
     arena = Arena(4096, 1)
     arena.page(0)[:6] = b"parent"
     child = os.fork()

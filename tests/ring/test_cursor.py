@@ -56,7 +56,7 @@ OPERATIONS = st.one_of(
 @given(st.lists(OPERATIONS, max_size=60))
 @example([("put", (70_000, 0), 1)])
 @example([("thaw", None, 0), ("put", (8, 0), 1)])
-def test_the_twins_do_the_same_with_the_same_times(operations: list[tuple[str, object, int]]) -> None:
+def test_both_implementations_do_the_same_with_the_same_times(operations: list[tuple[str, object, int]]) -> None:
     assert c_module is not None
     now, times = START, [START]
     for name, _, step in operations:
@@ -87,7 +87,7 @@ def test_the_twins_do_the_same_with_the_same_times(operations: list[tuple[str, o
 
 
 @both
-def test_a_page_holds_what_was_put_and_the_kept_bytes_stay_free(cursor_type: type[PythonCursor]) -> None:
+def test_page_holds_written_bytes_and_reserved_bytes_stay_free(cursor_type: type[PythonCursor]) -> None:
     times = [START + 100 * n for n in range(1000)]
     cursor, page = cursor_type(clock_of(times)), bytearray(PAGE)
     cursor.enter(memoryview(page))
@@ -116,7 +116,7 @@ def test_a_long_pause_has_a_time_extend_in_front(cursor_type: type[PythonCursor]
 
 
 @both
-def test_a_clock_that_goes_back_stands_still(cursor_type: type[PythonCursor]) -> None:
+def test_clock_that_goes_back_counts_as_stopped(cursor_type: type[PythonCursor]) -> None:
     cursor, page = cursor_type(clock_of([START, START - 5, START + 1])), bytearray(PAGE)
     cursor.enter(memoryview(page))
     assert cursor.put(payload_of(8))
@@ -126,7 +126,7 @@ def test_a_clock_that_goes_back_stands_still(cursor_type: type[PythonCursor]) ->
 
 
 @both
-def test_a_frozen_cursor_takes_nothing_until_it_is_thawed(cursor_type: type[PythonCursor]) -> None:
+def test_frozen_cursor_refuses_records_until_it_is_thawed(cursor_type: type[PythonCursor]) -> None:
     cursor, page = cursor_type(lambda: START), bytearray(PAGE)
     assert not cursor.put(payload_of(8)), "it has no page"
     cursor.enter(memoryview(page))
@@ -142,7 +142,7 @@ def test_a_frozen_cursor_takes_nothing_until_it_is_thawed(cursor_type: type[Pyth
 
 
 @both
-def test_what_fits_is_put_and_a_full_page_takes_no_more(cursor_type: type[PythonCursor]) -> None:
+def test_cursor_writes_what_fits_and_then_refuses(cursor_type: type[PythonCursor]) -> None:
     cursor = cursor_type(lambda: START)
     cursor.enter(memoryview(bytearray(PAGE)))
     while cursor.fits(200):
@@ -166,14 +166,14 @@ def test_no_payload_that_would_break_a_page_is_taken(payload: bytes) -> None:
 
 @needs_c
 @pytest.mark.parametrize("page", [bytes(PAGE), bytearray(8), bytearray((1 << 20) + 8), memoryview(bytearray(99))[1:]])
-def test_no_memory_that_is_no_page_is_entered(page: object) -> None:
+def test_memory_that_is_not_a_page_is_refused(page: object) -> None:
     assert c_module is not None
     with pytest.raises((ValueError, BufferError), match=r"a page has 24 bytes|not writable"):
         c_module.Cursor(lambda: START).enter(page)
 
 
 @both
-def test_a_clock_that_fails_leaves_the_page_as_it_is(cursor_type: type[PythonCursor]) -> None:
+def test_failing_clock_leaves_the_page_unchanged(cursor_type: type[PythonCursor]) -> None:
     cursor = cursor_type(clock_of([START, START + 1]))
     cursor.enter(memoryview(bytearray(PAGE)))
     assert cursor.put(payload_of(8))
@@ -184,7 +184,7 @@ def test_a_clock_that_fails_leaves_the_page_as_it_is(cursor_type: type[PythonCur
 
 
 @both
-def test_a_page_that_is_entered_says_that_it_is_empty(cursor_type: type[PythonCursor]) -> None:
+def test_entered_page_is_marked_empty(cursor_type: type[PythonCursor]) -> None:
     page = bytearray(b"\xaa" * PAGE)
     cursor_type(lambda: START).enter(memoryview(page))
     assert tuple(unpack_header(page)) == (START, 0, 0)
@@ -203,9 +203,7 @@ def test_records_that_would_end_with_the_page_leave_the_kept_bytes_free(cursor_t
 
 @both
 @pytest.mark.parametrize("before", range(318, 326))
-def test_what_fits_is_what_a_long_record_after_a_long_pause_would_take(
-    cursor_type: type[PythonCursor], before: int
-) -> None:
+def test_room_is_counted_for_a_long_record_after_a_long_pause(cursor_type: type[PythonCursor], before: int) -> None:
     now = START
     cursor = cursor_type(lambda: now)
     cursor.enter(memoryview(bytearray(PAGE)))

@@ -75,7 +75,7 @@ def test_a_whole_page_is_one_part_from_its_first_byte_to_its_last(arena: Arena) 
     assert not delivery.holds(0)
 
 
-def test_what_was_had_as_a_prefix_is_not_offered_again(arena: Arena) -> None:
+def test_delivered_prefix_is_not_offered_again(arena: Arena) -> None:
     delivery = Delivery(arena, 4, "wait")
     offer(delivery, 0, 2, first=0, full=False)
     assert try_to_offer(delivery, 0, 2, first=0, full=False) is None, "nothing came since"
@@ -88,7 +88,7 @@ def test_what_was_had_as_a_prefix_is_not_offered_again(arena: Arena) -> None:
     assert delivery.held == 2
 
 
-def test_a_page_with_no_events_is_no_part(arena: Arena) -> None:
+def test_page_without_events_is_not_offered(arena: Arena) -> None:
     assert try_to_offer(Delivery(arena, 1, "wait"), 0, 0, first=0) is None
 
 
@@ -102,21 +102,21 @@ def test_a_gap_between_two_pages_of_a_writer_is_the_loss_before_the_second(arena
     assert delivery.next_event(9) == 0, "a writer that nobody heard of"
 
 
-def test_losses_before_a_sink_came_are_not_its_own(arena: Arena) -> None:
+def test_losses_before_a_sink_was_attached_are_not_counted_for_it(arena: Arena) -> None:
     delivery = Delivery(arena, 4, "wait")
     delivery.positions[0] = Position(100)
     assert delivery.next_event(0) == 100
     assert offer(delivery, 0, 5, first=103).lost_before == 3
 
 
-def test_a_page_that_comes_before_what_the_sink_had_is_a_bug(arena: Arena) -> None:
+def test_page_earlier_than_those_delivered_is_a_bug(arena: Arena) -> None:
     delivery = Delivery(arena, 4, "wait")
     offer(delivery, 1, 5, first=5)
     with pytest.raises(AssertionError, match="writer 0: page 0 out of order"):
         try_to_offer(delivery, 0, 5, first=0)
 
 
-def test_the_second_page_of_a_sequence_is_no_rest_of_the_first(arena: Arena) -> None:
+def test_second_page_of_a_sequence_does_not_continue_the_first(arena: Arena) -> None:
     """Sequence and not place: the memory of a page is used again."""
     delivery = Delivery(arena, 4, "wait")
     offer(delivery, 0, 5, sequence=8, first=0)
@@ -124,7 +124,7 @@ def test_the_second_page_of_a_sequence_is_no_rest_of_the_first(arena: Arena) -> 
     assert (part.offset, part.events, part.lost_before) == (0, 6, 0)
 
 
-def test_missed_pages_are_counted_and_told_with_the_next(arena: Arena) -> None:
+def test_missed_pages_are_counted_and_reported_with_the_next(arena: Arena) -> None:
     delivery = Delivery(arena, 1, "skip")
     offer(delivery, 0, 5, first=0)
     for page in (1, 2):
@@ -139,7 +139,7 @@ def test_missed_pages_are_counted_and_told_with_the_next(arena: Arena) -> None:
 
 
 @pytest.mark.parametrize("on_full", ["wait", "skip"])
-def test_there_is_room_below_the_quota_whether_looked_at_or_not(arena: Arena, on_full: OnFull) -> None:
+def test_quota_counts_read_and_unread_parts(arena: Arena, on_full: OnFull) -> None:
     delivery = Delivery(arena, 2, on_full)
     assert delivery.has_room
     offer(delivery, 0, 5, first=0)
@@ -153,7 +153,7 @@ def test_there_is_room_below_the_quota_whether_looked_at_or_not(arena: Arena, on
     assert (delivery.held, delivery.waiting) == (1, 1)
 
 
-def test_parts_are_looked_at_oldest_first_and_as_many_as_there_are(arena: Arena) -> None:
+def test_parts_are_read_oldest_first_up_to_those_available(arena: Arena) -> None:
     delivery = Delivery(arena, 4, "wait")
     assert delivery.look(3) == []
     parts = [offer(delivery, page, 5, first=5 * page) for page in range(3)]
@@ -187,7 +187,7 @@ def test_pages_settle_in_any_order_and_the_parts_of_one_in_theirs(arena: Arena) 
     assert delivery.pages_acknowledged == delivery.pages_offered == 3
 
 
-def test_a_part_that_was_not_looked_at_cannot_be_acknowledged(arena: Arena) -> None:
+def test_unread_part_cannot_be_acknowledged(arena: Arena) -> None:
     delivery = Delivery(arena, 4, "wait")
     part = offer(delivery, 0, 5, first=0)
     with pytest.raises(KeyError):
@@ -200,7 +200,7 @@ def test_a_part_that_was_not_looked_at_cannot_be_acknowledged(arena: Arena) -> N
     assert delivery.pages_acknowledged == 1
 
 
-def test_a_failed_sink_is_offered_what_it_did_not_acknowledge_first_and_in_order(arena: Arena) -> None:
+def test_failed_sink_gets_its_unacknowledged_pages_first_and_in_order(arena: Arena) -> None:
     delivery = Delivery(arena, 4, "wait")
     parts = [offer(delivery, page, 5, first=5 * page) for page in range(4)]
     delivery.look(3)
@@ -225,7 +225,7 @@ def test_an_early_acknowledgement_outlives_a_failure(arena: Arena) -> None:
     assert delivery.acknowledge(first) == [first, rest]
 
 
-def test_a_sink_that_gives_up_abandons_all_that_is_not_settled(arena: Arena) -> None:
+def test_failed_sink_abandons_all_unsettled_pages(arena: Arena) -> None:
     delivery = Delivery(arena, 4, "wait")
     done = offer(delivery, 0, 5, first=0)
     first = offer(delivery, 1, 2, first=5, full=False)

@@ -46,7 +46,7 @@ def test_a_prefix_does_not_overtake_full_pages_of_its_writer() -> None:
     assert [part.sequence for part in quick.look(4)] == [0, 1]
 
 
-def test_a_page_comes_home_with_its_last_holder() -> None:
+def test_page_is_returned_by_its_last_holder() -> None:
     freed: list[int] = []
     pages, writers = make(on_freed=lambda: freed.append(1))
     one, two = Delivery(pages.arena, 4, "wait"), Delivery(pages.arena, 4, "wait")
@@ -64,7 +64,7 @@ def test_a_page_comes_home_with_its_last_holder() -> None:
     assert pages.abandoned == 0, "one of them has it"
 
 
-def test_where_pages_cannot_be_offered_those_that_nobody_holds_come_home(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unheld_pages_are_returned_when_offering_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     freed: list[int] = []
     pages, writers = make(on_freed=lambda: freed.append(1))
     sink = Delivery(pages.arena, 4, "wait")
@@ -108,7 +108,7 @@ def test_the_parts_of_a_page_settle_in_order() -> None:
     assert sink.delivered == pages.delivered == 4
 
 
-def test_a_page_of_which_all_was_had_as_prefixes_goes_home_when_it_is_swapped() -> None:
+def test_page_fully_delivered_as_prefixes_returns_to_the_pool_when_swapped() -> None:
     freed: list[int] = []
     pages, writers = make(on_freed=lambda: freed.append(1))
     sink = Delivery(pages.arena, 4, "wait")
@@ -128,7 +128,7 @@ def test_a_page_of_which_all_was_had_as_prefixes_goes_home_when_it_is_swapped() 
     assert pages.arena.states() == (7, 1, 0, 0)
 
 
-def test_a_sink_is_offered_no_second_part_of_a_page_while_it_holds_the_first_and_none_when_it_is_closed() -> None:
+def test_sink_gets_no_second_part_while_it_holds_the_first_or_is_closed() -> None:
     pages, writers = make()
     sink, other = Delivery(pages.arena, 8, "wait"), Delivery(pages.arena, 8, "wait")
     sink.prefixes = True
@@ -150,7 +150,7 @@ def test_a_sink_is_offered_no_second_part_of_a_page_while_it_holds_the_first_and
     assert (sink.held, other.held) == (0, 1)
 
 
-def test_what_one_sink_has_whole_is_delivered_whatever_another_has_of_it() -> None:
+def test_page_completed_by_one_sink_is_delivered_despite_another() -> None:
     pages, writers = make()
     sink, other = Delivery(pages.arena, 8, "wait"), Delivery(pages.arena, 8, "wait")
     sink.prefixes = True
@@ -172,7 +172,7 @@ def test_what_one_sink_has_whole_is_delivered_whatever_another_has_of_it() -> No
     assert (pages.delivered, pages.abandoned) == (4, 0)
 
 
-def test_full_pages_are_swapped_oldest_first_as_many_as_are_asked_for_and_sinks_have_room_for() -> None:
+def test_full_pages_are_swapped_oldest_first_up_to_request_and_room() -> None:
     pages, writers = make()
     sink = Delivery(pages.arena, 3, "wait")
     pages.attach(sink, {})
@@ -182,7 +182,7 @@ def test_full_pages_are_swapped_oldest_first_as_many_as_are_asked_for_and_sinks_
     assert [part.sequence for part in sink.look(9)] == [0, 1, 2]
 
 
-def test_as_many_pages_are_swapped_as_all_who_wait_have_room_for_or_if_nobody_waits_anybody() -> None:
+def test_swaps_are_limited_by_the_room_of_waiting_sinks_else_of_any() -> None:
     pages, writers = make()
     assert (pages.room, pages.swap(9)) == (0, 0)
     small, large = Delivery(pages.arena, 1, "skip"), Delivery(pages.arena, 2, "skip")

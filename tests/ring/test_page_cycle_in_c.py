@@ -132,7 +132,7 @@ STEPS = [name for name in vars(World) if not name.startswith("_") and name not i
     st.integers(1, 5),
     st.booleans(),
 )
-def test_whatever_happens_both_have_the_same_of_it(steps: list[tuple[str, int, int]], quota: int, skips: bool) -> None:
+def test_both_implementations_agree_on_any_sequence(steps: list[tuple[str, int, int]], quota: int, skips: bool) -> None:
     worlds = [World(plain, quota, skips) for plain in (False, True)]
     for step in [("attach", 0, 0), *steps]:
         for world in worlds:
@@ -167,7 +167,7 @@ def sink(arena: Arena) -> Delivery:
     return sink
 
 
-def test_pages_are_offered_in_c_up_to_the_first_that_is_not_as_usual(arena: Arena, sink: Delivery) -> None:
+def test_c_offers_pages_up_to_the_first_special_case(arena: Arena, sink: Delivery) -> None:
     sealed(arena, 1, sequence=1, first=5)
     sealed(arena, 2, sequence=2, first=13)
     assert offer_in_c(sink, [1, 2]) == 2, "a gap is usual"
@@ -202,7 +202,7 @@ def test_a_page_that_is_not_there_is_an_error(sink: Delivery) -> None:
         offer_in_c(sink, ["0"])  # type: ignore[list-item]  # that is it
 
 
-def test_parts_are_settled_in_c_up_to_the_first_that_is_not_as_usual(arena: Arena, sink: Delivery) -> None:
+def test_c_settles_parts_up_to_the_first_special_case(arena: Arena, sink: Delivery) -> None:
     freed: list[int] = []
     assert sink.settle(list(sink._queue), 0, freed) == (0, 0, 0), "not looked at"
     (part,) = sink.look(1)
@@ -256,7 +256,7 @@ def test_a_page_that_was_used_before_is_taken_in_c(turning: World) -> None:
 
 
 @pytest.mark.parametrize("why", ["none is free", "never used", "not free", "not filling"])
-def test_what_is_no_usual_turn_changes_nothing(turning: World, why: str) -> None:
+def test_turn_that_is_a_special_case_changes_nothing(turning: World, why: str) -> None:
     pages = turning.pages
     if why == "none is free":
         pages.pool.free.clear()

@@ -16,7 +16,7 @@ def go_home(pool: Pool, arena: Arena, page: int) -> None:
     pool.give_back(page)
 
 
-def test_the_page_that_came_home_last_is_taken_first_so_others_are_never_touched() -> None:
+def test_last_returned_page_is_taken_first() -> None:
     arena = Arena(4096, 8)
     pool = Pool(arena)
     for _ in range(100):
@@ -46,7 +46,7 @@ def test_giving_back_a_page_that_is_not_free_is_an_error() -> None:
         pool.give_back(page)
 
 
-def test_after_an_interrupt_a_page_is_here_once_if_it_is_free_and_else_not() -> None:
+def test_interrupted_pool_holds_each_free_page_exactly_once() -> None:
     arena = Arena(4096, 3)
     pool = Pool(arena)
     for page in range(3):

@@ -30,26 +30,26 @@ def test_pages_are_swapped_oldest_first(ring: Ring) -> None:
     assert not len(ring)
 
 
-def test_overrun_takes_the_oldest_that_nobody_looks_at(ring: Ring) -> None:
+def test_overrun_takes_the_oldest_page_not_being_read(ring: Ring) -> None:
     ring._arena.set(0, L.HOLDERS, 1)
     assert ring.overrun() == 1
     assert list(ring) == [0, 2]
     assert ring._arena.get(1, L.STATE) == L.FILLING
 
 
-def test_there_is_nothing_to_overrun_when_all_pages_are_looked_at(ring: Ring) -> None:
+def test_overrun_finds_no_page_when_all_are_being_read(ring: Ring) -> None:
     for page in ring:
         ring._arena.set(page, L.HOLDERS, 1)
     assert ring.overrun() is None
     assert len(ring) == 3
 
 
-def test_a_page_that_nobody_fills_cannot_be_sealed(ring: Ring) -> None:
+def test_page_not_being_filled_cannot_be_sealed(ring: Ring) -> None:
     with pytest.raises(AssertionError, match="page 3 is free, not filling"):
         ring.seal(3)
 
 
-def test_after_an_interrupt_a_page_is_here_once_if_it_is_full_and_else_not(ring: Ring) -> None:
+def test_interrupted_ring_holds_each_full_page_exactly_once(ring: Ring) -> None:
     for page in (2, 0, 1):
         ring.keep(page)
     assert list(ring) == [0, 1, 2], "in the order in which they were sealed"

@@ -50,7 +50,7 @@ def test_short_threads_reuse_a_few_writers_and_nothing_is_lost_unnoticed() -> No
     short_threads(500)
 
 
-def test_losses_of_threads_that_never_got_a_page_stand_in_the_trace(tmp_path: Path) -> None:
+def test_losses_of_threads_that_never_got_a_page_are_in_the_trace(tmp_path: Path) -> None:
     path = tmp_path / "trace.dat"
 
     def many(first: int) -> None:
@@ -136,7 +136,7 @@ def test_a_thread_that_writes_while_the_recording_closes_harms_nothing() -> None
     assert not failed, failed[0]
 
 
-def test_a_thread_that_comes_after_the_close_gets_a_writer_that_refuses() -> None:
+def test_thread_started_after_the_close_gets_a_refusing_writer() -> None:
     with aiotrace.recording(page_size=PAGE, pages=16) as recording:
         pass
     writers = recording._recording.writers

@@ -58,7 +58,7 @@ def test_a_writer_takes_its_first_page_with_its_first_event() -> None:
     assert core.arena.get(0, L.STATE) == L.FILLING
 
 
-def test_a_full_page_goes_into_the_ring_with_what_it_holds_and_the_event_onto_the_next() -> None:
+def test_full_page_enters_the_ring_and_the_event_starts_the_next_page() -> None:
     core = Core(first_sequence=2**32 - 1)
     full: list[tuple[int, ...]] = []
     core.listener.on_full = lambda: full.append(tuple(core.pages.ring))
@@ -92,7 +92,7 @@ def test_every_event_has_a_number_refused_ones_too() -> None:
     assert core.writer.dropped_by_cause() == {**dict.fromkeys(CAUSES, 0), "wrong_type": 1, "fork": 1}
 
 
-def test_with_no_page_left_events_are_dropped_and_numbered_until_one_comes_home() -> None:
+def test_events_are_dropped_and_counted_until_a_page_is_returned() -> None:
     core = Core(pages=2)
     assert core.write(11) == 8
     assert core.writer.dropped_by_cause()["no_page"] == 3
@@ -113,7 +113,7 @@ def test_drop_oldest_overwrites_the_oldest_page() -> None:
     assert core.words(0)[:2] == (2, 8)
 
 
-def test_a_payload_longer_than_a_page_is_refused_by_cause_and_turns_nothing() -> None:
+def test_payload_longer_than_a_page_is_refused_without_a_page_turn() -> None:
     core = Core()
     core.write(1)
     longest = core.writer.payload_max
@@ -193,7 +193,7 @@ def test_an_account_says_what_is_on_no_sealed_page() -> None:
 # --- room ---------------------------------------------------------------------------------------
 
 
-def test_there_is_room_on_the_page_or_on_one_that_can_be_taken() -> None:
+def test_room_is_on_the_page_or_on_one_that_can_be_taken() -> None:
     core = Core(pages=1)
     assert core.writer.has_room(1000)
     core.write(3)
@@ -206,7 +206,7 @@ def test_there_is_room_on_the_page_or_on_one_that_can_be_taken() -> None:
     assert core.writer.has_room(8)
 
 
-def test_with_drop_oldest_there_is_room_where_a_page_can_be_overwritten() -> None:
+def test_drop_oldest_has_room_if_a_page_can_be_overwritten() -> None:
     core = Core(pages=2, overrun=True)
     core.write(4)
     assert core.writer.make_room(1000)
@@ -232,7 +232,7 @@ def test_making_room_turns_the_page_and_only_when_it_must() -> None:
     assert not core.writer.guard.busy
 
 
-def test_a_closed_writer_has_room_so_that_nobody_waits_for_it() -> None:
+def test_closed_writer_has_room_so_that_no_caller_waits() -> None:
     core = Core(pages=1)
     core.write(4)
     assert not core.writer.make_room(1000)
@@ -249,7 +249,7 @@ def test_a_call_from_inside_is_not_made_to_wait_for_room() -> None:
     assert answers == [True]
 
 
-def test_one_waiter_is_woken_at_a_time_in_order_and_none_is_no_error() -> None:
+def test_waiters_are_woken_one_at_a_time_in_order() -> None:
     core = Core()
     woken: list[str] = []
     core.writer.waiters.extend([lambda: woken.append("first"), lambda: woken.append("second")])
@@ -260,7 +260,7 @@ def test_one_waiter_is_woken_at_a_time_in_order_and_none_is_no_error() -> None:
     assert woken == ["first", "second"]
 
 
-def test_whoever_takes_one_of_the_last_pages_says_so_outside_of_the_guard() -> None:
+def test_taking_one_of_the_last_pages_calls_on_scarce_without_the_guard() -> None:
     core = Core(pages=8)
     told: list[int] = []
 
@@ -273,7 +273,7 @@ def test_whoever_takes_one_of_the_last_pages_says_so_outside_of_the_guard() -> N
     assert told == [1, 0], "with less than a quarter free, once a page"
 
 
-def test_where_the_oldest_pages_give_way_to_nobody_else_none_are_scarce() -> None:
+def test_pages_are_not_scarce_when_the_oldest_can_be_overwritten() -> None:
     core = Core(pages=8, overrun=True)
     core.listener.on_scarce = lambda: pytest.fail("a writer waits for a sink that is not there")
     core.write(4 * 20)
@@ -285,7 +285,7 @@ def test_where_the_oldest_pages_give_way_to_nobody_else_none_are_scarce() -> Non
 # --- the end ------------------------------------------------------------------------------------
 
 
-def test_closing_puts_what_is_written_into_the_ring_and_nothing_is_written_after() -> None:
+def test_closing_moves_written_events_into_the_ring_and_ends_writing() -> None:
     core = Core()
     core.write(2)
     core.writers.close()
@@ -297,7 +297,7 @@ def test_closing_puts_what_is_written_into_the_ring_and_nothing_is_written_after
     assert core.arena.states() == (3, 0, 1, 0), "a second time does nothing"
 
 
-def test_closing_takes_an_empty_page_home() -> None:
+def test_closing_returns_an_empty_page_to_the_pool() -> None:
     core = Core()
     core.writer.make_room(8)
     assert core.arena.states() == (3, 1, 0, 0)
@@ -321,7 +321,7 @@ def test_a_lease_is_of_a_free_slot_then_of_a_new_one_then_of_a_shared_one() -> N
     assert len(core.writers.all) == 3
 
 
-def test_the_next_thread_goes_on_with_the_page_of_one_that_ended() -> None:
+def test_next_thread_continues_the_page_of_an_ended_one() -> None:
     core = Core(slots=2)
     writer, own = core.writers.lease()
     assert own
@@ -343,7 +343,7 @@ def test_after_the_close_a_lease_is_of_a_writer_that_refuses() -> None:
     assert len(core.writers.all) == 1
 
 
-def test_a_lease_that_is_asked_for_in_the_middle_of_another_is_shared() -> None:
+def test_lease_requested_within_another_is_shared() -> None:
     """A finaliser that runs while this thread is just in `lease`."""
     core = Core(slots=3)
     with core.writers._guard:

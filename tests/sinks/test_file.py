@@ -81,7 +81,7 @@ async def test_a_stream_becomes_a_trace_and_every_page_is_acknowledged(trace_cmd
     assert (stream.held, len(stream.acknowledged), names(path)) == ([], 100, ["trace.dat"])
 
 
-async def test_the_files_are_there_before_the_first_page_is_asked_for(path: Path) -> None:
+async def test_files_exist_before_the_first_page_is_requested(path: Path) -> None:
     seen: list[list[str]] = []
 
     class Stream(fakes.FakeStream):
@@ -124,7 +124,7 @@ class Gate:
         monkeypatch.setattr(TraceStore, "write", gated)
 
 
-async def test_while_a_batch_is_written_the_next_one_waits_in_line_and_no_more(
+async def test_only_one_batch_waits_while_another_is_written(
     trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 2 * 4096)
@@ -144,9 +144,7 @@ async def test_while_a_batch_is_written_the_next_one_waits_in_line_and_no_more(
     assert read(trace_cmd, path) == expected(pages)
 
 
-async def test_while_a_batch_is_written_that_is_not_whole_more_pages_gather(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pages_accumulate_while_a_partial_batch_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each batch costs the same steps: where pages are few they are not taken one by one."""
     monkeypatch.setattr("aiotrace_sinks._file.BATCH_BYTES", 8 * 4096)
     gate, pages = Gate(monkeypatch), fakes.make_pages(9)
@@ -211,9 +209,7 @@ async def test_a_page_is_acknowledged_only_when_it_is_in_the_trace(path: Path) -
     assert len(stream.acknowledged) == 20
 
 
-async def test_a_full_file_is_rotated_between_pages_and_a_page_that_goes_on_needs_no_room(
-    trace_cmd: str, path: Path
-) -> None:
+async def test_full_file_is_rotated_between_pages_but_not_for_a_continued_page(trace_cmd: str, path: Path) -> None:
     first, second, third = (fakes.make_page(0, number, 20) for number in range(3))
     await FileSink(path, max_size=2 * 4096)(fakes.FakeStream([first, *fakes.cut(second, 5, 5, 5), third]))
     assert names(path) == ["trace.1.dat", "trace.dat"]
@@ -221,7 +217,7 @@ async def test_a_full_file_is_rotated_between_pages_and_a_page_that_goes_on_need
     assert read(trace_cmd, path) == expected([third])
 
 
-async def test_a_page_that_goes_on_after_a_rotation_is_a_page_of_the_new_file(
+async def test_page_continued_after_a_rotation_is_a_page_of_the_new_file(
     trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parts = fakes.cut(fakes.make_page(1, 7, 20), 5, 5, 5, complete=False)
@@ -261,7 +257,7 @@ async def test_the_parts_of_a_page_are_stored_once_whatever_fails(
 # --- what is there already ----------------------------------------------------------------------
 
 
-async def test_an_existing_file_is_an_error_before_any_page_is_asked_for(path: Path) -> None:
+async def test_existing_file_is_an_error_before_any_page_is_requested(path: Path) -> None:
     path.write_text("mine")
     stream = fakes.FakeStream(fakes.make_pages(1))
     with pytest.raises(FileExistsError, match="overwrite=True"):
@@ -311,7 +307,7 @@ async def test_a_program_may_change_its_folder(path: Path, tmp_path: Path, monke
     assert [name for name in names(path) if name.startswith("trace")] == ["trace.3.dat", "trace.dat"]
 
 
-async def test_a_folder_that_is_not_there_is_an_error_at_once(path: Path) -> None:
+async def test_missing_folder_is_an_immediate_error(path: Path) -> None:
     stream = fakes.FakeStream(fakes.make_pages(1))
     with pytest.raises(FileNotFoundError, match="nowhere"):
         await FileSink(path.parent / "nowhere" / "trace.dat")(stream)
@@ -329,7 +325,7 @@ async def test_a_file_that_is_full_is_rotated_and_each_decodes_alone(trace_cmd: 
         assert read(trace_cmd, path.parent / name) == expected(group)
 
 
-async def test_only_the_newest_rotated_files_are_kept_and_others_are_not_touched(trace_cmd: str, path: Path) -> None:
+async def test_only_the_newest_rotated_files_are_kept(trace_cmd: str, path: Path) -> None:
     (path.parent / "trace.7.dat").write_text("not a trace")
     (path.parent / "trace.x.dat").write_text("not a number")
     pages = fakes.make_pages(30)
@@ -338,7 +334,7 @@ async def test_only_the_newest_rotated_files_are_kept_and_others_are_not_touched
     assert read(trace_cmd, path.parent / "trace.5.dat") == expected(pages[20:25])
 
 
-async def test_numbers_go_on_from_an_earlier_run(path: Path) -> None:
+async def test_numbers_continue_from_an_earlier_run(path: Path) -> None:
     for _ in range(2):
         await FileSink(path, max_size=4096, overwrite=True)(fakes.FakeStream(fakes.make_pages(2)))
     assert names(path) == ["trace.1.dat", "trace.2.dat", "trace.dat"]
@@ -445,7 +441,7 @@ async def until_there_is_nothing(path: Path) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def test_a_sink_that_failed_goes_on_with_the_same_file(
+async def test_failed_sink_continues_with_the_same_file(
     trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pages = fakes.make_pages(40, 3)
@@ -474,7 +470,7 @@ async def test_errors_at_random_lose_and_double_nothing(
 
 
 @pytest.mark.parametrize("failing", ["rename", "unlink", "open", "copy_file_range"])
-async def test_a_rotation_that_fails_goes_on_where_it_was(
+async def test_failed_rotation_continues_where_it_was(
     trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     pages = fakes.make_pages(20, 2)
@@ -520,7 +516,7 @@ async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(
     assert read(trace_cmd, path) == expected(pages[3:])
 
 
-async def test_what_was_written_before_a_failure_is_acknowledged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_pages_written_before_a_failure_are_acknowledged(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None] * 2 + [3 * 4096, NO_SPACE]}))
     sink, stream = FileSink(path), fakes.FakeStream(fakes.make_pages(9))
     with pytest.raises(OSError, match="injected"):
@@ -545,7 +541,7 @@ async def test_a_file_that_is_being_closed_gets_no_more_pages(
     assert read(trace_cmd, path) == expected(pages[3:])
 
 
-async def test_a_file_that_cannot_be_closed_is_set_aside_in_the_end_and_said_so_once(
+async def test_file_that_cannot_be_closed_is_set_aside_with_one_warning(
     trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The fsync fails; then what is not on the disk can be taken out, but not more."""
@@ -579,7 +575,7 @@ async def test_a_full_disk_is_waited_for_and_nothing_is_set_aside(
     assert read(trace_cmd, *path.parent.iterdir()) == expected(pages)
 
 
-async def test_a_file_that_was_set_aside_is_deleted_whole_when_it_is_too_many(
+async def test_set_aside_file_beyond_the_limit_is_deleted_completely(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stores.replace_os(monkeypatch, fakes.FaultyOs({"ftruncate": [EIO] * CLOSE_ATTEMPTS}))
@@ -606,7 +602,7 @@ async def test_a_cancelled_sink_warns_and_leaves_what_restore_needs(trace_cmd: s
 
 
 @pytest.mark.filterwarnings("ignore:.*is unfinished:RuntimeWarning")
-async def test_it_keeps_the_contract_of_sinks(path: Path) -> None:
+async def test_sink_keeps_the_contract(path: Path) -> None:
     number = itertools.count()
     await check_sink(lambda: FileSink(path.parent / f"{next(number)}.dat"))
 
@@ -634,7 +630,7 @@ async def test_a_native_cancellation_anywhere_loses_and_doubles_nothing(trace_cm
             file.unlink()
 
 
-async def test_a_cancelled_sink_that_is_called_again_goes_on(trace_cmd: str, path: Path) -> None:
+async def test_cancelled_sink_continues_when_called_again(trace_cmd: str, path: Path) -> None:
     pages = fakes.make_pages(10, 2)
     sink = FileSink(path)
     stream = fakes.FakeStream(pages[:6], wait_at_end=True)
@@ -681,9 +677,7 @@ async def test_cancelled_anywhere_and_called_again_no_page_is_lost_or_doubled(
             break
 
 
-async def test_pages_that_were_written_but_not_acknowledged_are_not_doubled_by_a_rotation(
-    trace_cmd: str, path: Path
-) -> None:
+async def test_unacknowledged_written_pages_are_not_duplicated_by_a_rotation(trace_cmd: str, path: Path) -> None:
     class Stream(fakes.FakeStream):
         def acknowledge(self, page: Any) -> None:
             raise RuntimeError("the outcome is lost, as a native cancellation loses it")
@@ -776,7 +770,7 @@ def test_a_url_names_the_file_and_the_options() -> None:
         ("file:a?fsync=maybe", "fsync='maybe' .*: yes or no was expected"),
     ],
 )
-def test_a_url_that_cannot_be_is_named(url: str, message: str) -> None:
+def test_invalid_url_is_named(url: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         FileSink.from_url(url)
 
@@ -784,7 +778,7 @@ def test_a_url_that_cannot_be_is_named(url: str, message: str) -> None:
 # --- the whole way ------------------------------------------------------------------------------
 
 
-async def test_what_a_quiet_program_did_is_in_the_files_while_it_runs(path: Path) -> None:
+async def test_events_of_a_quiet_program_are_in_the_files_while_it_runs(path: Path) -> None:
     happened = aiotrace.event("file_sink_test:seldom", n="u32")
     async with aiotrace.record(FileSink(path), flush_interval=0.01) as recording:
         for n in range(30):

@@ -52,9 +52,7 @@ def fill(balloon: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.anyio
-async def test_a_full_disk_harms_nobody_and_nothing_is_lost_that_was_delivered(
-    trace_cmd: str, small_disk: Path
-) -> None:
+async def test_full_disk_loses_no_delivered_events(trace_cmd: str, small_disk: Path) -> None:
     """R8. The disk is filled by somebody else, and freed again."""
     happened = aiotrace.event("full_disk:happened", n="u64", filling="str")
     path = small_disk / "trace.dat"
@@ -187,7 +185,7 @@ asyncio.run(main())
 """
 
 
-def test_what_a_quiet_program_did_before_it_was_killed_is_restored(trace_cmd: str, tmp_path: Path) -> None:
+def test_events_of_a_quiet_killed_program_are_restored(trace_cmd: str, tmp_path: Path) -> None:
     path = tmp_path / "trace.dat"
     command = [sys.executable, "-c", QUIET, str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as program:
@@ -201,7 +199,7 @@ def test_what_a_quiet_program_did_before_it_was_killed_is_restored(trace_cmd: st
 
 
 @pytest.mark.parametrize("lines", [1, 3])
-def test_what_a_killed_program_had_acknowledged_is_restored(trace_cmd: str, tmp_path: Path, lines: int) -> None:
+def test_pages_acknowledged_by_a_killed_program_are_restored(trace_cmd: str, tmp_path: Path, lines: int) -> None:
     """R4, as far as a file reaches: each page that was acknowledged is there, and the events are without a gap."""
     path = tmp_path / "trace.dat"
     command = [sys.executable, "-c", KILLED, str(path)]

@@ -58,6 +58,6 @@ async def test_the_null_sink_acknowledges_everything() -> None:
     assert (stream.held, len(stream.acknowledged)) == ([], 8)
 
 
-async def test_it_keeps_the_contract_of_sinks() -> None:
+async def test_sink_keeps_the_contract() -> None:
     for make_sink in (MemorySink, NullSink):
         await check_sink(make_sink)

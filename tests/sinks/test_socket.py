@@ -107,7 +107,7 @@ async def test_the_sink_keeps_the_contract_over_tcp() -> None:
 
 
 @pytest.mark.anyio
-async def test_what_a_quiet_program_did_arrives_soon(collector: TestCollector) -> None:
+async def test_events_of_a_quiet_program_arrive_soon(collector: TestCollector) -> None:
     async with aiotrace.record(SocketSink(collector.url), page_size=PAGE, pages=16, flush_interval=0.01):
         number(0, "")
         await until(lambda: bool(collector.streams and collector.stored.pages))
@@ -131,7 +131,7 @@ async def test_only_committed_bytes_are_sent(collector: TestCollector) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("level", ["received", "written", "fsynced"])
-async def test_the_level_and_the_heartbeat_are_asked_for(collector: TestCollector, level: Any) -> None:
+async def test_level_and_heartbeat_are_requested(collector: TestCollector, level: Any) -> None:
     await SocketSink(collector.url, level=level, heartbeat=7.5)(fakes.FakeStream([]))
     (request,) = collector.requests
     assert request.level is Level[level.upper()]
@@ -209,9 +209,7 @@ class LateStream(fakes.FakeStream):
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("dies_at", [3, 0])
-async def test_what_arrived_before_the_sink_was_called_again_is_not_sent_again(
-    collector: TestCollector, dies_at: int
-) -> None:
+async def test_pages_that_arrived_before_a_second_call_are_not_resent(collector: TestCollector, dies_at: int) -> None:
     sink = make_sink(collector.url)
     collector.dies_at = dies_at
     first = fakes.FakeStream(fakes.make_pages(3), wait_at_end=dies_at > 0)
@@ -260,7 +258,7 @@ async def test_nothing_is_acknowledged_that_the_collector_has_not_acknowledged(c
 
 
 @pytest.mark.anyio
-async def test_what_a_collector_does_not_acknowledge_in_time_is_abandoned_and_counted(collector: TestCollector) -> None:
+async def test_pages_not_acknowledged_in_time_are_abandoned_and_counted(collector: TestCollector) -> None:
     collector.holds = anyio.Event()
     recording = aiotrace.record(SocketSink(collector.url), page_size=PAGE, pages=16, drain_timeout=0.05)
     await recording.__aenter__()
@@ -273,7 +271,7 @@ async def test_what_a_collector_does_not_acknowledge_in_time_is_abandoned_and_co
 
 
 @pytest.mark.anyio
-async def test_without_a_collector_for_too_long_the_sink_fails_and_on_error_decides() -> None:
+async def test_sink_without_a_collector_for_too_long_fails_as_on_error_says() -> None:
     async def lose_the_collector() -> aiotrace.Recording:
         async with collecting("unix") as collector:
             sink = make_sink(collector.url, patience=0)
@@ -315,7 +313,7 @@ async def test_the_first_connection_must_succeed(url: str) -> None:
 
 
 @pytest.mark.anyio
-async def test_who_could_not_connect_may_try_again(collector: TestCollector) -> None:
+async def test_sink_that_could_not_connect_may_try_again(collector: TestCollector) -> None:
     sink = make_sink(collector.url)
     good, sink.address = sink.address, SocketSink("unix:/nonexistent/socket").address
     async with aiotrace.record(page_size=PAGE, pages=16) as recording:
@@ -329,7 +327,7 @@ async def test_who_could_not_connect_may_try_again(collector: TestCollector) -> 
 
 
 @pytest.mark.anyio
-async def test_a_refusal_is_told_by_its_reason(collector: TestCollector) -> None:
+async def test_refusal_is_reported_with_its_reason(collector: TestCollector) -> None:
     collector.refusal = "the token is wrong"
     with pytest.raises(ConnectionError, match="refused by the collector: the token is wrong"):
         async with aiotrace.record(SocketSink(collector.url), page_size=PAGE, pages=16):
@@ -387,7 +385,7 @@ async def answer_with(data: bytes, sink: SocketSink, path: str) -> str:
         ),
     ],
 )
-async def test_a_peer_that_is_no_collector_is_named(tmp_path: Path, data: bytes, expected: str) -> None:
+async def test_peer_that_is_not_a_collector_is_named(tmp_path: Path, data: bytes, expected: str) -> None:
     path = str(tmp_path / "s")
     assert expected in await answer_with(data, SocketSink(f"unix:{path}"), path)
 
@@ -434,7 +432,7 @@ async def test_all_events_arrive_through_tls(authority: Authority, asks: bool) -
 
 
 @pytest.mark.anyio
-async def test_pages_larger_than_what_tls_encrypts_at_once_arrive(authority: Authority) -> None:
+async def test_pages_larger_than_one_tls_record_arrive(authority: Authority) -> None:
     async with collecting("tls", authority.serve()) as collector:
         collector.credit = 100
         info = fakes.make_info(page_size=1 << 20)
@@ -460,7 +458,7 @@ async def test_the_sink_keeps_the_contract_through_tls(authority: Authority) -> 
         ({"name": "elsewhere.example"}, "certificate is not valid for 'localhost'"),
     ],
 )
-async def test_a_collector_that_cannot_show_who_it_is_gets_nothing(
+async def test_collector_without_a_valid_certificate_gets_nothing(
     authority: Authority, options: dict[str, Any], expected: str
 ) -> None:
     async with collecting("tls", authority.serve(**options)) as collector:
@@ -511,7 +509,7 @@ def run(program: str) -> str:
     return done.stdout
 
 
-def test_a_forked_child_sends_nothing_on_its_parents_socket_and_does_not_keep_it() -> None:
+def test_forked_child_neither_uses_nor_keeps_the_socket_of_its_parent() -> None:
     assert "well" in run("""
 import os, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: fork with threads is what is tested
@@ -557,7 +555,7 @@ print("well")
 """)
 
 
-def test_a_program_that_dies_of_broken_pipes_does_not_die_of_ours() -> None:
+def test_program_that_dies_of_sigpipe_survives_our_broken_connection() -> None:
     assert "well" in run("""
 import signal, socket
 from aiotrace_sinks._socket_channel import Channel
@@ -603,7 +601,7 @@ channel.close()
         ("tls://host:7007?key=key.pem", "without a cert"),
     ],
 )
-def test_what_cannot_be_is_refused_and_no_token_is_shown(url: str, expected: str) -> None:
+def test_invalid_arguments_are_refused_without_showing_the_token(url: str, expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected) as raised:
         SocketSink.from_url(url)
     assert "secret" not in str(raised.value)
@@ -659,7 +657,7 @@ def read_all(peer: socket.socket) -> None:
         pass
 
 
-def test_a_peer_that_is_gone_is_noticed_and_one_that_is_given_up_is_reset() -> None:
+def test_lost_peer_is_noticed_and_an_abandoned_one_is_reset() -> None:
     async def main() -> None:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
@@ -724,7 +722,7 @@ async def run_session(channel: FakeChannel) -> str:
 
 
 @pytest.mark.anyio
-async def test_what_fails_in_a_call_of_the_loop_is_raised_where_the_session_is_waited_for() -> None:
+async def test_error_in_a_loop_callback_is_raised_where_the_session_is_awaited() -> None:
     for error in (ValueError("the page is released"), AssertionError("a bug")):
         with pytest.raises(type(error), match=str(error)):
             await run_session(FakeChannel(takes=error))
@@ -732,7 +730,7 @@ async def test_what_fails_in_a_call_of_the_loop_is_raised_where_the_session_is_w
 
 
 @pytest.mark.anyio
-async def test_a_collector_that_says_much_leaves_the_loop_its_turn() -> None:
+async def test_talkative_collector_does_not_block_the_loop() -> None:
     producer = make_producer()
     producer.connect(0.0)
     channel = FakeChannel(says=[b""])

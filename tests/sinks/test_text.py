@@ -38,7 +38,7 @@ async def test_each_event_is_a_line_and_so_is_a_loss() -> None:
     assert (stream.held, stream.prefixes) == ([], True)
 
 
-async def test_it_prints_to_what_standard_output_is_when_it_starts(capsys: pytest.CaptureFixture[str]) -> None:
+async def test_text_sink_uses_the_standard_output_of_its_start(capsys: pytest.CaptureFixture[str]) -> None:
     await TextSink.from_url("text:")(fakes.FakeStream([fakes.make_page()]))
     assert capsys.readouterr().out.count("count:") == 20
 
@@ -94,7 +94,7 @@ def stuck() -> Iterator[TextIO]:
     file.close()
 
 
-async def test_a_pipe_that_nobody_reads_holds_up_nobody(stuck: TextIO) -> None:
+async def test_unread_pipe_delays_no_other_sink(stuck: TextIO) -> None:
     happened = aiotrace.event("text_sink_test:happened", n="u32")
     with pytest.warns(RuntimeWarning, match="did not finish within 0"):
         async with aiotrace.record(TextSink(stuck), flush_interval=0.01, drain_timeout=0.01) as recording:
@@ -106,7 +106,7 @@ async def test_a_pipe_that_nobody_reads_holds_up_nobody(stuck: TextIO) -> None:
     assert statistics.pages_free == statistics.pages_total
 
 
-async def test_what_a_full_pipe_takes_later_is_printed_whole() -> None:
+async def test_text_is_complete_after_a_full_pipe_was_drained() -> None:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     pages = fakes.make_pages(60)
@@ -137,7 +137,7 @@ asyncio.run(main())
 """
 
 
-def test_a_program_whose_output_nobody_reads_ends() -> None:
+def test_program_with_unread_output_ends() -> None:
     program = subprocess.Popen([sys.executable, "-c", PRINTS], stdout=subprocess.PIPE, env=environment())
     with program:
         assert program.wait() == 0
@@ -145,5 +145,5 @@ def test_a_program_whose_output_nobody_reads_ends() -> None:
         assert program.stdout.readline() == b"first\n"
 
 
-async def test_it_keeps_the_contract_of_sinks() -> None:
+async def test_sink_keeps_the_contract() -> None:
     await check_sink(lambda: TextSink(io.StringIO()))

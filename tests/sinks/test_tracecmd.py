@@ -203,15 +203,13 @@ def test_an_unmodified_listener_makes_a_file_of_all_events(
 @pytest.mark.long
 @pytest.mark.root
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
-def test_a_loop_that_stalls_for_longer_than_a_listener_waits_costs_nothing(
-    trace_cmd: str, tmp_path: Path, backend: str
-) -> None:
+def test_loop_stalled_beyond_the_listener_timeout_loses_nothing(trace_cmd: str, tmp_path: Path, backend: str) -> None:
     check_agrees(trace_cmd, tmp_path, run(WHOLE + STALLED, tmp_path, backend))
 
 
 @pytest.mark.root
 @pytest.mark.parametrize("backend", ["asyncio", pytest.param("trio", marks=pytest.mark.long)])
-def test_the_program_goes_on_while_a_killed_listener_is_gone_and_the_next_has_the_rest(
+def test_program_continues_without_a_listener_and_the_next_gets_the_rest(
     trace_cmd: str, tmp_path: Path, backend: str
 ) -> None:
     result = run(KILLED, tmp_path, backend)
@@ -339,7 +337,7 @@ async def test_a_stream_that_fails_leaves_a_whole_trace_and_a_second_one(error: 
 
 
 @pytest.mark.anyio
-async def test_a_port_that_nobody_listens_on_yet_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_port_without_a_listener_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """A listener names the ports before the processes behind them listen."""
     refusals = [ConnectionRefusedError(), ConnectionRefusedError()]
     connect = _tracecmd.connect
@@ -384,7 +382,7 @@ async def test_a_sink_that_is_detached_ends_its_trace(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.anyio
-async def test_a_page_that_cannot_be_sent_to_its_end_is_in_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_incompletely_sent_page_is_in_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is cancelled in the middle of a page is not ended: nobody must take half a page for one."""
     monkeypatch.setattr(_tracecmd, "LAST_WORDS", 0.01)
     send_all = Channel.send
@@ -517,7 +515,7 @@ async def refusal(listener: FakeListener) -> str:
         ((b"tracecmd", b"V3\0", b"NO"), "b'NO', where b'OK' was expected"),
     ],
 )
-async def test_what_speaks_another_protocol_is_named_with_its_address(answers: tuple[bytes, ...], message: str) -> None:
+async def test_peer_of_another_protocol_is_named_with_its_address(answers: tuple[bytes, ...], message: str) -> None:
     async with faking() as listener:
         listener.answers = answers
         assert message in await refusal(listener)
@@ -534,7 +532,7 @@ async def test_a_listener_that_speaks_nonsense_is_named_with_its_address(answer:
 
 
 @pytest.mark.anyio
-async def test_a_listener_that_hangs_up_or_says_nothing_is_asked_about(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listener_that_hangs_up_or_is_silent_leads_to_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_tracecmd, "ANSWER_TIMEOUT", 0.01)
     async with faking() as listener:
         listener.answers = (b"trace",)
@@ -543,7 +541,7 @@ async def test_a_listener_that_hangs_up_or_says_nothing_is_asked_about(monkeypat
 
 
 @pytest.mark.parametrize("url", ["trace-cmd://localhost", "trace-cmd:localhost:7", "trace-cmd://x@localhost:7"])
-def test_a_url_that_is_none_is_refused(url: str) -> None:
+def test_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigurationError):
         TraceCmdSink.from_url(url)
 

@@ -10,7 +10,7 @@ from aiotrace_sinks import _tracecmd_messages as M
 from support.listeners import rinit
 
 
-def test_what_is_asked_for_is_as_trace_cmd_asks_for_it() -> None:
+def test_request_equals_that_of_trace_cmd() -> None:
     """make_tinit() in trace-msg.c, put together by hand; that 3.1.6 takes it is seen in test_tracecmd.py."""
     assert M.make_tinit(2, 4096) == bytes.fromhex("0000001c 00000001 0000000c 00000002 00001000 00000001 74637000")
 
@@ -57,7 +57,7 @@ def test_each_cpu_has_its_port(ports: list[int]) -> None:
         M.make_tinit(2, 4096),
     ],
 )
-def test_other_ports_than_asked_for_are_refused(message: bytes) -> None:
+def test_unrequested_number_of_ports_is_refused(message: bytes) -> None:
     size = len(message).to_bytes(4, "big")
     with pytest.raises(M.NonsenseError):
         ports_of(size + message[4:], 2)
@@ -66,14 +66,14 @@ def test_other_ports_than_asked_for_are_refused(message: bytes) -> None:
 @pytest.mark.parametrize(
     ("size", "fields"), [(0, 0), (11, 0), (8193, 0), (2**31, 0), (2**32 - 1, 0), (16, 5), (16, 2**32 - 1)]
 )
-def test_sizes_that_cannot_be_are_refused(size: int, fields: int) -> None:
+def test_invalid_sizes_are_refused(size: int, fields: int) -> None:
     header = size.to_bytes(4, "big") + bytes(4) + fields.to_bytes(4, "big")
     with pytest.raises(M.NonsenseError, match=str(size)):
         M.unpack_header(header)
 
 
 @given(header=st.binary(min_size=12, max_size=12))
-def test_a_header_says_no_more_than_a_message_may_hold(header: bytes) -> None:
+def test_header_length_is_limited_to_the_size_of_a_message(header: bytes) -> None:
     try:
         _, size = M.unpack_header(header)
     except M.NonsenseError:

@@ -73,7 +73,7 @@ def make_batch(*changes: dict[str, Any]) -> tuple[tuple[PageEntry, ...], tuple[m
 
 
 @both
-def test_pages_go_each_into_the_file_of_its_writer_and_then_their_frames_into_the_journal(write: Any) -> None:
+def test_pages_are_written_to_writer_files_before_their_journal_frames(write: Any) -> None:
     entries, data = make_batch({}, {"complete": False}, {}, {}, {}, {"committed": 100}, {})
     with memory_file() as one, memory_file() as two, memory_file() as three, memory_file() as journal:
         outcome = write(entries, data, make_lanes([one, two, three]), SIZE, STREAM, 7, b"prefix", journal, 50)
@@ -108,9 +108,7 @@ def test_pages_go_each_into_the_file_of_its_writer_and_then_their_frames_into_th
     ],
     ids=str,
 )
-def test_of_a_batch_with_a_page_that_is_not_as_expected_nothing_is_written(
-    write: Any, number: int, change: dict[str, Any]
-) -> None:
+def test_batch_with_an_unexpected_page_is_not_written_at_all(write: Any, number: int, change: dict[str, Any]) -> None:
     def outcome_of(change: dict[str, Any]) -> Outcome | None:
         size = change.pop("data", None)
         entries, data = make_batch(*[change if number == n else {} for n in range(6)])
@@ -126,7 +124,7 @@ def test_of_a_batch_with_a_page_that_is_not_as_expected_nothing_is_written(
 
 
 @both
-def test_nothing_is_written_of_what_is_no_page(write: Any) -> None:
+def test_invalid_page_is_not_written(write: Any) -> None:
     entries, data = make_batch({}, {})
     with memory_file() as fd:
         lanes = make_lanes([fd] * 3)
@@ -203,7 +201,7 @@ LIMITS = st.lists(st.none() | st.none() | st.integers(0, 5 * SIZE), min_size=4, 
 
 
 @given(changes=st.lists(st.just({}) | CHANGES, max_size=7), limits=LIMITS, sequence=U32, prefix=st.binary(max_size=9))
-def test_the_twins_write_the_same_wherever_a_file_fails(
+def test_both_implementations_write_alike_wherever_a_file_fails(
     changes: list[dict[str, Any]], limits: list[int | None], sequence: int, prefix: bytes
 ) -> None:
     batch = make_batch(*changes)
@@ -211,7 +209,7 @@ def test_the_twins_write_the_same_wherever_a_file_fails(
     assert ours == run(python_write_whole, batch, limits, sequence, prefix)
 
 
-def test_a_page_is_whole_when_all_of_it_is_written_and_then_only_are_there_frames() -> None:
+def test_journal_frame_follows_only_a_completely_written_page() -> None:
     batch = make_batch(*[{"writer": 3}] * 5)
     for limit in (0, SIZE - 1, SIZE, 3 * SIZE + 5, 5 * SIZE):
         for write in (write_whole, python_write_whole):

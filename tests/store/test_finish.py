@@ -31,7 +31,7 @@ def test_an_empty_trace_is_a_trace(trace_cmd: str, path: str) -> None:
     assert report(trace_cmd, path) == []
 
 
-def test_what_the_stream_says_of_itself_is_in_the_trace(path: str) -> None:
+def test_trace_has_the_description_of_its_stream(path: str) -> None:
     pages = fakes.make_pages(6, 2)
     finish(make_store(path, pages))
     content = Path(path).read_bytes()
@@ -48,7 +48,7 @@ def test_definitions_that_no_page_needed_are_in_the_trace(trace_cmd: str, path: 
     assert "worker_one-4200000" in report(trace_cmd, path)[0]
 
 
-def test_nothing_of_a_page_that_does_not_count_is_in_the_trace(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_page_that_does_not_count_is_not_in_the_trace(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The spooled page comes to lie where the failed one was, and is shorter."""
     store = make_store(path, [fakes.make_page(0, 0, 1), fakes.make_page(1, 0, 1)])
     secret = fakes.make_page(0, 1, 60, payload=lambda n: b"secret!!" * 3)
@@ -101,7 +101,7 @@ def test_closing_without_copy_file_range_copies_by_hand(
     assert numbers(report(trace_cmd, path)) == expected(pages)
 
 
-def test_a_trace_that_nobody_closed_is_restored_whole(trace_cmd: str, path: str) -> None:
+def test_unclosed_trace_is_restored_completely(trace_cmd: str, path: str) -> None:
     pages = fakes.make_pages(30, 3)
     make_store(path, pages).close()
     assert is_unfinished(path)
@@ -189,7 +189,7 @@ def test_a_page_header_is_restored_from_the_journal(trace_cmd: str, path: str) -
 
 
 @pytest.mark.parametrize("hit", [1, 2])
-def test_damage_to_the_journal_costs_the_page_that_it_told_of(trace_cmd: str, path: str, hit: int) -> None:
+def test_damaged_journal_frame_loses_only_its_page(trace_cmd: str, path: str, hit: int) -> None:
     pages = fakes.make_pages(8, 2)
     make_store(path, pages).close()
     size = os.path.getsize(journal_path(path))
@@ -199,7 +199,7 @@ def test_damage_to_the_journal_costs_the_page_that_it_told_of(trace_cmd: str, pa
     assert numbers(report(trace_cmd, path)) == expected(page for n, page in enumerate(pages) if n != 8 - hit)
 
 
-def test_a_page_lost_in_the_middle_of_the_journal_leaves_the_others_in_place(trace_cmd: str, path: str) -> None:
+def test_page_lost_in_the_middle_of_the_journal_leaves_other_pages(trace_cmd: str, path: str) -> None:
     pages = fakes.make_pages(9)
     store = make_store(path)
     for page in pages:
@@ -211,7 +211,7 @@ def test_a_page_lost_in_the_middle_of_the_journal_leaves_the_others_in_place(tra
     assert numbers(report(trace_cmd, path)) == expected(page for page in pages if page.sequence != 4)
 
 
-def test_a_journal_that_tells_of_impossible_places_costs_no_memory(path: str) -> None:
+def test_journal_with_impossible_offsets_takes_no_memory(path: str) -> None:
     store = make_store(path, fakes.make_pages(2))
     empty = fakes.make_page(0, 7, 0)
     entry = page_entry(empty)
@@ -224,7 +224,7 @@ def test_a_journal_that_tells_of_impossible_places_costs_no_memory(path: str) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"no journal", bytes(5000)])
-def test_what_is_no_journal_is_refused_and_nothing_is_deleted(path: str, content: bytes) -> None:
+def test_file_that_is_not_a_journal_is_refused_and_kept(path: str, content: bytes) -> None:
     make_store(path, fakes.make_pages(2)).close()
     Path(journal_path(path)).write_bytes(content)
     with pytest.raises(TraceFormatError, match="nothing can be restored"):

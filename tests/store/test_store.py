@@ -41,7 +41,7 @@ def test_a_closed_trace_is_one_file_that_trace_cmd_reads(trace_cmd: str, path: s
     assert not is_unfinished(path)
 
 
-def test_losses_are_told_where_they_were(trace_cmd: str, path: str) -> None:
+def test_losses_are_reported_where_they_were(trace_cmd: str, path: str) -> None:
     finish(make_store(path, [fakes.make_page(0, 0, 2), fakes.make_page(0, 1, 2, lost=41)]))
     assert [n for n, line in enumerate(report(trace_cmd, path)) if "[41 EVENTS DROPPED]" in line] == [2]
 
@@ -168,7 +168,7 @@ def test_parts_of_which_one_failed_can_be_written_again_or_elsewhere(
     assert [line for line in first + second if "DROPPED" in line] == ["CPU:1 [41 EVENTS DROPPED]"]
 
 
-def test_a_part_with_a_loss_before_it_is_a_page_of_its_own(trace_cmd: str, path: str) -> None:
+def test_part_after_a_loss_becomes_a_separate_page(trace_cmd: str, path: str) -> None:
     first, second = fakes.cut(fakes.make_page(0, 0, 6), 3)
     second.lost_before = 9
     finish(make_store(path, [first, second]))
@@ -177,7 +177,7 @@ def test_a_part_with_a_loss_before_it_is_a_page_of_its_own(trace_cmd: str, path:
     assert sum(numbers(lines).values()) == 6
 
 
-def test_what_fits_is_counted_in_pages_not_in_parts(path: str) -> None:
+def test_fitting_data_is_counted_in_pages_not_in_parts(path: str) -> None:
     pages = [fakes.make_page(n % 2, n // 2, 6) for n in range(6)]
     parts = [part for page in pages for part in fakes.cut(page, 2, 2)]
     store = make_store(path, parts[:4])
@@ -202,7 +202,7 @@ def test_a_closed_store_can_be_opened_again(trace_cmd: str, path: str) -> None:
     assert numbers(report(trace_cmd, path)) == expected(pages)
 
 
-def test_a_store_whose_files_were_replaced_does_not_write_into_the_new_ones(path: str) -> None:
+def test_store_does_not_write_into_files_that_replaced_its_own(path: str) -> None:
     store = make_store(path, fakes.make_pages(3))
     store.close()
     remove(path)
@@ -251,9 +251,7 @@ def test_the_pages_before_one_that_cannot_be_written_are_in_the_trace(
     assert restore_copy(store, path) == 3
 
 
-def test_the_pages_of_a_batch_that_are_whole_count_in_the_order_of_the_batch(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_complete_pages_of_a_batch_count_in_batch_order(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three writers' pages 0 to 8 those of the first are written, and of the second's, 1, 4 and 7, the first two."""
     store = make_store(path)
     stores.replace_os(monkeypatch, fakes.FaultyOs({"pwritev": [None, 2 * INFO.page_size, NO_SPACE]}))
@@ -340,7 +338,7 @@ def test_after_a_failed_fsync_the_pages_since_the_last_one_are_taken_out(
     assert numbers(report(trace_cmd, path)) == expected(pages[:4])
 
 
-def test_fsync_comes_before_a_page_counts_as_written(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fsync_precedes_counting_a_page_as_written(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     faulty = fakes.FaultyOs()
     stores.replace_os(monkeypatch, faulty)
     store = make_store(path, fsync=True)
@@ -421,7 +419,7 @@ def check_killed(trace_cmd: str, path: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_what_a_killed_program_knew_to_be_written_is_restored(trace_cmd: str, path: str, seed: int) -> None:
+def test_pages_a_killed_program_knew_to_be_written_are_restored(trace_cmd: str, path: str, seed: int) -> None:
     check_killed(trace_cmd, path, seed)
 
 
@@ -439,7 +437,7 @@ def kill(store: TraceStore) -> None:
     store.close()
 
 
-def test_a_killed_writers_trace_goes_on_where_it_was(trace_cmd: str, path: str) -> None:
+def test_trace_of_a_killed_writer_resumes_where_it_was(trace_cmd: str, path: str) -> None:
     pages = fakes.make_pages(60, 4)
     first, *parts = fakes.cut(fakes.make_page(2, 15), 4, 3)
     store = make_store(path, [*pages, first], fsync=True)
@@ -466,7 +464,7 @@ def test_a_torn_frame_is_cut_off_and_its_page_is_written_again(trace_cmd: str, p
     assert numbers(report(trace_cmd, path)) == expected([*pages, fakes.make_page(0, 10)])
 
 
-def test_after_a_power_loss_the_journal_is_believed_up_to_the_first_page_that_is_not_on_the_disk(path: str) -> None:
+def test_journal_is_trusted_up_to_the_first_page_missing_after_power_loss(path: str) -> None:
     pages = fakes.make_pages(20, 2)
     kill(make_store(path, pages))
     stores.flip(path, 4096 * 9 + 40)  # the ninth page of writer 0, the 17th of all
@@ -491,7 +489,7 @@ def test_after_a_power_loss_a_journal_with_a_hole_ends_there(path: str) -> None:
     assert [resumed.has(page) for page in pages] == [True] * 18 + [False] * 2
 
 
-def test_a_trace_that_is_complete_or_in_use_does_not_go_on(path: str) -> None:
+def test_complete_or_open_trace_cannot_be_resumed(path: str) -> None:
     store = make_store(path, fakes.make_pages(3))
     with pytest.raises(BlockingIOError):
         TraceStore.resume(path)
@@ -500,14 +498,14 @@ def test_a_trace_that_is_complete_or_in_use_does_not_go_on(path: str) -> None:
         TraceStore.resume(path)
 
 
-def test_a_journal_without_a_beginning_does_not_go_on(path: str) -> None:
+def test_journal_without_a_beginning_cannot_be_resumed(path: str) -> None:
     kill(make_store(path, fakes.make_pages(3)))
     os.truncate(path + ".journal", 10)
     with pytest.raises(TraceFormatError, match="no stream"):
         TraceStore.resume(path)
 
 
-def test_how_far_earlier_files_are_stands_in_the_next_one_and_in_the_finished_trace(path: str) -> None:
+def test_next_file_and_finished_trace_hold_the_positions_of_earlier_files(path: str) -> None:
     store = TraceStore(path, INFO, stored={3: (1 << 32, 77), 1: (5, 4)})
     store.write(fakes.make_pages(4, 2), fakes.DEFINITIONS)
     size = len(fakes.make_page().data)
@@ -518,7 +516,7 @@ def test_how_far_earlier_files_are_stands_in_the_next_one_and_in_the_finished_tr
     assert stored_positions(path) == ({3: (1 << 32, 77), 1: (5, 4), 0: (1, size)}, False)
 
 
-def test_a_page_that_restoring_finds_damaged_at_the_end_does_not_count_as_stored(path: str) -> None:
+def test_last_page_found_damaged_by_restoring_does_not_count_as_stored(path: str) -> None:
     pages = fakes.make_pages(6)
     kill(make_store(path, pages))
     for damaged in (2, 5):
@@ -527,7 +525,7 @@ def test_a_page_that_restoring_finds_damaged_at_the_end_does_not_count_as_stored
     assert stored_positions(path) == ({0: (4, len(pages[4].data))}, False)
 
 
-def test_with_sync_later_nothing_is_synced_until_then(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deferred_sync_syncs_nothing_until_then(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make_store(path, fsync=True)
     faulty = fakes.FaultyOs()
     stores.replace_os(monkeypatch, faulty)
@@ -555,7 +553,7 @@ def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("frequent_checkpoints")
 @pytest.mark.parametrize("seed", range(3))
-def test_going_on_from_a_checkpoint_is_going_on_from_the_whole_journal(
+def test_resuming_from_a_checkpoint_equals_using_the_whole_journal(
     path: str, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     generator = random.Random(seed)
@@ -582,7 +580,7 @@ def test_going_on_from_a_checkpoint_is_going_on_from_the_whole_journal(
 
 
 @pytest.mark.usefixtures("frequent_checkpoints")
-def test_only_what_comes_after_the_last_checkpoint_is_read(path: str) -> None:
+def test_only_frames_after_the_last_checkpoint_are_read(path: str) -> None:
     kill(make_store(path, fakes.make_pages(100)))
     store = TraceStore.resume(path)
     assert store.definitions == [], "they stand before it: the producer says them again"

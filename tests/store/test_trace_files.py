@@ -27,7 +27,7 @@ def test_an_existing_file_is_left_alone(path: str) -> None:
     assert (Path(path).read_text(), rest(path)) == ("mine", [])
 
 
-def test_an_unfinished_trace_is_left_alone_and_the_error_says_how_to_restore_it(path: str) -> None:
+def test_unfinished_trace_is_left_alone_and_the_error_explains_restoring(path: str) -> None:
     make_store(path, fakes.make_pages(3)).close()
     with pytest.raises(FileExistsError, match=f"aiotrace restore {path}"):
         make_store(path)
@@ -72,7 +72,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(path: str, mon
         assert os.listdir(os.path.dirname(path)) == []
 
 
-def test_remove_deletes_a_trace_and_what_belongs_to_it_but_not_a_living_one(path: str) -> None:
+def test_remove_deletes_a_trace_with_its_files_unless_it_is_being_written(path: str) -> None:
     store = make_store(path, fakes.make_pages(8, 4))
     with pytest.raises(BlockingIOError, match="running program"):
         remove(path)

@@ -19,7 +19,7 @@ def path(tmp_path: Path) -> str:
     return str(tmp_path / "trace.dat")
 
 
-def test_a_growing_trace_is_read_as_far_as_it_is(path: str) -> None:
+def test_growing_trace_is_read_up_to_its_current_end(path: str) -> None:
     pages = fakes.make_pages(20, 3)
     store = make_store(path, pages[:4])
     with UnfinishedTrace(path) as trace:
@@ -37,7 +37,7 @@ def test_a_growing_trace_is_read_as_far_as_it_is(path: str) -> None:
         assert (trace.ledger, trace.definitions, trace.definitions_missing) == (LEDGER, fakes.DEFINITIONS, 0)
 
 
-def test_the_parts_of_a_page_are_read_as_they_come_and_each_can_be_checked(path: str) -> None:
+def test_parts_of_a_page_are_read_on_arrival_and_each_can_be_checked(path: str) -> None:
     parts = fakes.cut(fakes.make_page(0, 3, 20, lost=4), 5, 5, 5)
     store = make_store(path)
     with UnfinishedTrace(path) as trace:

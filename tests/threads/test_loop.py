@@ -21,7 +21,7 @@ async def test_a_wake_from_another_thread_wakes() -> None:
         await waker.wait()
 
 
-async def test_a_wake_that_nobody_waited_for_is_kept_as_one() -> None:
+async def test_wakes_without_a_waiter_are_kept_as_one() -> None:
     waker = Waker(Loop())
     waker.wake()
     waker.wake()
@@ -48,7 +48,7 @@ async def test_a_wake_that_was_interrupted_does_not_take_the_next_one_with_it(mo
         await waker.wait()
 
 
-async def test_a_task_carries_nothing_of_the_programs_context_and_ends_when_cancelled() -> None:
+async def test_task_has_an_empty_context_and_ends_when_cancelled() -> None:
     began = anyio.Event()
 
     async def work() -> None:
@@ -64,7 +64,7 @@ async def test_a_task_carries_nothing_of_the_programs_context_and_ends_when_canc
     assert task.done
 
 
-def test_a_sweep_over_all_tasks_does_not_end_it_while_the_program_goes_on() -> None:
+def test_cancelling_all_tasks_does_not_end_the_loop_of_a_running_program() -> None:
     asyncio.run(_sweep())  # not in the plugin's loop, whose own tasks would be swept too
 
 
@@ -89,7 +89,7 @@ async def _sweep() -> None:
     await task.wait()
 
 
-def test_a_loop_that_has_ended_says_so() -> None:
+def test_ended_loop_refuses_callbacks() -> None:
     async def main() -> Any:
         return Loop()
 

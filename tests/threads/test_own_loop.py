@@ -46,7 +46,7 @@ def counting(loop: ThreadLoop) -> CountingPoll:
 
 
 @pytest.mark.pure_too
-def test_a_step_of_a_task_is_no_look_at_the_descriptors(loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_steps_do_not_each_poll_the_descriptors(loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look gives the interpreter up: a busy thread has it for 5 ms then."""
     monkeypatch.setattr(own_loop, "monotonic", lambda: 1000.0)  # whatever other programs take
 
@@ -60,7 +60,7 @@ def test_a_step_of_a_task_is_no_look_at_the_descriptors(loop: ThreadLoop, monkey
 
 
 @pytest.mark.pure_too
-def test_who_comes_by_a_descriptor_is_heard_while_steps_follow_steps(loop: ThreadLoop) -> None:
+def test_ready_descriptor_is_served_while_steps_follow_steps(loop: ThreadLoop) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         heard = loop.create_future()
@@ -79,9 +79,7 @@ def test_who_comes_by_a_descriptor_is_heard_while_steps_follow_steps(loop: Threa
 
 
 @pytest.mark.pure_too
-def test_while_steps_are_long_it_looks_at_its_descriptors_after_each(
-    loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_descriptors_are_polled_after_each_long_step(loop: ThreadLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
     monkeypatch.setattr(own_loop, "monotonic", lambda: now)
 
@@ -97,7 +95,7 @@ def test_while_steps_are_long_it_looks_at_its_descriptors_after_each(
 
 
 @pytest.mark.pure_too
-def test_it_is_woken_by_every_thread_and_each_time(loop: ThreadLoop) -> None:
+def test_loop_is_woken_by_every_thread_and_each_time(loop: ThreadLoop) -> None:
     count, threads = 2000, 3
     told = 0
     done = loop.create_future()
@@ -126,7 +124,7 @@ def test_it_is_woken_by_every_thread_and_each_time(loop: ThreadLoop) -> None:
 
 
 @pytest.mark.pure_too
-def test_a_wake_that_came_before_it_waits_is_heard(loop: ThreadLoop) -> None:
+def test_wake_before_the_wait_is_not_lost(loop: ThreadLoop) -> None:
     done = loop.create_future()
     thread = threading.Thread(target=loop.call_soon_threadsafe, args=(done.set_result, None))
     thread.start()
@@ -135,7 +133,7 @@ def test_a_wake_that_came_before_it_waits_is_heard(loop: ThreadLoop) -> None:
 
 
 @pytest.mark.pure_too
-def test_its_descriptors_are_out_of_the_way_and_gone_when_it_is_closed() -> None:
+def test_descriptors_are_high_and_closed_with_the_loop() -> None:
     before = set(os.listdir("/proc/self/fd"))
     loop = ThreadLoop()
     ours = set(map(int, set(os.listdir("/proc/self/fd")) - before))
@@ -150,7 +148,7 @@ def test_its_descriptors_are_out_of_the_way_and_gone_when_it_is_closed() -> None
 
 
 @pytest.mark.pure_too
-def test_its_alarm_is_not_closed_while_somebody_is_about_to_ring_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_alarm_is_not_closed_while_a_thread_is_about_to_ring_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A trace that is opened just then would have its number, and get the 8 bytes."""
     loop = ThreadLoop()
     is_open = []
@@ -167,7 +165,7 @@ def test_its_alarm_is_not_closed_while_somebody_is_about_to_ring_it(monkeypatch:
 
 
 @pytest.mark.pure_too
-def test_where_the_program_closed_its_descriptors_nothing_is_raised() -> None:
+def test_loop_with_descriptors_closed_by_the_program_does_not_raise() -> None:
     loop = ThreadLoop()
     os.close(loop.fileno())
     loop._write_to_self()
@@ -175,7 +173,7 @@ def test_where_the_program_closed_its_descriptors_nothing_is_raised() -> None:
 
 
 @pytest.mark.skipif(c_module is None, reason="of the C module alone")
-def test_ringing_the_alarm_adds_one_and_says_what_is_wrong() -> None:
+def test_ringing_the_alarm_adds_one_or_raises() -> None:
     assert c_module is not None
     alarm = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
     try:

@@ -22,14 +22,14 @@ async def test_jobs_run_one_at_a_time_in_order_in_one_thread() -> None:
     assert threading.get_ident() not in {ident for _, ident in ran}
 
 
-async def test_a_result_and_an_error_come_back() -> None:
+async def test_result_and_error_are_returned() -> None:
     async with worker_thread("test") as worker:
         assert await worker.run(divmod, 7, 2) == (3, 1)
         with pytest.raises(ZeroDivisionError):
             await worker.run(divmod, 7, 0)
 
 
-async def test_the_end_of_a_job_is_told_in_the_loop_once_and_its_outcome_waits() -> None:
+async def test_end_of_a_job_is_reported_once_and_its_outcome_is_kept() -> None:
     go_on, told = threading.Event(), list[int]()
     async with worker_thread("test") as worker:
         jobs = [worker.start(go_on.wait, 30), worker.start(divmod, 7, 2), worker.start(divmod, 7, 0)]
@@ -46,7 +46,7 @@ async def test_the_end_of_a_job_is_told_in_the_loop_once_and_its_outcome_waits()
 
 
 @pytest.mark.parametrize("reason", ["can't create new thread at interpreter shutdown", "can't start new thread"])
-async def test_a_worker_that_is_made_when_the_interpreter_ends_does_without_a_thread(
+async def test_worker_created_at_interpreter_exit_runs_without_a_thread(
     monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     """As CPython 3.12 has it; a system that has no thread left is an error."""

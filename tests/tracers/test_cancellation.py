@@ -98,7 +98,7 @@ async def clean_up(scope: anyio.CancelScope, release: anyio.Event) -> None:
 
 @needs_c
 @pytest.mark.anyio
-async def test_a_task_that_cleans_up_for_too_long_is_told_with_who_asked_and_where_it_stands() -> None:
+async def test_overlong_cleanup_is_reported_with_requester_and_current_line() -> None:
     scope, release = anyio.CancelScope(), anyio.Event()
     with watched(FOREVER) as told:
         async with anyio.create_task_group() as group:
@@ -120,7 +120,7 @@ async def test_a_task_that_cleans_up_for_too_long_is_told_with_who_asked_and_whe
 
 @needs_c
 @pytest.mark.anyio
-async def test_one_that_obeys_or_whose_scope_is_left_is_not_told_of() -> None:
+async def test_obeyed_or_left_cancellation_is_not_reported() -> None:
     with watched(FOREVER) as told:
         with anyio.CancelScope() as scope:
             scope.cancel()
@@ -139,7 +139,7 @@ async def test_one_that_obeys_or_whose_scope_is_left_is_not_told_of() -> None:
 
 @needs_c
 @pytest.mark.anyio
-async def test_of_the_tasks_of_a_scope_those_that_have_ended_obeyed() -> None:
+async def test_ended_tasks_of_a_scope_obeyed() -> None:
     scope, release = anyio.CancelScope(), anyio.Event()
     with watched(FOREVER) as told:
         async with anyio.create_task_group() as group:
@@ -192,7 +192,7 @@ async def stubborn() -> AsyncIterator[tuple[asyncio.Task[None], asyncio.Event]]:
 
 @needs_c
 @pytest.mark.asyncio
-async def test_one_that_swallows_it_is_told_once_for_each_request_that_stands() -> None:
+async def test_swallowed_cancellation_is_reported_once_per_pending_request() -> None:
     with watched() as told:
         async with stubborn() as (task, _):
             task.cancel()
@@ -215,7 +215,7 @@ async def test_one_that_swallows_it_is_told_once_for_each_request_that_stands() 
 
 @needs_c
 @pytest.mark.asyncio
-async def test_a_request_that_is_taken_back_in_time_is_not_told_of() -> None:
+async def test_request_withdrawn_in_time_is_not_reported() -> None:
     with watched(FOREVER) as told:
         async with stubborn() as (task, _):
             task.cancel()
@@ -227,7 +227,7 @@ async def test_a_request_that_is_taken_back_in_time_is_not_told_of() -> None:
 
 @needs_c
 @pytest.mark.asyncio
-async def test_of_one_that_runs_and_does_not_yield_the_line_where_it_runs_is_told() -> None:
+async def test_running_task_that_does_not_yield_is_reported_with_its_line() -> None:
     def spin() -> None:
         looker = threading.Thread(target=look_now)
         looker.start()
@@ -304,7 +304,7 @@ def threads() -> list[threading.Thread]:
 
 @needs_c
 @pytest.mark.asyncio
-async def test_its_thread_is_there_while_somebody_watches_and_ends_at_once() -> None:
+async def test_thread_exists_only_while_cancellations_are_watched() -> None:
     with watched(FOREVER):
         ours = threads()
         assert len(ours) == 1
@@ -318,13 +318,13 @@ async def test_its_thread_is_there_while_somebody_watches_and_ends_at_once() -> 
 
 @needs_c
 @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan")])
-def test_what_is_no_time_is_refused(timeout: float) -> None:
+def test_invalid_time_is_refused(timeout: float) -> None:
     with aiotrace.recording() as recording, pytest.raises(aiotrace.ConfigurationError, match="a time in seconds"):
         recording.watch_cancellations(timeout)
 
 
 @pytest.mark.pure_too
 @pytest.mark.skipif(c_module is not None, reason="what the twin says")
-def test_without_the_c_module_it_says_so() -> None:
+def test_watching_cancellations_requires_the_c_module() -> None:
     with aiotrace.recording() as recording, pytest.raises(aiotrace.ConfigurationError, match="C module"):
         recording.watch_cancellations()

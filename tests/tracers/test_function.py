@@ -165,7 +165,7 @@ def test_coroutines_of_one_loop_do_not_nest_in_each_other(calls: Calls) -> None:
     assert len(calls.calls) == 9 * 6
 
 
-def test_an_exit_tells_how_long_it_took(calls: Calls) -> None:
+def test_exit_event_has_its_duration(calls: Calls) -> None:
     with aiotrace.recording(calls) as recording:
         recording.enable("function_graph:*")
         middle()
@@ -182,7 +182,7 @@ def test_an_exit_tells_how_long_it_took(calls: Calls) -> None:
     assert 0 < total < exit.fields["rettime"] - exit.fields["calltime"]
 
 
-def test_function_tells_what_was_called_from_where(calls: Calls) -> None:
+def test_function_event_has_callee_and_caller(calls: Calls) -> None:
     with aiotrace.recording(calls) as recording:
         recording.enable("function:*")
         top()
@@ -193,7 +193,7 @@ def test_function_tells_what_was_called_from_where(calls: Calls) -> None:
     ]  # fmt: skip
 
 
-def test_both_at_once_and_each_stops_alone(calls: Calls) -> None:
+def test_both_tracers_run_together_and_stop_independently(calls: Calls) -> None:
     with aiotrace.recording(calls) as recording:
         recording.enable("function")
         recording.enable("function_graph")
@@ -224,7 +224,7 @@ def test_another_recording_has_none_of_it(calls: Calls) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_threads_are_traced_each_with_a_stack_of_its_own(calls: Calls, before: bool) -> None:
+def test_each_thread_is_traced_with_its_own_stack(calls: Calls, before: bool) -> None:
     go = threading.Event()
     threads = [threading.Thread(target=lambda: (go.wait(), [top() for _ in range(50)])) for _ in range(3)]
     with aiotrace.recording(calls, pages=256, page_size=4096) as recording:
@@ -245,7 +245,7 @@ def test_threads_are_traced_each_with_a_stack_of_its_own(calls: Calls, before: b
     assert len(tops) == 2, "at one depth"
 
 
-def test_deep_recursion_is_told_of(calls: Calls) -> None:
+def test_deep_recursion_is_reported(calls: Calls) -> None:
     with aiotrace.recording(calls, pages=64) as recording:
         recording.enable("function_graph:*")
         recursive(600)
@@ -295,7 +295,7 @@ def test_a_call_in_whose_middle_tracing_begins_or_ends_is_left_out(calls: Calls)
     ]  # fmt: skip
 
 
-def test_the_end_of_a_call_that_was_entered_in_an_earlier_tracing_is_left_out(calls: Calls) -> None:
+def test_return_from_a_call_entered_in_an_earlier_tracing_is_omitted(calls: Calls) -> None:
     with aiotrace.recording(calls) as recording:
 
         def top() -> None:
@@ -310,7 +310,7 @@ def test_the_end_of_a_call_that_was_entered_in_an_earlier_tracing_is_left_out(ca
     assert found == [">top 0", ">leaf 0", "<leaf 0"]
 
 
-def test_calls_that_are_deeper_than_is_kept_are_left_out_and_the_rest_is_right(calls: Calls) -> None:
+def test_calls_deeper_than_the_limit_are_omitted_and_the_rest_is_right(calls: Calls) -> None:
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(100_000)
     try:
@@ -419,7 +419,7 @@ def test_limits_may_change_in_the_middle_and_end_with_their_recording(calls: Cal
     assert [call for call in traced() if "middle" in call] == [">middle 2", "<middle 2"], "nothing of it is left"
 
 
-def test_of_two_recordings_each_sees_what_one_takes(calls: Calls) -> None:
+def test_both_recordings_see_what_either_of_them_records(calls: Calls) -> None:
     with aiotrace.recording(calls) as recording:
         recording.limit("*.leaf")
         recording.enable("function_graph:*")
@@ -433,7 +433,7 @@ def test_of_two_recordings_each_sees_what_one_takes(calls: Calls) -> None:
     assert calls.calls == [">middle 0", ">leaf 1", "<leaf 1", ">leaf 1", "<leaf 1", "<middle 0", *leaves]
 
 
-def test_a_selection_says_which_limits_were_of_no_function() -> None:
+def test_selection_names_limits_that_matched_no_function() -> None:
     with aiotrace.recording() as recording:
         recording.limit("*.leaf")
         recording.limit("*.laef")
@@ -480,7 +480,7 @@ def test_a_hook_that_is_called_with_no_function_does_nothing(name: str) -> None:
     assert results == [None] * 4
 
 
-def test_a_function_that_cannot_be_located_is_passed_over(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_function_that_cannot_be_located_is_skipped(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
     locate = definitions.DEFINITIONS.locate
 
     def fail(code: CodeType, line: int | None) -> int:
@@ -529,7 +529,7 @@ def test_a_full_page_costs_nothing_and_is_counted(calls: Calls) -> None:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="from 3.12 on several tools may trace")
-def test_another_profiler_is_not_put_out() -> None:
+def test_another_profiler_is_not_removed() -> None:
     def other(*_: object) -> None:
         pass
 

@@ -107,9 +107,7 @@ async def run_tasks(*functions: Callable[[], Coroutine[Any, Any, None]]) -> None
 
 
 @needs_c
-def test_a_switch_to_a_task_is_taken_back_and_the_pid_of_the_records_follows(
-    tmp_path: Path, anyio_backend: Any
-) -> None:
+def test_pid_of_records_follows_each_switch_to_a_task_and_back(tmp_path: Path, anyio_backend: Any) -> None:
     async def one() -> None:
         mark(1)
         await anyio.lowlevel.checkpoint()
@@ -135,7 +133,7 @@ def test_a_switch_to_a_task_is_taken_back_and_the_pid_of_the_records_follows(
 
 
 @needs_c
-def test_a_task_is_left_waiting_or_done_as_it_is(tmp_path: Path, anyio_backend: Any) -> None:
+def test_previous_state_of_a_switch_is_waiting_or_done(tmp_path: Path, anyio_backend: Any) -> None:
     async def sleeper() -> None:
         await anyio.lowlevel.checkpoint()
         await anyio.sleep(0.001)
@@ -159,7 +157,7 @@ def test_a_task_is_left_waiting_or_done_as_it_is(tmp_path: Path, anyio_backend: 
 
 
 @needs_c
-def test_who_wakes_a_task_is_told_unless_it_goes_on_by_itself(tmp_path: Path, anyio_backend: Any) -> None:
+def test_waker_of_a_task_is_recorded_unless_it_resumes_by_itself(tmp_path: Path, anyio_backend: Any) -> None:
     event = anyio.Event()
 
     async def waits() -> None:
@@ -183,7 +181,7 @@ def test_who_wakes_a_task_is_told_unless_it_goes_on_by_itself(tmp_path: Path, an
 
 
 @needs_c
-def test_trace_cmd_prints_the_switches_as_it_prints_the_kernels_and_so_do_we(
+def test_trace_cmd_and_report_print_our_switches_like_kernel_ones(
     tmp_path: Path, anyio_backend: Any, trace_cmd: str
 ) -> None:
     async def sleeper() -> None:
@@ -204,9 +202,7 @@ def test_trace_cmd_prints_the_switches_as_it_prints_the_kernels_and_so_do_we(
 
 
 @needs_c
-def test_a_filter_of_switches_has_the_names_and_what_it_takes_is_told_by_python(
-    tmp_path: Path, anyio_backend: Any
-) -> None:
+def test_switch_filter_sees_task_names_and_python_emits_its_matches(tmp_path: Path, anyio_backend: Any) -> None:
     async def long_named() -> None:
         await anyio.sleep(0.001)
 
@@ -300,7 +296,7 @@ def test_switches_are_chosen_by_their_own_name(glob: str) -> None:
 
 
 @needs_c
-def test_where_they_are_off_nothing_is_told(tmp_path: Path, anyio_backend: Any) -> None:
+def test_disabled_switches_emit_nothing(tmp_path: Path, anyio_backend: Any) -> None:
     async def main() -> None:
         await anyio.sleep(0.001)
 
@@ -314,7 +310,7 @@ def test_where_they_are_off_nothing_is_told(tmp_path: Path, anyio_backend: Any) 
 
 
 @needs_c
-def test_a_step_in_which_they_go_on_or_off_has_no_half(tmp_path: Path, anyio_backend: Any) -> None:
+def test_step_in_which_switches_are_toggled_has_no_half(tmp_path: Path, anyio_backend: Any) -> None:
     trace = Trace(tmp_path / "trace.dat")
 
     async def main() -> None:

@@ -147,7 +147,7 @@ async def stall_in_task(function: Callable[[], None]) -> int:
 
 @needs_c
 @pytest.mark.anyio
-async def test_a_stall_is_noticed_has_a_stack_with_its_line_and_an_end_on_each_runtime() -> None:
+async def test_stall_is_noticed_with_its_stack_line_and_end_on_each_runtime() -> None:
     with watched() as (_, stalls):
         id = await stall_in_task(block)
     end = stalls.longest(id)
@@ -173,7 +173,7 @@ def test_a_stall_has_a_line_and_a_cause(planted: tuple[Callable[[], None], set[s
 
 
 @needs_c
-def test_what_holds_the_gil_is_noticed_while_it_does() -> None:
+def test_call_that_holds_the_gil_is_noticed_meanwhile() -> None:
     def hold() -> None:
         ctypes.PyDLL(None).usleep(int(3 * LONG * 1e6))
 
@@ -208,7 +208,7 @@ def test_waiting_for_the_gil_is_a_cause() -> None:
 
 
 @needs_c
-def test_a_program_that_does_not_stall_is_told_nothing() -> None:
+def test_program_without_a_stall_emits_no_events() -> None:
     async def main() -> None:
         for _ in range(2000):
             await asyncio.sleep(0)
@@ -219,7 +219,7 @@ def test_a_program_that_does_not_stall_is_told_nothing() -> None:
 
 
 @needs_c
-def test_a_callback_that_is_no_tasks_stalls_its_loop_too() -> None:
+def test_callback_outside_of_tasks_also_stalls_its_loop() -> None:
     async def main() -> None:
         done = asyncio.Event()
 
@@ -254,7 +254,7 @@ async def _call(function: Callable[[], None]) -> None:
 
 
 @needs_c
-def test_the_loops_of_several_threads_are_watched_at_once() -> None:
+def test_loops_of_several_threads_are_watched_together() -> None:
     both = threading.Barrier(2)
     ids: list[int] = []
 
@@ -277,7 +277,7 @@ def test_the_loops_of_several_threads_are_watched_at_once() -> None:
 
 
 @needs_c
-def test_what_is_over_when_the_gil_is_free_has_no_stack() -> None:
+def test_stall_that_ended_before_the_gil_was_free_has_no_stack() -> None:
     async def main() -> None:
         asyncio.get_running_loop().call_soon(ctypes.PyDLL(None).usleep, int(2 * LONG * 1e6))  # no Python code at all
         await asyncio.sleep(0.01)
@@ -328,7 +328,7 @@ def test_a_recording_without_a_free_slot_is_written_by_the_sampler() -> None:
 
 
 @needs_c
-def test_each_recording_has_the_stalls_and_the_lesser_threshold_goes_for_both() -> None:
+def test_both_recordings_get_stalls_at_the_lower_threshold() -> None:
     with watched(30) as (_, one):
         with watched() as (_, other):
             id = asyncio.run(stall_in_task(block))
@@ -376,7 +376,7 @@ def test_pages_are_turned_before_they_are_full() -> None:
 
 
 @needs_c
-def test_what_finds_no_page_is_counted() -> None:
+def test_stall_events_without_a_page_are_counted() -> None:
     with aiotrace.recording(page_size=4096, pages=8) as recording:  # no sink: nothing comes home
         recording.disable("all")
         recording.watch_stalls(0.001)
@@ -512,7 +512,7 @@ recording.close()
 
 
 @needs_c
-def test_a_fork_in_the_middle_of_a_stall_leaves_the_child_without_a_watch_until_it_starts_its_own(
+def test_child_forked_during_a_stall_has_no_watch_until_it_starts_one(
     tmp_path: Path,
 ) -> None:
     run(tmp_path, FORK)

@@ -133,7 +133,7 @@ async def test_a_task_that_is_spawned_by_a_task_knows_its_parent(tmp_path: Path)
 
 @needs_c
 @pytest.mark.anyio
-async def test_what_a_task_waits_for_is_the_innermost_coroutine(tmp_path: Path) -> None:
+async def test_wait_of_a_task_is_its_innermost_coroutine(tmp_path: Path) -> None:
     event = anyio.Event()
 
     async def waits() -> None:
@@ -151,7 +151,7 @@ async def test_what_a_task_waits_for_is_the_innermost_coroutine(tmp_path: Path) 
 
 
 @needs_c
-def test_who_waits_where_a_runtime_waits_for_everything_is_told_apart_each_time(tmp_path: Path) -> None:
+def test_waits_in_a_shared_runtime_function_are_distinguished_by_caller(tmp_path: Path) -> None:
     trio = pytest.importorskip("trio")
 
     async def first() -> None:
@@ -177,7 +177,7 @@ def test_who_waits_where_a_runtime_waits_for_everything_is_told_apart_each_time(
 
 
 @needs_c
-def test_what_is_switched_on_while_a_task_lives_is_told_of_its_next_step(tmp_path: Path) -> None:
+def test_events_enabled_during_a_task_start_with_its_next_step(tmp_path: Path) -> None:
     async def lives() -> None:
         for number in range(6):
             if number == 4:
@@ -199,7 +199,7 @@ def test_what_is_switched_on_while_a_task_lives_is_told_of_its_next_step(tmp_pat
 
 @needs_c
 @pytest.mark.anyio
-async def test_a_step_says_when_and_by_whom_it_was_made_ready(tmp_path: Path, anyio_backend: Any) -> None:
+async def test_step_has_the_time_and_the_cause_of_its_wakeup(tmp_path: Path, anyio_backend: Any) -> None:
     event = anyio.Event()
 
     async def waits() -> None:
@@ -236,7 +236,7 @@ async def test_a_task_that_raises_is_done_so(tmp_path: Path) -> None:
 
 @needs_c
 @pytest.mark.anyio
-async def test_a_cancelled_task_that_cleans_up_has_caught_it_and_is_done_cancelled(tmp_path: Path) -> None:
+async def test_cancelled_task_that_cleans_up_is_caught_and_done_cancelled(tmp_path: Path) -> None:
     async def cleans_up() -> None:
         try:
             await anyio.sleep_forever()
@@ -288,7 +288,7 @@ async def test_two_recordings_are_both_given_every_step(tmp_path: Path) -> None:
 
 @needs_c
 @pytest.mark.anyio
-async def test_introspection_looks_as_it_did(tmp_path: Path, anyio_backend: Any) -> None:
+async def test_introspection_is_unchanged(tmp_path: Path, anyio_backend: Any) -> None:
     seen: list[Any] = []
 
     async def looks() -> None:
@@ -339,7 +339,7 @@ def run(main: Callable[[], Awaitable[None]], debug: bool = False) -> None:
 
 
 @needs_c
-def test_who_asks_for_a_cancellation_is_told_with_the_line_and_the_message(tmp_path: Path) -> None:
+def test_cancellation_request_has_its_requester_line_and_message(tmp_path: Path) -> None:
     async def victim() -> None:
         await asyncio.Event().wait()
 
@@ -362,7 +362,7 @@ def test_who_asks_for_a_cancellation_is_told_with_the_line_and_the_message(tmp_p
 
 
 @needs_c
-def test_a_swallowed_cancellation_is_told_with_the_line_where_the_task_goes_on(tmp_path: Path) -> None:
+def test_swallowed_cancellation_has_the_line_where_the_task_resumes(tmp_path: Path) -> None:
     async def stubborn() -> None:
         try:
             await asyncio.Event().wait()
@@ -400,7 +400,7 @@ def test_a_cancellation_that_is_taken_back_is_not_swallowed(tmp_path: Path) -> N
 
 
 @needs_c
-def test_a_cancellation_before_the_first_step_is_told(tmp_path: Path) -> None:
+def test_cancellation_before_the_first_step_is_recorded(tmp_path: Path) -> None:
     async def never() -> None:
         raise AssertionError
 
@@ -416,7 +416,7 @@ def test_a_cancellation_before_the_first_step_is_told(tmp_path: Path) -> None:
 
 
 @needs_c
-def test_who_cancels_a_task_that_is_ready_or_runs_is_known_too(tmp_path: Path) -> None:
+def test_requester_is_known_for_a_ready_or_running_task(tmp_path: Path) -> None:
     async def ready() -> None:
         await asyncio.sleep(0)
 
@@ -441,7 +441,7 @@ def test_who_cancels_a_task_that_is_ready_or_runs_is_known_too(tmp_path: Path) -
 
 @needs_c
 @pytest.mark.anyio
-async def test_a_task_group_that_cancels_its_own_is_told(tmp_path: Path, anyio_backend: Any) -> None:
+async def test_task_group_that_cancels_its_tasks_is_recorded(tmp_path: Path, anyio_backend: Any) -> None:
     async def waits() -> None:
         await anyio.sleep_forever()
 
@@ -456,7 +456,7 @@ async def test_a_task_group_that_cancels_its_own_is_told(tmp_path: Path, anyio_b
 
 @needs_c
 @pytest.mark.anyio
-async def test_who_waits_for_a_task_is_woken_by_it(tmp_path: Path, anyio_backend: Any) -> None:
+async def test_ending_task_wakes_its_waiter(tmp_path: Path, anyio_backend: Any) -> None:
     if is_trio(anyio_backend):
         pytest.skip("trio says nothing of it")
 
@@ -475,7 +475,7 @@ async def test_who_waits_for_a_task_is_woken_by_it(tmp_path: Path, anyio_backend
 
 @needs_c
 @pytest.mark.parametrize("kind", ["C", "Python"])
-def test_the_coroutine_of_a_task_is_its_own_to_whoever_asks(tmp_path: Path, kind: str) -> None:
+def test_task_returns_its_original_coroutine(tmp_path: Path, kind: str) -> None:
     make: Any = asyncio.Task if kind == "C" else asyncio.tasks._PyTask  # type: ignore[attr-defined]
 
     async def waits(event: asyncio.Event) -> None:
@@ -525,7 +525,7 @@ def test_a_task_that_is_destroyed_pending_is_lost(tmp_path: Path) -> None:
 
 
 @needs_c
-def test_at_the_end_the_tasks_of_closed_loops_are_lost_and_the_others_alive(tmp_path: Path) -> None:
+def test_tasks_of_closed_loops_are_lost_at_the_end_and_others_alive(tmp_path: Path) -> None:
     async def waits() -> None:
         await asyncio.get_running_loop().create_future()
 
@@ -546,7 +546,7 @@ def test_at_the_end_the_tasks_of_closed_loops_are_lost_and_the_others_alive(tmp_
 
 
 @needs_c
-def test_a_keyframe_says_which_tasks_live(tmp_path: Path) -> None:
+def test_keyframe_lists_living_tasks(tmp_path: Path) -> None:
     async def waits(event: asyncio.Event) -> None:
         await event.wait()
 
@@ -610,7 +610,7 @@ def test_tasks_written_in_python_are_traced_as_those_in_c(tmp_path: Path) -> Non
 
 
 @needs_c
-def test_a_callback_that_is_a_method_of_a_task_is_no_step_of_it(tmp_path: Path) -> None:
+def test_callback_that_is_a_method_of_a_task_is_not_a_step(tmp_path: Path) -> None:
     async def victim() -> None:
         await asyncio.Event().wait()
 
@@ -720,7 +720,7 @@ def test_an_exception_of_a_callback_goes_to_the_loops_handler_as_it_did(tmp_path
 
 @needs_c
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_what_ends_a_program_passes_through_a_handle(tmp_path: Path, error: type[BaseException]) -> None:
+def test_exception_that_ends_a_program_passes_through_a_handle(tmp_path: Path, error: type[BaseException]) -> None:
     def ends() -> None:
         raise error(3)
 
@@ -756,7 +756,7 @@ def test_a_callback_runs_in_its_context_and_a_foreign_context_by_its_run(tmp_pat
 
 
 @needs_c
-def test_handles_are_put_back_unless_somebody_came_on_top(tmp_path: Path) -> None:
+def test_handles_are_restored_unless_patched_again(tmp_path: Path) -> None:
     plain = asyncio.Handle
     assert asyncio.events.Handle is plain
     with tracing(tmp_path):
@@ -829,7 +829,7 @@ def test_iterations_of_a_loop_are_recorded_by_a_tracer_of_their_own(tmp_path: Pa
 
 
 @needs_c
-def test_the_loop_of_aiotrace_is_none_of_the_programs(tmp_path: Path) -> None:
+def test_loop_of_aiotrace_is_not_traced(tmp_path: Path) -> None:
     came = threading.Event()
 
     async def sink(stream: aiotrace.abc.PageStream) -> None:
@@ -903,7 +903,7 @@ def test_a_loop_that_was_made_before_is_traced(tmp_path: Path, runtime: str) -> 
 
 
 @needs_c
-def test_a_forked_child_knows_no_task_and_its_own_look_as_they_did(tmp_path: Path) -> None:
+def test_forked_child_knows_no_task_and_leaves_its_tasks_unchanged(tmp_path: Path) -> None:
     assert c_module is not None
 
     async def forks() -> int:
@@ -926,7 +926,7 @@ def test_a_forked_child_knows_no_task_and_its_own_look_as_they_did(tmp_path: Pat
 
 @needs_c
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks run at once from 3.12 on")
-def test_an_eager_first_step_has_the_tasks_own_pid_and_the_factory_is_seen_as_it_was(tmp_path: Path) -> None:
+def test_eager_first_step_has_the_pid_of_its_task_and_factory_is_unchanged(tmp_path: Path) -> None:
     async def at_once(number: int) -> None:
         mark(number)
         if number:

@@ -58,7 +58,7 @@ def test_a_tracer_leaves_the_program_as_it_found_it(system: str) -> None:
     assert hooks() == before
 
 
-def test_a_patch_on_top_of_ours_stays_and_ours_passes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patch_above_ours_stays_and_ours_delegates(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     with traced("log:*"):
         ours = logging.Logger.handle
@@ -81,7 +81,7 @@ def test_a_run_of_the_collector_has_begin_end_and_length() -> None:
     assert 0 < end.fields["duration_ns"] <= end.timestamp_ns - begin.timestamp_ns + 1_000_000
 
 
-def test_a_thread_is_told_from_within_itself() -> None:
+def test_thread_event_is_emitted_by_the_thread_itself() -> None:
     ids = []
     with traced("thread:*") as events:
         thread = threading.Thread(target=lambda: ids.append(threading.get_native_id()), name="worker-7")
@@ -93,7 +93,7 @@ def test_a_thread_is_told_from_within_itself() -> None:
     assert start.fields["daemon"] in (0, False)
 
 
-def test_a_log_record_is_taken_without_a_handler_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+def test_log_record_is_captured_without_adding_a_handler(caplog: pytest.LogCaptureFixture) -> None:
     handlers = list(logging.getLogger().handlers)
     with traced("log:record") as events:
         assert logging.getLogger().handlers == handlers
@@ -120,7 +120,7 @@ def test_a_thread_has_its_name_and_no_second_thread_is_made_of_it(event: str) ->
     assert [found.comm for found in events()] == ["worker"]
 
 
-def test_a_thread_without_a_thread_object_is_called_a_thread_and_none_is_made() -> None:
+def test_thread_without_a_thread_object_is_named_without_creating_one() -> None:
     before = threading.enumerate()
     ended = threading.Lock()
     ended.acquire()
@@ -159,7 +159,7 @@ def test_a_warning_is_shown_with_the_object_that_it_is_about(monkeypatch: pytest
     assert [message.source for message in shown] == [left_open]
 
 
-def test_an_exception_that_nobody_caught_has_a_type_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uncaught_exception_has_a_type_and_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
     with traced("exception:unhandled") as events:
         thread = threading.Thread(target=lambda: [][1])
@@ -180,7 +180,7 @@ def test_a_raised_exception_is_recorded_where_it_is_raised() -> None:
     assert sites[0].startswith("test_tracers.py:")
 
 
-def test_an_audit_event_is_an_event_of_its_own(tmp_path: Any) -> None:
+def test_each_audit_event_is_a_separate_event(tmp_path: Any) -> None:
     class Own:
         def __repr__(self) -> str:
             raise AssertionError("a repr is foreign code")
@@ -194,7 +194,7 @@ def test_an_audit_event_is_an_event_of_its_own(tmp_path: Any) -> None:
     assert found["audit:my_event"] == "'text', 7, <Own>"
 
 
-def test_audit_events_of_ours_are_none_of_the_program() -> None:
+def test_audit_events_caused_by_us_are_not_recorded() -> None:
     async def suspended() -> None: ...
 
     coroutine = suspended()
@@ -205,7 +205,7 @@ def test_audit_events_of_ours_are_none_of_the_program() -> None:
     assert [name for event in events() if (name := event.name) in OF_OURS] == ["audit:its_own"]
 
 
-def test_audit_events_with_impossible_names_are_told_as_others() -> None:
+def test_audit_events_with_invalid_names_are_recorded_as_other() -> None:
     with traced("audit:other") as events:
         sys.audit("no name\n", 1)
     assert [(event.fields["name"], event.fields["arguments"]) for event in events()] == [("no name\n", "1")]

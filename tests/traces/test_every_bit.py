@@ -85,7 +85,7 @@ def check(path: Path, bits_of: dict[bool, list[tuple[int, int]]]) -> None:
         assert (events, found) == (intact, False), place
 
 
-def test_a_changed_bit_is_found_or_says_nothing(path: Path) -> None:
+def test_changed_bit_is_found_or_has_no_effect(path: Path) -> None:
     """One bit, at random, of every third byte that says something, and of every hundredth of the others: the long test
     takes all."""
     generator = random.Random(1)
@@ -97,7 +97,7 @@ def test_a_changed_bit_is_found_or_says_nothing(path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("bit", range(8))
-def test_every_changed_bit_is_found_or_says_nothing(path: Path, bit: int) -> None:
+def test_every_changed_bit_is_found_or_has_no_effect(path: Path, bit: int) -> None:
     said, silent = places(path.read_bytes())
     check(path, {True: [(at, bit) for at in said], False: [(at, bit) for at in silent[bit::7]]})
 

@@ -30,7 +30,7 @@ def test_every_event_of_the_kernels_agrees_with_trace_cmd(kind: str, trace_cmd: 
 
 
 @pytest.mark.root
-def test_events_that_the_kernel_refused_are_told_after_the_last_page(trace_cmd: str, tmp_path: Path) -> None:
+def test_events_refused_by_the_kernel_are_reported_after_the_last_page(trace_cmd: str, tmp_path: Path) -> None:
     """Pages tell of what was overwritten only; what found no room stands in the account of trace-cmd's file."""
     path = tmp_path / "trace.dat"
     with instance() as folder:
@@ -71,7 +71,7 @@ GETSID, GETPGRP = 124, 111
 
 @pytest.mark.root
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="NOT RUN: the numbers of system calls are of x86-64")
-def test_a_trace_of_ours_and_one_of_the_kernels_merge_event_by_event(trace_cmd: str, tmp_path: Path) -> None:
+def test_our_trace_and_a_kernel_trace_merge_event_by_event(trace_cmd: str, tmp_path: Path) -> None:
     ours, kernels = tmp_path / "ours.dat", tmp_path / "kernels.dat"
     with instance() as folder:
         (folder / "trace_clock").write_text("mono")

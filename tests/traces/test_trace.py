@@ -39,7 +39,7 @@ KEPT = sorted(path.name for path in DATA.glob("*.dat"))
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_kept_traces_of_the_kernel_agree_with_what_trace_cmd_said(name: str) -> None:
+def test_stored_kernel_traces_agree_with_the_output_of_trace_cmd(name: str) -> None:
     expected = gzip.decompress((DATA / f"{name.partition('-')[0]}.txt.gz").read_bytes())
     with open_trace(DATA / name) as trace:
         assert kernel.compare(trace, expected.decode("utf-8", "surrogateescape")) > 1000
@@ -50,7 +50,7 @@ def test_kept_traces_of_the_kernel_agree_with_what_trace_cmd_said(name: str) -> 
 # --- our own traces -----------------------------------------------------------------------------
 
 
-def test_every_kind_of_field_comes_back(tmp_path: Path) -> None:
+def test_every_kind_of_field_round_trips(tmp_path: Path) -> None:
     store(tmp_path / "t", [page([-5])])
     with open_trace(tmp_path / "t") as trace:
         (event,) = trace
@@ -61,7 +61,7 @@ def test_every_kind_of_field_comes_back(tmp_path: Path) -> None:
 
 
 @given(text=st.text(), data=st.binary(max_size=100), number=st.integers(-(2**63), 2**63 - 1))
-def test_strings_and_bytes_of_any_content_come_back(text: str, data: bytes, number: int) -> None:
+def test_strings_and_bytes_of_any_content_round_trip(text: str, data: bytes, number: int) -> None:
     raw = encode_record(0, payload(number, text, data))
     entry = PageEntry(0, 0, 0, True, 1, 0, 3, 1000, len(raw))
     (event,) = Decoder(definitions()).events(StoredPage(entry, memoryview(raw)))
@@ -79,7 +79,7 @@ def test_writers_are_merged_by_time_and_equal_times_by_writer(tmp_path: Path) ->
         assert numbers(list(trace)) == [10, 30, 20, 11, 31, 21, 12, 22], "and again"
 
 
-def test_a_loss_stands_before_the_page_that_follows_it(tmp_path: Path) -> None:
+def test_loss_precedes_the_page_that_follows_it(tmp_path: Path) -> None:
     store(tmp_path / "t", [page([1]), page([2], sequence=1, start=2000, lost=7)])
     with open_trace(tmp_path / "t") as trace:
         events = list(trace)
@@ -99,7 +99,7 @@ def test_a_loss_after_the_last_page_is_the_last_event_of_its_writer(tmp_path: Pa
         assert trace.losses[0].count == 9
 
 
-def test_losses_are_told_whatever_is_chosen(tmp_path: Path) -> None:
+def test_losses_are_reported_for_any_selection(tmp_path: Path) -> None:
     store(tmp_path / "t", [page([1]), page([2], sequence=1, lost=7)])
     with open_trace(tmp_path / "t") as trace:
         assert numbers(list(trace.events("nothing:*"))) == [7]
@@ -121,7 +121,7 @@ def test_events_are_chosen_by_name_time_writer_task_and_field(tmp_path: Path) ->
         assert numbers(list(trace.events(where='comm ~ "a thread*" && cpu == 3'))) == [4]
 
 
-def test_a_changed_bit_in_a_page_of_ours_costs_that_page_and_counts_its_events(tmp_path: Path) -> None:
+def test_changed_bit_in_our_page_loses_only_that_page_and_counts_events(tmp_path: Path) -> None:
     path = tmp_path / "t"
     store(path, [page([1, 2, 3]), page([4], sequence=1, start=2000)])
     raw = bytearray(path.read_bytes())
@@ -135,7 +135,7 @@ def test_a_changed_bit_in_a_page_of_ours_costs_that_page_and_counts_its_events(t
         assert trace.damage_count == 1
 
 
-def test_an_unfinished_trace_is_read_as_it_is(tmp_path: Path) -> None:
+def test_unfinished_trace_is_readable(tmp_path: Path) -> None:
     store(tmp_path / "t", [page([1]), page([2], writer=5, start=1001)], finish=False)
     with open_trace(tmp_path / "t") as trace:
         assert not trace.complete
@@ -159,7 +159,7 @@ def test_a_torn_page_of_an_unfinished_trace_is_not_accepted(tmp_path: Path) -> N
         assert trace.damage_count == 1
 
 
-def test_following_gives_what_was_there_what_comes_and_the_end(tmp_path: Path) -> None:
+def test_following_yields_existing_and_new_events_and_the_end(tmp_path: Path) -> None:
     made = TraceStore(str(tmp_path / "t"), INFO)
     made.write([page([1])], definitions())
     with open_trace(tmp_path / "t") as trace:
@@ -175,7 +175,7 @@ def test_following_gives_what_was_there_what_comes_and_the_end(tmp_path: Path) -
     made.close()
 
 
-def test_following_orders_what_came_at_once_and_tells_of_the_last_losses_once(tmp_path: Path) -> None:
+def test_following_sorts_simultaneous_events_and_reports_last_losses_once(tmp_path: Path) -> None:
     path = tmp_path / "t"
     growing = TraceStore(str(path), INFO)
     growing.write([page([10, 11], writer=1, start=5000), page([1, 2], start=4995)], definitions())
@@ -228,7 +228,7 @@ def test_a_line_has_trace_cmds_layout(tmp_path: Path) -> None:
     assert format_line(event, raw=True).endswith('s=x y= sym=a "symbol"\\n b=True k=1')
 
 
-def test_a_trace_of_ours_reads_the_same_in_trace_cmd(trace_cmd: str, tmp_path: Path) -> None:
+def test_our_trace_reads_the_same_in_trace_cmd(trace_cmd: str, tmp_path: Path) -> None:
     pages = [page(range(n, n + 20), writer=n % 3, sequence=n, start=1000 + n * 77, lost=n % 2) for n in range(30)]
     path = tmp_path / "t"
     store(path, pages)
@@ -339,7 +339,7 @@ def test_an_address_has_the_name_file_and_line_of_its_function() -> None:
     assert tables.functions.find(0x5050) == ("a symbol", 0)
 
 
-def test_a_decoder_tells_of_a_loss_first() -> None:
+def test_decoder_reports_a_loss_first() -> None:
     events = list(Decoder(definitions()).events(page([1, 2], lost=5)))
     assert numbers(events) == [5, 1, 2]
     assert numbers(list(Decoder(definitions()).events(page([1], lost=-1)))) == [None, 1]
@@ -417,7 +417,7 @@ def test_records_of_a_big_endian_machine_are_read() -> None:
     assert [(time, id, pid) for time, id, pid, _, _ in found] == [(1005, 300, -7), (1011, 301, 9)]
 
 
-def test_a_writer_without_a_page_tells_its_losses_all_the_same(tmp_path: Path) -> None:
+def test_writer_without_a_page_still_reports_its_losses(tmp_path: Path) -> None:
     """All its events were refused: it has no pages, and so no CPU in the file's table."""
     path = tmp_path / "trace.dat"
     with aiotrace.recording(FileSink(path), page_size=4096, pages=16) as recording:

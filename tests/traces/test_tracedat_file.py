@@ -109,7 +109,7 @@ def test_any_bytes_after_the_magic_are_read_or_refused(path: Path, data: bytes) 
     read_or_refuse(path, tracedat_file.MAGIC + b"7\0\0\x08" + data)
 
 
-def test_damage_costs_the_page_that_it_is_in(path: Path) -> None:
+def test_damage_loses_only_its_page(path: Path) -> None:
     path.write_bytes(V6)
     before, damage = count(path)
     assert damage == 0
@@ -153,7 +153,7 @@ def open_v6(path: Path) -> TraceDatSource:
     return TraceDatSource(path)
 
 
-def test_the_error_says_the_file_the_place_and_what_was_expected(path: Path) -> None:
+def test_error_names_the_file_the_offset_and_the_expected_value(path: Path) -> None:
     path.write_bytes(b"\x17\x08\x44tracing9\0")
     with pytest.raises(
         TraceFormatError, match=r"trace\.dat, offset 10: trace\.dat version '9': only 6 and 7 can be read"
@@ -209,7 +209,7 @@ def bomb(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["zlib", "zstd"])
-def test_a_decompression_bomb_stays_within_what_it_says(kind: str) -> None:
+def test_decompression_bomb_is_limited_to_its_declared_size(kind: str) -> None:
     data = bomb(kind)
     expand = checked_bytes.decompressor(kind)
     tracemalloc.start()
@@ -221,7 +221,7 @@ def test_a_decompression_bomb_stays_within_what_it_says(kind: str) -> None:
         tracemalloc.stop()
 
 
-def test_a_frame_that_says_less_than_it_holds_is_refused() -> None:
+def test_frame_of_another_than_its_declared_size_is_refused() -> None:
     assert checked_bytes.decompressor("zlib")(zlib.compress(b"abc"), 3) == b"abc"
     with pytest.raises(TraceFormatError, match="should be 4 bytes, there are 3"):
         checked_bytes.decompressor("zlib")(zlib.compress(b"abc"), 4)
@@ -258,7 +258,7 @@ def test_a_zstd_frame_with_a_window_of_gigabytes_is_refused() -> None:
         checked_bytes.decompressor("zstd")(data, 3)
 
 
-def test_without_zstd_the_error_says_what_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_zstd_names_the_package_to_install(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, zstd.__name__, None)
     monkeypatch.delattr(sys.modules[zstd.__name__.partition(".")[0]], "zstd")
     path.write_bytes(ZSTD)
@@ -280,7 +280,7 @@ def test_an_unknown_compression_is_named() -> None:
         checked_bytes.decompressor("lzo")
 
 
-def test_a_compressed_part_in_a_file_that_says_it_has_none_is_refused() -> None:
+def test_compressed_part_in_an_uncompressed_file_is_refused() -> None:
     with pytest.raises(TraceFormatError, match="in a file that says it has none"):
         checked_bytes.decompressor("none")(zlib.compress(b"abc"), 3)
 
@@ -306,7 +306,7 @@ def test_escapes_of_printk_formats_are_resolved() -> None:
 
 
 @given(st.text())
-def test_symbols_come_back_as_they_were_escaped(text: str) -> None:
+def test_escaped_symbols_round_trip(text: str) -> None:
     from aiotrace._formats.tracedat import escape
 
     assert unescaped(escape(text)) == text
