@@ -5,7 +5,7 @@
         key: int                     pickling and copying; `dataclasses.replace`, `fields` and `asdict` know it too
         text: str
 
-The law: **a user sees no difference**. `dataclasses` is imported only when somebody asks for what only it can give.
+A user sees no difference (tests/base/test_frozen.py). `dataclasses` is imported only when it is needed.
 """
 
 from __future__ import annotations

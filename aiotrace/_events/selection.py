@@ -177,7 +177,7 @@ class Selection:
     def enable(self, glob: str) -> None:
         self._rules.append((check_glob(glob), True))
 
-    def take_back(self) -> None:
+    def undo_enable(self) -> None:
         """Undo the last `enable`, because the tracer that it needs cannot run."""
         self._rules.pop()
 

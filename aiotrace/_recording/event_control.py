@@ -56,7 +56,7 @@ class Chooser:
         try:
             self._reconsider()
         except BaseException:
-            self.selection.take_back()
+            self.selection.undo_enable()
             self._reconsider()
             raise
 

@@ -18,7 +18,7 @@ class Import(MetaPathFinder):
         self._name = name
         self._function = function
 
-    def put(self) -> None:
+    def install(self) -> None:
         module = sys.modules.get(self._name)
         spec = getattr(module, "__spec__", None)
         if module is not None and not getattr(spec, "_initializing", False):
@@ -26,7 +26,7 @@ class Import(MetaPathFinder):
         else:
             sys.meta_path.insert(0, self)
 
-    def take_back(self) -> None:
+    def remove(self) -> None:
         if self in sys.meta_path:
             sys.meta_path.remove(self)
 
@@ -35,7 +35,7 @@ class Import(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self._name:
             return None
-        self.take_back()
+        self.remove()
         spec = find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, self._function)

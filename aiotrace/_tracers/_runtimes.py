@@ -28,14 +28,14 @@ CANCELLED_MAX: Final = 1000
 
 
 class Hook(Protocol):
-    def put(self) -> None:
+    def install(self) -> None:
         """Install it.
 
         Raises:
             ValueError: This version of the runtime is not supported.
         """
 
-    def take_back(self) -> None:
+    def remove(self) -> None:
         """Remove it. If other code has replaced it again, it stays and only passes calls on."""
 
 
@@ -50,7 +50,7 @@ class Method:
         self._ours = make(self._original)
         setattr(owner, name, self._ours)
 
-    def take_back(self) -> None:
+    def remove(self) -> None:
         if vars(self._owner).get(self._name) is not self._ours:
             return
         if self._had:
@@ -68,17 +68,21 @@ class Asyncio:
         self._methods: list[Method] = []
         self._factories = Factories(native, asyncio.BaseEventLoop)
 
-    def put(self) -> None:
+    def install(self) -> None:
         base: type = asyncio.Handle
-        ours = self._native.task_handle(base, asyncio.BaseEventLoop.get_debug, report)
+        hooked = self._native.task_handle(base, asyncio.BaseEventLoop.get_debug, report)
         if asyncio.events.Handle is base:
-            asyncio.events.Handle = ours  # type: ignore[misc]
+            asyncio.events.Handle = hooked  # type: ignore[misc]
+
+        # What a program sees of a task: its own coroutine; and who cancels it.
         python_task: type = asyncio.tasks._PyTask  # type: ignore[attr-defined]
         self._methods = [
             Method(python_task, "get_coro", self._make_get_coro),
             Method(python_task, "cancel", self._make_cancel),
         ]
-        self._factories.put()
+        self._factories.install()
+
+        # Tasks that exist already, and the one that runs now.
         for task in _all_tasks():
             self._native.task_know(task)
         loop = asyncio._get_running_loop()
@@ -94,13 +98,13 @@ class Asyncio:
                 stacklevel=5,
             )
 
-    def take_back(self) -> None:
-        ours = self._native.task_handle(asyncio.Handle, asyncio.BaseEventLoop.get_debug, report)
-        if asyncio.events.Handle is ours:
+    def remove(self) -> None:
+        hooked = self._native.task_handle(asyncio.Handle, asyncio.BaseEventLoop.get_debug, report)
+        if asyncio.events.Handle is hooked:
             asyncio.events.Handle = asyncio.Handle  # type: ignore[misc]
         while self._methods:
-            self._methods.pop().take_back()
-        self._factories.take_back()
+            self._methods.pop().remove()
+        self._factories.remove()
 
     def _make_get_coro(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def get_coro(task: Any) -> Any:
@@ -125,8 +129,10 @@ def is_hooked(loop: asyncio.AbstractEventLoop) -> bool:
     if kind.__module__.partition(".")[0] == "uvloop":
         return True
     plain: Any = asyncio.BaseEventLoop
-    ours: Any = kind
-    return isinstance(loop, plain) and ours.call_soon is plain.call_soon and ours._call_soon is plain._call_soon
+    loop_type: Any = kind
+    return (
+        isinstance(loop, plain) and loop_type.call_soon is plain.call_soon and loop_type._call_soon is plain._call_soon
+    )
 
 
 def report(handle: Any, error: BaseException) -> None:
@@ -182,7 +188,7 @@ class Factories:
         self._set: Callable[..., None] = owner.set_task_factory
         self._get: Callable[..., Any] = owner.get_task_factory
 
-    def put(self) -> None:
+    def install(self) -> None:
         if sys.version_info < (3, 12):
             return
         self._methods = [
@@ -195,13 +201,13 @@ class Factories:
             if factory is not None:
                 self._owner.set_task_factory(loop, factory)
 
-    def take_back(self) -> None:
+    def remove(self) -> None:
         for loop in list(self._loops):
             factory = self._get(loop)
             if isinstance(factory, _Factory):
                 self._set(loop, factory.factory)
         for method in self._methods:
-            method.take_back()
+            method.remove()
         self._methods = []
 
     def _make_setter(self, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -230,8 +236,8 @@ class Uvloop:
         self._import = Import("uvloop", self._hook)
         self._factories: Factories | None = None
 
-    def put(self) -> None:
-        self._import.put()
+    def install(self) -> None:
+        self._import.install()
 
     def _hook(self, uvloop: Any) -> None:
         try:
@@ -240,13 +246,13 @@ class Uvloop:
             warnings.warn(f"the tasks of this uvloop are not traced: {error}", RuntimeWarning, stacklevel=2)
             return
         self._factories = Factories(self._native, uvloop.Loop)
-        self._factories.put()
+        self._factories.install()
 
-    def take_back(self) -> None:
-        self._import.take_back()
+    def remove(self) -> None:
+        self._import.remove()
         if self._factories is not None:
             self._native.task_call_soon(None)
-            self._factories.take_back()
+            self._factories.remove()
 
 
 # --- trio -----------------------------------------------------------------------------------------
@@ -261,9 +267,9 @@ class Trio:
         self._run: Any = None
         self._is_active = False
 
-    def put(self) -> None:
+    def install(self) -> None:
         self._is_active = True
-        self._import.put()
+        self._import.install()
 
     def _hook(self, trio: Any) -> None:
         try:
@@ -301,11 +307,11 @@ class Trio:
             task._next_send_fn = getattr(coroutine, next_call.__name__)
         task.coro = coroutine
 
-    def take_back(self) -> None:
+    def remove(self) -> None:
         self._is_active = False
-        self._import.take_back()
+        self._import.remove()
         while self._methods:
-            self._methods.pop().take_back()
+            self._methods.pop().remove()
         # Only the tasks of this thread: in others they may be running. What stays there passes calls on.
         runner = getattr(self._run.GLOBAL_RUN_CONTEXT, "runner", None) if self._run is not None else None
         for task in list(runner.tasks) if runner is not None else ():

@@ -98,12 +98,12 @@ class FunctionTracer:
     def start(self) -> None:
         """
         Raises:
-            ConfigurationError: There is no C module, or another profiler stands where ours should.
+            ConfigurationError: There is no C module, or another profiler is installed.
         """
         native = c_module
         if native is None:
             raise ConfigurationError(
-                f"tracing functions ({self.system}:*) needs the C module: install aiotrace with a compiler"
+                f"tracing functions ({self.system}:*) needs the C module: `pip install .` with a C compiler builds it"
             )
         if not _wanted:
             _hook(native)

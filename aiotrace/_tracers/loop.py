@@ -38,4 +38,4 @@ def start() -> None:
 
 def stop() -> None:
     while _methods:
-        _methods.pop().take_back()
+        _methods.pop().remove()

@@ -214,7 +214,7 @@ def _hook() -> None:
     hooks: list[Hook] = [Asyncio(native), Uvloop(native), Trio(native, _started)]
     try:
         for hook in hooks:
-            hook.put()
+            hook.install()
             _hooks.append(hook)
     except ValueError as error:
         _unhook()
@@ -224,7 +224,7 @@ def _hook() -> None:
 def _unhook() -> None:
     _need_c().task_sweep()
     while _hooks:
-        _hooks.pop().take_back()
+        _hooks.pop().remove()
     _need_c().task_stop()
 
 
