@@ -426,3 +426,11 @@ def test_an_unknown_cause_is_a_bug() -> None:
     core.writer.refuse("a whim")
     with pytest.raises(KeyError):
         core.writer.dropped_by_cause()
+
+
+def test_the_listener_hears_of_leases_and_of_what_a_turn_did() -> None:
+    core = Core(pages=1, overrun=True)
+    core.writers.lease()
+    assert core.listener.leases == 1
+    assert core.write(5) == 5
+    assert core.listener.events == [("page_alloc", 0, 0, 0), ("overrun", 0, 0, 4)]
