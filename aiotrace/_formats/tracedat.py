@@ -32,9 +32,11 @@ from .._page.definitions import CommandDefinition, Definition, EventDefinition, 
 MAGIC: Final = b"\x17\x08\x44tracing"
 
 OPTION_DONE: Final = 0
+OPTION_DATE: Final = 1
 OPTION_CPUSTAT: Final = 2
 OPTION_BUFFER: Final = 3
 OPTION_TRACECLOCK: Final = 4
+OPTION_OFFSET: Final = 7
 OPTION_CPUCOUNT: Final = 8
 OPTION_VERSION: Final = 9
 OPTION_TRACEID: Final = 11
@@ -357,27 +359,19 @@ def _command_lines(commands: dict[int, str]) -> bytes:
 
 
 _CONTROL = re.compile(r"[\\\x00-\x1f\x7f]")
-_ESCAPED = re.compile(r"\\(n|\\|x[0-9a-f]{2})")
 _NO_WORD = re.compile(r"[\s\x00-\x1f\x7f]")
 
 
 def escape(text: str) -> str:
-    """One line, whatever the text; `unescape` is its inverse. libtraceevent cuts lines at newlines and strings at
-    NUL, and takes all else as it is (a quote, too: it strips the first and the last)."""
+    """The text on one line; `_traces.event_tables.unescaped` is the inverse.
+
+    libtraceevent cuts lines at newlines and strings at NUL, and keeps everything else, quotes inside of the text too.
+    """
     return _CONTROL.sub(_escape_one, text)
 
 
 def _escape_one(found: re.Match[str]) -> str:
     return {"\n": "\\n", "\\": "\\\\"}.get(found[0]) or f"\\x{ord(found[0]):02x}"
-
-
-def unescape(text: str) -> str:
-    """What was escaped by `escape`; any other backslash stands for itself."""
-    return _ESCAPED.sub(_unescape_one, text)
-
-
-def _unescape_one(found: re.Match[str]) -> str:
-    return {"n": "\n", "\\": "\\"}.get(found[1]) or chr(int(found[1][1:], 16))
 
 
 def _word(text: str) -> str:

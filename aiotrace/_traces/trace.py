@@ -271,6 +271,8 @@ class Trace:
         for buffer in self._file.buffers:
             for cpu in buffer.cpus:
                 result.writers.append(self._streams.count(buffer, cpu, totals))
+
+        # `totals` has two numbers for each id: events and bytes.
         counts = totals[::2]
         for id in itertools.compress(range(len(counts)), counts):
             result.events[self._tables.kind(id).name] = EventCount(counts[id], totals[2 * id + 1])

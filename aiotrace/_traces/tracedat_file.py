@@ -22,8 +22,9 @@ from typing import Final
 
 from .._base.errors import TraceFormatError
 from .._decode.event_format import EventFormat, text_of
+from .._formats import tracedat as D
 from .._formats.journal import JournalReader
-from .._formats.tracedat import CHECKED_HEAD, OPTION_CHECK, OPTION_PAGES, OPTION_STREAM, check_of, unpack_check
+from .._formats.tracedat import check_of, unpack_check
 from .._page import layout as L
 from .._page.definitions import Definition
 from ..abc import Ledger, StreamInfo
@@ -34,24 +35,8 @@ from .tracedat_pages import FilePages
 
 __all__ = ["TraceDatSource"]
 
-MAGIC: Final = b"\x17\x08\x44tracing"
 OPTIONS_MAX: Final = 1 << 16
-
-OPTIONS_SECTION: Final = 0
-(
-    OPTION_DATE,
-    OPTION_CPUSTAT,
-    OPTION_BUFFER,
-    OPTION_TRACECLOCK,
-    OPTION_UNAME,
-    OPTION_HOOK,
-    OPTION_OFFSET,
-    OPTION_CPUCOUNT,
-    OPTION_VERSION,
-) = range(1, 10)
-OPTION_HEADER_INFO, OPTION_FTRACE_EVENTS, OPTION_EVENT_FORMATS, OPTION_KALLSYMS, OPTION_PRINTK, OPTION_CMDLINES = range(
-    16, 22
-)
+"""Options that are read; a file with more is refused."""
 
 
 class TraceDatSource:
@@ -96,7 +81,7 @@ class TraceDatSource:
         except BaseException:
             self.source.close()
             raise
-        self._pages = FilePages(self.source, self.shape, self.option(OPTION_PAGES), self._expand, self._damage)
+        self._pages = FilePages(self.source, self.shape, self.option(D.OPTION_PAGES), self._expand, self._damage)
         self._damage.keep()
 
     @property
@@ -126,7 +111,7 @@ class TraceDatSource:
     @property
     def by_aiotrace(self) -> bool:
         """Whether aiotrace wrote it, so that each page has a row in aiotrace's own option."""
-        return self.option(OPTION_STREAM) is not None
+        return self.option(D.OPTION_STREAM) is not None
 
     @property
     def complete(self) -> bool:
@@ -181,10 +166,12 @@ class TraceDatSource:
 
     def _read_header(self) -> None:
         start = ByteCursor(self.source.read_some(0, 4096), "<")
-        if not start.data.startswith(MAGIC):
-            found = f"it begins with {start.data[: len(MAGIC)]!r}" if start.data else "it is empty"
-            raise TraceFormatError(f"not a trace.dat: {found}, a trace with {MAGIC!r}", offset=0)
-        start.expect(MAGIC)
+        if not start.data.startswith(D.MAGIC):
+            found = f"it begins with {start.data[: len(D.MAGIC)]!r}" if start.data else "it is empty"
+            raise TraceFormatError(f"not a trace.dat: {found}, a trace with {D.MAGIC!r}", offset=0)
+        start.expect(D.MAGIC)
+
+        # The parts that do not depend on the byte order come first.
         version = start.string()
         if version not in ("6", "7"):
             raise TraceFormatError(f"trace.dat version {version[:20]!r}: only 6 and 7 can be read", offset=10)
@@ -193,14 +180,19 @@ class TraceDatSource:
         if big not in (0, 1) or self.long_size not in (4, 8):
             raise start.fail(f"byte order should be 0 or 1, long 4 or 8 bytes; found {big} and {self.long_size}")
         self.byte_order = ">" if big else "<"
+
+        # The rest is read in the file's byte order.
         cursor = ByteCursor(start.data, self.byte_order)
         cursor.position = start.position
         self.page_size = self._checked_page_size(cursor.u32())
         self._tables.shape = PageShape(self.byte_order, self.long_size)
+
         if self.version == 6:
             self._read_version_6(cursor.position)
             self._read_dropped()
             return
+
+        # Version 7: without options the recording has not ended.
         self.compression = cursor.string()
         cursor.string()  # the version of the compression's library
         self.options_offset = cursor.u64()
@@ -252,7 +244,7 @@ class TraceDatSource:
                 return
             self._seen_sections.add(offset)
             try:
-                offset = self._read_options(self._section(offset, OPTIONS_SECTION))
+                offset = self._read_options(self._section(offset, D.SECTION_OPTIONS))
             except TraceFormatError as error:
                 if first:
                     raise
@@ -275,7 +267,7 @@ class TraceDatSource:
 
     def _check_own(self) -> None:
         """Check the crc32 over everything but the pages. What does not match is noted, and read as far as possible."""
-        content = self.option(OPTION_CHECK)
+        content = self.option(D.OPTION_CHECK)
         if content is None:
             if self.by_aiotrace:
                 self.note_damage(self.options_offset, "the crc32 of the sections should be among the options")
@@ -289,7 +281,7 @@ class TraceDatSource:
             )
             if not begin <= self.options_offset or end - begin > SECTION_MAX:
                 raise TraceFormatError(f"invalid range of sections, from {begin} to {end}")
-            if check_of(self.source.read(0, CHECKED_HEAD), self.source.read(begin, end - begin)) != crc:
+            if check_of(self.source.read(0, D.CHECKED_HEAD), self.source.read(begin, end - begin)) != crc:
                 raise TraceFormatError(
                     "the crc32 of the sections does not match: a name, a table or an option is not what was written"
                 )
@@ -298,7 +290,7 @@ class TraceDatSource:
 
     def _read_own_stream(self) -> None:
         """The hello, definitions and ledger that aiotrace stores beside the kernel's tables."""
-        content = self.option(OPTION_STREAM)
+        content = self.option(D.OPTION_STREAM)
         if content is None:
             return
         journal = JournalReader()
@@ -310,12 +302,12 @@ class TraceDatSource:
 
     def _read_version_7_tables(self) -> None:
         readers = (
-            (OPTION_HEADER_INFO, self._tables.read_header_info),
-            (OPTION_FTRACE_EVENTS, self._tables.read_ftrace_formats),
-            (OPTION_EVENT_FORMATS, self._tables.read_event_formats),
-            (OPTION_KALLSYMS, self._tables.read_kallsyms),
-            (OPTION_PRINTK, self._tables.read_printk),
-            (OPTION_CMDLINES, self._tables.read_commands),
+            (D.SECTION_HEADER_INFO, self._tables.read_header_info),
+            (D.SECTION_FTRACE_EVENTS, self._tables.read_ftrace_formats),
+            (D.SECTION_EVENT_FORMATS, self._tables.read_event_formats),
+            (D.SECTION_KALLSYMS, self._tables.read_kallsyms),
+            (D.SECTION_PRINTK, self._tables.read_printk),
+            (D.SECTION_CMDLINES, self._tables.read_commands),
         )
         for wanted, read in readers:
             offsets = {data for number, data in self.options if number == wanted}
@@ -329,7 +321,7 @@ class TraceDatSource:
 
     def _read_version_7_buffers(self) -> None:
         for number, data in self.options:
-            if number == OPTION_BUFFER:
+            if number == D.OPTION_BUFFER:
                 try:
                     self.buffers.append(self._read_buffer(ByteCursor(data, self.byte_order)))
                 except TraceFormatError as error:
@@ -345,8 +337,8 @@ class TraceDatSource:
             raise cursor.fail(f"{count} CPUs should follow, there is room for {cursor.left // 20}")
         cpus = tuple(CpuData(cursor.u32(), cursor.u64(), cursor.u64()) for _ in range(count))
         head = ByteCursor(self.source.read(section, 16), self.byte_order, section)
-        if (found := head.u16()) != OPTION_BUFFER:
-            raise TraceFormatError(f"section {OPTION_BUFFER} should be here, found {found}", offset=section)
+        if (found := head.u16()) != D.SECTION_BUFFER:
+            raise TraceFormatError(f"section {D.SECTION_BUFFER} should be here, found {found}", offset=section)
         return TraceBuffer(name, clock, page_size, cpus, bool(head.u16() & 1))
 
     def _refuse_overlaps(self) -> None:
@@ -387,13 +379,13 @@ class TraceDatSource:
             self._read_version_6_options(cursor)
             tag = cursor.take(10)
         self._read_time_offset()
-        clock = _current_clock(self.option(OPTION_TRACECLOCK))
+        clock = _current_clock(self.option(D.OPTION_TRACECLOCK))
         if tag == b"flyrecord\0":
             self._add_version_6_buffer("", cursor, cpus, clock)
         elif tag != b"latency  \0":
             raise cursor.fail(f"'flyrecord' or 'latency' should be here, found {tag!r}")
         for number, data in self.options:
-            if number == OPTION_BUFFER:
+            if number == D.OPTION_BUFFER:
                 option = ByteCursor(data, self.byte_order)
                 try:
                     instance = FileByteCursor(self.source, option.u64(), self.byte_order)
@@ -421,7 +413,7 @@ class TraceDatSource:
     # --- options of both versions ---
 
     def _read_time_offset(self) -> None:
-        for number, factor in ((OPTION_DATE, 1000), (OPTION_OFFSET, 1)):
+        for number, factor in ((D.OPTION_DATE, 1000), (D.OPTION_OFFSET, 1)):
             data = self.option(number)
             if data is not None:
                 try:
@@ -436,7 +428,7 @@ class TraceDatSource:
         """
         name = ""
         for number, data in self.options:
-            if number != OPTION_CPUSTAT:
+            if number != D.OPTION_CPUSTAT:
                 continue
             lines = dict(line.split(b": ", 1) for line in data.strip(b"\n\0").split(b"\n") if b": " in line)
             name = text_of(lines[b"Buffer"]) if b"Buffer" in lines else name

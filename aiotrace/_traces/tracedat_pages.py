@@ -58,6 +58,8 @@ class FilePages:
         if buffer.compressed:
             yield from self._compressed_pages(buffer, cpu)
             return
+
+        # A batch is whole pages; each is compared with its row of aiotrace's option, if there is one.
         rows = self._rows(buffer, cpu)
         size = buffer.page_size
         batch = max(BATCH_SIZE // size, 1) * size
@@ -99,9 +101,11 @@ class FilePages:
             position += 4
             for _ in range(count):
                 packed_size, size = struct.unpack(self._shape.byte_order + "II", self._source.read(position, 8))
+                # Both sizes are checked before anything is read or allocated.
                 if packed_size > end - position - 8 or size > CHUNK_MAX:
                     raise TraceFormatError(f"{packed_size} bytes that become {size} should follow", offset=position)
                 data = self._source.read(position + 8, packed_size)
+
                 try:
                     expanded = self._expand(data, size)
                 except TraceFormatError as error:  # the next piece can still be read

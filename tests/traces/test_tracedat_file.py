@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from aiotrace._base.errors import ConfigurationError, TraceFormatError
-from aiotrace._traces import checked_bytes, tracedat_file, tracedat_pages
+from aiotrace._formats.tracedat import MAGIC, SECTION_KALLSYMS
+from aiotrace._traces import checked_bytes, tracedat_pages
 from aiotrace._traces.event_tables import KernelFunctions, unescaped
 from aiotrace._traces.tracedat_file import TraceDatSource
 from aiotrace.decode import open_trace
@@ -106,7 +107,7 @@ def test_blocks_in_another_order_raise_nothing_but_trace_format_error(data: st.D
 @given(st.binary(max_size=2000))
 @QUICK
 def test_any_bytes_after_the_magic_are_read_or_refused(path: Path, data: bytes) -> None:
-    read_or_refuse(path, tracedat_file.MAGIC + b"7\0\0\x08" + data)
+    read_or_refuse(path, MAGIC + b"7\0\0\x08" + data)
 
 
 def test_damage_loses_only_its_page(path: Path) -> None:
@@ -191,7 +192,7 @@ class TraceFileClosing(TraceDatSource):
 
 
 def test_options_that_lead_in_a_circle_end(path: Path) -> None:
-    head = tracedat_file.MAGIC + b"7\0\0\x08" + struct.pack("<I", 4096) + b"none\0\0"
+    head = MAGIC + b"7\0\0\x08" + struct.pack("<I", 4096) + b"none\0\0"
     place = len(head) + 8
     section = struct.pack("<HHIQ", 0, 0, 0, 14) + struct.pack("<HIQ", 0, 8, place)
     path.write_bytes(head + struct.pack("<Q", place) + section)
@@ -242,7 +243,7 @@ def test_a_piece_of_pages_that_announces_too_much_is_not_expanded(path: Path) ->
 def test_a_table_that_announces_too_much_is_not_expanded(path: Path) -> None:
     path.write_bytes(ZLIB)
     with TraceFileClosing(path) as file:
-        place = struct.unpack("<Q", file.option(tracedat_file.OPTION_KALLSYMS) or b"")[0]
+        place = struct.unpack("<Q", file.option(SECTION_KALLSYMS) or b"")[0]
     changed = bytearray(ZLIB)
     struct.pack_into("<I", changed, place + 16 + 4, checked_bytes.SECTION_MAX + 1)
     path.write_bytes(changed)
