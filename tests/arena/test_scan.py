@@ -178,7 +178,7 @@ def test_page_taken_during_a_scan_is_left_to_the_next_scan() -> None:
 
 def test_page_empty_when_the_scan_began_is_left_to_the_next_scan() -> None:
     filled = Filled()
-    page = filled.pages.take(filled.all[0], 0)
+    page = filled.pages.turn(filled.all[0], None, 0)
     assert page is not None
     scan = ArenaScan(filled.arena, 1)
     plan = scan.plan()

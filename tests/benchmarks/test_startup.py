@@ -20,5 +20,7 @@ def test_each_process_has_a_row_beside_its_base() -> None:
 def test_installed_copy_is_measured(tmp_path: Path) -> None:
     python = startup._install(tmp_path / "venv")
     code = "import aiotrace, aiotrace_sinks; print(aiotrace.__file__, aiotrace_sinks.__file__)"
-    imported = subprocess.run([python, "-c", code], capture_output=True, text=True, timeout=60, check=True).stdout
+    imported = subprocess.run(
+        [python, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path
+    ).stdout
     assert [path.startswith(str(tmp_path)) for path in imported.split()] == [True, True]

@@ -439,7 +439,7 @@ async def test_each_peer_has_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         await happens(lambda: collecting.statistics().connections_refused == 7)
         for stranger in strangers:
             stranger.close()
-        await happens(lambda: not collecting._clients)
+        await happens(lambda: not collecting._connections)
         known = [Sender(info_of(number)) for number in range(6)]
         for sender in known:
             await sender.connect(collecting.addresses[0])
@@ -465,7 +465,7 @@ async def test_memory_is_granted_while_there_is_some(tmp_path: Path, monkeypatch
         }
         for sender in known:
             sender.disconnect()
-        await happens(lambda: not collecting._clients)
+        await happens(lambda: not collecting._connections)
         late = Sender(info_of(99))
         late.add(fakes.make_pages(40))
         await late.connect(collecting.addresses[0])
