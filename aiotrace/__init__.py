@@ -21,8 +21,7 @@ from ._events.event import Event, event
 from ._events.open_recordings import strict
 from ._events.span import span, span_type
 from ._recording.recording import Recording, record
-from ._recording.service import SinkOptions
-from ._recording.sinks import sink
+from ._recording.sinks import SinkOptions, sink
 from ._recording.snapshot import SnapshotStatistics
 from ._recording.statistics import SinkStatistics, Statistics, WriterStatistics
 from ._recording.sync_recording import SyncRecording, recording

@@ -30,7 +30,7 @@ from .._page.derived_fields import DERIVED, with_derived
 from .._page.event_schema import COMM, FieldType, Schema, WrongValueError
 from .._ring.writer import Writer
 from .._threads.loop import Loop, Waker
-from .open_recordings import Target, active, get_pid, get_task, in_service, is_strict, local, renew
+from .open_recordings import Target, active, get_pid, get_task, inside_sink, is_strict, local, renew
 from .python_stack import pack_current_stack
 from .selection import PLAIN, Decision
 
@@ -207,7 +207,7 @@ class PythonEvent:
         except Exception:
             self(*arguments, **keywords)  # counts it
             return
-        while not in_service.get():
+        while not inside_sink.get():
             own = local.own
             writers = own.writers if own.epoch is active.epoch else renew()
             if not turned and not waited and any(writer.would_turn(size) for writer in writers):

@@ -25,7 +25,7 @@ from .._ring.writer import Writer, Writers
 from .._threads.loop import Waker
 from .selection import Selection, Trigger
 
-in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
+inside_sink: ContextVar[bool] = ContextVar("aiotrace_inside_sink", default=False)
 """Whether the code runs in a reader or a sink, for which `send` does not wait: it would wait for itself."""
 
 

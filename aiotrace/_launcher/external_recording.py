@@ -31,7 +31,7 @@ from .._page.definitions import DEFINITIONS
 from .._recording.recording import Overrun, Recording
 from .._recording.sinks import open_path
 from .._threads.loop import Waker
-from .snapshot_requests import AskingSnapshots
+from .snapshot_requests import SnapshotRequester
 
 LOOK: Final = 0.002
 """Seconds after which a `send` that waits looks again whether a page is free."""
@@ -70,7 +70,7 @@ class ExternalRecording(Recording):
         super().__init__(page_size=page_size, pages=pages, overrun=overrun, clock=clock, arena=path, budget=budget)
         assert self._arena_file is not None
         self._file = self._arena_file
-        self._snapshots = AskingSnapshots(
+        self._snapshots = SnapshotRequester(
             self._file.memory, lambda: self.is_recorded, self._arena, self.info, DEFINITIONS, "", open_path
         )
         self._awaits = awaits

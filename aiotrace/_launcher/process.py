@@ -1,6 +1,6 @@
 """The launcher's part inside the traced program: a recording from before its first line to after its last.
 
-    aiotrace record --execve--> _shim/sitecustomize --lead--> Run.open ... the program ... Run.close, at exit
+    aiotrace record --execve--> _shim/sitecustomize --record_main_process--> Run.open ... the program ... Run.close, at exit
 
 The plan is what the command line asked for.
 
@@ -351,11 +351,11 @@ current: Run | None = None
 """What is being recorded in this process."""
 
 
-def lead(plan: Plan) -> None:
+def record_main_process(plan: Plan) -> None:
     """Record the process that was asked for. If that cannot be, it ends here."""
     try:
         atexit.register(gc.unfreeze)  # comes after the end of the recording, before Python takes its modules apart
-        begin(plan)
+        start(plan)
         # A program that looks for event loops among all objects, to close them, does not find ours. The namespace of
         # __main__ is frozen with them: left so, what is in it would not be finalized, nor its files flushed.
         gc.freeze()
@@ -365,7 +365,7 @@ def lead(plan: Plan) -> None:
         os._exit(2 if isinstance(error, ConfigurationError) else 1)
 
 
-def begin(plan: Plan) -> None:
+def start(plan: Plan) -> None:
     """
     Raises:
         Exception: As `Run.open`.
@@ -379,9 +379,9 @@ def begin(plan: Plan) -> None:
     current = run
 
 
-def follow(plan: Plan) -> None:
+def record_child_process(plan: Plan) -> None:
     """Record a child. If that cannot be, it is told, and the child just runs."""
     try:
-        begin(plan)
+        start(plan)
     except Exception as error:
         tell(f"process {os.getpid()} is not recorded: {error}")

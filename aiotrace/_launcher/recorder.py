@@ -46,7 +46,7 @@ from .._ring.writer import Writers
 from .._store.trace_files import remove
 from .external_recording import READING, REFUSED
 from .process import FILE, Plan, child_path, child_url, file_of
-from .snapshot_requests import AskedSnapshots
+from .snapshot_requests import SnapshotResponder
 
 PAUSE: Final = 0.005
 """Seconds between two looks. The default buffer, 4 MiB, takes ten times as long to fill at two million events a second;
@@ -108,7 +108,7 @@ class _Mapped:
         raise AssertionError("pages are taken in the program alone")
 
 
-class Followed:
+class RecordedProcess:
     """One process's arena, and what becomes of it."""
 
     def __init__(self, reader: ArenaReader, plan: Plan) -> None:
@@ -122,7 +122,7 @@ class Followed:
         self.pages, self.ring = taken_over(self._arena, reader.header.writers, self._know)
         self._writers = _RemoteWriters(self._account)
         base = plan.snapshots if self.is_main else child_path(plan.snapshots, self.pid)
-        self.snapshots = AskedSnapshots(
+        self.snapshots = SnapshotResponder(
             self._backing.memory, self._arena, reader.info, reader.definitions, base, open_path, self._know
         )
         self.is_saved = False
@@ -289,7 +289,7 @@ class Recorder:
         self._folder = folder
         self._plan = plan
         self._tell = tell
-        self._open: dict[str, Followed] = {}
+        self._open: dict[str, RecordedProcess] = {}
         self._seen: set[str] = set()
         self._changed = -1
         self._lock = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
@@ -334,7 +334,7 @@ class Recorder:
         self._changed = -1 if again else changed
 
     async def _follow(self, path: str, reader: ArenaReader) -> None:
-        followed = Followed(reader, self._plan)
+        followed = RecordedProcess(reader, self._plan)
         try:
             await followed.start()
         except Exception as error:
@@ -344,7 +344,7 @@ class Recorder:
             return
         self._open[path] = followed
 
-    async def _finish(self, path: str, followed: Followed) -> None:
+    async def _finish(self, path: str, followed: RecordedProcess) -> None:
         await followed.finish()
         for line in followed.report():
             self._tell(line)

@@ -40,9 +40,9 @@ from .._ring.writer import CAUSES, Writers
 from .._threads.loop import Waker
 from .._threads.service_thread import ServiceThread, cede
 from ..abc import Sink, StreamInfo
-from .event_control import Chooser
-from .service import CANCEL_GRACE, Attachment, Service, SinkOptions
-from .sinks import QUOTA_MIN, AnySink, is_count, is_same, open_path, share_pages, sink
+from .event_control import EventControl
+from .service import CANCEL_GRACE, Attachment, Service
+from .sinks import QUOTA_MIN, AnySink, SinkOptions, is_count, is_same, open_path, share_pages, sink
 from .snapshot import Snapshots, SnapshotStatistics
 from .statistics import SinkStatistics, Statistics, WriterStatistics
 
@@ -75,7 +75,7 @@ def _is_time(value: object) -> bool:
     return isinstance(value, (int, float))
 
 
-class Recording(Chooser):
+class Recording(EventControl):
     """An open recording; made by `record` or `recording`."""
 
     def __init__(

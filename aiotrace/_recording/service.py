@@ -19,14 +19,15 @@ from typing import Final, Literal
 import anyio
 
 from .._base.warn import warn
-from .._events.open_recordings import in_service
+from .._events.open_recordings import inside_sink
 from .._page.definitions import Definition
-from .._ring.delivery import Delivery, OnError, OnFull
+from .._ring.delivery import Delivery
 from .._ring.page_cycle import Pages
 from .._ring.writer import Writers
 from .._threads.loop import Loop, Task, Waker, Wrap
-from ..abc import Ledger, Sink, StreamInfo, WriterLedger
+from ..abc import Ledger, StreamInfo, WriterLedger
 from .page_stream import Stream
+from .sinks import SinkOptions
 
 RETRY_PAUSE_FIRST: Final = 0.05
 RETRY_PAUSE_MAX: Final = 0.5
@@ -48,17 +49,6 @@ GONE_MAX: Final = 64
 """Sinks that are gone and whose accounts are kept: a service that attaches and detaches for years must not grow."""
 
 SinkState = Literal["starting", "running", "failed", "finished", "detached"]
-
-
-@dataclass(frozen=True, slots=True)
-class SinkOptions:
-    """A sink and how it is treated; made by `aiotrace.sink`."""
-
-    sink: Sink
-    quota: int | None = None
-    on_full: OnFull = "wait"
-    on_error: OnError = "retry"
-    name: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -174,7 +164,7 @@ class Service:
         self._on_free()  # it may have been what senders wait for
 
     async def _run_sink(self, attachment: Attachment) -> None:
-        in_service.set(True)
+        inside_sink.set(True)
         pause = RETRY_PAUSE_FIRST
         while not attachment.detached:
             settled_before = attachment.delivery.pages_acknowledged
@@ -265,7 +255,7 @@ class Service:
     # --- the reader -----------------------------------------------------------------------------
 
     async def _run_reader(self) -> None:
-        in_service.set(True)
+        inside_sink.set(True)
         while True:
             try:
                 await self._read()

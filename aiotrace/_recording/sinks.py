@@ -8,13 +8,24 @@ and the ring one to keep.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType
 from typing import Final, get_args
 
 from .._base.errors import ConfigurationError
 from .._ring.delivery import OnError, OnFull
 from ..abc import Sink
-from .service import SinkOptions
+
+@dataclass(frozen=True, slots=True)
+class SinkOptions:
+    """A sink and how it is treated; made by `aiotrace.sink`."""
+
+    sink: Sink
+    quota: int | None = None
+    on_full: OnFull = "wait"
+    on_error: OnError = "retry"
+    name: str = ""
+
 
 AnySink = Sink | SinkOptions | str
 """What stands for a sink: an async callable, one with options, or a URL ("file:trace.dat")."""

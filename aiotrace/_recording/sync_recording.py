@@ -12,14 +12,14 @@ from typing import Self
 
 from .._page import layout as L
 from ..abc import StreamInfo
-from .event_control import Chooser
+from .event_control import EventControl
 from .recording import SNAPSHOTS, Overrun, Recording
 from .sinks import AnySink
 from .snapshot import SnapshotStatistics
 from .statistics import Statistics
 
 
-class SyncRecording(Chooser):
+class SyncRecording(EventControl):
     """A recording for synchronous code; made by `recording`. Its reader and sinks run in a thread."""
 
     def __init__(self, recording: Recording) -> None:

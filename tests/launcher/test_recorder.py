@@ -24,7 +24,7 @@ from aiotrace._arena.file_reader import ArenaReader
 from aiotrace._base.backend import c_module
 from aiotrace._cli import main
 from aiotrace._launcher import recorder as _recorder
-from aiotrace._launcher.recorder import Followed, Recorder
+from aiotrace._launcher.recorder import RecordedProcess, Recorder
 from support.arenas import Filled
 
 atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
@@ -310,7 +310,7 @@ def test_a_sink_that_is_stuck_when_the_program_has_ended_is_given_up(
     plan: Any = SimpleNamespace(
         pid=0, sinks=("stuck:",), overrun="drop_newest", quiet=False, snapshots=str(tmp_path / "trace.dat")
     )
-    followed = Followed(ArenaReader(str(tmp_path / "arena")), plan)
+    followed = RecordedProcess(ArenaReader(str(tmp_path / "arena")), plan)
 
     async def main() -> None:
         with anyio.fail_after(60):

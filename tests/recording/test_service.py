@@ -16,12 +16,13 @@ import anyio
 import pytest
 
 import aiotrace
-from aiotrace._events.open_recordings import in_service
+from aiotrace._events.open_recordings import inside_sink
 from aiotrace._page.encode import walk
 from aiotrace._recording import page_stream
 from aiotrace._recording import recording as _recording
 from aiotrace._recording import service as _reader
-from aiotrace._recording.service import Attachment, Service, SinkOptions
+from aiotrace._recording.service import Attachment, Service
+from aiotrace._recording.sinks import SinkOptions
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.page_cycle import Pages
 from aiotrace._ring.writer import Writers
@@ -379,14 +380,14 @@ async def test_the_code_of_a_sink_knows_that_it_is(setup: Setup) -> None:
     seen: list[bool] = []
 
     async def look(stream: PageStream) -> None:
-        seen.append(in_service.get())
+        seen.append(inside_sink.get())
         async for page in stream:
             stream.acknowledge(page)
 
     async with setup.opened():
         await setup.attach(look)
     assert seen == [True]
-    assert not in_service.get()
+    assert not inside_sink.get()
 
 
 @pytest.mark.anyio
