@@ -143,9 +143,9 @@ class Recorded:
     def __init__(self, clock: str = "mono") -> None:
         self._sync = aiotrace.recording(NullSink(), clock=clock)
         self._sync.__enter__()
-        self._recording = self._sync._recording
-        self._wake = self._recording._pages.on_full
-        self._recording._pages.on_full = _nothing
+        self._recording = self._sync._core
+        self._wake = self._recording.pages.on_full
+        self._recording.pages.on_full = _nothing
         deactivate(self._recording)
 
     def begin(self) -> None:
@@ -160,7 +160,7 @@ class Recorded:
             time.sleep(0.0002)
 
     def close(self) -> None:
-        self._recording._pages.on_full = self._wake
+        self._recording.pages.on_full = self._wake
         self._sync.close()
         told = self._sync.statistics()
         assert told.events_dropped == 0 and told.events_delivered == told.events_written, str(told)

@@ -119,7 +119,7 @@ def _call(function: Any) -> None:
 
 
 def _register_finalizer() -> None:
-    if process.current is not None and not process.current.plan.is_for_us:
+    if process.current is not None and not process.current.is_main:
         sys.modules["multiprocessing.util"].Finalize(None, process.current.close, exitpriority=-1000)
 
 

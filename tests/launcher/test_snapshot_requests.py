@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from aiotrace._base.backend import c_module
-from aiotrace._launcher.snapshot_requests import SnapshotResponder, SnapshotRequester
+from aiotrace._launcher.snapshot_requests import SnapshotRequester, SnapshotResponder
 from aiotrace._page import layout as L
 from aiotrace._page.entry import PageCopy
 from aiotrace.abc import PageStream, Sink

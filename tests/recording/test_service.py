@@ -18,8 +18,7 @@ import pytest
 import aiotrace
 from aiotrace._events.open_recordings import inside_sink
 from aiotrace._page.encode import walk
-from aiotrace._recording import page_stream
-from aiotrace._recording import recording as _recording
+from aiotrace._recording import core, page_stream
 from aiotrace._recording import service as _reader
 from aiotrace._recording.service import Attachment, Service
 from aiotrace._recording.sinks import SinkOptions
@@ -46,13 +45,13 @@ async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch
     async with aiotrace.record(Collect(), page_size=PAGE, pages=64, flush_interval=600) as recording:
         calls = 0
         with anyio.fail_after(60):
-            while not recording._service._resting:  # a wake from before may end its first rest at once
+            while not recording._core.service._resting:  # a wake from before may end its first rest at once
                 await number.send(calls, FILL)
                 calls += 1
                 await anyio.lowlevel.checkpoint()
         wakes: list[int] = []
-        ring, wake = recording._pages.ring, recording._service._waker.wake
-        monkeypatch.setattr(recording._service._waker, "wake", lambda: (wakes.append(len(ring)), wake()))
+        ring, wake = recording._core.pages.ring, recording._core.service._waker.wake
+        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: (wakes.append(len(ring)), wake()))
         while len(ring) < 16:
             assert not wakes
             number(calls, FILL)
@@ -69,11 +68,11 @@ async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch
 async def test_where_no_sink_is_the_reader_sleeps_until_one_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Collect()
     async with aiotrace.record(page_size=PAGE, pages=64, flush_interval=600) as recording:
-        wake = recording._service._waker.wake
-        monkeypatch.setattr(recording._service._waker, "wake", lambda: pytest.fail("woken for nobody"))
+        wake = recording._core.service._waker.wake
+        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: pytest.fail("woken for nobody"))
         for n in range(40):
             number(n, FILL)
-        monkeypatch.setattr(recording._service._waker, "wake", wake)
+        monkeypatch.setattr(recording._core.service._waker, "wake", wake)
         assert recording.statistics().pages_full == 39
         await recording.attach(sink)
         with anyio.fail_after(60):
@@ -90,7 +89,7 @@ async def test_a_page_that_gets_full_while_the_reader_rests_is_delivered_without
         for n in range(3):
             number(n, FILL)
         for _ in range(100):
-            if recording._service._resting:
+            if recording._core.service._resting:
                 break
             await anyio.lowlevel.checkpoint()
         number(3, FILL)  # one more full page, at rest
@@ -127,7 +126,7 @@ async def test_what_a_quiet_writer_wrote_goes_out_while_another_fills_page_after
 
 def test_a_writer_cedes_once_for_each_page_that_it_takes_of_the_last_quarter(monkeypatch: pytest.MonkeyPatch) -> None:
     free: list[int] = []
-    monkeypatch.setattr(_recording, "cede", lambda: free.append(recording.statistics().pages_free))
+    monkeypatch.setattr(core, "cede", lambda: free.append(recording.statistics().pages_free))
     with aiotrace.recording(page_size=PAGE, pages=16) as recording:
         for n in range(40):
             number(n, FILL)

@@ -153,7 +153,7 @@ async def test_a_snapshot_goes_on_until_its_end_or_that_of_the_recording(tmp_pat
     async with record(overrun="drop_oldest", page_size=PAGE, pages=16, thread=thread) as recording:
         number(0, "before")
         recording.trigger("laws:number", 'snapshot:after=3600 if text == "now"')
-        recording._snapshots._base = str(path)
+        recording._core.snapshots._base = str(path)
         number(1, "now")
         for n in range(2, 1000):
             number(n, "after")
@@ -247,7 +247,7 @@ async def test_what_cannot_be_is_refused(to: str, after: float, reason: str) -> 
 async def test_the_reader_is_not_woken_for_pages_that_nobody_wants(monkeypatch: pytest.MonkeyPatch) -> None:
     async with record(overrun="drop_oldest", page_size=PAGE, pages=16) as recording:
         wakes: list[int] = []
-        monkeypatch.setattr(recording._service._waker, "wake", lambda: wakes.append(1))
+        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: wakes.append(1))
         for n in range(500):
             number(n, "x")
         assert wakes == []

@@ -56,17 +56,17 @@ def start(text: str, *, spawned: bool = False) -> None:
     """
     import json
 
-    plan = json.loads(text)
-    if not spawned and plan["pid"] != os.getpid():
+    values = json.loads(text)
+    if not spawned and values["pid"] != os.getpid():
         return
     # What `record` could import, for example from its working directory, must be found here too; not by the program.
-    added = [entry for entry in plan["path"] if entry not in sys.path]
+    added = [entry for entry in values["path"] if entry not in sys.path]
     sys.path += added
     try:
-        from aiotrace._launcher import children, process
+        from aiotrace._launcher import children, plan, process
 
         begin = process.record_child_process if spawned else process.record_main_process
-        begin(process.Plan.from_dict(plan))
+        begin(plan.Plan.from_dict(values))
         children.watch()
     finally:
         for entry in added:
