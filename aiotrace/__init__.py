@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from . import abc
     from ._collector.collect import collect
     from ._recording.recording import Recording, record
-    from ._recording.service import SinkOptions
-    from ._recording.sinks import sink
+    from ._recording.sinks import SinkOptions, sink
     from ._recording.snapshot import SnapshotStatistics
     from ._recording.statistics import SinkStatistics, Statistics, WriterStatistics
     from ._recording.sync_recording import SyncRecording, recording

@@ -27,8 +27,7 @@ import anyio
 from ._base.errors import AcknowledgeError
 from ._events.event import event
 from ._recording.recording import Recording, record
-from ._recording.service import SinkOptions
-from ._recording.sinks import sink
+from ._recording.sinks import SinkOptions, sink
 from .abc import Definition, Ledger, Page, PageStream, Sink, StreamInfo
 
 __all__ = ["SinkRuleError", "check_sink"]

@@ -143,8 +143,8 @@ class Recorded:
     def __init__(self, clock: str = "mono") -> None:
         self._sync = aiotrace.recording(NullSink(), clock=clock)
         self._sync.__enter__()
-        self._recording = self._sync._recording
-        self._service = self._recording._service
+        self._recording = self._sync._core
+        self._service = self._recording.service
         self._service._is_listening = False
         deactivate(self._recording)
 

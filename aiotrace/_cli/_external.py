@@ -27,7 +27,7 @@ import anyio
 from .._base.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from .._launcher.process import Plan
+    from .._launcher.plan import Plan
 
 SHM: Final = "/dev/shm"  # noqa: S108  # a private folder is made in it
 _ROOM: Final = 32 << 20
@@ -69,7 +69,8 @@ def run(command: Sequence[str], plan: Plan, environment: dict[str, str], variabl
         raise
     arena = os.path.join(folder, "trace.arena")
     if not pid:
-        theirs = dataclasses.replace(plan, pid=os.getpid(), sinks=(), arena=arena, external=True)
+        options = dataclasses.replace(plan.options, arena=arena)
+        theirs = dataclasses.replace(plan, pid=os.getpid(), sinks=(), options=options, external=True)
         _become(command, {**environment, variable: json.dumps(theirs.to_dict())}, before)
     program = _Program(pid, forwarded)
     anyio.run(functools.partial(_record, folder, dataclasses.replace(plan, pid=pid), program))
@@ -152,10 +153,11 @@ def _make_folder(plan: Plan) -> str:
     Raises:
         ConfigurationError: There is no space in either.
     """
-    from .._launcher.process import FILE, file_of
+    from .._launcher.plan import FILE, file_of
 
-    needed = plan.pages * plan.page_size + _ROOM
-    beside = os.path.dirname(next((file_of(url) for url in plan.sinks if url.startswith(FILE)), plan.snapshots))
+    needed = plan.options.pages * plan.options.page_size + _ROOM
+    files = [file_of(url) for url in plan.sinks if url.startswith(FILE)]
+    beside = os.path.dirname(files[0] if files else plan.options.snapshots)
     for place in (SHM, beside):
         if os.access(place, os.W_OK | os.X_OK) and shutil.disk_usage(place).free > needed:
             return tempfile.mkdtemp(prefix="aiotrace-", dir=place)

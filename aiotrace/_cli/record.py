@@ -40,7 +40,8 @@ from .._events.tracer_switch import TRACERS
 from . import _program
 
 if TYPE_CHECKING:
-    from .._launcher.process import Plan
+    from .._launcher.plan import Plan
+    from .._launcher.rules import Rule
 
 
 OUTPUT: Final = "trace.dat"
@@ -58,19 +59,17 @@ _UNITS: Final = {"": 1 << 10, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "aiotrace record [OPTIONS] [--] PROGRAM | -m MODULE | -c CODE [ARGUMENTS]"
     add = parser.add_argument
-    choice: dict[str, Any] = {"dest": "choices", "action": _Choose, "default": []}
-    add("-e", metavar="GLOB", **choice, help="record only events matching GLOB, e.g. 'http:*'; may be repeated")
-    add("-v", metavar="GLOB", **choice, help="exclude events matching GLOB; the last matching option wins")
-    add("-f", metavar="FILTER", **choice, help="filter for the preceding -e, e.g. 'status >= 500'")
-    add("-R", metavar="TRIGGER", **choice, help="trigger for the preceding -e, e.g. 'traceoff:1 if status >= 500'")
-    add("-p", metavar="TRACER", **choice, help="enable a tracer that 'all' leaves out, e.g. function_graph")
-    add(
-        "-l", metavar="GLOB", **choice, help="with -p function_graph, trace only functions matching GLOB, e.g. 'json.*'"
-    )
+    rule: dict[str, Any] = {"dest": "rules", "action": _AddRule, "default": []}
+    add("-e", metavar="GLOB", **rule, help="record only events matching GLOB, e.g. 'http:*'; may be repeated")
+    add("-v", metavar="GLOB", **rule, help="exclude events matching GLOB; the last matching option wins")
+    add("-f", metavar="FILTER", **rule, help="filter for the preceding -e, e.g. 'status >= 500'")
+    add("-R", metavar="TRIGGER", **rule, help="trigger for the preceding -e, e.g. 'traceoff:1 if status >= 500'")
+    add("-p", metavar="TRACER", **rule, help="enable a tracer that 'all' leaves out, e.g. function_graph")
+    add("-l", metavar="GLOB", **rule, help="with -p function_graph, trace only functions matching GLOB, e.g. 'json.*'")
     add(
         "-n",
         metavar="GLOB",
-        **choice,
+        **rule,
         help="with -p function_graph, exclude functions matching GLOB; -l and -n may be repeated",
     )
     add(
@@ -142,25 +141,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("program", **what, help="a Python file, or a command that is a Python program, and its arguments")
 
 
-class _Choose(argparse.Action):
+class _AddRule(argparse.Action):
     """Keeps -e, -v, -f, -R, -p, -l and -n in the order they were given: their meaning depends on it."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, option: str | None = None
     ) -> None:
-        choices = list(getattr(namespace, self.dest))
+        from .._launcher.rules import Rule
+
+        rules: list[Rule] = list(getattr(namespace, self.dest))
         if option in ("-f", "-R"):
-            globs = [glob for action, glob, _ in choices if action == "enable"]
+            globs = [rule.glob for rule in rules if rule.action == "enable"]
             if not globs:
                 parser.error(f"{option} {value!r} is for the preceding -e, and there is none: put -e GLOB before it")
-            choices.append(("filter" if option == "-f" else "trigger", globs[-1], value))
+            rules.append(Rule("filter" if option == "-f" else "trigger", globs[-1], value))
         elif option in ("-l", "-n"):
-            choices.append(("limit" if option == "-l" else "notrace", value, ""))
+            rules.append(Rule("limit" if option == "-l" else "notrace", value))
         else:
             if option == "-p" and value not in TRACERS:
                 parser.error(f"-p {value!r}: no such tracer; choose from {', '.join(TRACERS)}")
-            choices.append(("disable" if option == "-v" else "enable", value, ""))
-        setattr(namespace, self.dest, choices)
+            rules.append(Rule("disable" if option == "-v" else "enable", value))
+        setattr(namespace, self.dest, rules)
 
 
 def _milliseconds(text: str) -> int:
@@ -242,48 +243,65 @@ def _plan(arguments: argparse.Namespace) -> Plan:
         OSError: The trace cannot be written.
     """
     from .._arena.file import refuse_existing
-    from .._launcher import process
-    from .._recording.sinks import PAGES_BESIDE, QUOTA_MIN
+    from .._launcher.plan import Plan
+    from .._recording.options import RecordingOptions
 
-    sinks = list(arguments.sinks)
     if arguments.arena:
         _check_folder(arguments.arena)
         refuse_existing(arguments.arena)
     if arguments.snapshots:
         _check_folder(arguments.snapshots)
+
+    # Where to: a trace, unless there are other sinks, or snapshots of the buffer are all that is wanted.
+    sinks = list(arguments.sinks)
     is_flight = not sinks and arguments.output is None and _takes_snapshots(arguments)
     if not is_flight and (arguments.output is not None or not sinks):
         sinks.insert(0, file_url(arguments.output or OUTPUT, force=arguments.force))
-    page_size = PAGE_SIZE
-    while page_size > PAGE_SIZE_MIN and arguments.buffer // page_size < PAGES_WANTED:
-        page_size //= 2
-    needed = PAGES_BESIDE + QUOTA_MIN * len(sinks)
-    if arguments.buffer // page_size < needed:
-        raise ConfigurationError(
-            f"-b {arguments.buffer >> 10}: at least {needed * PAGE_SIZE_MIN >> 10} (KiB) are needed: "
-            f"{needed} pages of {PAGE_SIZE_MIN >> 10} KiB"
-        )
+    page_size, pages = _divide(arguments.buffer, len(sinks))
     if arguments.external and arguments.arena:
         raise ConfigurationError(
             f"--arena {arguments.arena}: --external makes an arena of its own; remove one of the two options"
         )
-    return process.Plan(
+
+    return Plan(
         pid=os.getpid(),
         path=tuple(os.path.abspath(entry) for entry in sys.path),
         sinks=tuple(map(_absolute, sinks)),
-        choices=_only(arguments.choices),
-        pages=arguments.buffer // page_size,
-        page_size=page_size,
-        overrun="drop_oldest" if arguments.overrun or is_flight else "drop_newest",
-        clock=arguments.clock,
+        rules=_only(arguments.rules),
+        options=RecordingOptions(
+            page_size=page_size,
+            pages=pages,
+            overrun="drop_oldest" if arguments.overrun or is_flight else "drop_newest",
+            clock=arguments.clock,
+            arena=os.path.abspath(arguments.arena) if arguments.arena else None,
+            snapshots=os.path.abspath(arguments.snapshots or OUTPUT),
+            budget=arguments.budget,
+        ),
         stall_ns=arguments.stall,
         cancel_ns=arguments.cancel_timeout,
         quiet=arguments.quiet,
-        arena=os.path.abspath(arguments.arena) if arguments.arena else "",
-        snapshots=os.path.abspath(arguments.snapshots or OUTPUT),
         snapshot_signal=arguments.signal,
-        budget=arguments.budget,
     )
+
+
+def _divide(buffer: int, sinks: int) -> tuple[int, int]:
+    """The size and the number of pages in a buffer: small ones where it would have too few of the usual size.
+
+    Raises:
+        ConfigurationError: It is too small for these sinks.
+    """
+    from .._recording.sinks import pages_needed
+
+    page_size = PAGE_SIZE
+    while page_size > PAGE_SIZE_MIN and buffer // page_size < PAGES_WANTED:
+        page_size //= 2
+    needed = pages_needed(sinks)
+    if buffer // page_size < needed:
+        raise ConfigurationError(
+            f"-b {buffer >> 10}: at least {needed * PAGE_SIZE_MIN >> 10} (KiB) are needed: "
+            f"{needed} pages of {PAGE_SIZE_MIN >> 10} KiB"
+        )
+    return page_size, buffer // page_size
 
 
 def _environment(plan: Plan) -> dict[str, str]:
@@ -307,24 +325,26 @@ def _environment(plan: Plan) -> dict[str, str]:
 
 def _takes_snapshots(arguments: argparse.Namespace) -> bool:
     """Whether snapshots can be taken: from an arena, by a signal or by a trigger."""
-    triggers = [parse_trigger(text) for action, _, text in arguments.choices if action == "trigger"]
+    triggers = [parse_trigger(rule.text) for rule in arguments.rules if rule.action == "trigger"]
     return bool(arguments.arena or arguments.signal or any(trigger.action == "snapshot" for trigger in triggers))
 
 
-def _only(choices: Sequence[tuple[Any, str, str]]) -> tuple[Any, ...]:
-    """The choices, with "nothing else" first if there is an -e. A -v alone subtracts from the default.
+def _only(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """With an -e, only the events that are named; -v alone excludes from what is recorded by default.
 
     Raises:
         ConfigurationError: There is a -l or -n, but no function tracer.
     """
-    functions = [choice for choice in choices if choice[0] in ("limit", "notrace")]
-    events = [choice for choice in choices if choice not in functions]
-    enabled = [glob for action, glob, _ in events if action == "enable"]
-    for action, glob, _ in functions:
-        if not any(_traces_functions(each) for each in enabled):
-            option = "-l" if action == "limit" else "-n"
-            raise ConfigurationError(f"{option} {glob!r} is for functions: add -p function_graph or -p function")
-    only = [("disable", "all", "")] if enabled else []
+    from .._launcher.rules import Rule
+
+    functions = [rule for rule in rules if rule.action in ("limit", "notrace")]
+    events = [rule for rule in rules if rule not in functions]
+    enabled = [rule.glob for rule in events if rule.action == "enable"]
+    for rule in functions:
+        if not any(_traces_functions(glob) for glob in enabled):
+            option = "-l" if rule.action == "limit" else "-n"
+            raise ConfigurationError(f"{option} {rule.glob!r} is for functions: add -p function_graph or -p function")
+    only = [Rule("disable", "all")] if enabled else []
     return (*functions, *only, *events)
 
 
@@ -337,7 +357,7 @@ def _tell_of_children(plan: Plan) -> None:
 
     They are not removed: the user did not name them.
     """
-    from .._launcher.process import FILE, children_of, file_of
+    from .._launcher.plan import FILE, children_of, file_of
 
     for path in (file_of(url) for url in plan.sinks if url.startswith(FILE)):
         there = children_of(path)

@@ -27,7 +27,16 @@ from .._base.warn import warn
 from .._page.definitions import DEFINITIONS, EventDefinition
 from .._page.derived_fields import DERIVED, with_derived
 from .._page.event_schema import COMM, FieldType, Schema, WrongValueError
-from .open_recordings import OpenRecording, active, get_pid, get_task, in_service, is_strict, refresh_lease, this_thread
+from .open_recordings import (
+    OpenRecording,
+    active,
+    get_pid,
+    get_task,
+    inside_sink,
+    is_strict,
+    refresh_lease,
+    this_thread,
+)
 from .python_stack import pack_current_stack
 
 if TYPE_CHECKING:
@@ -214,7 +223,7 @@ class PythonEvent:
         except Exception:
             self(*arguments, **keywords)  # counts it
             return
-        while not in_service.get():
+        while not inside_sink.get():
             state = this_thread.state
             writers = state.writers if state.epoch is active.epoch else refresh_lease()
             if not turned and not waited and any(writer.would_turn(size) for writer in writers):

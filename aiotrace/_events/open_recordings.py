@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .._threads.loop import Waker
     from .selection import Selection, Trigger
 
-in_service: ContextVar[bool] = ContextVar("aiotrace_in_service", default=False)
+inside_sink: ContextVar[bool] = ContextVar("aiotrace_inside_sink", default=False)
 """Whether the code runs in the reader or in a sink. `send` does not wait there: it would wait for itself."""
 
 

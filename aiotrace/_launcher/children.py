@@ -37,7 +37,7 @@ def watch() -> None:
     _watching = True
     os.register_at_fork(before=_before_fork, after_in_child=_after_fork)
     if "multiprocessing.spawn" in sys.modules:
-        stow_away()
+        install_spawn_bootstrap()
     else:
         sys.meta_path.insert(0, _SpawnFinder())
 
@@ -90,7 +90,7 @@ def _after_fork() -> None:
     process.current = None
     if run is None or _is_about_to_exec():
         return
-    process.follow(run.plan)
+    process.record_child_process(run.plan)
     finish_with_multiprocessing()
 
 
@@ -119,11 +119,11 @@ def _call(function: Any) -> None:
 
 
 def _register_finalizer() -> None:
-    if process.current is not None and not process.current.plan.is_for_us:
+    if process.current is not None and not process.current.is_main:
         sys.modules["multiprocessing.util"].Finalize(None, process.current.close, exitpriority=-1000)
 
 
-class Stowaway:
+class SpawnBootstrap:
     """Unpickled in a child, before its main module is imported: starts the recording there. It names nothing of ours,
     because the child may not find aiotrace where it looks."""
 
@@ -134,7 +134,7 @@ class Stowaway:
         return runpy.run_path, (_SHIM, {"SPAWNED": json.dumps(self._plan)})
 
 
-def stow_away() -> None:
+def install_spawn_bootstrap() -> None:
     """Put a stowaway into what multiprocessing sends to the children that it spawns."""
     from multiprocessing import spawn
 
@@ -143,7 +143,7 @@ def stow_away() -> None:
     def get_preparation_data(name: str) -> dict[str, Any]:
         data: dict[str, Any] = original(name)
         if process.current is not None:
-            data["aiotrace"] = Stowaway(process.current.plan.to_dict())
+            data["aiotrace"] = SpawnBootstrap(process.current.plan.to_dict())
         return data
 
     spawn.get_preparation_data = get_preparation_data
@@ -155,5 +155,5 @@ class _SpawnFinder:
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name in _SPAWNERS and self in sys.meta_path:
             sys.meta_path.remove(self)
-            stow_away()
+            install_spawn_bootstrap()
         return None

@@ -1,14 +1,14 @@
-"""A recording whose reader and sinks are in another process: this one pays for events, and for nothing else.
+"""A recording whose reader and sinks are in another process: this process pays for events and for nothing else.
 
-    events -> writers -> arena, a file ======= another process =======> reader -> sinks      (`_handover`, `_recorder`)
+    events -> writers -> arena, a file ======= another process =======> reader -> sinks      (`handover`, `recorder`)
 
-No thread and no task of ours runs here. Without them nobody wakes a `send` that waits for a page: it looks by itself,
-each 2 ms while it waits, by a timer of its own loop. A wake across processes (a futex, an eventfd) would cost the
-reader a system call for each page, and this process something to listen with; a `send` that waits has time.
+No thread or task of aiotrace runs here. So nothing wakes a `send` that waits for a page: it checks every 2 ms while it
+waits, by a timer of its own loop. A wake-up across processes (a futex, an eventfd) would cost the reader a system call
+for each page, and this process something to listen with; a `send` that waits has time.
 
-The law: **a recorder that is gone harms nobody.** It holds a lock on the arena's folder; when that is free the program
-goes on, its pages stay where they are, and new events are refused, or overwrite the oldest ("drop_oldest"). The arena
-stays: `aiotrace restore` reads it.
+The law: **a recorder that is gone harms nothing.** The recorder holds a lock on the arena's folder. When that is free,
+the program continues, its pages stay where they are, and new events are refused, or overwrite the oldest
+("drop_oldest"). The arena stays: `aiotrace restore` reads it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,20 @@ from .._arena.handover import hand_over
 from .._base.high_fds import out_of_the_way
 from .._page import layout as L
 from .._page.definitions import DEFINITIONS
-from .._recording.recording import Overrun, Recording
-from .._recording.sinks import open_path
+from .._recording.core import RecordingCore
+from .._recording.event_control import EventControl
+from .._recording.options import RecordingOptions
+from .._recording.sinks import file_sink
+from .._recording.statistics import Statistics
 from .._threads.loop import Waker
-from .snapshot_requests import AskingSnapshots
+from .snapshot_requests import SnapshotRequester
 
-LOOK: Final = 0.002
-"""Seconds after which a `send` that waits looks again whether a page is free."""
+POLL: Final = 0.002
+"""Seconds between two checks of a `send` that waits for a free page."""
+READING: Final = 1
+"""In ARENA_READER: the recorder has its sinks open."""
+REFUSED: Final = 2
+"""In ARENA_READER: the recorder cannot read this arena, and has said why."""
 _U64: Final = struct.Struct("=Q")
 _ACCOUNT: Final = struct.Struct("=QQQ")
 
@@ -43,54 +50,32 @@ class RefusedByRecorderError(OSError):
     """The recorder cannot read this arena; it has said why."""
 
 
-class ExternalRecording(Recording):
+class ExternalRecording(EventControl):
     """A context manager, for synchronous code. Made where `aiotrace record --external` starts a program.
 
     Args:
-        path: Of the arena; the recorder has a lock on its folder.
+        options: The recorder has a lock on the folder of the arena.
         awaits: Whether to wait until the recorder has opened its sinks.
+
+    Raises:
+        ConfigurationError: It cannot work, for example without the C module.
+        OSError: The arena cannot be made: the recorder may be gone.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        page_size: int,
-        pages: int,
-        overrun: Overrun,
-        clock: str,
-        awaits: bool,
-        budget: float | None = None,
-    ) -> None:
-        """
-        Raises:
-            ConfigurationError: It cannot work, for example without the C module.
-            OSError: The arena cannot be made: the recorder may be gone.
-        """
-        super().__init__(page_size=page_size, pages=pages, overrun=overrun, clock=clock, arena=path, budget=budget)
-        assert self._arena_file is not None
-        self._file = self._arena_file
-        self._snapshots = AskingSnapshots(
-            self._file.memory, lambda: self.is_recorded, self._arena, self.info, DEFINITIONS, "", open_path
-        )
+    def __init__(self, options: RecordingOptions, *, awaits: bool) -> None:
+        self._core = _ExternalCore(options)
+        self.selection = self._core.selection
         self._awaits = awaits
-        self._folder = -1
-        self._has_recorder = True
-        try:
-            hand_over(self._pages)
-            self._folder = out_of_the_way(os.open(os.path.dirname(self._file.path), os.O_RDONLY | os.O_CLOEXEC))
-        except BaseException:
-            self._file.remove()
-            raise
 
     def __enter__(self) -> Self:
         """
         Raises:
             RefusedByRecorderError: The recorder cannot read it.
         """
+        self._core.start_service()
         if self._awaits:
-            self._wait_for_recorder()
-        self._start_writing()
+            self._core.wait_for_recorder()
+        self._core.start_writing()
         atexit.register(self.close)
         return self
 
@@ -100,23 +85,62 @@ class ExternalRecording(Recording):
         self.close()
 
     def close(self) -> None:
-        """Write no more, and leave what is written to the recorder. A second call does nothing."""
+        """Stop writing, and leave what is written to the recorder. A second call does nothing."""
         atexit.unregister(self.close)
-        if self._state != "open" or os.getpid() != self.info.pid:
-            return
-        self._stop_writing()
-        self._last = self._count()
-        for place, writer in enumerate(self._last.writers):
+        if self._core.is_open:
+            self._core.stop_writing()
+            self._core.leave()
+
+    def request_snapshot(self, cause: str, *, after: float = 0.0) -> bool:
+        """Request a snapshot from the recorder; as `Recording.request_snapshot`."""
+        return self._core.request_snapshot(cause, after)
+
+    def statistics(self) -> Statistics:
+        """As `Recording.statistics`."""
+        return self._core.statistics()
+
+
+class _ExternalCore(RecordingCore):
+    """No sinks, and what the recorder needs: pages in a file, words in its header, a lock to tell whether it lives."""
+
+    def __init__(self, options: RecordingOptions) -> None:
+        super().__init__((), options, thread=False)
+        assert self.arena_file is not None
+        self._file = self.arena_file
+        self._folder = -1
+        self._has_recorder = True
+        try:
+            hand_over(self.pages)
+            self._folder = out_of_the_way(os.open(os.path.dirname(self._file.path), os.O_RDONLY | os.O_CLOEXEC))
+        except BaseException:
+            self._file.remove()
+            raise
+
+    def _make_snapshots(self) -> SnapshotRequester:
+        assert self.arena_file is not None
+        return SnapshotRequester(
+            self.arena_file.memory, lambda: self.is_recorded, self.arena, self.info, DEFINITIONS, "", file_sink
+        )
+
+    def leave(self) -> None:
+        """Put the final account where the recorder finds it."""
+        writers = self.keep_account().writers
+        for place, writer in enumerate(writers):
             account = writer.written, writer.dropped, writer.overrun
             _ACCOUNT.pack_into(self._file.memory, L.ARENA_CLOSED + 8 + place * _ACCOUNT.size, *account)
-        _U64.pack_into(self._file.memory, L.ARENA_CLOSED, len(self._last.writers))
+        _U64.pack_into(self._file.memory, L.ARENA_CLOSED, len(writers))
+
         self._file.leave()
-        with contextlib.suppress(OSError):  # the program closed what it did not open
+        with contextlib.suppress(OSError):  # the program may have closed it: it is not the program's, but it can
             os.close(self._folder)
 
     # --- the recorder ---------------------------------------------------------------------------
 
-    def _wait_for_recorder(self) -> None:
+    def wait_for_recorder(self) -> None:
+        """
+        Raises:
+            RefusedByRecorderError: The recorder cannot read the arena.
+        """
         while self.is_recorded:
             (answer,) = _U64.unpack_from(self._file.memory, L.ARENA_READER)
             if answer == READING:
@@ -136,21 +160,17 @@ class ExternalRecording(Recording):
             except BlockingIOError:
                 return True
             except OSError:
-                pass  # the program closed what it did not open: a `send` that waited might wait for ever
+                pass  # the program closed the descriptor: without this answer a `send` could wait forever
             self._has_recorder = False
         return False
 
+    # --- sends that wait ------------------------------------------------------------------------
+
     @property
     def makes_wait(self) -> bool:
-        return self._state == "open" and not self._pages.can_overrun and self._has_recorder
+        return self._state == "open" and not self.pages.can_overrun and self._has_recorder
 
     async def wait_for_page(self, waker: Waker) -> None:
-        with anyio.move_on_after(LOOK):
+        with anyio.move_on_after(POLL):
             await waker.wait()
         _ = self.is_recorded
-
-
-READING: Final = 1
-"""In ARENA_READER: the recorder has its sinks open."""
-REFUSED: Final = 2
-"""In ARENA_READER: it has said why it cannot read this arena."""

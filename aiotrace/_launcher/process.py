@@ -1,15 +1,14 @@
 """The launcher's part inside the traced program: a recording from before its first line to after its last.
 
-    aiotrace record --execve--> _shim/sitecustomize --lead--> Run.open ... the program ... Run.close, at exit
+    aiotrace record --execve--> shim/sitecustomize --> record_main_process
+        --> Run.open ... the program ... Run.close, at exit
 
-The plan is what the command line asked for.
+Two laws. **The program is not harmed**: aiotrace's threads take no signal that is meant for it, its exit status is its
+own, and a child that cannot be recorded just runs. **A recording that was requested is there, or the program does not
+start**: if it cannot be opened in the first process, that process says why and exits, with status 2 if the request
+cannot work, and 1 otherwise.
 
-Two laws. **The program is not harmed**: our threads take no signal that is meant for it, its exit status is its own,
-and in a child that cannot be recorded it just runs. **A recording that was asked for is there, or the program does not
-begin**: if it cannot be opened in the first process, that says why and ends, with status 2 if what was asked for cannot
-work, and else 1.
-
-This module does not know how children are followed (`_children`), nor what a command line is.
+This module does not know how children are found (`children`), nor what a command line is.
 """
 
 from __future__ import annotations
@@ -17,167 +16,48 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
-import glob
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from collections.abc import Iterator
+from typing import Final
 
 import anyio
 
 from .._base.errors import AiotraceError, ConfigurationError
 from .._events.event import defined_events
-from .._events.selection import matches, parse_trigger
-from .._page.derived_fields import DERIVED
-from .._page.filter import compile_filter
-from .._recording.recording import SNAPSHOTS, Overrun
+from .._recording.core import RecordingCore
 from .._recording.statistics import Statistics
-from .._recording.sync_recording import SyncRecording, recording
+from .._recording.sync_recording import SyncRecording
 from .._store.trace_files import journal_path, remove
 from .external_recording import ExternalRecording
+from .notes import EndNotes
+from .plan import FILE, Plan, children_of, file_of
+from .rules import unmatched
 
-Choice = tuple[Literal["enable", "disable", "filter", "trigger", "limit", "notrace"], str, str]
-"""A method of the recording, a glob, and for the last two a text."""
-
-FILE: Final = "file:"
-"""URLs whose names a child changes."""
 _FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 """Signals that a thread raises by its own doing: faulthandler wants them where they happen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What to record, and where to."""
-
-    pid: int
-    """The process that is meant: execve keeps it."""
-    path: tuple[str, ...]
-    """Where `record` found its modules."""
-    sinks: tuple[str, ...]
-    """URLs; a file's path is absolute, because the program may be anywhere when a child is made."""
-    choices: tuple[Choice, ...]
-    pages: int
-    page_size: int
-    """Bytes."""
-    overrun: Overrun
-    clock: str
-    stall_ns: int | None
-    """How long a step lasts before it is reported while it lasts; None: the choices say whether that is done."""
-    cancel_ns: int | None
-    """How long a task has to obey a cancellation; None: the choices say whether that is watched."""
-    quiet: bool
-    """Say nothing at the end, unless the trace is not what it should be."""
-    arena: str = ""
-    """An absolute path; "": memory."""
-    snapshots: str = SNAPSHOTS
-    """An absolute path, after which snapshots are named."""
-    snapshot_signal: int = 0
-    """Which signal asks for a snapshot; 0: none."""
-    external: bool = False
-    """The process that started the program reads the arena, and has the sinks."""
-    budget: float | None = None
-    """The share of the program's time that all this may cost."""
-
-    def recording(self) -> SyncRecording | ExternalRecording:
-        """The recording, not open yet.
-
-        Raises:
-            ConfigurationError: It cannot work.
-        """
-        if self.external:
-            return ExternalRecording(
-                self._own(self.arena),
-                page_size=self.page_size,
-                pages=self.pages,
-                overrun=self.overrun,
-                clock=self.clock,
-                awaits=self.is_for_us,
-                budget=self.budget,
-            )
-        return recording(
-            *self.urls,
-            page_size=self.page_size,
-            pages=self.pages,
-            overrun=self.overrun,
-            clock=self.clock,
-            arena=self._own(self.arena) if self.arena else None,
-            snapshots=self._own(self.snapshots),
-            budget=self.budget,
-        )
-
-    def _own(self, path: str) -> str:
-        """A path of this process's own."""
-        return path if self.is_for_us else child_path(path, os.getpid())
-
-    @property
-    def is_for_us(self) -> bool:
-        """Whether this is the process that was asked for, and not a child."""
-        return os.getpid() == self.pid
-
-    @property
-    def urls(self) -> tuple[str, ...]:
-        """The sinks of this process: in a child, files have its pid in their names."""
-        return self.sinks if self.is_for_us else tuple(child_url(url, os.getpid()) for url in self.sinks)
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        choices = tuple((action, glob, text) for action, glob, text in values["choices"])
-        return cls(**{**values, "path": tuple(values["path"]), "sinks": tuple(values["sinks"]), "choices": choices})
-
-
-def child_url(url: str, pid: int) -> str:
-    """A file's URL with a pid in the name: file:/tmp/trace.dat is file:/tmp/trace.4615.dat. Other URLs as they are."""
-    if not url.startswith(FILE):
-        return url
-    path, mark, query = url.partition("?")
-    return f"{child_path(path, pid)}{mark}{query}"
-
-
-def child_path(path: str, pid: int) -> str:
-    """A path with a pid in the name."""
-    stem, suffix = os.path.splitext(path)
-    return f"{stem}.{pid}{suffix}"
-
-
-def children_of(path: str) -> list[str]:
-    """The files that have a pid in the place where `child_path` puts it."""
-    stem, suffix = os.path.splitext(path)
-    found = glob.glob(f"{glob.escape(stem)}.[0-9]*{glob.escape(suffix)}")
-    return [child for child in found if child[len(stem) + 1 : len(child) - len(suffix)].isdecimal()]
-
-
-def file_of(url: str) -> str:
-    """The path in a file's URL."""
-    return url.removeprefix(FILE).partition("?")[0]
-
-
-# --- from the first line to the last ----------------------------------------------------------------
-
-
 class Run:
-    """The recording of this process."""
+    """The recording of this process.
+
+    Raises:
+        ConfigurationError: The plan cannot work.
+    """
 
     def __init__(self, plan: Plan) -> None:
-        """
-        Raises:
-            ConfigurationError: The plan cannot work.
-        """
         self.plan = plan
-        self._recording = plan.recording()
-        self._untraced = ""
-        """Why tasks and stalls, for which nobody asked by name, are not in the trace."""
         self.pid = os.getpid()
-        for action, _, text in plan.choices:
-            if action == "filter":
-                compile_filter(text)
-            elif action == "trigger":
-                parse_trigger(text)
+        self.is_main = self.pid == plan.pid
+        """False in a child."""
+        self._urls = plan.urls_of(self.pid)
+        self._recording = _make_recording(plan, self.pid)
+        self._untraced = ""
+        """Why tasks and stalls, which are recorded by default, are not in the trace."""
+        for rule in plan.rules:
+            rule.check()
 
     def open(self) -> None:
         """
@@ -192,7 +72,7 @@ class Run:
             atexit.unregister(self.close)
             raise
         try:
-            self._choose()
+            self._apply_rules()
         except BaseException:
             atexit.unregister(self.close)
             self._recording.close()
@@ -202,30 +82,35 @@ class Run:
             signal.signal(self.plan.snapshot_signal, _take_snapshot)
 
     def snapshot(self, cause: str) -> None:
-        """Ask for a snapshot."""
+        """Request a snapshot."""
         self._recording.request_snapshot(cause)
 
-    def _choose(self) -> None:
-        if not any(action == "enable" for action, *_ in self.plan.choices):
+    def _apply_rules(self) -> None:
+        # Without a rule that says what to record: tasks and stalls.
+        if not any(rule.action == "enable" for rule in self.plan.rules):
             try:
                 self._recording.enable("task:*")
                 self._recording.enable("stall:*")
-            except ConfigurationError as error:  # the program's own events are there all the same
+            except ConfigurationError as error:  # the program's own events are recorded all the same
                 self._untraced = str(error)
-        for action, events, text in self.plan.choices:
-            if action in ("filter", "trigger"):
-                with warnings.catch_warnings():  # of a field that no event has so far: the end tells, if none ever had
+
+        for rule in self.plan.rules:
+            if rule.action in ("filter", "trigger"):
+                # Events with the field may be defined later; `unmatched` reports it at the end if none was. Not around
+                # the other rules: a tracer of warnings would be removed with the filter.
+                with warnings.catch_warnings():
                     warnings.filterwarnings("ignore", "aiotrace: filter ", RuntimeWarning)
-                    getattr(self._recording, action)(events, text)
+                    rule.apply(self._recording)
             else:
-                getattr(self._recording, action)(events)
+                rule.apply(self._recording)
+
         if self.plan.stall_ns is not None:
             self._recording.watch_stalls(self.plan.stall_ns / 1e9)
         if self.plan.cancel_ns is not None:
             self._recording.watch_cancellations(self.plan.cancel_ns / 1e9)
 
     def close(self) -> None:
-        """Finish the trace, and say what became of it. A second call, or one in a forked child, does nothing."""
+        """Finish the trace, and report what became of it. A second call, or one in a forked child, does nothing."""
         global current
         if current is not self or os.getpid() != self.pid:
             return
@@ -233,93 +118,56 @@ class Run:
         self._recording.close()
         statistics = self._recording.statistics()
         tell(*self._report(statistics))
-        if self.plan.is_for_us:
+        if self.is_main:
             self._remove_empty()
         elif not statistics.events_written:
             self._remove_files()  # programs fork for many reasons
 
     def _report(self, statistics: Statistics) -> Iterator[str]:
-        told = not self.plan.quiet and self.plan.is_for_us
-        if told and self._untraced:
+        all = not self.plan.quiet and self.is_main
+        if all and self._untraced:
             yield f"no tasks: {self._untraced}"
-        if told and statistics.budget is not None:
+        if all and statistics.budget is not None:
             yield f"budget: {statistics.budget}"
-        if self.plan.external:  # the recorder tells the rest
-            yield from _skipped(statistics)
-            yield from self._unmatched() if told else ()
-            return
-        for url, sink in zip(self.plan.urls, statistics.sinks, strict=False):
-            name = file_of(url) if url.startswith(FILE) else url
-            if sink.state == "finished":
-                if told:
-                    yield f"{name}: {sink.events_delivered} events"
-                continue
-            why = f" ({sink.last_error})" if sink.last_error is not None else ""
-            complete = f"; `aiotrace restore {name}` completes it" if url.startswith(FILE) else ""
-            yield f"{name}: unfinished after {sink.events_delivered} events{why}{complete}"
-        if statistics.events_lost if self.plan.sinks else statistics.events_dropped:
-            yield lost(statistics)
-        if told:
-            yield from (f"{path}: a snapshot" for path in self._recording.snapshot_paths)
-            if not self.plan.sinks and not statistics.snapshots:
-                yield "no snapshot was taken, and what the buffer held is gone with the program"
-        yield from _skipped(statistics)
-        if told:
-            yield from self._unmatched()
+
+        if isinstance(self._recording, SyncRecording):  # otherwise the recorder reports this
+            yield from EndNotes.of(statistics, self._urls, self._recording.snapshot_paths).lines(all=all)
+        if statistics.snapshots_skipped:
+            yield (
+                f"{statistics.snapshots_skipped} snapshots were not taken: another one was being taken, or had been "
+                "less than 10 s before"
+            )
+
+        if all:
+            for unseen in sorted(self._recording.selection.functions.unmatched):
+                yield f"{unseen!r} matches no function that was called: their names are module.qualified_name"
+            yield from unmatched(self.plan.rules, defined_events())
 
     def _remove_files(self) -> None:
-        for url in self.plan.urls:
+        for url in self._urls:
             if url.startswith(FILE):
                 with contextlib.suppress(OSError):
                     remove(file_of(url))
 
     def _remove_empty(self) -> None:
         """Children that were killed before they recorded anything left a file with no page, and its journal."""
-        for url in self.plan.urls:
+        for url in self._urls:
             for child in children_of(file_of(url)) if url.startswith(FILE) else []:
                 with contextlib.suppress(OSError):  # also of one that lives
-                    if os.path.getsize(child) < self.plan.page_size and os.path.exists(journal_path(child)):
+                    if os.path.getsize(child) < self.plan.options.page_size and os.path.exists(journal_path(child)):
                         remove(child)
 
-    def _unmatched(self) -> Iterator[str]:
-        """What was asked for and never was: most often a spelling mistake."""
-        events = defined_events()
-        names = list(events)
-        for unseen in sorted(self._recording.selection.functions.unmatched):
-            yield f"{unseen!r} is of no function that was called: their names are module.qualified_name"
-        for action, wanted, text in self.plan.choices:
-            found = [name for name in names if matches(wanted, name)]
-            if action == "enable" and not found:
-                known = f"it has {', '.join(names[:10])}{', …' if len(names) > 10 else ''}" if names else "it has none"
-                yield f"-e {wanted!r} matches no event of this process: {known}"
-            missing = asked_fields(action, text)
-            for name in found:
-                missing -= {*events[name].fields, *DERIVED.get(name, ())}
-            if found and missing:
-                has = f"{found[0]} has {', '.join(events[found[0]].fields) or 'none'}"
-                yield f"{text!r}: no event of {wanted!r} has a field {', '.join(sorted(missing))}; {has}"
 
+def _make_recording(plan: Plan, pid: int) -> SyncRecording | ExternalRecording:
+    """The recording, not open yet.
 
-def asked_fields(action: str, text: str) -> set[str]:
-    """The fields that the text of a choice names."""
-    if action == "filter":
-        return set(compile_filter(text).fields)
-    filter = parse_trigger(text).filter if action == "trigger" else None
-    return set(filter.fields) if filter is not None else set()
-
-
-def _skipped(statistics: Statistics) -> Iterator[str]:
-    if statistics.snapshots_skipped:
-        yield f"{statistics.snapshots_skipped} snapshots were not taken: one was, or had been less than 10 s before"
-
-
-def lost(statistics: Statistics) -> str:
-    """How many events are missing, and why."""
-    dropped = ", ".join(f"{count} {cause}" for cause, count in statistics.dropped.items() if count)
-    parts = [f"{statistics.events_dropped} refused ({dropped})"] if statistics.events_dropped else []
-    parts += [f"{statistics.events_overrun} overwritten by newer ones"] if statistics.events_overrun else []
-    parts += [f"{statistics.events_abandoned} given up with a sink"] if statistics.events_abandoned else []
-    return f"events lost: {statistics.events_lost}: {', '.join(parts)}"
+    Raises:
+        ConfigurationError: It cannot work.
+    """
+    options = plan.options_of(pid)
+    if plan.external:
+        return ExternalRecording(options, awaits=pid == plan.pid)
+    return SyncRecording(RecordingCore(plan.urls_of(pid), options, thread=True))
 
 
 def tell(*lines: str) -> None:
@@ -332,8 +180,8 @@ def tell(*lines: str) -> None:
 
 @contextlib.contextmanager
 def no_signals() -> Iterator[None]:
-    """Threads that are started here take no signals: a program that blocks a signal, to wait for it with sigwait, must
-    not have it delivered to a thread that it does not know of."""
+    """Threads that start here take no signals: when a program blocks a signal, to wait for it with sigwait, a thread
+    that it does not know of must not be given it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
     try:
         yield
@@ -347,41 +195,43 @@ def _take_snapshot(number: int, frame: object) -> None:
         current.snapshot(signal.Signals(number).name)
 
 
+# --- starting -------------------------------------------------------------------------------------
+
 current: Run | None = None
 """What is being recorded in this process."""
 
 
-def lead(plan: Plan) -> None:
-    """Record the process that was asked for. If that cannot be, it ends here."""
+def record_main_process(plan: Plan) -> None:
+    """Record the process that `aiotrace record` started. If that fails, the process exits here."""
     try:
-        atexit.register(gc.unfreeze)  # comes after the end of the recording, before Python takes its modules apart
-        begin(plan)
-        # A program that looks for event loops among all objects, to close them, does not find ours. The namespace of
-        # __main__ is frozen with them: left so, what is in it would not be finalized, nor its files flushed.
+        atexit.register(gc.unfreeze)  # runs after the end of the recording, before Python takes its modules apart
+        start(plan)
+        # A program that looks for event loops among all objects, to close them, does not find aiotrace's. The namespace
+        # of __main__ is frozen with them: left so, its contents would not be finalized, nor its files flushed.
         gc.freeze()
     except Exception as error:
         tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
-        # An exception would be lost in site, and the program would run without us.
+        # `site` would swallow an exception, and the program would run unrecorded.
         os._exit(2 if isinstance(error, ConfigurationError) else 1)
 
 
-def begin(plan: Plan) -> None:
+def start(plan: Plan) -> None:
     """
     Raises:
         Exception: As `Run.open`.
     """
     global current
     # pytest warns of packages with a plugin that were imported before it could rewrite their asserts, unless their
-    # docstring says this. anyio has a plugin, and we import it.
+    # docstring says this. anyio has a plugin, and aiotrace imports it.
     anyio.__doc__ = f"{anyio.__doc__ or ''}PYTEST_DONT_REWRITE"
     run = Run(plan)
     run.open()
     current = run
 
 
-def follow(plan: Plan) -> None:
-    """Record a child. If that cannot be, it is told, and the child just runs."""
+def record_child_process(plan: Plan) -> None:
+    """Record a child. If that fails, a line says so, and the child just runs."""
     try:
-        begin(plan)
+        start(plan)
     except Exception as error:
         tell(f"process {os.getpid()} is not recorded: {error}")

@@ -34,7 +34,7 @@ def _fence() -> None:
     c_module.fence()
 
 
-class AskingSnapshots(Snapshots):
+class SnapshotRequester(Snapshots):
     """The program's side.
 
     Args:
@@ -69,7 +69,7 @@ class AskingSnapshots(Snapshots):
             self._turn.release()
 
 
-class AskedSnapshots(Snapshots):
+class SnapshotResponder(Snapshots):
     """The recorder's side.
 
     Args:

@@ -1,4 +1,4 @@
-"""What may be asked of an open recording about which events it takes: every kind of recording is a `Chooser`.
+"""What may be asked of an open recording about which events it takes: every kind of recording is a `EventControl`.
 
 enable, disable, filter, trigger, ... --> the recording's selection --> a new epoch: every event asks again
                                                                     --> the tracers that are wanted run
@@ -33,7 +33,7 @@ def _check_fields(glob: str, filter: Filter | None) -> None:
     warn(f"aiotrace: filter {filter.text!r}: the events that {glob!r} is of so far have {what}", stacklevel=3)
 
 
-class Chooser:
+class EventControl:
     """What may be asked of a recording, synchronous or not, about which events it takes."""
 
     selection: Selection

@@ -21,15 +21,16 @@ import anyio
 from .._base.warn import warn
 from .._budget.cost_meter import Meter
 from .._events.internal_events import emit_internal
-from .._events.open_recordings import in_service
+from .._events.open_recordings import inside_sink
 from .._page.definitions import Definition
-from .._ring.delivery import Delivery, OnError, OnFull
+from .._ring.delivery import Delivery
 from .._ring.page_cycle import PageCycle, PageListener
 from .._ring.writer import Writers
 from .._threads.loop import Loop, Task, Waker
 from .._threads.service_thread import yield_gil
-from ..abc import Ledger, Sink, StreamInfo, WriterLedger
+from ..abc import Ledger, StreamInfo, WriterLedger
 from .page_stream import Stream
+from .sinks import SinkOptions
 
 RETRY_PAUSE_FIRST: Final = 0.05
 RETRY_PAUSE_MAX: Final = 0.5
@@ -51,17 +52,6 @@ GONE_MAX: Final = 64
 """Sinks that are gone and whose accounts are kept: a service that attaches and detaches for years must not grow."""
 
 SinkState = Literal["starting", "running", "failed", "finished", "detached"]
-
-
-@dataclass(frozen=True, slots=True)
-class SinkOptions:
-    """A sink and how it is treated; made by `aiotrace.sink`."""
-
-    sink: Sink
-    quota: int | None = None
-    on_full: OnFull = "wait"
-    on_error: OnError = "retry"
-    name: str = ""
 
 
 @dataclass(slots=True, eq=False)
@@ -216,7 +206,7 @@ class Service(PageListener):
         self._wake_senders()  # it may have been what they wait for
 
     async def _run_sink(self, attachment: Attachment) -> None:
-        in_service.set(True)
+        inside_sink.set(True)
         pause = RETRY_PAUSE_FIRST
         while not attachment.detached:
             settled_before = attachment.delivery.pages_acknowledged
@@ -307,7 +297,7 @@ class Service(PageListener):
     # --- the reader -----------------------------------------------------------------------------
 
     async def _run_reader(self) -> None:
-        in_service.set(True)
+        inside_sink.set(True)
         while True:
             try:
                 await self._read()

@@ -8,13 +8,26 @@ and the ring one to keep.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType
 from typing import Final, get_args
 
 from .._base.errors import ConfigurationError
 from .._ring.delivery import OnError, OnFull
 from ..abc import Sink
-from .service import SinkOptions
+from .options import is_positive_int
+
+
+@dataclass(frozen=True, slots=True)
+class SinkOptions:
+    """A sink and how it is treated; made by `aiotrace.sink`."""
+
+    sink: Sink
+    quota: int | None = None
+    on_full: OnFull = "wait"
+    on_error: OnError = "retry"
+    name: str = ""
+
 
 AnySink = Sink | SinkOptions | str
 """What stands for a sink: an async callable, one with options, or a URL ("file:trace.dat")."""
@@ -46,7 +59,7 @@ def sink(
     made = open_url(sink) if isinstance(sink, str) else sink
     if not callable(made):
         raise ConfigurationError(f"{made!r} is no sink: a sink is an async callable over a page stream, or a URL")
-    if quota is not None and not is_count(quota):
+    if quota is not None and not is_positive_int(quota):
         raise ConfigurationError(f"quota={quota!r}: a sink holds at least 1 page")
     for name, value, known in (("on_full", on_full, get_args(OnFull)), ("on_error", on_error, get_args(OnError))):
         if value not in known:
@@ -61,7 +74,7 @@ def _name(sink: Sink) -> str:
     return getattr(sink, "__name__", None) or repr(sink)
 
 
-def is_same(options: SinkOptions, named: AnySink) -> bool:
+def names_sink(options: SinkOptions, named: AnySink) -> bool:
     """Whether a name means this sink: a method is another object each time it is named. No `==` otherwise: sinks that
     hold the same may be equal."""
     if isinstance(named, str):
@@ -87,7 +100,7 @@ def open_url(url: str) -> Sink:
     return made
 
 
-def open_path(path: str) -> Sink:
+def file_sink(path: str) -> Sink:
     """The sink that writes a trace.dat of this name, by its entry point.
 
     Raises:
@@ -96,6 +109,11 @@ def open_path(path: str) -> Sink:
     if "?" in path:
         raise ConfigurationError(f"{path!r}: choose a name without '?'")
     return open_url(f"file:{path}")
+
+
+def pages_needed(sinks: int) -> int:
+    """The least number of pages with which that many sinks can work."""
+    return PAGES_BESIDE + QUOTA_MIN * sinks
 
 
 def share_pages(pages: int, options: list[SinkOptions]) -> list[int]:
@@ -118,8 +136,3 @@ def share_pages(pages: int, options: list[SinkOptions]) -> list[int]:
         shared = max(QUOTA_MIN, (pages - 2 - given) // max(defaulted, 1))
         quotas = [each.quota if each.quota is not None else shared for each in options]
     return quotas
-
-
-def is_count(value: object) -> bool:
-    """Whether a value is a number of at least 1."""
-    return isinstance(value, int) and value >= 1

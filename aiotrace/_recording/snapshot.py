@@ -28,7 +28,7 @@ from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 from .._arena.scan import ArenaScan, DamagedPage, PageCandidate, with_definitions
 from .._base.errors import AcknowledgeError
 from .._base.warn import warn
-from .._events.open_recordings import in_service
+from .._events.open_recordings import inside_sink
 from .._page.definitions import Definition
 from .._page.entry import PageCopy
 from .._ring.arena import Arena
@@ -246,7 +246,7 @@ class Snapshots:
         self._task = self._loop.spawn(lambda: self._serve(cause, end), "aiotrace snapshot")
 
     async def _serve(self, cause: str, end: float) -> None:
-        in_service.set(True)
+        inside_sink.set(True)
         try:
             path = name_for(self.base, cause, time.time())
             await self._give(self._open_file(path), end)

@@ -1,45 +1,45 @@
-"""A recording for synchronous code: the same recording, whose reader has a thread, behind calls that block.
+"""A recording for synchronous code: the reader and the sinks have a thread, behind calls that block.
 
-with recording(...) as recording: ...      what is still open when the interpreter ends is drained then
+with recording(...) as recording: ...      if it is still open when the interpreter exits, it is drained then
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from .._page import layout as L
 from ..abc import StreamInfo
-from .event_control import Chooser
-from .recording import SNAPSHOTS, Overrun, Recording
+from .core import RecordingCore
+from .event_control import EventControl
+from .options import SNAPSHOTS, Overrun, RecordingOptions
 from .sinks import AnySink
 from .snapshot import SnapshotStatistics
 from .statistics import Statistics
 
+T = TypeVar("T")
 
-class SyncRecording(Chooser):
+
+class SyncRecording(EventControl):
     """A recording for synchronous code; made by `recording`. Its reader and sinks run in a thread."""
 
-    def __init__(self, recording: Recording) -> None:
-        self._recording = recording
-        self.selection = recording.selection
-        thread = recording._thread
-        assert thread is not None
-        self._service = thread
+    def __init__(self, core: RecordingCore) -> None:
+        self._core = core
+        self.selection = core.selection
+        """Which events it records; changed by `enable`, `disable`, `filter` and `trigger`."""
 
     def __enter__(self) -> Self:
-        inner = self._recording
-        if inner._state != "new":
-            raise RuntimeError(f"{inner!r}: a recording is entered once")
-        self._service.start()
+        core = self._core
+        core.start_service()
         try:
-            self._service.submit(inner._open).result()
+            self._call(core.open)
         except BaseException:
-            inner._finalize()
+            core.finalize()
             raise
-        inner._start_writing()
+        core.start_writing()
         atexit.register(self.close)
         return self
 
@@ -50,46 +50,56 @@ class SyncRecording(Chooser):
 
     def close(self) -> None:
         """Drain for at most `drain_timeout` seconds, and close. A second call does nothing."""
-        inner = self._recording
+        core = self._core
         atexit.unregister(self.close)
-        if inner._state != "open" or os.getpid() != inner.info.pid:
+        if not core.is_open:
             return
-        inner._stop_writing()
+        core.stop_writing()
         try:
-            self._service.submit(inner._drain).result(inner._drain_limit)
+            self._call(core.drain, core.drain_limit)
         except TimeoutError:
             pass  # a sink blocks the thread: what it holds is abandoned
         finally:
-            inner._finalize()
+            core.finalize()
+
+    def _call(self, function: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
+        """Run something in the loop of the reader and the sinks, and wait for it.
+
+        Raises:
+            TimeoutError: It takes longer than `timeout` seconds.
+        """
+        assert self._core.thread is not None
+        return self._core.thread.submit(function).result(timeout)
 
     def attach(self, sink: AnySink) -> None:
         """As `Recording.attach`; blocks."""
-        self._service.submit(lambda: self._recording._attach(sink)).result()
+        self._call(lambda: self._core.attach(sink))
 
     def detach(self, sink: AnySink) -> None:
         """As `Recording.detach`; blocks."""
-        self._service.submit(lambda: self._recording._detach(sink)).result()
+        self._call(lambda: self._core.detach(sink))
 
     def snapshot(self, to: AnySink | os.PathLike[str], *, after: float = 0.0) -> SnapshotStatistics:
-        """As `Recording.snapshot`; blocks, for `after` seconds at least."""
-        return self._service.submit(lambda: self._recording._snapshot(to, after)).result()
+        """As `Recording.snapshot`; blocks, for at least `after` seconds."""
+        return self._call(lambda: self._core.snapshot(to, after))
 
     def request_snapshot(self, cause: str, *, after: float = 0.0) -> bool:
         """As `Recording.request_snapshot`."""
-        return self._recording.request_snapshot(cause, after=after)
+        return self._core.request_snapshot(cause, after)
 
     @property
     def snapshot_paths(self) -> tuple[str, ...]:
         """As `Recording.snapshot_paths`."""
-        return self._recording.snapshot_paths
+        return tuple(self._core.snapshots.paths)
 
     def statistics(self) -> Statistics:
         """As `Recording.statistics`."""
-        return self._recording.statistics()
+        return self._core.statistics()
 
     @property
     def info(self) -> StreamInfo:
-        return self._recording.info
+        """What is true of the whole stream."""
+        return self._core.info
 
 
 def recording(
@@ -106,20 +116,10 @@ def recording(
 ) -> SyncRecording:
     """`record` for synchronous code: a context manager whose reader and sinks run in a thread of their own.
 
-    What is still open when the interpreter ends is drained then.
+    If it is still open when the interpreter exits, it is drained then.
     """
-    return SyncRecording(
-        Recording(
-            *sinks,
-            page_size=page_size,
-            pages=pages,
-            overrun=overrun,
-            flush_interval=flush_interval,
-            drain_timeout=drain_timeout,
-            clock=clock,
-            arena=arena,
-            snapshots=snapshots,
-            thread=True,
-            budget=budget,
-        )
-    )
+    options = RecordingOptions(
+        page_size=page_size, pages=pages, overrun=overrun, flush_interval=flush_interval, drain_timeout=drain_timeout,
+        clock=clock, arena=arena, snapshots=snapshots, budget=budget,
+    )  # fmt: skip
+    return SyncRecording(RecordingCore(sinks, options, thread=True))

@@ -42,8 +42,8 @@ def recording() -> Iterator[aiotrace.SyncRecording]:
 @pytest.fixture
 def meter(recording: aiotrace.SyncRecording, fixed_prices: None) -> Meter:
     """One that has begun to count."""
-    inner = recording._recording
-    meter = Meter(inner._arena, inner.writers, inner.selection, inner.clock)
+    inner = recording._core
+    meter = Meter(inner.arena, inner.writers, inner.selection, inner.clock)
     in_thread(meter.start)
     return meter
 
@@ -119,7 +119,7 @@ def test_trying_out_calls_records_nothing(recording: aiotrace.SyncRecording) -> 
     found: list[float] = []
 
     def try_out() -> None:
-        prices = Prices(recording._recording.clock)
+        prices = Prices(recording._core.clock)
         for _ in range(cost_meter.SELDOM + 1):
             prices.try_out()
         found.extend(prices.of(what) for what in ("event", "turn", "asked"))
@@ -159,8 +159,8 @@ def test_event_count_is_exact_and_event_kinds_are_sampled_from_pages(
 
 def test_events_that_are_refused_cost_as_much(fixed_prices: None) -> None:
     with aiotrace.recording(page_size=4096, pages=2) as recording:
-        inner = recording._recording
-        meter = Meter(inner._arena, inner.writers, inner.selection, inner.clock)
+        inner = recording._core
+        meter = Meter(inner.arena, inner.writers, inner.selection, inner.clock)
         in_thread(meter.start)
         first(0)
         assert costs(meter) == {"meter:*": pytest.approx(EVENT)}
@@ -172,8 +172,8 @@ def test_events_that_are_refused_cost_as_much(fixed_prices: None) -> None:
 
 def test_events_that_were_not_sampled_cost_without_a_group(fixed_prices: None) -> None:
     with aiotrace.recording(page_size=4096, pages=2) as recording:
-        inner = recording._recording
-        meter = Meter(inner._arena, inner.writers, inner.selection, inner.clock)
+        inner = recording._core
+        meter = Meter(inner.arena, inner.writers, inner.selection, inner.clock)
         in_thread(meter.start)
         for n in range(1000):  # the pages are full, and none is being filled
             first(n)
@@ -244,8 +244,8 @@ def callee() -> None:
 
 @pytest.fixture
 def loop_meter(recording: aiotrace.SyncRecording) -> Meter:
-    inner = recording._recording
-    return Meter(inner._arena, inner.writers, inner.selection, inner.clock)
+    inner = recording._core
+    return Meter(inner.arena, inner.writers, inner.selection, inner.clock)
 
 
 @pytest.mark.anyio
@@ -294,7 +294,7 @@ async def test_the_reader_in_the_program_s_loop_is_timed() -> None:
         for n in range(5000):
             await first.send(n)
         await anyio.lowlevel.checkpoint()
-        assert recording._budget is not None
-        assert recording._budget.meter._loop_ns > 0
+        assert recording._core.budget is not None
+        assert recording._core.budget.meter._loop_ns > 0
     statistics: Statistics = recording.statistics()
     check_laws(statistics, 5000)

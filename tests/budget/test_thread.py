@@ -99,7 +99,7 @@ def test_too_expensive_events_are_disabled_and_the_trace_says_so(costs: Costs) -
         costs.shares = {"budgeted:*": 0.5}
         wait_until(lambda: budget_of(recording).off)
         costs.shares = {}
-        wait_until(lambda: not request.is_taken(recording._recording))
+        wait_until(lambda: not request.is_taken(recording._core))
         request(2)
         other(3)
     assert sink.told == [("budgeted", False)]
@@ -116,21 +116,21 @@ def test_too_expensive_events_are_disabled_and_the_trace_says_so(costs: Costs) -
 def test_group_is_enabled_again_when_it_fits(costs: Costs) -> None:
     sink = Collect()
     with aiotrace.recording(sink, budget=0.01) as recording:
-        switch_off_and_on(recording._recording, costs)
-        wait_until(lambda: request.is_taken(recording._recording))
+        switch_off_and_on(recording, costs)
+        wait_until(lambda: request.is_taken(recording._core))
         request(4)
         assert budget_of(recording).off == ()
     assert sink.told == [("budgeted", False), ("budgeted", True)]
     assert [event.fields["n"] for event in sink.events if event.name == "budgeted:request"] == [4]
 
 
-def switch_off_and_on(recording: aiotrace.Recording, costs: Costs) -> None:
+def switch_off_and_on(recording: AnyRecording, costs: Costs) -> None:
     """Let a group go off, and be due to come back at once."""
     costs.shares = {"budgeted:*": 0.5}
     wait_until(lambda: recording.selection.disabled_by_budget)
     costs.shares = {}
-    assert recording._budget is not None
-    budget = recording._budget._budget
+    assert recording._core.budget is not None
+    budget = recording._core.budget._budget
     budget._known["budgeted:*"].patience = 1e-9
     budget.debt_ns = 0
 
@@ -162,7 +162,7 @@ async def test_group_is_enabled_in_the_loop_where_running_tasks_are_seen(
 def test_a_reader_that_takes_much_for_itself_flushes_more_rarely(costs: Costs) -> None:
     with aiotrace.recording(budget=0.01) as recording:
         costs.fixed = 0.05
-        wait_until(lambda: recording._recording._service._stretch == STRETCH_MAX)
+        wait_until(lambda: recording._core.service._stretch == STRETCH_MAX)
         assert budget_of(recording).stretch == STRETCH_MAX
         assert budget_of(recording).off == ()
 
@@ -171,11 +171,11 @@ def test_a_reader_that_takes_much_for_itself_flushes_more_rarely(costs: Costs) -
 def test_a_reader_that_is_to_wake_rarely_waits_for_a_quarter_of_the_pool() -> None:
     sink = Collect()
     with aiotrace.recording(sink, page_size=4096, pages=64, flush_interval=3600) as recording:
-        service = recording._recording._service
+        service = recording._core.service
         service.set_pace(2.0)
         service._waker.wake()
         wait_until(lambda: service._resting)
-        ring = recording._recording._pages.ring
+        ring = recording._core.pages.ring
         while len(ring) < 5:
             request(0)
         assert not service._is_due
@@ -237,7 +237,7 @@ def test_group_enabled_by_the_user_stays_disabled_by_the_budget(costs: Costs) ->
         wait_until(lambda: recording.selection.disabled_by_budget)
         costs.shares = {}
         recording.enable("budgeted:*")
-        assert not request.is_taken(recording._recording)
+        assert not request.is_taken(recording._core)
         assert budget_of(recording).off == ("budgeted",)
 
 
@@ -247,7 +247,7 @@ def test_group_disabled_by_the_user_meanwhile_is_not_enabled_again(costs: Costs)
         costs.shares = {"budgeted:*": 0.5}
         wait_until(lambda: recording.selection.disabled_by_budget)
         recording.disable("budgeted:*")
-        thread = recording._recording._budget
+        thread = recording._core.budget
         assert thread is not None
         assert not thread._is_wanted("budgeted:*")
         recording.enable("budgeted:request")
@@ -259,7 +259,7 @@ def test_another_recording_keeps_its_events(costs: Costs) -> None:
     mine, theirs = Collect(), Collect()
     with aiotrace.recording(mine, budget=0.01) as recording, aiotrace.recording(theirs):
         costs.shares = {"budgeted:*": 0.5}
-        wait_until(lambda: not request.is_taken(recording._recording))
+        wait_until(lambda: not request.is_taken(recording._core))
         costs.shares = {}
         request(1)
     assert "budgeted:request" not in [event.name for event in mine.events]

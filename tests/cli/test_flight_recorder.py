@@ -238,7 +238,7 @@ def test_killed_program_leaves_a_snapshot_if_a_recorder_follows_it(tmp_path: Pat
     options = ["--external", "--snapshot-signal", "USR2", "-b", "64"]
     with recorded(tmp_path, *options) as program:
         send(program, "import os, signal, aiotrace._launcher.process")
-        send(program, "arena = aiotrace._launcher.process.current._recording._file.path")
+        send(program, "arena = aiotrace._launcher.process.current._recording._core.arena_file.path")
         send(program, '[step(n, f"what {n % 5}") for n in range(1000, 20_000)]')
         send(program, f"open({str(tmp_path / 'arena')!r}, 'w').write(arena)")
         assert program.stdin is not None

@@ -374,7 +374,7 @@ def test_only_functions_selected_by_limits_are_traced(app: Path) -> None:
     choices = ["-p", "function_graph", "-n", "*.inner", "-l", "__main__.*", "-n", "*.<module>"]
     first, second = record(*choices, "-n", "x", "-l", "jsn.*", "app.py", cwd=app).stderr.splitlines()
     assert first == f"aiotrace record: {app}/trace.dat: 8 events"
-    assert second.startswith("aiotrace record: 'jsn.*' is of no function that was called: ")
+    assert second.startswith("aiotrace record: 'jsn.*' matches no function that was called: ")
     with aiotrace.open_trace(app / "trace.dat") as trace:
         texts = [re.sub(r"@app.py:\d+| \(start.*", "", event.text()) for event in trace.events()]
     method = ["--> Thing.method (1)", "<-- Thing.method (1)"]

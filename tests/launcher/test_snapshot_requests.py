@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from aiotrace._base.backend import c_module
-from aiotrace._launcher.snapshot_requests import AskedSnapshots, AskingSnapshots
+from aiotrace._launcher.snapshot_requests import SnapshotRequester, SnapshotResponder
 from aiotrace._page import layout as L
 from aiotrace._page.entry import PageCopy
 from aiotrace.abc import PageStream, Sink
@@ -33,8 +33,8 @@ class Both:
         self.got: list[int] = []
         self.known = 0
         arguments: tuple[Any, ...] = (self.filled.arena, self.filled.info, self.filled.definitions, "t.dat", self._open)
-        self.asking = AskingSnapshots(self.memory, lambda: self.is_recorded, *arguments)
-        self.asked = AskedSnapshots(self.memory, *arguments, self._know)
+        self.asking = SnapshotRequester(self.memory, lambda: self.is_recorded, *arguments)
+        self.asked = SnapshotResponder(self.memory, *arguments, self._know)
 
     def _know(self) -> None:
         self.known += 1

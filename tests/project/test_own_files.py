@@ -15,7 +15,7 @@ from aiotrace._base.package import PACKAGE_FOLDER
 from aiotrace._cli import record
 from aiotrace._events import python_stack
 from aiotrace._launcher import children
-from aiotrace._launcher.process import Plan
+from aiotrace._launcher.plan import Plan
 from aiotrace._recording.recording import Recording
 from aiotrace._recording.sync_recording import recording
 from aiotrace._tracers import function, task

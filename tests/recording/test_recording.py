@@ -479,9 +479,9 @@ async def test_an_error_in_the_body_stays_what_it_is() -> None:
 async def test_a_recording_is_entered_once() -> None:
     recording = record(nothing)
     async with recording:
-        with pytest.raises(RuntimeError, match="entered once"):
+        with pytest.raises(RuntimeError, match="entered only once"):
             await recording.__aenter__()
-    with pytest.raises(RuntimeError, match="entered once"):
+    with pytest.raises(RuntimeError, match="entered only once"):
         await recording.__aenter__()
 
 
@@ -558,11 +558,11 @@ async def test_statistics_read_as_text() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"page_size": 5000}, "page_size=5000: a power of two"),
+        ({"page_size": 5000}, "page_size=5000: must be a power of two"),
         ({"page_size": 2048}, "page_size=2048"),
         ({"pages": 0}, "pages=0"),
         ({"pages": 3}, r"1 for a writer to fill \+ 1 full in the ring \+ 2 for nothing = 4 pages are needed"),
-        ({"overrun": "newest"}, "overrun='newest': one of 'drop_newest', 'drop_oldest'"),
+        ({"overrun": "newest"}, "overrun='newest': must be 'drop_newest' or 'drop_oldest'"),
         ({"flush_interval": 0}, "flush_interval=0"),
         ({"flush_interval": "1"}, "flush_interval='1'"),
         ({"drain_timeout": None}, "drain_timeout=None"),
@@ -637,7 +637,7 @@ async def test_a_synchronous_recording_raises_what_its_sink_raised_first() -> No
 
 
 def test_a_sink_that_blocks_its_thread_cannot_hold_up_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aiotrace._recording.recording.CANCEL_GRACE", 0.1)
+    monkeypatch.setattr("aiotrace._recording.core.CANCEL_GRACE", 0.1)
     release = threading.Event()
     entered = threading.Event()
 

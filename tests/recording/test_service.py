@@ -16,10 +16,11 @@ import anyio
 import pytest
 
 import aiotrace
-from aiotrace._events.open_recordings import in_service
+from aiotrace._events.open_recordings import inside_sink
 from aiotrace._recording import page_stream
 from aiotrace._recording import service as _reader
-from aiotrace._recording.service import Attachment, Service, SinkOptions
+from aiotrace._recording.service import Attachment, Service
+from aiotrace._recording.sinks import SinkOptions
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.page_cycle import PageCycle
 from aiotrace._ring.writer import Writers
@@ -44,13 +45,13 @@ async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch
     async with aiotrace.record(Collect(), page_size=PAGE, pages=64, flush_interval=600) as recording:
         calls = 0
         with anyio.fail_after(60):
-            while not recording._service._resting:  # a wake from before may end its first rest at once
+            while not recording._core.service._resting:  # a wake from before may end its first rest at once
                 await number.send(calls, FILL)
                 calls += 1
                 await anyio.lowlevel.checkpoint()
         wakes: list[int] = []
-        ring, wake = recording._pages.ring, recording._service._waker.wake
-        monkeypatch.setattr(recording._service._waker, "wake", lambda: (wakes.append(len(ring)), wake()))
+        ring, wake = recording._core.pages.ring, recording._core.service._waker.wake
+        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: (wakes.append(len(ring)), wake()))
         while len(ring) < 16:
             assert not wakes
             number(calls, FILL)
@@ -67,11 +68,11 @@ async def test_a_reader_that_rests_is_woken_by_a_quarter_of_the_pool(monkeypatch
 async def test_reader_sleeps_until_a_sink_is_attached(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = Collect()
     async with aiotrace.record(page_size=PAGE, pages=64, flush_interval=600) as recording:
-        wake = recording._service._waker.wake
-        monkeypatch.setattr(recording._service._waker, "wake", lambda: pytest.fail("woken for nobody"))
+        wake = recording._core.service._waker.wake
+        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: pytest.fail("woken for nobody"))
         for n in range(40):
             number(n, FILL)
-        monkeypatch.setattr(recording._service._waker, "wake", wake)
+        monkeypatch.setattr(recording._core.service._waker, "wake", wake)
         assert recording.statistics().pages_full == 39
         await recording.attach(sink)
         with anyio.fail_after(60):
@@ -88,7 +89,7 @@ async def test_page_filled_while_the_reader_rests_is_delivered_by_itself() -> No
         for n in range(3):
             number(n, FILL)
         for _ in range(100):
-            if recording._service._resting:
+            if recording._core.service._resting:
                 break
             await anyio.lowlevel.checkpoint()
         number(3, FILL)  # one more full page, at rest
@@ -377,14 +378,14 @@ async def test_the_code_of_a_sink_knows_that_it_is(setup: Setup) -> None:
     seen: list[bool] = []
 
     async def look(stream: PageStream) -> None:
-        seen.append(in_service.get())
+        seen.append(inside_sink.get())
         async for page in stream:
             stream.acknowledge(page)
 
     async with setup.opened():
         await setup.attach(look)
     assert seen == [True]
-    assert not in_service.get()
+    assert not inside_sink.get()
 
 
 @pytest.mark.anyio

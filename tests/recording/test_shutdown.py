@@ -217,7 +217,7 @@ def test_recording_closes_although_its_loop_lost_its_descriptors() -> None:
 with aiotrace.recording(sink, page_size=PAGE, pages=64) as recording:
     for n in range(200):
         number(n, "")
-    service = recording._service
+    service = recording._core.thread
     os.close(service._loop._epoll._selector.fileno())
     try:
         service._loop.call_soon_threadsafe(int)

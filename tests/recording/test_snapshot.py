@@ -151,7 +151,7 @@ async def test_snapshot_runs_until_its_end_or_that_of_the_recording(tmp_path: Pa
     async with record(overrun="drop_oldest", page_size=PAGE, pages=16, thread=thread) as recording:
         number(0, "before")
         recording.trigger("laws:number", 'snapshot:after=3600 if text == "now"')
-        recording._snapshots._base = str(path)
+        recording._core.snapshots._base = str(path)
         number(1, "now")
         for n in range(2, 1000):
             number(n, "after")
@@ -245,7 +245,7 @@ async def test_invalid_snapshot_arguments_are_refused(to: str, after: float, rea
 async def test_reader_is_not_woken_for_unwanted_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     async with record(overrun="drop_oldest", page_size=PAGE, pages=16) as recording:
         wakes: list[int] = []
-        monkeypatch.setattr(recording._service._waker, "wake", lambda: wakes.append(1))
+        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: wakes.append(1))
         for n in range(500):
             number(n, "x")
         assert wakes == []

@@ -139,7 +139,7 @@ def test_a_thread_that_writes_while_the_recording_closes_harms_nothing() -> None
 def test_thread_started_after_the_close_gets_a_refusing_writer() -> None:
     with aiotrace.recording(page_size=PAGE, pages=16) as recording:
         pass
-    writers = recording._recording.writers
+    writers = recording._core.writers
     writer, own = writers.lease()
     assert not own
     assert not writer.write(b"12345678")

@@ -299,7 +299,7 @@ def test_the_service_of_a_recording_is_not_watched() -> None:
         done.set()
 
     with watched() as (recording, stalls):
-        recording._service._loop.call_soon_threadsafe(call)
+        recording._core.thread._loop.call_soon_threadsafe(call)
         done.wait()
         native_id = next(thread.native_id for thread in threading.enumerate() if thread.name == "aiotrace")
     assert stalls.of("noticed", thread=native_id) == []
@@ -383,7 +383,7 @@ def test_stall_events_without_a_page_are_counted() -> None:
         asyncio.run(_stall_often())
     statistics = recording.statistics()
     check_closed(statistics)
-    (watcher,) = [each for each in recording._recording.writers.all if type(each).__name__ == "StallWriter"]
+    (watcher,) = [each for each in recording._core.writers.all if type(each).__name__ == "StallWriter"]
     assert watcher.written > 0
     assert watcher.dropped_by_cause()["no_page"] == watcher.dropped_total > 0
 

@@ -422,7 +422,7 @@ def test_writer_without_a_page_still_reports_its_losses(tmp_path: Path) -> None:
     path = tmp_path / "trace.dat"
     with aiotrace.recording(FileSink(path), page_size=4096, pages=16) as recording:
         aiotrace.event("decodetest:refused", n="u32")(1)
-        writer, _ = recording._recording.writers.lease()
+        writer, _ = recording._core.writers.lease()
         for _ in range(7):
             writer.refuse("no_page")
     assert recording.statistics().events_dropped == 7

@@ -21,7 +21,7 @@ FOLDER = os.path.dirname(os.path.abspath(__file__))
 VARIABLE = "AIOTRACE_RECORD"
 
 
-def clean() -> str | None:
+def remove_traces() -> str | None:
     """Remove our traces from the environment and from sys.path; returns what the variable held."""
     text = os.environ.pop(VARIABLE, None)
     entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry != FOLDER]
@@ -34,7 +34,7 @@ def clean() -> str | None:
     return text
 
 
-def chain() -> bool:
+def import_real_sitecustomize() -> bool:
     """Import the sitecustomize that Python would have found without us; returns whether there is one."""
     ours = sys.modules.pop("sitecustomize", None)
     try:
@@ -48,7 +48,7 @@ def chain() -> bool:
     return True
 
 
-def enter(text: str, *, spawned: bool = False) -> None:
+def start(text: str, *, spawned: bool = False) -> None:
     """Start the recording that a plan describes, if it is meant for this process.
 
     Args:
@@ -56,17 +56,17 @@ def enter(text: str, *, spawned: bool = False) -> None:
     """
     import json
 
-    plan = json.loads(text)
-    if not spawned and plan["pid"] != os.getpid():
+    values = json.loads(text)
+    if not spawned and values["pid"] != os.getpid():
         return
     # What `record` could import, for example from its working directory, must be found here too; not by the program.
-    added = [entry for entry in plan["path"] if entry not in sys.path]
+    added = [entry for entry in values["path"] if entry not in sys.path]
     sys.path += added
     try:
-        from aiotrace._launcher import children, process
+        from aiotrace._launcher import children, plan, process
 
-        begin = process.follow if spawned else process.lead
-        begin(process.Plan.from_dict(plan))
+        begin = process.record_child_process if spawned else process.record_main_process
+        begin(plan.Plan.from_dict(values))
         children.watch()
     finally:
         for entry in added:
@@ -74,13 +74,13 @@ def enter(text: str, *, spawned: bool = False) -> None:
 
 
 if __name__ == "sitecustomize":
-    found = clean()
+    found = remove_traces()
     try:
-        chained = chain()
+        has_real_one = import_real_sitecustomize()
     finally:
         if found is not None:
-            enter(found)
-    if not chained:
+            start(found)
+    if not has_real_one:
         raise ImportError("no sitecustomize but ours", name="sitecustomize")  # site takes this for: there is none
 elif "SPAWNED" in globals():
-    enter(globals()["SPAWNED"], spawned=True)
+    start(globals()["SPAWNED"], spawned=True)
