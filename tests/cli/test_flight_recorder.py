@@ -118,7 +118,7 @@ def test_a_killed_program_is_restored_from_its_arena(tmp_path: Path, capsys: pyt
         assert sorted(os.listdir(tmp_path)) == ["app.arena"], "a flight recorder writes no trace"
         program.send_signal(signal.SIGKILL)
     assert main(["restore", str(arena)]) == 2
-    assert f"{arena} is an arena: say with -o" in capsys.readouterr().err
+    assert f"{arena} is an arena: give the file for its trace with -o" in capsys.readouterr().err
     assert main(["report", str(arena)]) == 0
     assert capsys.readouterr().out.count(" step: ") == 1000
     assert main(["record", "--arena", str(arena), "-c", "pass"]) == 1

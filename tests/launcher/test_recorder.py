@@ -345,7 +345,7 @@ def test_an_arena_of_another_name_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["record", "--external", "--arena", "a", "-c", "pass"]) == 2
-    assert "--external has an arena of its own" in capsys.readouterr().err
+    assert "--external makes an arena of its own" in capsys.readouterr().err
 
 
 def test_pure_python_is_refused(tmp_path: Path) -> None:

@@ -250,3 +250,37 @@ def test_an_import_against_the_rules_is_found(source: str, text: str, fault: str
 )
 def test_an_import_within_the_rules_is_allowed(source: str, text: str) -> None:
     assert [fault for fault in map(fault_of, find_imports(source, text, known=KNOWN_HERE)) if fault] == []
+
+
+# --- sizes --------------------------------------------------------------------------------------
+
+FILES_MAX = 17
+"""Files of a room, without its sub-rooms; one that needs more is two rooms, or has a sub-room."""
+LINES_MAX = {".py": 500, ".c": 600, ".h": 600}
+
+
+def find_large(root: Path) -> list[str]:
+    """Which folders and files of a source tree are larger than a reader can hold in mind."""
+    found = []
+    for folder in (root, *(path for path in root.rglob("*") if path.is_dir() and path.name != "__pycache__")):
+        files = [path for path in folder.iterdir() if path.suffix in LINES_MAX]
+        if len(files) > FILES_MAX:
+            found.append(f"{folder.name}: {len(files)} files")
+        for path in files:
+            lines = path.read_text(encoding="utf-8").count("\n")
+            if lines > LINES_MAX[path.suffix]:
+                found.append(f"{path.name}: {lines} lines")
+    return sorted(found)
+
+
+@pytest.mark.parametrize("root", [ROOT / "aiotrace", ROOT / "sinks" / "aiotrace_sinks"], ids=["aiotrace", "sinks"])
+def test_rooms_and_files_are_small(root: Path) -> None:
+    assert find_large(root) == []
+
+
+def test_what_is_too_large_is_found(tmp_path: Path) -> None:
+    room = tmp_path / "_room"
+    room.mkdir()
+    for number in range(FILES_MAX + 1):
+        (room / f"{number}.py").write_text("\n" * (501 if number == 3 else 500))
+    assert find_large(tmp_path) == ["3.py: 501 lines", "_room: 18 files"]
