@@ -211,8 +211,9 @@ class Service(PageListener):
         while not attachment.detached:
             settled_before = attachment.delivery.pages_acknowledged
             error = await self._call_sink(attachment)
-            if error is None:
+            if error is None or attachment.detached:  # given up: it may have met released pages before its cancellation
                 break
+
             attachment.failures += 1
             attachment.last_error = error
             if not attachment.started.is_set():

@@ -128,7 +128,7 @@ def test_a_killed_program_is_restored_from_its_arena(tmp_path: Path, capsys: pyt
     assert steps(trace) == list(range(1000))
     assert os.listdir(tmp_path) == ["trace.dat"]
     assert main(["restore", str(trace), "-o", "other.dat"]) == 2
-    assert "is no arena" in capsys.readouterr().err
+    assert "is not an arena" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("by", ["pid", "arena"])

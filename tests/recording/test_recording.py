@@ -441,6 +441,23 @@ async def test_pages_of_a_stuck_sink_are_abandoned_after_the_drain_timeout(
     assert statistics.sinks[1].events_abandoned == 1
 
 
+async def test_error_of_a_sink_that_was_given_up_is_not_its_failure() -> None:
+    async def stuck(stream: PageStream) -> None:
+        page = await stream.__anext__()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            len(page.data)  # released with the sink: it raises ValueError
+
+    with pytest.warns(RuntimeWarning) as warned:
+        async with record(stuck, page_size=PAGE, pages=8, drain_timeout=0.05) as recording:
+            number(1, "")
+    assert [str(warning.message).partition(";")[0] for warning in warned] == [
+        "aiotrace: sink stuck did not finish within 0.05 s"
+    ]
+    assert recording.statistics().sinks[0].failures == 0
+
+
 async def test_other_sinks_get_the_ring_when_a_stuck_sink_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     timeout, good = Timeout(monkeypatch), Collect()
 
@@ -669,7 +686,7 @@ async def test_sink_that_keeps_raising_a_cancellation_does_not_spin_the_loop() -
         async for _ in stream:
             raise asyncio.CancelledError
 
-    async with aiotrace.record(confused, page_size=PAGE, pages=8, drain_timeout=0) as recording:
+    async with aiotrace.record(confused, page_size=PAGE, pages=8, drain_timeout=0.05) as recording:
         for n in range(300):
             number(n, "")
         for _ in range(1000):

@@ -59,7 +59,9 @@ class World:
 
     def attach(self, which: int, _: int) -> None:
         if self.sinks[which] not in self.pages.deliveries and not self.sinks[which].closed:
-            next_events = {writer.slot: writer.first_event for writer in self.writers}
+            next_events = {writer.slot: writer.first_unsealed for writer in self.writers}
+            for page in reversed(tuple(self.pages.ring)):  # it is offered what is in the ring, too
+                next_events[self.pages.arena.get(page, L.WRITER)] = self.pages.arena.get(page, L.FIRST_EVENT)
             self.pages.attach(self.sinks[which], next_events)
 
     def write(self, which: int, count: int) -> None:
