@@ -10,7 +10,7 @@ with SIGBUS. **What is there already is left alone**, with an error that says wh
 written last**: until then there is no arena. **A forked child has a copy**: what it would write there is its own, and
 it holds no lock.
 
-This module knows no event and no page's life; `_arenareader` reads what it writes.
+This module knows no event and no page's life; `_arena/file_reader` reads what it writes.
 """
 
 from __future__ import annotations

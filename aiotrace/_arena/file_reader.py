@@ -1,6 +1,6 @@
 """The file of an arena, as whoever reads it: after its program was killed, or while it lives. Changes nothing.
 
-    header --shape--> definitions --frames--> tables          descriptors, pages --`_look`--> copies of pages
+    header --shape--> definitions --frames--> tables          descriptors, pages --`_arena/scan`--> copies of pages
 
 The law: **no length is believed**: every part must lie where the version says and in the file, so memory is bounded by
 the definitions' 16 MiB and a page. Not a memory map: a file that is cut while it is read would kill the reader.
@@ -32,7 +32,7 @@ _CHUNK: Final = 1 << 20
 
 
 class ArenaReader:
-    """A context manager; `_look.Memory` over a file."""
+    """A context manager; `_arena/scan.Memory` over a file."""
 
     def __init__(self, path: str) -> None:
         """

@@ -10,7 +10,7 @@ one process. When the page is taken, what came since is copied too, and the stan
 The laws. **Nothing of theirs is changed** but the state, and of a page that goes home what its seal said. **A page goes
 home when its stand-in does**: until then whoever restores the arena finds it.
 
-This module does not know which page is next; `_handover` does.
+This module does not know which page is next; `_arena/handover` does.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A trace.dat from an arena: of a program that was killed, or of one that lives. Blocking file I/O.
 
-    PATH, an arena --copies of pages (`_look`)--> a trace store (`_store`) --close--> FILE, a trace.dat
+    PATH, an arena --copies of pages (`_arena/scan`)--> a trace store (`_store`) --close--> FILE, a trace.dat
 
 The laws. **An arena is removed when all that was in it is in a trace.dat on the disk**, and not before: where pages
 were damaged it stays. **A living program is not disturbed**: nothing of its arena is locked or changed. **What fails

@@ -6,6 +6,12 @@
     ├── TraceFormatError     (ValueError)    bytes that are read are not what their format says
     └── AcknowledgeError     (RuntimeError)  a sink acknowledged a page that it does not hold
 
+Outside of the tree, because no caller of the library meets them or because they are something else first:
+
+    aiotrace.testing.SinkRuleError  (AssertionError)  a sink broke a rule of its contract
+    BudgetError, RefusedByRecorderError  (OSError)    the collector's disk budget is spent; the recorder refused
+    FullError, RefusedError, WrongValueError, NonsenseError      caught where they are raised, never seen outside
+
 An event call raises none of these into a traced program: see law 6 in docs/internals/architecture.md.
 """
 

@@ -4,7 +4,7 @@
                              |
                              +--> writer, sequence, place, events, losses, crc32 of the records
 
-It is made of stream frames (`_frames`) whose page frames have no body: the records are where
+It is made of stream frames (`_formats/frames`) whose page frames have no body: the records are where
 `PagePlacement` says, in the trace itself or in the spool of their writer. The law: **a page is in
 the trace when its `placed` frame is in the journal, whole**; whatever else lies in the files is not
 there. So a journal cut anywhere is a journal, and a torn tail is no damage to what stands before
@@ -13,7 +13,7 @@ it.
 The same holds for each part of a page that comes in parts. They have one place, and the crc32 goes
 on from part to part: each can be checked alone, and the last one's is that of the page.
 
-This module knows no file: `_store` writes them, `_growing` and `_closing` read them.
+This module knows no file: `_store` writes them, `_store/unfinished` and `_store/finish` read them.
 """
 
 from __future__ import annotations

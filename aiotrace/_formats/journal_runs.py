@@ -5,8 +5,8 @@
     a journal        --take_whole---> for each writer: how many pages side by side, and their rows for the trace.dat
 
 This runs for every page, so it has twins in C (`_csrc/store/`). The law: **only what is as expected is taken**: a whole
-page, in the place where its writer's next one belongs, its frame intact. Taking stops at anything else, and `_journal`
-and `_closing` look at that frame by itself; so they alone say what is damage and what that costs.
+page, in the place where its writer's next one belongs, its frame intact. Taking stops at anything else, and `journal`
+and `_store/finish` look at that frame by itself; so they alone say what is damage and what that costs.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def python_pack_placed(stream_id: bytes, sequence: int, placed: list[Any]) -> by
 
     Args:
         sequence: Number of the first frame.
-        placed: `_journal.PagePlacement`, each.
+        placed: `_formats/journal.PagePlacement`, each.
     """
     frames: list[bytes] = []
     for number, each in enumerate(placed, sequence):
@@ -87,7 +87,7 @@ def python_pack_placed(stream_id: bytes, sequence: int, placed: list[Any]) -> by
 
 
 def pack_body(entry: PageEntry, spooled: bool, place: int, start: int, crc_before: int, crc: int) -> bytes:
-    """What a frame says of a page; the arguments are a `_journal.PagePlacement`."""
+    """What a frame says of a page; the arguments are a `_formats/journal.PagePlacement`."""
     writer, page, offset, complete, events, lost, definitions, timestamp, committed = entry
     return _BODY.pack(
         writer, 1 if complete else 0, page, timestamp, lost, offset, events, definitions, committed,

@@ -4,7 +4,7 @@
     when, how long, cause; then ASKED = n  ---------------->  ASKED is not ANSWERED: takes it
     none is asked for until ANSWERED is n  <----------------  ANSWERED = n, when it is made, or has failed
 
-The laws are those of `_snapshot`: a request never blocks, and what cannot be served is counted. Whether it is time for
+The laws are those of `snapshot`: a request never blocks, and what cannot be served is counted. Whether it is time for
 one is the program's to say, which knows at once; the recorder makes each that is asked for. A program that dies after
 the last store of a request has its snapshot.
 """

@@ -7,7 +7,7 @@ Bytes come into *blocks*. A body that is kept holds its block; one that nobody h
 that is busy for hours allocates what it did in its first second. Who does not give a body back costs no more than the
 memory: it is never used again while a view of it is alive.
 
-Unlike `_frames.FrameReader`, which reads what a crash or a disk has left, this reads what a peer says: the first thing
+Unlike `frames.FrameReader`, which reads what a crash or a disk has left, this reads what a peer says: the first thing
 that is not as it should be is an error, and nothing is looked for behind it.
 """
 

@@ -42,7 +42,7 @@ class DeliveredPage:
 
     @property
     def entry(self) -> PageEntry:
-        """What frames say of it, for `_growing.page_entry`."""
+        """What frames say of it, for `_store/unfinished.page_entry`."""
         return self.part.entry
 
     @property

@@ -3,7 +3,7 @@
     a trigger, a signal, any thread --request--> | one at a time, not too often | --> a task of the service
     recording.snapshot(sink) ------------------------------------------------------> look, look, ... --> the sink
 
-What the ring holds stays in it: pages are copied (`_look`), nothing is taken from the writers or from other sinks, and
+What the ring holds stays in it: pages are copied (`scan`), nothing is taken from the writers or from other sinks, and
 recording goes on. The laws. **A request never blocks**: it may come from an event's call, a signal handler or a
 finaliser; what cannot be served is counted. **A snapshot never raises into the program**, but to who awaits it.
 

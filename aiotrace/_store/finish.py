@@ -9,7 +9,7 @@ nothing; from then on NAME is, and the rest is litter. Damage costs what it hit:
 left empty, and its events are counted as lost before the page that follows it. Of a page that came in parts, those
 before the damaged one stay.
 
-Whole pages that lie side by side are taken together, as `_wholepages.Run`; what restoring checks, and what is not as
+Whole pages that lie side by side are taken together, as `journal_runs.Run`; what restoring checks, and what is not as
 expected, is taken by itself, as a `PageSlot`.
 
 Both go in steps, so that whoever waits can stop between two.

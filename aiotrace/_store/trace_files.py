@@ -2,7 +2,7 @@
 
     NAME            initial header (options offset 0) | pages of the first writer, at their final place
     NAME.cpu7       pages of writer 7: a spool for each writer but the first
-    NAME.journal    hello, definitions, and for each page where it is and its crc32 (`_journal`)
+    NAME.journal    hello, definitions, and for each page where it is and its crc32 (`_formats/journal`)
 
 The laws. **Files are created 0600, new, and never through a link**; what is there already is left alone, with an error
 that says what would do. **The journal is made first and removed last**: whoever finds NAME without one may take it for

@@ -1,1 +1,1 @@
-"""Tracers: what produces events by itself. Each module has `start()` and `stop()`; `_tracing` calls them."""
+"""Tracers: what produces events by itself. Each module has `start()` and `stop()`; `tracer_switch` calls them."""

@@ -90,7 +90,7 @@ _locate = _make_locate(())
 
 
 class FunctionTracer:
-    """One of the two, as `_tracing` wants it."""
+    """One of the two, as `_events/tracer_switch` wants it."""
 
     def __init__(self, system: str) -> None:
         self.system: Final = system

@@ -51,7 +51,7 @@ typedef struct {
     int mode;
 } Event;
 
-/* What the open recordings make of an event, as of mode_epoch; `_event.PythonEvent` decides. */
+/* What the open recordings make of an event, as of mode_epoch; `_events/event.PythonEvent` decides. */
 enum { MODE_ALL = 0, MODE_SOME = 1, MODE_OFF = 2 };
 
 static PyTypeObject *event_type;
