@@ -10,13 +10,15 @@ once, at the first import.
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from types import ModuleType
-from typing import Final
 
 from .package import PACKAGE_FOLDER
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Final
 
 __all__ = ["BACKEND", "WHY_PYTHON", "c_module"]
 
@@ -38,7 +40,8 @@ def _load() -> tuple[ModuleType | None, str]:
 
 def _import() -> ModuleType:
     try:
-        return importlib.import_module("aiotrace._c")
+        __import__("aiotrace._c")
+        return sys.modules["aiotrace._c"]
     except ModuleNotFoundError:
         folder = os.path.dirname(PACKAGE_FOLDER)
         message = f"not compiled in {folder}; `pip install .` does it where a C compiler is"

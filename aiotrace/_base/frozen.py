@@ -10,11 +10,18 @@ A user sees no difference (tests/base/test_frozen.py). `dataclasses` is imported
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, dataclass_transform
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from typing import Any, TypeVar, dataclass_transform
+
+    T = TypeVar("T")
+else:
+
+    def dataclass_transform(**options):
+        return lambda function: function
+
 
 __all__ = ["frozen"]
-
-T = TypeVar("T")
 
 
 class _Fields:

@@ -6,7 +6,10 @@ Kept in one place because it depends on how deep this file is in the package.
 from __future__ import annotations
 
 import os
-from typing import Final
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from typing import Final
 
 __all__ = ["PACKAGE_FOLDER"]
 

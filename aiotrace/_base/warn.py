@@ -6,8 +6,6 @@ harm the program.
 
 from __future__ import annotations
 
-import warnings
-
 
 def warn(message: str, *, stacklevel: int = 1) -> None:
     """Warn about something that went wrong.
@@ -16,6 +14,8 @@ def warn(message: str, *, stacklevel: int = 1) -> None:
         stacklevel: Whose line the warning names: 1 is the caller's, 2 that of its caller.
     """
     try:
+        import warnings  # here: most programs are never warned; it fails when Python shuts down
+
         warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
-    except Warning:
+    except (Warning, ImportError):
         pass

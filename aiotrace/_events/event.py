@@ -16,19 +16,16 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from _thread import RLock
 
 from .._base.backend import c_module
 from .._base.errors import DefinitionError
 from .._base.warn import warn
 from .._page.definitions import DEFINITIONS, EventDefinition
 from .._page.derived_fields import DERIVED, with_derived
-from .._page.event_schema import COMM, FieldType, Schema, WrongValueError
+from .._page.event_schema import COMM, Schema, WrongValueError
 from .open_recordings import (
-    OpenRecording,
     active,
     get_pid,
     get_task,
@@ -39,8 +36,14 @@ from .open_recordings import (
 )
 from .python_stack import pack_current_stack
 
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any, Final
+
+    from .._page.event_schema import FieldType
     from .._ring.writer import Writer
+    from .open_recordings import OpenRecording
     from .selection import Decision
 
 FIRST_ID: Final = 2048
@@ -330,7 +333,7 @@ else:
     Event = c_module.Event
 
 _events: Final[dict[str, Event]] = {}
-_events_lock = threading.RLock()
+_events_lock = RLock()
 
 
 def event(name: str, /, **fields: FieldType) -> Event:
@@ -411,7 +414,7 @@ def make_event(schema: Schema, id: int, *, by_default: bool) -> PythonEvent:
 
 def _after_fork_in_child() -> None:
     global _events_lock
-    _events_lock = threading.RLock()
+    _events_lock = RLock()
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

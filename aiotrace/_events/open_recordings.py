@@ -13,45 +13,47 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
-from collections.abc import Callable
+from _thread import RLock, _local, get_native_id
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .._base.backend import c_module
 from .._page import layout as L
 from .._page.definitions import DEFINITIONS
 
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, Final, Protocol
+
     from .._base.clock import Clock
     from .._ring.writer import Writer, Writers
     from .._threads.loop import Waker
     from .selection import Selection, Trigger
 
+    class OpenRecording(Protocol):
+        """A recording, as events see it."""
+
+        writers: Writers
+
+        @property
+        def makes_wait(self) -> bool:
+            """Whether `send` waits for room: there is a "wait" sink, and full pages are not overwritten."""
+
+        def count_wait(self, nanoseconds: int) -> None:
+            """A `send` waited."""
+
+        async def wait_for_page(self, waker: Waker) -> None:
+            """Wait until the waker is woken because a page may be free. May return earlier."""
+
+        def fire(self, trigger: Trigger, cause: str) -> None:
+            """Do what a trigger says (except a stack trace), now, in the thread of the event `cause`."""
+
+        clock: Clock
+        selection: Selection
+
+
 inside_sink: ContextVar[bool] = ContextVar("aiotrace_inside_sink", default=False)
 """Whether the code runs in the reader or in a sink. `send` does not wait there: it would wait for itself."""
-
-
-class OpenRecording(Protocol):
-    """A recording, as events see it."""
-
-    writers: Writers
-
-    @property
-    def makes_wait(self) -> bool:
-        """Whether `send` waits for room: there is a "wait" sink, and full pages are not overwritten."""
-
-    def count_wait(self, nanoseconds: int) -> None:
-        """A `send` waited."""
-
-    async def wait_for_page(self, waker: Waker) -> None:
-        """Wait until the waker is woken because a page may be free. May return earlier."""
-
-    def fire(self, trigger: Trigger, cause: str) -> None:
-        """Do what a trigger says (except a stack trace), now, in the thread of the event `cause`."""
-
-    clock: Clock
-    selection: Selection
 
 
 class Active:
@@ -60,7 +62,7 @@ class Active:
     def __init__(self) -> None:
         self.recordings: tuple[OpenRecording, ...] = ()
         self.epoch: object = object()
-        self.lock = threading.RLock()
+        self.lock = RLock()
 
     def set(self, recordings: tuple[OpenRecording, ...]) -> None:
         self.recordings = recordings
@@ -132,7 +134,7 @@ class ThreadState:
         self.writers: tuple[Writer, ...] = ()
 
 
-class ThreadLocal(threading.local):
+class ThreadLocal(_local):
     """The leases and the state of each thread."""
 
     leases: tuple[Lease, ...] = ()
@@ -161,7 +163,7 @@ def refresh_lease() -> tuple[Writer, ...]:
     epoch, recordings = active.epoch, active.recordings
     state = this_thread.state
     if not state.pid:
-        state.pid = threading.get_native_id()
+        state.pid = get_native_id()
         DEFINITIONS.name_command(state.pid, thread_name())
 
     # Leases of recordings that are still open are kept; the others end here.
@@ -181,6 +183,8 @@ def thread_name() -> str:
     Does not call `threading.current_thread`: while a thread starts and when it ends, that creates a dummy Thread,
     which `threading.enumerate` would show from then on.
     """
+    import threading  # a recording has imported it; a program that only emits does not pay for it
+
     thread = threading._active.get(threading.get_ident()) or _bootstrapped()  # type: ignore[attr-defined]
     if thread is threading.main_thread():
         return os.path.basename(sys.argv[0] or "python") if getattr(sys, "argv", None) else "python"
@@ -247,7 +251,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     """A child writes nothing into its parent's recordings."""
-    active.lock = threading.RLock()
+    active.lock = RLock()
     DEFINITIONS.forget_lock()
     for lease in this_thread.leases:
         lease.is_exclusive = False

@@ -7,16 +7,19 @@ stack of the call that needed the page.
 from __future__ import annotations
 
 import sys
-import threading
-from types import CodeType, FrameType
-from typing import Final
+from _thread import _local
 
 from .._base.package import PACKAGE_FOLDER
 from .._page.definitions import DEFINITIONS
 from .._page.kernel_events import STACK_MAX, pack_stack
 
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from types import CodeType, FrameType
+    from typing import Final
 
-class _Walking(threading.local):
+
+class _Walking(_local):
     active = False
     """Whether this thread is reading its frames. That raises audit events, which are not the program's and would come
     between an event and its stack."""

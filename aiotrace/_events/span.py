@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
 from contextvars import ContextVar
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
 
 from .._base.backend import c_module
 from .._base.errors import DefinitionError
-from .._page.event_schema import FieldType
 from .event import Event, define, event
 from .open_recordings import is_recording
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Any, Final, Self
+
+    from .._page.event_schema import FieldType
 
 _current: Final[ContextVar[int]] = ContextVar("aiotrace_span", default=0)
 _ids: Final = itertools.count(1)

@@ -10,12 +10,16 @@ and counted, and never raises into the program.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Sequence
-from types import CodeType
-from typing import Final, overload
+from _collections_abc import Sequence  # `collections.abc` would import all of `collections`
+from _thread import RLock
 
 from .._base.frozen import frozen
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Final, overload
 
 SYMBOL_BASE: Final = 0xFFFF_8000_0000_1000
 """Key of the first interned string. It looks like a kernel address, because trace-cmd looks up a `const char *`
@@ -87,7 +91,7 @@ class Definitions(Sequence[Definition]):
         """Addresses by code, file and qualified name: code alone equals the same lines of another file or class."""
         self._next_address = FUNCTION_BASE
         self._followers: tuple[Callable[[], object], ...] = ()
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self.refused = 0
         """Symbols and command names that found the table full."""
         self.unknown_symbol = self.intern("?")
@@ -163,16 +167,19 @@ class Definitions(Sequence[Definition]):
 
     def forget_lock(self) -> None:
         """In a forked child: the lock may be held by a thread that is not there, and the followers are the parent's."""
-        self._lock = threading.RLock()
+        self._lock = RLock()
         self._followers = ()
 
     def __len__(self) -> int:
         return len(self._items)
 
-    @overload
-    def __getitem__(self, index: int) -> Definition: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Definition]: ...
+    if TYPE_CHECKING:
+
+        @overload
+        def __getitem__(self, index: int) -> Definition: ...
+        @overload
+        def __getitem__(self, index: slice) -> list[Definition]: ...
+
     def __getitem__(self, index: int | slice) -> Definition | list[Definition]:
         return self._items[index]
 

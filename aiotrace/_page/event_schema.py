@@ -15,12 +15,15 @@ that trace-cmd needs. The text has the syntax of /sys/kernel/tracing/events/*/*/
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
 
 from .._base.errors import DefinitionError
 from .._base.frozen import frozen
 from . import layout as L
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Any, Final
 
 FIXED_MAX: Final = 3072
 """The most bytes of fixed fields of an event, so that every event fits on the smallest page."""

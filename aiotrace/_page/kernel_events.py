@@ -13,11 +13,14 @@ them, and a trace.dat has them in a section of its own. Sans-IO.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
-from typing import Final
 
 from . import layout as L
 from .definitions import EventDefinition
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Final
 
 SYSTEM: Final = "ftrace"
 STACK_MAX: Final = 64

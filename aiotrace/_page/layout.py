@@ -12,7 +12,10 @@ include/linux/ring_buffer.h names the kinds of records.
 from __future__ import annotations
 
 import sys
-from typing import Final
+
+TYPE_CHECKING = False  # importing it from `typing` would double the time of `import aiotrace`
+if TYPE_CHECKING:
+    from typing import Final
 
 BYTE_ORDER: Final = "<" if sys.byteorder == "little" else ">"
 """Native order, as in the kernel: for `struct`, with its sizes and alignments standardised."""

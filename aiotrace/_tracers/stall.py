@@ -25,13 +25,13 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence, Sized
 from types import CodeType, ModuleType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .._base.backend import c_module
 from .._base.clock import Clock
 from .._base.errors import ConfigurationError
 from .._events.event import define
-from .._events.open_recordings import OpenRecording, active, this_thread
+from .._events.open_recordings import active, this_thread
 from .._events.python_stack import is_ours
 from .._events.selection import PLAIN, STALL_NS, Selection
 from .._page.definitions import DEFINITIONS
@@ -40,6 +40,9 @@ from .._ring.page_cycle import PageCycle
 from .._ring.writer import Writer
 from .._threads.loop import block_signals
 from . import task as tasks
+
+if TYPE_CHECKING:
+    from .._events.open_recordings import OpenRecording
 
 CAUSES: Final = ("python", "c_call", "gc", "gil", "blocked", "scheduler", "unknown")
 """Python code; a call into C that holds the GIL; garbage collection; waiting for the GIL of another thread; a system
