@@ -220,7 +220,7 @@ def test_a_full_file_system_refuses_a_page_and_the_events_are_counted(
     writer = filled.all[0]
     assert filled.pages.pool.allocated == 2
     assert writer.written + writer.dropped_total == 300
-    assert bool(writer.dropped["no_page"]) is not overrun, "the ring goes on with the pages that it has"
+    assert bool(writer.dropped["no_page"]) is not overrun, "the ring keeps the pages that it has"
     room[0] = 1
     filled.write()
     assert filled.pages.pool.allocated == 3 - overrun

@@ -25,7 +25,7 @@ from aiotrace._ring.writer import Writers
 from support.arenas import EVENT_ID, PAGE, SCHEMA, Filled
 from support.page_oracle import walk
 
-atomic = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
+atomic = pytest.mark.skipif(c_module is None, reason="pure Python refuses: it has no compare-and-swap")
 PER_PAGE = (PAGE - L.PAGE_HEADER_SIZE - L.LOST_COUNT_SIZE) // 132
 
 
@@ -73,7 +73,7 @@ class Both:
             self.times[writer, number] = self.time
 
     def fill(self, writer: int = 0, pages: int = 1) -> None:
-        """Write until so many pages more are sealed."""
+        """Write until `pages` more pages are sealed."""
         for _ in range(pages):
             self.write(writer, PER_PAGE)
 
@@ -341,7 +341,7 @@ def test_partly_delivered_page_returns_to_the_pool_after_its_last_sink() -> None
     both.peek()
     both.fill()
     both.taken.swap(64)
-    assert both.arena.states()[L.IN_FLIGHT] == 1, "until then whoever restores the arena finds it"
+    assert both.arena.states()[L.IN_FLIGHT] == 1, "until then, restoring the arena finds it"
     both.acknowledge()
     assert both.arena.states()[L.IN_FLIGHT] == 0
     both.end()

@@ -1,4 +1,4 @@
-"""Looking at an arena: what is copied is what was committed, once, in order, whatever the writers do meanwhile."""
+"""Scanning an arena: committed bytes are copied once and in order, whatever the writers do at the same time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def scan_all(scan: ArenaScan) -> list[PageCopy]:
 
 
 class Watch:
-    """Takes looks and holds them to the laws: each event once, in order, and gaps are told."""
+    """Takes looks and holds them to the laws: each event once, in order, and gaps are reported."""
 
     def __init__(self) -> None:
         self.following: dict[int, int] = {}
@@ -132,7 +132,7 @@ def test_scans_return_each_event_at_most_once_and_count_missing_ones(
 
 
 class Disturbed(Arena):
-    """An arena whose writers go on between any two reads of who looks."""
+    """An arena whose writers continue between any two reads of the scan."""
 
     disturb: Callable[[], object] = staticmethod(lambda: None)
 

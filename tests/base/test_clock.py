@@ -111,5 +111,5 @@ def test_a_clock_in_the_place_of_libc_s_is_that_of_the_events_too(tmp_path: Path
     preloaded = environment(LD_PRELOAD=str(tmp_path / "other.so"))
     done = subprocess.run([sys.executable, "-c", ASKS_BOTH], env=preloaded, capture_output=True, text=True, check=True)
     event, python = map(int, done.stdout.split())
-    assert 0 <= python - event < 10**18, "a second and a thousand million seconds are told apart"
+    assert 0 <= python - event < 10**18, "a second differs from a thousand million seconds"
     assert python > 10**18

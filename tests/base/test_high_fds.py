@@ -1,4 +1,4 @@
-"""Descriptors of ours have high numbers."""
+"""aiotrace's own descriptors have high numbers."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ def check(outcome: Outcome) -> None:
     assert outcome.restored >= outcome.told - outcome.unfinished
 
 
-@pytest.mark.skipif(c_module is None, reason="the twin refuses")
+@pytest.mark.skipif(c_module is None, reason="pure Python refuses")
 @pytest.mark.parametrize("threads", [0, 3])
 def test_trace_of_a_killed_server_is_complete(tmp_path: Path, threads: int) -> None:
     check(kill_once(tmp_path, threads, threads=threads, most=3000))
@@ -31,7 +31,7 @@ def test_a_hundred_killed_servers_have_whole_traces(tmp_path: Path, threads: int
         check(kill_once(tmp_path, seed, threads=threads))
 
 
-@pytest.mark.skipif(c_module is None, reason="the twin refuses")
+@pytest.mark.skipif(c_module is None, reason="pure Python refuses")
 def test_missing_event_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask_for_more(trace: Path, told: dict[int, int], seed: int) -> Outcome:
         return check_trace(trace, {writer: n + 2 for writer, n in told.items()}, seed)

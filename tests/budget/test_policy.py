@@ -204,7 +204,7 @@ def test_fixed_costs_leave_a_part_of_the_budget_to_the_groups() -> None:
     program = Program({"http:*": 0.004}, fixed=0.05)
     program.run(60)
     assert not program.switches
-    assert program.budget.last == pytest.approx(0.054), "and is told all the same"
+    assert program.budget.last == pytest.approx(0.054), "and is reported all the same"
 
 
 def test_reader_wakes_less_often_while_its_wakes_exceed_their_share() -> None:

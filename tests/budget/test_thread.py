@@ -109,7 +109,7 @@ def test_too_expensive_events_are_disabled_and_the_trace_says_so(costs: Costs) -
         "group": "budgeted", "on": 0, "cost_permille": 500, "group_permille": 500, "budget_permille": 10,
     }  # fmt: skip
     assert told.comm == _budgetthread.NAME
-    check_closed(recording.statistics(), 3)  # two of ours, and its own
+    check_closed(recording.statistics(), 3)  # two of this test, and its own
 
 
 @pytest.mark.pure_too

@@ -234,7 +234,7 @@ def test_list_shows_what_is_installed_and_versions(capsys: Capture) -> None:
     assert main(["list", "--versions"]) == 0
     first = lines(capsys)[0]
     assert first.startswith(f"aiotrace {aiotrace.__version__} ({aiotrace.__backend__}"), first
-    assert WHY_PYTHON in first, "who has the twin is told why"
+    assert WHY_PYTHON in first, "pure Python gives its reason"
 
 
 def test_restore_makes_a_complete_trace(tmp_path: Path, capsys: Capture) -> None:

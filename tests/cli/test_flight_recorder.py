@@ -22,7 +22,7 @@ from aiotrace._cli import main
 from aiotrace.decode import open_trace
 from support.programs import environment
 
-needs_c = pytest.mark.skipif(c_module is None, reason="the twin refuses: there is no compare-and-swap")
+needs_c = pytest.mark.skipif(c_module is None, reason="pure Python refuses: it has no compare-and-swap")
 
 WAITING = """
 import sys, aiotrace
@@ -75,7 +75,7 @@ def recorded(folder: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
             program.kill()
 
 
-EXTERNAL = pytest.param(["--external"], marks=pytest.mark.skipif(c_module is None, reason="the twin refuses"))
+EXTERNAL = pytest.param(["--external"], marks=pytest.mark.skipif(c_module is None, reason="pure Python refuses"))
 both = pytest.mark.parametrize("external", [[], EXTERNAL], ids=["in the program", "in the recorder"])
 """Who takes the snapshots."""
 

@@ -1,4 +1,4 @@
-"""aiotrace.collect: producers over sockets, and what stands in the folder afterwards."""
+"""aiotrace.collect: producers over sockets, and the files that are in the folder afterwards."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def test_repeatedly_killed_collector_neither_loses_nor_duplicates_events(scene: 
     verdict = scene.finish()
     assert_good(verdict)
     assert verdict.pages >= 50
-    assert verdict.lost, "the one that does not wait had no room meanwhile"
+    assert verdict.lost, "the one that does not wait ran out of room"
 
 
 @pytest.mark.root

@@ -20,7 +20,7 @@ INFO = fakes.make_info()
 
 
 def put(folder: Folder, size: int, *, stream: int = 0, finished: bool = True, age: int = 0) -> str:
-    """A trace of so many bytes of pages."""
+    """A trace with that many bytes of pages."""
     info = fakes.make_info(stream_id=stream.to_bytes(16, "big"))
     path = folder.first_path(info)
     store = TraceStore(path, info)
@@ -109,7 +109,7 @@ def test_budget_counts_bytes_allocated_on_disk(tmp_path: Path) -> None:
     folder.make_room(256 << 10)
     assert 512 << 10 <= folder.used < 700 << 10
     folder.wrote(400 << 10)
-    folder.make_room(256 << 10)  # counted anew: nobody wrote it
+    folder.make_room(256 << 10)  # counted again: this process did not write it
     put(folder, 512 << 10, stream=1)
     folder.wrote(512 << 10)
     with pytest.raises(BudgetError, match="of a budget of 1048576: make room, or allow more"):

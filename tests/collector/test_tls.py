@@ -1,4 +1,4 @@
-"""aiotrace.collect over TLS (S6): who is not who he should be is refused, both ways, and is told why."""
+"""aiotrace.collect over TLS (S6): a peer with the wrong certificate is refused, both ways, with the reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns: the C module and its Python twin make the same, and the values are those that the event's reader finds."""
+"""Columns: both implementations make the same, and the values are those that the event's reader finds."""
 
 from __future__ import annotations
 

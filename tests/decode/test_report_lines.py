@@ -1,4 +1,4 @@
-"""Lines of text: whoever prints them, C, its twin or the interpreter of print fmts, they are the same byte for byte."""
+"""Lines of text: C, pure Python and the interpreter of print fmts print the same, byte for byte."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def make_tables(c_strings: bool) -> Tables:
     return Tables(formats, dict(SYMBOLS), {7: "worker", 1: "a\x1bb"}, None, c_strings=c_strings)
 
 
-def twins(tables: Tables) -> tuple[Any, Any]:
+def both_printers(tables: Tables) -> tuple[Any, Any]:
     """Lines in C, and in Python."""
     assert c_module is not None
     door = Lines(tables)
@@ -57,7 +57,7 @@ def drained(printer: Any, walk: Any) -> tuple[bytes, list[tuple[bytes, bytes, bo
 @given(data=pages, timestamp=st.integers(0, (1 << 64) - 1), c_strings=st.booleans())
 def test_both_implementations_print_any_bytes_alike(data: bytes, timestamp: int, c_strings: bool) -> None:
     assert c_module is not None
-    in_c, in_python = twins(make_tables(c_strings))
+    in_c, in_python = both_printers(make_tables(c_strings))
     arguments = (data, timestamp, 0, len(data), 0, False, *ALL.bounds)
     assert drained(in_c, c_module.Walk(*arguments)) == drained(in_python, PythonWalk(*arguments))
 
@@ -90,7 +90,7 @@ def test_every_way_to_print_an_integer_is_the_same(
     format = kernel_format(300, "one", "s64 n;8;8;1", f'"<{spec}>", REC->n')
     assert parts_of(format) is not None
     tables = Tables({300: format}, {}, {}, None)
-    in_c, in_python = twins(tables)
+    in_c, in_python = both_printers(tables)
     data = encode_record(0, (300).to_bytes(2, "little") + bytes(6) + value.to_bytes(8, "little", signed=True))
     arguments = (data, 0, 0, len(data), 0, False, *ALL.bounds)
     assert c_module is not None

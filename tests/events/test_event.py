@@ -62,7 +62,7 @@ def test_a_wrong_value_raises_in_development_recording_or_not(arguments: tuple[o
 @pytest.mark.usefixtures("lenient")
 def test_wrong_value_is_counted_and_warned_about_once_per_program() -> None:
     event = aiotrace.event("test_event:told_once", n="u8")
-    event("no recording: nobody looks")
+    event("no recording: not checked")
     with aiotrace.recording(page_size=PAGE, pages=8) as recording:
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

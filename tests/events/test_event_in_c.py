@@ -1,7 +1,7 @@
-"""The event in C: what it writes is what its Python twin would write, and what it not supported it hands over whole.
+"""The event in C: it writes what pure Python would write, and hands over whole calls that it does not support.
 
-The native event is called with a lease of the test's own, on pages of the test's own; its twin is a list of the calls
-that were handed over. That the pages of whole recordings are right is tested where recordings are.
+The native event is called with a lease of the test's own, on pages of the test's own; its Python fallback is a list of
+the calls that were handed over. Whole recordings are tested where recordings are.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ class Native:
             for field in self.schema.fields
         )
         names = tuple(map(sys.intern, fields))
-        twin = lambda *args, **keywords: self.handed_over.append((args, keywords))  # noqa: E731
-        self.call = c_module.Event(twin, ID, self.schema.fixed_size, layout, names, SYMBOLS)
+        fallback = lambda *args, **keywords: self.handed_over.append((args, keywords))  # noqa: E731
+        self.call = c_module.Event(fallback, ID, self.schema.fixed_size, layout, names, SYMBOLS)
 
     def expected(self, *arguments: Any) -> bytes:
-        """What the twin would write. Raises WrongValueError if it would refuse."""
+        """What pure Python would write. Raises WrongValueError if it would refuse."""
         return self.schema.encode(ID, PID, arguments, lambda text: SYMBOLS.get(text, 0))
 
     @contextlib.contextmanager

@@ -34,11 +34,11 @@ def test_they_are_off_until_one_asks_for_them_by_name(globs: tuple[str, ...]) ->
     sink = fakes.Collect()
     with aiotrace.recording(sink, page_size=4096) as recording:
         for glob in globs:
-            with contextlib.suppress(aiotrace.ConfigurationError):  # the Python twin cannot trace tasks
+            with contextlib.suppress(aiotrace.ConfigurationError):  # pure Python cannot trace tasks
                 recording.enable(glob)
         fill(5)
     assert sink.named("own:filler")
-    # A loss is no event of ours: the twin refuses what a garbage collection in the middle of a call tells of.
+    # A loss does not count: pure Python drops the event of a garbage collection in the middle of a call.
     assert not [event for event in sink.events if event.name.startswith("aiotrace:") and not event.is_loss]
 
 

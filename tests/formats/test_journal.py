@@ -1,4 +1,4 @@
-"""aiotrace._formats.journal: what stands in a trace that is not finished."""
+"""aiotrace._formats.journal: the journal of a trace that is not finished."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""aiotrace._formats.journal_runs: the twins pack and take the same, and take nothing that is not as expected."""
+"""aiotrace._formats.journal_runs: both implementations pack and take the same, and take only what they expect."""
 
 from __future__ import annotations
 
@@ -184,9 +184,9 @@ def test_both_implementations_accept_alike(data: st.DataObject) -> None:
         numbers[writer] += 1
     packed = pack_placed(STREAM, data.draw(st.integers(0, 1 << 40)), placed)
     packed += data.draw(st.sampled_from([b"", packed[:50], JournalWriter(INFO).hello()]))
-    ours, twins = FIRST[:], FIRST[:]
-    assert take_whole(packed, STREAM, SIZE, ours) == python_take_whole(packed, STREAM, SIZE, twins)
-    assert ours == twins
+    in_c, in_python = FIRST[:], FIRST[:]
+    assert take_whole(packed, STREAM, SIZE, in_c) == python_take_whole(packed, STREAM, SIZE, in_python)
+    assert in_c == in_python
 
 
 def test_journal_returns_complete_pages_together_and_others_alone() -> None:

@@ -17,7 +17,7 @@ PARTS = 100
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What was found interesting so far: each part goes on from there."""
+    """Interesting inputs found so far: each part starts from them."""
     return tmp_path_factory.mktemp("corpus")
 
 

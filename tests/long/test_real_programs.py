@@ -1,4 +1,4 @@
-"""Programs that nobody here wrote, under `aiotrace record`: what they print and how they end is what it is without.
+"""Other people's programs under `aiotrace record`: what they print and how they end is what it is without.
 
     anyio's own test suite        each test has the same outcome
     uvicorn with Starlette        each request of a load client has the same answer, and the server the same end
@@ -85,7 +85,7 @@ def environment() -> dict[str, str]:
 
 
 def words(python: str, trace: Path | None) -> list[str]:
-    """What stands in front of "-m MODULE": the same Python, recording or not."""
+    """The words before "-m MODULE": the same Python, recording or not."""
     return [python] if trace is None else [python, "-m", "aiotrace", "record", "-b", "64M", "-o", str(trace)]
 
 
@@ -126,7 +126,7 @@ def outcomes(python: str, folder: Path, name: str, report: Path, trace: Path | N
 
 @pytest.mark.parametrize("name", ANYIO_TESTS)
 def test_the_tests_of_anyio_have_the_same_outcomes(python: str, anyio_tests: Path, tmp_path: Path, name: str) -> None:
-    """File by file: a test of ours that takes longer than two minutes is taken for one that hangs."""
+    """File by file: a test here that takes more than two minutes counts as hanging."""
     status, alone = outcomes(python, anyio_tests, name, tmp_path / "alone.xml", None)
     traced_status, traced = outcomes(python, anyio_tests, name, tmp_path / "traced.xml", tmp_path / "trace.dat")
     differences = {
@@ -163,7 +163,7 @@ def _wait_for(port: int) -> None:
             return
         except ConnectionRefusedError:
             time.sleep(0.1)
-    raise AssertionError(f"nobody listens on port {port}")
+    raise AssertionError(f"no server listens on port {port}")
 
 
 def load(port: int) -> str:

@@ -67,7 +67,7 @@ async def blocked() -> None:
 
 
 def delay_of(step: Event) -> int:
-    """0 if nobody knows since when it was ready."""
+    """0 if it is not known since when it was ready."""
     ready: int = step.fields["ready_ns"]
     return step.timestamp_ns - int(step.fields["duration_ns"]) - ready if ready else 0
 

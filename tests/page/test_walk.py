@@ -1,4 +1,4 @@
-"""The walk over records: the C module and its Python twin find the same, and stop in front of the same damage."""
+"""The walk over records: both implementations find the same, and stop before the same damage."""
 
 from __future__ import annotations
 

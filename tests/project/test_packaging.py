@@ -24,7 +24,7 @@ SOURCES = {"aiotrace": ROOT / "aiotrace", "aiotrace_sinks": ROOT / "sinks" / "ai
 
 
 def modules_on_disk() -> set[str]:
-    """Paths as they stand in a wheel."""
+    """Paths as in a wheel."""
     return {f"{name}/{path.relative_to(root)}" for name, root in SOURCES.items() for path in root.rglob("*.py")}
 
 

@@ -23,7 +23,7 @@ def encode(bodies: list[bytes]) -> bytes:
 
 
 def read(inbox: wire.Inbox, data: bytes, step: int) -> list[wire.Arrived]:
-    """Feed so many bytes at once; bodies are looked at by the caller, so it must hold them."""
+    """Feed that many bytes at once; the caller reads bodies, so it must hold them."""
     found = []
     while data:
         buffer = inbox.buffer()

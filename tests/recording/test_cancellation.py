@@ -27,7 +27,7 @@ SUSPENSIONS_MAX = 60
 
 
 class Cancels:
-    """Cancels whoever awaits, at the N-th suspension of what it awaits."""
+    """Cancels the awaiting task, at the N-th suspension of what it awaits."""
 
     def __init__(self, at: int, by: str) -> None:
         self.at = at
@@ -111,7 +111,7 @@ async def test_closing_a_recording(by: str, anyio_backend: Any) -> None:
         await cancels.run(recording.__aexit__(None, None, None))
         statistics = recording.statistics()
         check_closed(statistics, 600)
-        if by == "scope":  # shielded: the drain goes on
+        if by == "scope":  # shielded: the drain continues
             check_sink_has(sink, statistics)
         else:
             assert len(sink.numbers) == statistics.events_delivered

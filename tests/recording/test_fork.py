@@ -100,7 +100,7 @@ def test_events_of_foreign_fork_hooks_are_refused_and_counted() -> None:
     run("""
 sink = Collect()
 os.register_at_fork(before=lambda: number(50, ""), after_in_parent=lambda: None)
-# The hooks that run after ours in the parent, and after ours in the child:
+# The hooks that run after aiotrace's in the parent, and after aiotrace's in the child:
 os.register_at_fork(after_in_parent=lambda: number(51, ""), after_in_child=lambda: number(52, ""))
 with aiotrace.recording(sink, page_size=PAGE, pages=16) as recording:
     number(1, "")
@@ -117,7 +117,7 @@ def test_child_works_although_another_thread_held_every_lock_at_the_fork() -> No
     run("""
 from aiotrace._events import event, open_recordings
 from aiotrace._page.definitions import DEFINITIONS
-with aiotrace.recording():  # what is imported lazily is: the import system's own locks are not ours
+with aiotrace.recording():  # what is imported lazily is: the import system's locks are not tested here
     pass
 held, done = threading.Event(), threading.Event()
 def hold():

@@ -1,7 +1,7 @@
 """R3: writers, ring, pool and deliveries against a short oracle, in any order of steps that hypothesis finds.
 
 Each event carries the number that its writer gave to the call, refused calls included. So the oracle needs no pages:
-it knows what was asked for and answered, and what each sink looked at and acknowledged, and so what the counters are.
+it knows each request and its answer, and what each sink looked at and acknowledged, and so what the counters are.
 Sequence numbers of pages start near 2**32, where a wrap-around would show.
 """
 
@@ -158,7 +158,7 @@ class CoreMachine(RuleBasedStateMachine):
     def check_losses(self, model: ModelSink, part: Part, numbers: list[tuple[int, int]]) -> None:
         """What came and what was told as lost are all numbers up to here.
 
-        Calls refused after the page began are told with the next one.
+        Calls refused after the page began are reported with the next one.
         """
         writer, first = numbers[0]
         model.lost[writer] = model.lost.get(writer, 0) + part.lost_before

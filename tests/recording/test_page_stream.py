@@ -211,7 +211,7 @@ async def test_a_request_waits_until_a_page_is_offered() -> None:
         group.start_soon(ask)
         for _ in range(3):
             await anyio.lowlevel.checkpoint()
-            setup.stream.notify()  # for nothing: it goes on waiting
+            setup.stream.notify()  # for nothing: it keeps waiting
         assert not got
         setup.offer()
     assert numbers_on(got[0]) == [0, 1, 2, 3]

@@ -286,7 +286,7 @@ async def test_first_error_of_an_attached_sink_is_raised_and_recording_continues
 
 
 async def test_a_sink_that_fails_at_its_second_step_is_attached_all_the_same() -> None:
-    """Its failure is not that of `attach`, even if it comes before `attach` goes on."""
+    """Its failure is not that of `attach`, even if it comes before `attach` continues."""
 
     async def hasty(stream: PageStream) -> None:
         with anyio.move_on_after(0):

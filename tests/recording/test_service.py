@@ -69,7 +69,7 @@ async def test_reader_sleeps_until_a_sink_is_attached(monkeypatch: pytest.Monkey
     sink = Collect()
     async with aiotrace.record(page_size=PAGE, pages=64, flush_interval=600) as recording:
         wake = recording._core.service._waker.wake
-        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: pytest.fail("woken for nobody"))
+        monkeypatch.setattr(recording._core.service._waker, "wake", lambda: pytest.fail("woken for no task"))
         for n in range(40):
             number(n, FILL)
         monkeypatch.setattr(recording._core.service._waker, "wake", wake)
@@ -215,7 +215,7 @@ class Numbers:
 
 
 class Stuck(Numbers):
-    """Holds what it looked at until it is told to go on."""
+    """Holds the pages that it read until it is released."""
 
     def __init__(self) -> None:
         super().__init__(self.wait)
@@ -226,7 +226,7 @@ class Stuck(Numbers):
 
 
 class Failing(Numbers):
-    """Raises after it looked at a page, so many times."""
+    """Raises after it has read a page, `times` times."""
 
     def __init__(self, failures: int) -> None:
         super().__init__(self.fail)
@@ -429,7 +429,7 @@ async def test_a_sink_that_raises_is_called_again_and_gets_the_same_pages(setup:
         with pytest.warns(RuntimeWarning, match=r"sink sink failed and is tried again: OSError\('2 to go'\)") as told:
             setup.write(9)
             await until(lambda: len(sink.numbers) == 8)
-        assert len(told) == 1, "told once, counted each time"
+        assert len(told) == 1, "warned about once, counted each time"
         assert (sink.numbers, sink.calls, attachment.failures) == (list(range(8)), 4, 3)
         assert str(attachment.last_error) == "0 to go"
         assert attachment.state == "running"
@@ -645,5 +645,5 @@ async def test_abort_ends_everything_and_returns_whether_all_have_ended(setup: S
         assert setup.states == (15, 1, 0, 0)
         await until(lambda: attachment.task is not None and attachment.task.done)
         assert service.abort() is True
-        setup.write(8)  # nobody is woken, and nothing fails
+        setup.write(8)  # no task is woken, and nothing fails
         await a_few_rounds()

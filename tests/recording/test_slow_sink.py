@@ -75,7 +75,7 @@ async def test_slow_sink_that_waits_blocks_senders() -> None:
         group.start_soon(produce)
         await slow.got.wait()
         await anyio.wait_all_tasks_blocked()
-        assert len(sent) < 1200, "it waits: six pages hold no more"
+        assert len(sent) < 1200, "it waits: that is all that six pages hold"
         check_laws(recording.statistics(), len(sent))
         slow.open = True
         slow.tick.set()

@@ -1,4 +1,4 @@
-"""Snapshots: what is in the ring and what follows goes to a sink, one at a time, while recording goes on."""
+"""Snapshots: what is in the ring and what follows goes to a sink, one at a time, while recording continues."""
 
 from __future__ import annotations
 

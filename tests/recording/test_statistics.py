@@ -1,4 +1,4 @@
-"""What a recording tells of itself: its sums, and its text."""
+"""What a recording reports of itself: its sums, and its text."""
 
 from __future__ import annotations
 

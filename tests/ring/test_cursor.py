@@ -1,4 +1,4 @@
-"""The cursor: a page's bytes, and that the twins write the same ones given the same times and payloads."""
+"""The cursor: a page's bytes, and that both implementations write the same, given the same times and payloads."""
 
 from __future__ import annotations
 
@@ -63,13 +63,13 @@ def test_both_implementations_do_the_same_with_the_same_times(operations: list[t
         now = max(0, now + step)
         if name in ("put", "enter"):
             times.append(now)
-    twins = (PythonCursor(clock_of(times)), c_module.Cursor(clock_of(times)))
-    pages = tuple(bytearray(b"\xaa" * PAGE) for _ in twins)
-    for cursor, page in zip(twins, pages, strict=True):
+    cursors = (PythonCursor(clock_of(times)), c_module.Cursor(clock_of(times)))
+    pages = tuple(bytearray(b"\xaa" * PAGE) for _ in cursors)
+    for cursor, page in zip(cursors, pages, strict=True):
         cursor.enter(memoryview(page))
     for name, argument, _ in operations:
         told = []
-        for cursor, page in zip(twins, pages, strict=True):
+        for cursor, page in zip(cursors, pages, strict=True):
             if name == "put":
                 assert isinstance(argument, tuple)
                 told.append(cursor.put(payload_of(*argument)))
@@ -80,8 +80,8 @@ def test_both_implementations_do_the_same_with_the_same_times(operations: list[t
             else:
                 told.append(getattr(cursor, name)())
         assert told[0] is told[1], (name, argument)
-        assert twins[0].state() == twins[1].state()
-        assert (twins[0].written, twins[0].cut) == (twins[1].written, twins[1].cut)
+        assert cursors[0].state() == cursors[1].state()
+        assert (cursors[0].written, cursors[0].cut) == (cursors[1].written, cursors[1].cut)
         committed = unpack_header(pages[0]).committed + L.PAGE_HEADER_SIZE
         assert pages[0][:committed] == pages[1][:committed]
 

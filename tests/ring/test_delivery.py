@@ -99,7 +99,7 @@ def test_a_gap_between_two_pages_of_a_writer_is_the_loss_before_the_second(arena
     assert offer(delivery, 2, 5, first=20).lost_before == 12
     assert delivery.next_event(0) == 25
     assert delivery.next_event(1) == 5
-    assert delivery.next_event(9) == 0, "a writer that nobody heard of"
+    assert delivery.next_event(9) == 0, "an unknown writer"
 
 
 def test_losses_before_a_sink_was_attached_are_not_counted_for_it(arena: Arena) -> None:
@@ -214,7 +214,7 @@ def test_failed_sink_gets_its_unacknowledged_pages_first_and_in_order(arena: Are
 
 
 def test_an_early_acknowledgement_outlives_a_failure(arena: Arena) -> None:
-    """The sink has kept its promise for the second part: it is not asked for that again."""
+    """The sink has kept its promise for the second part: it is not given that again."""
     delivery = Delivery(arena, 4, "wait")
     first = offer(delivery, 0, 2, first=0, full=False)
     rest = offer(delivery, 0, 5, first=0)

@@ -80,7 +80,7 @@ def test_unheld_pages_are_returned_when_offering_fails(monkeypatch: pytest.Monke
     with pytest.raises(MemoryError):
         pages.swap(2)
     assert pages.arena.states() == (6, 1, 0, 1)
-    assert freed == [1], "whoever waits for a page hears of it"
+    assert freed == [1], "a caller that waits for a page is notified"
     assert len(pages.pool) == 6
     assert pages.abandoned == 4
     pages.acknowledge(sink, sink.look(1))
@@ -123,7 +123,7 @@ def test_page_fully_delivered_as_prefixes_returns_to_the_pool_when_swapped() -> 
     pages.acknowledge(sink, sink.look(1))
     assert writer.make_room(1000)  # seals it with nothing more on it
     assert pages.swap()
-    assert freed == [1], "whoever waits for a page hears of it"
+    assert freed == [1], "a caller that waits for a page is notified"
     assert (sink.waiting, pages.delivered, pages.abandoned) == (0, 4, 0)
     assert pages.arena.states() == (7, 1, 0, 0)
 

@@ -27,7 +27,7 @@ START = 10**15
 
 
 class Core:
-    """Pages, and writers whose clock is ours."""
+    """Pages, and writers whose clock the test sets."""
 
     def __init__(self, pages: int = 4, *, overrun: bool = False, slots: int = 1, first_sequence: int = 0) -> None:
         self.now = START
@@ -39,7 +39,7 @@ class Core:
         self.writer = self.writers.all[0]
 
     def write(self, count: int, writer: Writer | None = None) -> int:
-        """How many of so many events were written."""
+        """How many of `count` events were written."""
         return sum((writer or self.writer).write(PAYLOAD) for _ in range(count))
 
     def words(self, page: int) -> tuple[int, int, int, int, int, int]:
@@ -228,7 +228,7 @@ def test_making_room_turns_the_page_and_only_when_it_must() -> None:
     assert (core.writer.page, tuple(core.pages.ring)) == (1, (0,))
     core.write(4)
     assert not core.writer.make_room(1000), "no page is free"
-    assert core.writer.dropped_total == 0, "nobody asked to write"
+    assert core.writer.dropped_total == 0, "no call was made"
     assert not core.writer.guard.busy
 
 
@@ -292,7 +292,7 @@ def test_closing_moves_written_events_into_the_ring_and_ends_writing() -> None:
     assert core.arena.states() == (3, 0, 1, 0)
     assert core.words(0)[2:4] == (2, 2016)
     assert not core.write(1)
-    assert core.writer.number == 2, "after the close nobody counts"
+    assert core.writer.number == 2, "nothing is counted after the close"
     core.writers.close()
     assert core.arena.states() == (3, 0, 1, 0), "a second time does nothing"
 

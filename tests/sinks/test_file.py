@@ -1,4 +1,4 @@
-"""aiotrace_sinks.FileSink: begins, rotates, fails, goes on and closes."""
+"""aiotrace_sinks.FileSink: begins, rotates, fails, resumes and closes."""
 
 # ruff: noqa: ASYNC221, ASYNC222, ASYNC240 -- nothing else runs in these loops that could be blocked
 # ruff: noqa: PT031 -- the warning comes from a task
@@ -435,7 +435,7 @@ async def test_nor_does_one_that_another_sink_refuses(path: Path, thread: bool) 
 
 
 async def until_there_is_nothing(path: Path) -> None:
-    """The sink's task hears of its cancellation when the loop goes on."""
+    """The sink's task is cancelled when the loop runs again."""
     with anyio.fail_after(60):
         while names(path):
             await anyio.lowlevel.checkpoint()

@@ -76,7 +76,7 @@ async def test_full_disk_loses_no_delivered_events(trace_cmd: str, small_disk: P
         began = anyio.current_time()
         while recording.statistics().sinks[0].events_delivered == stuck:
             await anyio.lowlevel.checkpoint()
-        print(f"goes on {anyio.current_time() - began:.3f} s after space was freed")
+        print(f"resumes {anyio.current_time() - began:.3f} s after space was freed")
         with anyio.fail_after(60):
             for later in range(n, n + 2000):
                 await happened.send(later, "x" * 60)

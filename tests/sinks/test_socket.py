@@ -59,7 +59,7 @@ async def each_collector(request: pytest.FixtureRequest) -> AsyncIterator[TestCo
 
 async def until(condition: Callable[[], bool]) -> None:
     with anyio.fail_after(60):
-        while not condition():  # noqa: ASYNC110  # what it waits for tells nobody
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await anyio.sleep(0.001)
 
 
@@ -350,7 +350,7 @@ async def test_a_collector_that_refuses_later_is_asked_again(collector: TestColl
 
 
 async def answer_with(data: bytes, sink: SocketSink, path: str) -> str:
-    """Stream to a peer that says this and no more. Returns the sink's error."""
+    """Stream to a peer that says only this. Returns the sink's error."""
 
     async def serve(stream: Any) -> None:
         async with stream:
@@ -571,7 +571,7 @@ channel.close()
 """)
 
 
-# --- what it may be asked for ---------------------------------------------------------------------
+# --- its arguments --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -685,7 +685,7 @@ def test_lost_peer_is_noticed_and_an_abandoned_one_is_reset() -> None:
 
 
 class FakeChannel(Channel):
-    """A channel that says what it is told, and is asked for nothing but that."""
+    """A channel that sends given bytes, and has no other method."""
 
     def __init__(self, *, says: list[bytes] | None = None, takes: Exception | int = 0) -> None:
         one, self.other = socket.socketpair()

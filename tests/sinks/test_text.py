@@ -80,7 +80,7 @@ async def test_a_stream_that_fails_leaves_its_pages_unacknowledged() -> None:
 
 @pytest.fixture
 def stuck() -> Iterator[TextIO]:
-    """A pipe that is full and that nobody reads."""
+    """A pipe that is full and not read."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     try:

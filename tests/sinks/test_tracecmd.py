@@ -84,7 +84,7 @@ def write_in_threads(first, count):
     def write(thread):
         for n in range(first + thread, first + count, threads):
             number(n, "", f"thread {thread}")
-        barrier.wait()  # or the next thread would go on with the writer of one that has ended
+        barrier.wait()  # or the next thread would take the writer of one that has ended
     started = [threading.Thread(target=write, args=(each,), name=f"writer {each}") for each in range(threads)]
     for each in started:
         each.start()
@@ -251,7 +251,7 @@ async def test_a_listener_has_each_event_once() -> None:
 
 @pytest.mark.anyio
 async def test_no_connection_ends_before_the_listener_has_the_headers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A listener that waits for more of them is interrupted by that, and takes no more."""
+    """A listener that still waits for headers is interrupted by that, and ends."""
     unreceived = [300, 20, 20, 0]
     left: list[int] = []
     end_sending = Channel.end_sending
@@ -383,7 +383,7 @@ async def test_a_sink_that_is_detached_ends_its_trace(monkeypatch: pytest.Monkey
 
 @pytest.mark.anyio
 async def test_incompletely_sent_page_is_in_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is cancelled in the middle of a page is not ended: nobody must take half a page for one."""
+    """A trace that is cancelled in the middle of a page is not ended: half a page must not count as one."""
     monkeypatch.setattr(_tracecmd, "LAST_WORDS", 0.01)
     send_all = Channel.send
     control: list[Channel] = []
@@ -428,7 +428,7 @@ async def test_incompletely_sent_page_is_in_no_trace(monkeypatch: pytest.MonkeyP
 
 async def _until(condition: Any) -> None:
     with anyio.fail_after(60):
-        while not condition():  # noqa: ASYNC110  # what it waits for tells nobody
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await anyio.sleep(0.001)
 
 

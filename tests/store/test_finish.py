@@ -1,4 +1,4 @@
-"""aiotrace._store.finish: traces are closed, and those that nobody closed are restored."""
+"""aiotrace._store.finish: traces are closed, and unclosed ones are restored."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def test_a_damaged_part_costs_its_page_from_there_on(
 
 @pytest.mark.parametrize("hit", range(4))
 def test_the_frame_of_a_part_that_is_lost_costs_its_page_from_there_on(trace_cmd: str, path: str, hit: int) -> None:
-    """Of the part itself nobody knows any more how many events it had."""
+    """The number of events of the part itself is unknown."""
     pages = [fakes.make_page(0, number) for number in range(3)]
     make_store(path, [pages[0], *fakes.cut(pages[1], 5, 5, 5), pages[2]]).close()
     size = os.path.getsize(journal_path(path))

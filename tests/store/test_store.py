@@ -148,7 +148,7 @@ def test_a_trace_is_the_same_in_whatever_parts_and_batches_its_pages_come(
 def test_parts_of_which_one_failed_can_be_written_again_or_elsewhere(
     trace_cmd: str, path: str, monkeypatch: pytest.MonkeyPatch, call: int, fault: OSError | int
 ) -> None:
-    """What did not get into this file goes on in the next; a loss is told in the first."""
+    """Events that did not fit into this file follow in the next; a loss is reported in the first."""
     page = fakes.make_page(1, 5, 20, lost=41)
     parts = fakes.cut(page, 4, 4, 4)
     store = make_store(path, [fakes.make_page(), *parts[:1]])

@@ -1,4 +1,4 @@
-"""aiotrace._store.unfinished: traces are read while they grow, and when nobody closed them."""
+"""aiotrace._store.unfinished: traces are read while they grow, and when they were never closed."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class TestCollector:
     stalls: anyio.Event | None = None
     """Until it is set, nothing is read and nothing is said."""
     dies_at: int | None = None
-    """Once it has so many pages stored, it closes the connection without a word, and lets nobody in; with the ledger,
+    """Once it has stored that many pages, it closes the connection without a word, and accepts none; with the ledger,
     if it is 0."""
     open: list[anyio.abc.ByteStream] = field(default_factory=list)
 
@@ -187,7 +187,7 @@ async def collecting(
     """A collector that listens until the end of the block.
 
     Args:
-        again: The one that was at this address, and whose streams it goes on with; at "unix" alone.
+        again: The one that was at this address, and whose streams it continues; at "unix" alone.
     """
     # A short path, whatever the test's name is.
     folder = Path(tempfile.mkdtemp() if again is None else again.url.removeprefix("unix:")[: -len("/socket")])

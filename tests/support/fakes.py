@@ -1,6 +1,6 @@
 """Pages, streams and a file system that fails when told: what the tests of files and sinks are made with.
 
-`FakeStream` keeps the contract of `aiotrace.abc.PageStream` over pages that are given; `FaultyOs` stands in for the
+`FakeStream` keeps the contract of `aiotrace.abc.PageStream` over pages that are given; `FaultyOs` replaces the
 module `os` where a module under test does its input and output. `Collect` is a sink that keeps the events.
 """
 
@@ -111,7 +111,7 @@ def make_page(
 
 
 def cut(page: FakePage, *counts: int, complete: bool = True) -> list[FakePage]:
-    """The same page in parts of so many events, as a sink gets it that takes prefixes; the last part has the rest.
+    """The same page in parts of that many events, as a sink gets it that takes prefixes; the last part has the rest.
 
     Args:
         complete: False: the last part is as large as its page grew, but was delivered while it might still have grown.
@@ -144,7 +144,7 @@ def make_pages(count: int, writers: int = 1, events: int = 20) -> list[FakePage]
 class Timeout:
     """A time-out that is over when the test says so: a machine that stalls must not decide who was too slow.
 
-    It stands in for those `anyio.move_on_after` that are given SECONDS, in whatever thread; others stay as they are.
+    It replaces those `anyio.move_on_after` that are given SECONDS, in whatever thread; others stay as they are.
     """
 
     SECONDS = 61.5

@@ -6,7 +6,7 @@
                 believed: one line for each page, with its numbers
 
 A producer numbers its events, so a page is known by them. The oracle knows of each what the producer was told is safe,
-and what it counted as lost; `check` compares that with what stands in the folder. `tests/test_faults.py` has
+and what it counted as lost; `check` compares that with what is in the folder. `tests/collector/test_faults.py` has
 the small counts, `tests/long/collector_faults.py` those of docs/measurements/reliability.md.
 """
 
@@ -49,7 +49,7 @@ number = aiotrace.event("faults:number", n="u64", text="str")
 log = os.open(plan["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 class Noted:
-    '''The stream, which writes down what it is told is safe.'''
+    '''The stream; writes down which pages are safe.'''
     def __init__(self, stream):
         self.stream = stream
     def __getattr__(self, name):
@@ -367,7 +367,7 @@ class Verdict:
     doubled: int = 0
     """Events that are in the traces more than once."""
     torn: int = 0
-    """Parts of files that could not be read, and events that nobody wrote."""
+    """Parts of files that could not be read, and events that no producer wrote."""
     unaccounted: int = 0
     """Events that are neither in a trace nor in a count of losses, or in both."""
     lost: int = 0
@@ -389,9 +389,9 @@ class Verdict:
 
 
 def check(folder: Path, producers: list[Producer]) -> Verdict:
-    """Compare what stands in the folder with what the producers were told. They have ended."""
+    """Compare the folder with what was reported to the producers. They have ended."""
     verdict = Verdict()
-    for journal in folder.glob("*.journal"):  # nobody closed it: that is no loss
+    for journal in folder.glob("*.journal"):  # never closed: that is no loss
         restore(str(journal.with_suffix("")))
     stored: dict[int, Counter[int]] = {}
     losses: Counter[int] = Counter()
@@ -534,7 +534,7 @@ def cut_connections(scene: Scene, cutter: Cutter, cuts: int) -> None:
 
 
 def wait_for_long(condition: Callable[[], object]) -> None:
-    """Without a limit: whoever counts to a thousand knows how long that takes."""
+    """Without a limit: for the long runs."""
     while not condition():
         time.sleep(0.01)
 
@@ -549,7 +549,7 @@ def stop_collector(scene: Scene, generator: random.Random, times: int, heartbeat
         moment = time.monotonic()
         before = scene.pages()
         time.sleep(heartbeat)
-        assert scene.pages() - before == 0, "nobody acknowledges while the collector is stopped"
+        assert scene.pages() - before == 0, "nothing is acknowledged while the collector is stopped"
         moment = time.monotonic()
         scene.listener.signal(signal.SIGCONT)
         resumed += scene.wait_resumed(moment)
@@ -629,7 +629,7 @@ def pull_cable(
         time.sleep(heartbeat * 0.5)
         before = scene.pages()
         time.sleep(heartbeat * (2 + generator.random()))
-        assert scene.pages() == before, "nobody acknowledges while nothing passes"
+        assert scene.pages() == before, "nothing is acknowledged while nothing passes"
         namespaces.set_link("up")
         resumed += scene.wait_resumed(time.monotonic())
     return resumed

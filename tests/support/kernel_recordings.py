@@ -51,7 +51,7 @@ def instance() -> Iterator[Path]:
         pytest.skip(f"NOT RUN: no tracefs instance can be made: {error}")
     try:
         (folder / "options" / "event-fork").write_text("1")
-        (folder / "set_event_pid").write_text(str(os.getpid()))  # ours, and what we start: however busy the machine is
+        (folder / "set_event_pid").write_text(str(os.getpid()))  # and its children's: others are not recorded
         yield folder
     finally:
         if folder.exists():  # trace-cmd extract removes it

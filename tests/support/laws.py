@@ -1,7 +1,7 @@
 """What the tests of the core check after every run: laws 1 and 2, and that no event is lost or doubled unnoticed.
 
 `Collect` is a sink that decodes what it is given by hand, from the bytes: the number that each event carries, and the
-losses that each page tells of. `check_laws` compares that with what the test itself counted and with `statistics()`.
+losses that each page reports. `check_laws` compares that with what the test itself counted and with `statistics()`.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def check_laws(statistics: Statistics, calls: int | None = None) -> None:
     """Laws 1 and 2, at any moment.
 
     Args:
-        calls: Events that the test asked for, by its own count.
+        calls: Event calls of the test, by its own count.
     """
     s = statistics
     assert s.pages_free + s.pages_filling + s.pages_full + s.pages_in_flight == s.pages_total
@@ -86,7 +86,7 @@ def check_closed(statistics: Statistics, calls: int | None = None) -> None:
 
 
 def check_sink_has(sink: Collect, statistics: Statistics, written: Iterable[int] | None = None) -> None:
-    """A sink that was there from the beginning has each event once, or was told of its loss.
+    """A sink that was there from the beginning has each event once, or its loss was reported to it.
 
     Args:
         written: The numbers that it should have, when the test knows them.

@@ -61,7 +61,7 @@ class FakeListener:
     answers: Sequence[bytes] = (M.GREETING, M.VERSION_TAKEN, M.AGREED)
     """What it says first, and to the first words of a client."""
     ports: bytes | None = None
-    """The RINIT that it sends, whatever was asked for."""
+    """The RINIT that it sends, whatever the request."""
     reads: anyio.Event = field(default_factory=anyio.Event)
     """Nothing is read from data connections before it is set."""
     controls: list[anyio.abc.ByteStream] = field(default_factory=list)

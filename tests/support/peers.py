@@ -39,7 +39,7 @@ Part = tuple[int, int, int]
 
 
 class Machine(Protocol):
-    """What both sides have in common for whoever moves bytes."""
+    """What both sides have in common for the code that moves bytes."""
 
     def pending(self) -> Sequence[bytes | bytearray | memoryview]: ...
     def sent(self, count: int) -> None: ...
@@ -47,7 +47,7 @@ class Machine(Protocol):
 
 
 def take(machine: Machine, count: int) -> bytes:
-    """Bytes that it wants to send, as a transport that takes so many of one gathering write."""
+    """Bytes that it wants to send, as a transport that takes `count` of one gathering write."""
     taken = b"".join(machine.pending())[:count]
     machine.sent(len(taken))
     return taken
@@ -121,11 +121,11 @@ class Link:
         self.connected = True
 
     def send(self, count: int) -> None:
-        """The producer's transport takes so many bytes."""
+        """The producer's transport takes `count` bytes."""
         self.to_collector += take(self.producer, count)
 
     def answer(self, count: int) -> None:
-        """The collector's transport takes so many bytes."""
+        """The collector's transport takes `count` bytes."""
         self.to_producer += take(self.collector, count)
 
     def arrive(self, count: int) -> None:
@@ -183,7 +183,7 @@ class Link:
                     assert isinstance(event, Granted), event
 
     def settle(self) -> None:
-        """Everything arrives, until nobody has anything to say."""
+        """Everything arrives, until neither side has anything to send."""
         while True:
             self.send(1 << 30)
             self.arrive(len(self.to_collector))

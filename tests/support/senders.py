@@ -36,7 +36,7 @@ async def connect(address: str) -> socket.socket:
 async def happens(condition: Callable[[], bool]) -> None:
     """Wait for what other threads, tasks or processes do."""
     with anyio.fail_after(DEADLINE):
-        while not condition():  # noqa: ASYNC110  # nobody tells of it
+        while not condition():  # noqa: ASYNC110  # there is no event to wait for
             await anyio.sleep(0.001)
 
 

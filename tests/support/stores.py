@@ -22,7 +22,7 @@ NO_SPACE = OSError(errno.ENOSPC, "injected")
 
 
 def replace_os(monkeypatch: pytest.MonkeyPatch, faulty: fakes.FaultyOs) -> None:
-    """Wherever a trace is written. What C writes goes by no `os`: then its twin does."""
+    """Replace `os` wherever a trace is written. C does not call `os`: pure Python is used."""
     monkeypatch.setattr("aiotrace._store.store.write_whole", python_write_whole)
     for module in ("trace_files", "store", "resume", "page_slots", "finish", "restore"):
         monkeypatch.setattr(f"aiotrace._store.{module}.os", faulty)

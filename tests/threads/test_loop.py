@@ -1,4 +1,4 @@
-"""Waking a loop from anywhere, and tasks that are nobody's."""
+"""Waking a loop from anywhere, and tasks without a parent."""
 
 from __future__ import annotations
 

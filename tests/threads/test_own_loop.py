@@ -1,4 +1,4 @@
-"""The loop of a thread of ours: it is woken from anywhere, and looks at its descriptors no oftener than it must."""
+"""The loop of aiotrace's own threads: woken from anywhere, and polls its descriptors only as often as it must."""
 
 from __future__ import annotations
 

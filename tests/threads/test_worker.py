@@ -1,4 +1,4 @@
-"""A worker's jobs run in order in one thread, and what they raise is raised where they were asked for."""
+"""A worker's jobs run in order in one thread, and what they raise is raised in the caller."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The watch over cancellations: which tasks are told of that do not obey in time, and where they are.
+"""The watch over cancellations: which tasks that do not obey in time are reported, and where they are.
 
-Times have lower bounds only: a request that is obeyed is told of by nobody, however long the machine takes for it.
+Times have lower bounds only: a request that is obeyed is not reported, however long the machine takes for it.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ def watched(timeout: float = TIMEOUT) -> Iterator[Told]:
 
 
 async def until(is_so: Callable[[], bool]) -> None:
-    """A thread of ours comes to it, however long the machine takes."""
+    """aiotrace's thread gets there, however long the machine takes."""
     with anyio.fail_after(60):
         while not is_so():  # noqa: ASYNC110  # it has no loop, and knows no event of anyio's
             await anyio.sleep(TIMEOUT / 4)
 
 
 def overdue_now() -> int:
-    """How many requests are overdue and told of."""
+    """How many requests are overdue and reported."""
     return sum(request.is_told for request in list(cancellation._requests.values()))
 
 
 def line_of(function: Callable[..., Any], text: str) -> str:
-    """How the first line of a function with that text is told."""
+    """How the first line of a function with that text is reported."""
     code = function.__code__
     with open(code.co_filename) as file:
         lines = file.read().splitlines()
@@ -177,7 +177,7 @@ async def stubborn() -> AsyncIterator[tuple[asyncio.Task[None], asyncio.Event]]:
     async def go_on() -> None:
         while not release.is_set():
             try:
-                await release.wait()  # it goes on
+                await release.wait()  # it continues
             except asyncio.CancelledError:
                 pass
 
@@ -324,7 +324,7 @@ def test_invalid_time_is_refused(timeout: float) -> None:
 
 
 @pytest.mark.pure_too
-@pytest.mark.skipif(c_module is not None, reason="what the twin says")
+@pytest.mark.skipif(c_module is not None, reason="the message of pure Python")
 def test_watching_cancellations_requires_the_c_module() -> None:
     with aiotrace.recording() as recording, pytest.raises(aiotrace.ConfigurationError, match="C module"):
         recording.watch_cancellations()

@@ -169,7 +169,7 @@ def test_exit_event_has_its_duration(calls: Calls) -> None:
     with aiotrace.recording(calls) as recording:
         recording.enable("function_graph:*")
         middle()
-        middle()  # the first went the slow way, which takes its time later
+        middle()  # the first fell back to Python, which takes its time later
         recording.disable("function_graph")
     names = [re.match(r"(-->|<--) (\S+)", event.text()) for event in calls.events]
     pairs = [(name[0], event) for name, event in zip(names, calls.events, strict=True) if name]
@@ -331,7 +331,7 @@ def test_times_are_those_of_the_clock_and_never_go_back(calls: Calls) -> None:
     bounds: list[tuple[int, int]] = []
     with aiotrace.recording(calls, pages=256) as recording:
         recording.enable("function_graph:*")
-        leaf()  # the first takes its time later: it goes the slow way
+        leaf()  # the first takes its time later: it falls back to Python
         end = time.monotonic_ns() + 8_000_000  # ns: some windows of function_clock.c's clock
         while time.monotonic_ns() < end and len(bounds) < 20_000:
             before = time.monotonic_ns()

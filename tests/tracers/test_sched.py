@@ -1,4 +1,4 @@
-"""The switches of tasks, in the kernel's words: each begin has its end, and nothing is told where they are off."""
+"""The switches of tasks, in the kernel's words: each begin has its end, and nothing is recorded where they are off."""
 
 from __future__ import annotations
 

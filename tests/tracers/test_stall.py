@@ -50,7 +50,7 @@ class Stalls:
         return max(self.of("end", task=task), key=lambda event: event.fields["duration_ns"])
 
     def stack_of(self, stall: Any) -> str:
-        """The stack that belongs to a stall, as text; "" if there is none."""
+        """The stack that belongs to a stall, as text; "" without one."""
         for event, following in zip(self.events, [*self.events[1:], None], strict=True):
             if event.name == "stall:stack" and event.fields["began_ns"] == stall.fields["began_ns"]:
                 assert following.name == "ftrace:kernel_stack" and following.pid == event.pid
@@ -72,7 +72,7 @@ def watched(threshold: float = THRESHOLD, **options: Any) -> Iterator[tuple[Any,
 
 
 def has_line_of(function: Callable[[], None], stack: str) -> bool:
-    """Whether a line of a function stands in a stack."""
+    """Whether a stack contains a line of a function."""
     code = function.__code__
     last = max(line for _, _, line in code.co_lines() if line is not None)
     found = re.findall(rf"=> {code.co_name}\S* \({os.path.basename(code.co_filename)}:(\d+)\)", stack)
@@ -347,7 +347,7 @@ def test_a_threshold_is_a_time_that_can_be_seen(threshold: float) -> None:
 
 
 @pytest.mark.pure_too
-@pytest.mark.skipif(c_module is not None, reason="of the twin alone")
+@pytest.mark.skipif(c_module is not None, reason="of pure Python alone")
 def test_without_the_c_module_the_watch_is_refused() -> None:
     with aiotrace.recording() as recording:
         with pytest.raises(aiotrace.ConfigurationError, match="needs the C module"):
@@ -377,7 +377,7 @@ def test_pages_are_turned_before_they_are_full() -> None:
 
 @needs_c
 def test_stall_events_without_a_page_are_counted() -> None:
-    with aiotrace.recording(page_size=4096, pages=8) as recording:  # no sink: nothing comes home
+    with aiotrace.recording(page_size=4096, pages=8) as recording:  # no sink: no page is returned to the pool
         recording.disable("all")
         recording.watch_stalls(0.001)
         asyncio.run(_stall_often())

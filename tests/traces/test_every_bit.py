@@ -1,4 +1,4 @@
-"""Every bit of a closed trace of ours: changed, it is found, or it says nothing.
+"""Every bit of a closed trace of aiotrace: a change is found, or has no effect.
 
     initial header, buffer header | 0 ...        crc32 of the sections        the rest of the first page says nothing
     page header, records, count | 0 ...          crc32 in the page's row      what follows on the page says nothing

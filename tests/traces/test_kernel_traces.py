@@ -1,6 +1,6 @@
 """Traces that the kernel makes now, against what trace-cmd says of them: every event, time, cpu, pid and field.
 
-The recordings are made in a tracefs instance of their own, so that nobody else's tracing is disturbed.
+The recordings are made in a tracefs instance of their own, so that other tracing is not disturbed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def test_every_event_of_the_kernels_agrees_with_trace_cmd(kind: str, trace_cmd: 
 
 @pytest.mark.root
 def test_events_refused_by_the_kernel_are_reported_after_the_last_page(trace_cmd: str, tmp_path: Path) -> None:
-    """Pages tell of what was overwritten only; what found no room stands in the account of trace-cmd's file."""
+    """Pages report overwritten events only; events that found no room are counted in trace-cmd's file."""
     path = tmp_path / "trace.dat"
     with instance() as folder:
         (folder / "options" / "overwrite").write_text("0")

@@ -1,4 +1,4 @@
-"""trace.dat files: those of the kernel kept in tests/data, ours, and both damaged in every way."""
+"""trace.dat files: those of the kernel kept in tests/data, aiotrace's, and both damaged in every way."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ with aiotrace.recording(SocketSink("unix:socket"), page_size=4096, pages=16, flu
 
 
 def run(folder: Path, name: str, text: str, *arguments: str) -> None:
-    """A program in this folder; what it is and where it lies stands in the files, so both are short."""
+    """A program in this folder; the files contain its text and its path, so both are short."""
     (folder / name).write_text(HOST + text)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["python", name, *arguments], cwd=folder, env=environment)
