@@ -1,7 +1,7 @@
-"""What every test file shares: the backends, the hypothesis profiles, and what is told of tests that could not run.
+"""What every test file shares: backends, hypothesis profiles, workers, and the list of tests that could not run.
 
 A test that needs something that this machine lacks skips with a reason that begins with "NOT RUN"; all of them are
-listed at the end, with what would make them run, so that nobody takes them for passed.
+listed at the end, with what would make them run: they did not pass.
 """
 
 from __future__ import annotations
@@ -76,6 +76,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--pure-python", action="store_true", help="only tests marked pure_too, on the pure-Python implementation"
     )
+
+
+@pytest.hookimpl(optionalhook=True)  # -p no:xdist
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For `-n auto`, which `./dev test` passes. Each worker collects all tests, which costs more than a few tests take."""
+    selects = config.option.file_or_dir or config.option.keyword or config.option.markexpr != "not long"
+    if selects or config.getoption("lf", False) or config.option.trace or config.option.capture == "no":
+        return 0
+    return min(8, max(2, len(os.sched_getaffinity(0))))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
