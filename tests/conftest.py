@@ -80,7 +80,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # -p no:xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`, which `./dev test` passes. Each worker collects all tests, which costs more than a few tests take."""
+    """For `-n auto`, which `./dev test` passes: no workers for a few tests, as each worker first collects all."""
     selects = config.option.file_or_dir or config.option.keyword or config.option.markexpr != "not long"
     if selects or config.getoption("lf", False) or config.option.trace or config.option.capture == "no":
         return 0
