@@ -36,8 +36,9 @@ PATIENCE: Final = 30.0
 """Seconds that a sink has for each action: a disk that others write to may block for several."""
 PAGE_SIZE: Final = 4096
 PAGES: Final = 32
-EVENTS: Final = 3000
-"""33 pages: more than the pool holds."""
+EVENTS: Final = 1000
+TEXT: Final = 300
+"""The texts of `EVENTS` events, shorter than this, fill 46 pages: more than the pool holds."""
 POISON: Final = 0xA5
 
 _event: Final = event("aiotrace_testing:event", n="u64", text="str", what="symbol")
@@ -187,14 +188,14 @@ class _Watch:
     async def send(self, events: int) -> None:
         with anyio.move_on_after(PATIENCE) as waiting:
             for n in range(events):
-                await _event.send(n, "x" * (n % 50), "sent")
+                await _event.send(n, "x" * (n % TEXT), "sent")
         self.raise_if_broken()
         self.demand(not waiting.cancelled_caught, "a sink acknowledges pages while the stream goes on",
                     f"it got no further within {PATIENCE} s; {self.state}")  # fmt: skip
 
     def write(self, events: int) -> None:
         for n in range(events):
-            _event(n, "x" * (n % 50), "written")
+            _event(n, "x" * (n % TEXT), "written")
 
     # --- the account ----------------------------------------------------------------------------
 
