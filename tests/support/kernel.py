@@ -15,10 +15,10 @@ from typing import Any
 from aiotrace._decode.event_format import FieldKind, FormatField, Place
 from aiotrace.decode import Event, Trace
 
-LINE = re.compile(
-    r"^\s*(?:\S+:\s+)?(?P<comm>.*)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\]\s+(?P<time>\d+\.\d{9}):\s(?P<name>\w+):\s*(?P<fields>.*)$",
-    re.DOTALL,
+BEGINNING = re.compile(
+    r"\s*(?:\S+:\s+)?(?P<comm>.*?)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\]\s+(?P<time>\d+\.\d{9}):\s(?P<name>\w+):\s*"
 )
+"""What comes before the fields."""
 
 
 def raw_report(trace_cmd: str, path: str) -> str:
@@ -31,7 +31,7 @@ def records(report: str) -> Iterator[str]:
     """The events of a report; one whose strings hold newlines is more than one line."""
     lines: list[str] = []
     for line in report.split("\n"):
-        if LINE.match(line) or "EVENTS DROPPED]" in line:
+        if BEGINNING.match(line) or "EVENTS DROPPED]" in line:
             if lines:
                 yield "\n".join(lines)
             lines = [line]
@@ -61,7 +61,7 @@ def compare(trace: Trace, report: str) -> int:
 
 
 def assert_same(trace: Trace, event: Event, line: str) -> None:
-    match = LINE.match(line)
+    match = BEGINNING.match(line)
     assert match, f"not a line of a report: {line!r}"
     seconds, nanoseconds = match["time"].split(".")
     found = (int(seconds) * 10**9 + int(nanoseconds), int(match["cpu"]), int(match["pid"]), match["name"])
@@ -70,7 +70,7 @@ def assert_same(trace: Trace, event: Event, line: str) -> None:
     assert event.comm == comm, f"{line!r}: {event.comm!r}"
     assert event.format is not None
     fields = event.format.own_fields
-    texts = split_fields([field.name for field in fields], match["fields"])
+    texts = split_fields([field.name for field in fields], line[match.end() :])
     for field, text in zip(fields, texts, strict=True):
         value = event.fields[field.name]
         assert same_value(trace, field, value, text), f"{line!r}: {field.name} is {value!r} here, {text!r} there"

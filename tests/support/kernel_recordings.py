@@ -13,6 +13,7 @@ import pytest
 
 TRACING = Path("/sys/kernel/tracing")
 EVENTS_WANTED = 100_000
+"""Of a large recording."""
 
 RECORDINGS = {
     "sched": (("sched",), False),
@@ -59,7 +60,8 @@ def instance() -> Iterator[Path]:
             folder.rmdir()
 
 
-def record(trace_cmd: str, systems: tuple[str, ...], stacks: bool, target: Path) -> None:
+def record(trace_cmd: str, systems: tuple[str, ...], stacks: bool, target: Path, events: int = EVENTS_WANTED) -> None:
+    """Record this process's children until there are that many events, and some more."""
     with instance() as folder:
         (folder / "trace_clock").write_text("mono")
         (folder / "buffer_size_kb").write_text("32768")
@@ -71,7 +73,7 @@ def record(trace_cmd: str, systems: tuple[str, ...], stacks: bool, target: Path)
         (folder / "options" / "stacktrace").write_text("1" if stacks else "0")
         for _ in range(200):
             subprocess.run([sys.executable, "-I", "-c", WORK], check=True)
-            if sum(entries(folder)) >= EVENTS_WANTED * 1.05:
+            if sum(entries(folder)) >= events * 1.05:
                 break
         (folder / "tracing_on").write_text("0")
         subprocess.run([trace_cmd, "extract", "-B", folder.name, "-o", str(target)], check=True, capture_output=True)
