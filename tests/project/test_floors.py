@@ -13,6 +13,7 @@ import ast
 import graphlib
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,6 +152,7 @@ def find_imports(module: str, text: str, is_package: bool = False, known: set[st
             yield Import(module, target, node.lineno, id(node) in top_level)
 
 
+@cache
 def imports_of(module: str) -> list[Import]:
     path = MODULES[module]
     return list(find_imports(module, path.read_text(encoding="utf-8"), path.name == "__init__.py"))

@@ -86,12 +86,15 @@ def check(path: Path, bits_of: dict[bool, list[tuple[int, int]]]) -> None:
 
 
 def test_changed_bit_is_found_or_has_no_effect(path: Path) -> None:
-    """One bit, at random, of every third byte that says something, and of every hundredth of the others: the long test
-    takes all."""
+    """One bit, at random, of every third byte of heads and pages, of every twelfth of the sections, which share one
+    crc32, and of every hundredth of those without effect: the long test takes all."""
     generator = random.Random(1)
     said, silent = places(path.read_bytes())
-    assert len(said) > 3 * 16 + 3 * 5 * 28 + 3000
-    bits = [(at, generator.randrange(8)) for at in said[::3]]
+    sections = [at for at in said if at >= 4 * PAGE]
+    others = [at for at in said if at < 4 * PAGE]
+    assert len(others) > 3 * 16 + 3 * 5 * 28
+    assert len(sections) > 3000
+    bits = [(at, generator.randrange(8)) for at in [*others[::3], *sections[::12]]]
     check(path, {True: bits, False: [(at, at % 8) for at in silent[::100]]})
 
 
