@@ -17,6 +17,7 @@ import html
 import itertools
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from operator import itemgetter
 from types import TracebackType
 
 from .._base.clock import Anchor
@@ -227,10 +228,10 @@ class Trace:
         records = query.record_filter(self._file.formats)
         streams = [_keyed(order, stream) for order, stream in self._streams.streams(records, query.cpus, read)]
         merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
-        if query.where is None:
-            yield from (event for _, _, event in merged)
-        else:
-            yield from (event for _, _, event in merged if query.accepts(event))
+
+        # No generator of Python's here: one more frame to resume is a few percent of an event.
+        events = map(itemgetter(2), merged)
+        return events if query.where is None else filter(query.accepts, events)
 
     def text(
         self,
