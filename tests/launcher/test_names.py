@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -66,6 +67,16 @@ def test_placeholders_of_the_name_are_replaced(pattern: str, path: str) -> None:
 def test_microseconds_have_six_digits() -> None:
     made = names.expand("%t", pid=1, realtime_ns=7_000_001_999, host="", program="")
     assert made == "19700101-000007.000001"
+
+
+def test_a_start_time_is_in_utc_wherever_the_process_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "XYZ-5")
+            time.tzset()
+            assert expand("%t") == "20261201-031502.123456"
+    finally:
+        time.tzset()
 
 
 @pytest.mark.parametrize(
