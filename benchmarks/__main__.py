@@ -1,7 +1,7 @@
-"""python -m benchmarks [NAME] [--json FILE]: run one, or list them.
+"""python -m benchmarks [NAME] [--write] [--json FILE]: run one, or list them.
 
 It measures the aiotrace that it finds first, which in a checkout is the checkout's: where nothing was compiled in it
-that is the Python twin, and stderr says so. `pip install -e .` compiles it there.
+that is the pure-Python implementation, and stderr says so. `pip install -e .` compiles it there.
 
 exit status: 0 measured, whatever the figures, 1 it cannot be measured here, 2 wrong arguments, 130 interrupted
 """
@@ -36,7 +36,7 @@ from . import (
     startup,
     tracing,
 )
-from .floor import NotCompiledError
+from .floor import FOLDER, NotCompiledError
 from .table import Table
 
 BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
@@ -56,6 +56,8 @@ BENCHMARKS: dict[str, tuple[str | None, Callable[..., Table]]] = {
     "startup": (startup.__doc__, startup.run),
     "tracing": (tracing.__doc__, tracing.run),
 }
+
+PAGES = FOLDER.parent / "docs" / "measurements"
 
 
 def _seconds(text: str) -> float:
@@ -84,6 +86,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", choices=BENCHMARKS, metavar="NAME")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/measurements/NAME.md too")
     parser.add_argument("--json", type=_writable, metavar="FILE", help="write the table there too")
     parser.add_argument(
         "--seconds",
@@ -93,7 +96,7 @@ def main() -> int:
     )
     arguments = parser.parse_args()
     if arguments.name is None:
-        if arguments.json or arguments.seconds:
+        if arguments.json or arguments.write or arguments.seconds:
             parser.error("which benchmark?")
         parser.print_help()
         return 0
@@ -102,7 +105,7 @@ def main() -> int:
     if not options.keys() <= inspect.signature(run).parameters.keys():
         parser.error(f"{arguments.name} takes no --seconds")
     if WHY_PYTHON:
-        print(f"benchmarks: the Python twin is measured: {WHY_PYTHON}", file=sys.stderr)
+        print(f"benchmarks: the pure-Python implementation is measured: {WHY_PYTHON}", file=sys.stderr)
     try:
         table = run(**options)
     except (ConfigurationError, ModuleNotFoundError, NotCompiledError) as error:
@@ -112,6 +115,8 @@ def main() -> int:
         print("benchmarks: interrupted", file=sys.stderr)
         return 130
     print(table)
+    if arguments.write:
+        table.write_page(PAGES / f"{arguments.name}.md")
     if arguments.json:
         table.write_json(arguments.json)
     return 0

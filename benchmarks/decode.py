@@ -1,9 +1,9 @@
 """What it costs to read events: into columns, as objects, as text; beside `trace-cmd report`.
 
-    a trace.dat of ours: three numbers (uniform), or those, a string and a symbol by turns (mixed), from two threads
+    a trace.dat by aiotrace: three numbers (uniform), or by turns those, a string and a symbol (mixed); two threads
 
       columns          every page's records into arrays: timestamp, id, pid, place, and each field of each event
-      columns, twin    the same in Python
+      columns, pure    the same in Python
       counts           `statistics()`: what `stat` does; no field is decoded
       events           `for event in open_trace(path)`, no field looked at; then with `event.fields`
       text             `Trace.text()`, thrown away
@@ -14,7 +14,7 @@
 
 All rows are measured in one run, interleaved: each round takes every row once, in random order, and the ratio is the
 median over the rounds of a row's events per second to trace-cmd's in the same round. A second is one of a core's (all
-rows use one): what else the machine does meanwhile does not count. Rows in Python read a part.
+rows use one): other work of the machine does not count. Rows in Python read a part.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Pages:
             rows += len(self.plan.name(self.plan.decode(records), found.data, 0))
         return rows
 
-    def twin(self) -> int:
+    def pure(self) -> int:
         rows = 0
         plan = _columns._PythonPlan(self.events)
         for found, header in zip(self.found[:PART], self.headers, strict=False):
@@ -159,7 +159,7 @@ def rows_of(path: Path, events: int) -> list[Row]:
     part = min(events, 100_000)
     rows = [
         Row("columns", events, pages.columns),
-        Row("columns, twin", pages.twin(), pages.twin),
+        Row("columns, pure", pages.pure(), pages.pure),
         Row("counts", events, lambda: _read(path, Trace.statistics)),
         Row("events", part, lambda: _read(path, lambda trace: _some(trace, part, False))),
         Row("events, fields", part, lambda: _read(path, lambda trace: _some(trace, part, True))),

@@ -7,13 +7,13 @@ order, so that a machine whose speed changes changes all of them. A window is on
         call(a, b, c)                  is subtracted from each other row, minimum from minimum, median from median,
                                        and round by round for the ratios
 
-An eighth of a window comes before it and does not count: whoever slept, or had the caches to others, is awake then.
+An eighth of a window comes before it and does not count: it wakes a thread that slept, and fills the caches.
 
 The ratio is the median over the rounds of a row's cost to its reference's cost in the same round.
 
 Events are really recorded, pages are turned: into a NullSink whose reader has a thread. A window is smaller than the
-pool, and the reader is woken between windows, when every page goes home; what it costs while events come in is the
-business of the benchmark "pipeline". That no event was dropped is asserted.
+pool, and the reader is woken between windows, when every page is returned to the pool; what it costs while events come
+in is measured by the benchmark "pipeline". That no event was dropped is asserted.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ class Recorded:
         assert told.events_dropped == 0 and told.events_delivered == told.events_written, str(told)
 
 
-def twin_row(recorded: Recorded) -> Row:
-    return Row("event, Python twin", CALL, {"call": three, **THREE}, REFERENCE, None, recorded.begin, recorded.end)
+def pure_row(recorded: Recorded) -> Row:
+    return Row("event, pure Python", CALL, {"call": three, **THREE}, REFERENCE, None, recorded.begin, recorded.end)
 
 
 def aiotrace_rows(mono: Recorded, tsc: Recorded | None) -> list[Row]:
@@ -197,7 +197,7 @@ def aiotrace_rows(mono: Recorded, tsc: Recorded | None) -> list[Row]:
 @contextlib.contextmanager
 def lttng_row() -> Iterator[Row]:
     """A tracepoint in a C extension, recorded by a session in LTTng's snapshot mode: its buffers overwrite the oldest,
-    so that, as here, nobody writes files meanwhile.
+    so that, as here, no files are written at the same time.
 
     Raises:
         NotCompiledError: LTTng is not installed, or has no session daemon here.
@@ -352,24 +352,24 @@ def judge(row: Row, costs: Costs) -> tuple[Cell, ...]:
     return row.name, *numbers, found, least, row.reference, f"{how} {limit}", "yes" if reached else "no"
 
 
-TWIN_GOAL = 1500.0
+PURE_GOAL = 1500.0
 """Nanoseconds."""
 
 
-def judge_twin(costs: Costs, twin: Costs) -> tuple[Cell, ...]:
-    """The twin was measured by another process: its figures are brought to this one's speed by the floor's."""
-    name = "event, Python twin"
-    if REFERENCE not in costs or REFERENCE not in twin:
+def judge_pure(costs: Costs, pure: Costs) -> tuple[Cell, ...]:
+    """Measured by another process: its figures are scaled to this one's speed by the floor's."""
+    name = "event, pure Python"
+    if REFERENCE not in costs or REFERENCE not in pure:
         return name, "", "", "", "", "no C compiler", "", ""
-    there = ratio(twin, name, REFERENCE)
-    least_there = (min(twin[name]) - min(twin[EMPTY_LOOP])) / (min(twin[REFERENCE]) - min(twin[EMPTY_LOOP]))
+    there = ratio(pure, name, REFERENCE)
+    least_there = (min(pure[name]) - min(pure[EMPTY_LOOP])) / (min(pure[REFERENCE]) - min(pure[EMPTY_LOOP]))
     least = least_there * (min(costs[REFERENCE]) - min(costs[EMPTY_LOOP]))
     median = there * (statistics.median(costs[REFERENCE]) - statistics.median(costs[EMPTY_LOOP]))
-    reached = "yes" if least <= TWIN_GOAL else "no"
+    reached = "yes" if least <= PURE_GOAL else "no"
     return name, least, median, there, least_there, REFERENCE, "<= 1,500 ns", reached
 
 
-def measure_twin(rounds: int, window: float) -> Costs:
+def measure_pure(rounds: int, window: float) -> Costs:
     """The rows of a process with AIOTRACE_PURE=1."""
     command = [sys.executable, "-m", "benchmarks.events", str(rounds), str(window)]
     environment = {**os.environ, "AIOTRACE_PURE": "1"}
@@ -394,10 +394,10 @@ def run(rounds: int | None = None, window: float | None = None) -> Table:
         others, absent = enter_others(stack)
         rows += others
         measure(rows, rounds, window)
-        twin = measure_twin(max(2, rounds // 4), window)
+        pure = measure_pure(max(2, rounds // 4), window)
     costs = {row.name: row.costs for row in rows}
     outcome = [judge(row, costs) for row in rows]
-    outcome.append(judge_twin(costs, twin))
+    outcome.append(judge_pure(costs, pure))
     outcome += [(name, "", "", "", "", why, "", "") for name, why in absent]
     return Table(
         title=f"An event of three numbers, in nanoseconds; back end {aiotrace.__backend__!r}",
@@ -406,17 +406,17 @@ def run(rounds: int | None = None, window: float | None = None) -> Table:
         notes=(
             f"{rounds} rounds, windows of {window * 1e3:g} ms, random order; the empty loop's cost is subtracted from",
             "every row below it; ratio: the median of the ratios within a round, (row - loop) / (reference - loop).",
-            "For others (goal >=) the ratio says how many of our events they cost. The twin was measured by a process",
-            "with AIOTRACE_PURE=1; its nanoseconds are its ratio to the floor there times the floor here (of minima).",
+            "For others (goal >=) the ratio says how many aiotrace events they cost. Another process measured pure",
+            "Python: its nanoseconds are its ratio to the floor there times the floor here (of minima).",
         ),
     )
 
 
 def _main() -> None:
-    """The twin's side of `measure_twin`: the costs as JSON."""
+    """The pure-Python side of `measure_pure`: the costs as JSON."""
     rounds, window = int(sys.argv[1]), float(sys.argv[2])
     recorded = Recorded()
-    rows = [*base_rows(), twin_row(recorded)]
+    rows = [*base_rows(), pure_row(recorded)]
     measure(rows, rounds, window)
     recorded.close()
     json.dump({row.name: row.costs for row in rows}, sys.stdout)

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
+from platform import python_version
 
 import pytest
 
@@ -46,7 +48,7 @@ def test_benchmark_prints_its_table_and_writes_it_to_the_given_path(
     told = capsys.readouterr()
     assert told.out.startswith("One")
     assert json.loads((tmp_path / "one.json").read_text())["rows"] == [{"n": 1}]
-    assert bool(WHY_PYTHON) == ("the Python twin is measured" in told.err)
+    assert bool(WHY_PYTHON) == ("the pure-Python implementation is measured" in told.err)
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,7 @@ def test_benchmark_prints_its_table_and_writes_it_to_the_given_path(
         (["one", "--json", "/nowhere/one.json"], "'/nowhere/one.json' cannot be written"),
         (["one", "--json", "/"], "'/' cannot be written"),
         (["--json", "/dev/null"], "which benchmark?"),
+        (["--write"], "which benchmark?"),
     ],
 )
 def test_wrong_arguments_are_reported_before_anything_is_measured(
@@ -103,6 +106,30 @@ def test_a_table_shows_its_rows_and_writes_them_as_json(tmp_path: Path) -> None:
     outcome = json.loads((tmp_path / "table.json").read_text())
     assert outcome["rows"] == [{"name": "a", "bytes": 1234, "ratio": 0.5}]
     assert outcome["machine"]["python"].startswith("3.")
+
+
+def test_a_written_page_keeps_the_text_around_the_table(
+    one: Callable[..., int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(command, "PAGES", tmp_path)
+    page = tmp_path / "one.md"
+
+    # A page that does not exist is made; what people add stays when it is written again.
+    assert one("one", "--write") == 0
+    page.write_text("# By hand\n" + page.read_text() + "A comment.\n")
+    assert one("one", "--write", run=lambda: Table("Two", ("n",), [(2,)], (r"\1",))) == 0
+
+    text = page.read_text()
+    assert text.startswith("# By hand\n# one\n") and text.endswith("\nA comment.\n")
+    assert "\nOne\n" not in text and "\nTwo\n\nn\n2\n\n\\1\n" in text
+    for circumstance in (
+        f"date {datetime.now(UTC).date()}",
+        f"python {python_version()}",
+        "commit ",
+        "processor ",
+        "load ",
+    ):
+        assert circumstance in text
 
 
 def test_one_slot_saves_one_page_of_those_in_flight_and_the_free_list_all(monkeypatch: pytest.MonkeyPatch) -> None:

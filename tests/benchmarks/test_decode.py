@@ -32,7 +32,7 @@ def test_babeltrace2_reads_the_same_events(tmp_path: Path) -> None:
 def test_the_benchmark_has_a_row_for_each_reader_that_is_here() -> None:
     table = decode.run(events=4000, rounds=1)
     rows = {(row[0], row[1]): row[2] for row in table.rows}
-    wanted = {"columns", "columns, twin", "counts", "events", "events, fields", "text", "report"}
+    wanted = {"columns", "columns, pure", "counts", "events", "events, fields", "text", "report"}
     wanted |= {decode.TRACE_CMD} if shutil.which(decode.TRACE_CMD) else set()
     wanted |= {decode.BABELTRACE, "babeltrace2, no text"} if shutil.which(decode.BABELTRACE) else set()
     assert rows.keys() == {(kind, name) for kind in ("uniform", "mixed") for name in wanted}

@@ -62,7 +62,7 @@ def test_table_of_events_has_every_row_or_the_reason_for_its_absence(monkeypatch
     assert {"empty loop", "event", "event.emit", "event, disabled", "logging to a file"} <= rows.keys()
     assert isinstance(rows["event"][2], float)
     assert isinstance(rows["logging to a file"][3], float)
-    assert "event, Python twin" in rows
+    assert "event, pure Python" in rows
 
 
 def test_missing_competitors_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
