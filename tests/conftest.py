@@ -80,11 +80,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(optionalhook=True)  # -p no:xdist
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """For `-n auto`, which `./dev test` passes: no workers for a few tests, as each worker first collects all."""
+    """For `-n auto`, which `./dev test` passes: no workers for a few tests, as each worker first collects all.
+
+    Tests often wait for a program, so a worker more than there are processors keeps all of them busy.
+    """
     selects = config.option.file_or_dir or config.option.keyword or config.option.markexpr != "not long"
     if selects or config.getoption("lf", False) or config.option.trace or config.option.capture == "no":
         return 0
-    return min(8, max(2, len(os.sched_getaffinity(0))))
+    return min(8, len(os.sched_getaffinity(0)) + 1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -270,4 +270,4 @@ async def test_a_job_of_a_worker_thread(by: str, anyio_backend: Any) -> None:
 
 
 async def test_random_cancellation_loses_and_doubles_nothing() -> None:
-    await random_cancellation(int(os.environ.get("AIOTRACE_SEED", "1")), 1000)
+    await random_cancellation(int(os.environ.get("AIOTRACE_SEED", "1")), 400)

@@ -42,12 +42,12 @@ def path(tmp_path: Path) -> Path:
 def read(trace_cmd: str, *paths: Path) -> Counter[tuple[int, int]]:
     """(CPU, n) of each event in the files."""
     found: Counter[tuple[int, int]] = Counter()
-    for path in paths:
-        done = subprocess.run([trace_cmd, "report", path], capture_output=True, check=True, text=True)
-        for line in done.stdout.splitlines():
-            if "count:" in line:
-                cpu, _, rest = line.partition("[")[2].partition("]")
-                found[int(cpu), int(rest.partition("n=")[2].split()[0])] += 1
+    files = [word for path in paths for word in ("-i", path)]
+    done = subprocess.run([trace_cmd, "report", *files], capture_output=True, check=True, text=True)
+    for line in done.stdout.splitlines():
+        if "count:" in line:
+            cpu, _, rest = line.partition("[")[2].partition("]")
+            found[int(cpu), int(rest.partition("n=")[2].split()[0])] += 1
     return found
 
 
@@ -474,7 +474,7 @@ async def test_failed_rotation_continues_where_it_was(
     trace_cmd: str, path: Path, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     pages = fakes.make_pages(20, 2)
-    for call in range(12):
+    for call in itertools.count():
         faulty = fakes.FaultyOs()
         sink = FileSink(path, max_size=6 * 4096)
         plan: list[int | OSError | None] = [None] * call + [EIO]
@@ -499,6 +499,9 @@ async def test_failed_rotation_continues_where_it_was(
         assert names(path) == sorted(file.name for file in files)
         for file in files:
             file.unlink()
+        if plan:
+            break  # there are fewer such calls
+    assert call >= 3
 
 
 async def test_after_a_failed_fsync_the_pages_go_into_a_new_file(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from aiotrace._decode.event_format import FieldKind, FormatField, Place
@@ -91,6 +91,8 @@ def pattern_of(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def same_value(trace: Trace, field: FormatField, value: Any, text: str) -> bool:
+    if type(value) is int and text == str(value):
+        return True  # as most are
     if not isinstance(value, str):
         text = text.strip()
     if text == "(nil)":
@@ -111,11 +113,17 @@ def number(text: str) -> int:
     return int(text, 16 if "0x" in text else 10)
 
 
-def same_array(field: FormatField, value: Any, text: str) -> bool:
+@lru_cache(maxsize=4096)
+def bytes_of(text: str) -> bytes | None:
+    """Of `ARRAY[0f, 10]`. The stacks of a recording are few."""
     items = re.fullmatch(r"ARRAY\[(.*)\]", text, re.DOTALL)
-    if items is None:
+    return None if items is None else bytes(int(item, 16) for item in items[1].split(", ") if item)
+
+
+def same_array(field: FormatField, value: Any, text: str) -> bool:
+    theirs = bytes_of(text)
+    if theirs is None:
         return False
-    theirs = bytes(int(item, 16) for item in items[1].split(", ") if item)
     if isinstance(value, bytes):
         ours = value
     else:
