@@ -133,14 +133,14 @@ def test_a_written_page_keeps_the_text_around_the_table(
 
 
 def test_one_slot_saves_one_page_of_those_in_flight_and_the_free_list_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page_allocations, "PAGES", 640)
+    monkeypatch.setattr(page_allocations, "PAGES", 320)
     table = page_allocations.run()
     allocations = {(row[0], row[1]): row[3] for row in table.rows}
     late = {(row[0], row[1]): row[5] for row in table.rows}
     for depth in page_allocations.DEPTHS:
-        rounds = 640 // depth
+        rounds = 320 // depth
         out_at_once = depth + page_allocations.SPARE_PAGES
-        assert allocations["free each", depth] == 640
+        assert allocations["free each", depth] == 320
         assert abs(int(allocations["one slot", depth]) - rounds * (depth - 1)) <= out_at_once
         assert int(allocations["free-list", depth]) <= out_at_once
         assert late["free-list", depth] == 0
