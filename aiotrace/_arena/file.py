@@ -213,7 +213,7 @@ class ArenaFile:
         _files.discard(self)
         self._close()
 
-    def _let_go(self) -> None:
+    def _detach_in_child(self) -> None:
         """In a forked child."""
         self._remap(self._map_fd)
         self._close()
@@ -291,7 +291,7 @@ def _remapper(memory: mmap.mmap, size: int) -> Callable[[int], object]:
 
 def _after_fork_in_child() -> None:
     for file in list(_files):
-        file._let_go()
+        file._detach_in_child()
     _files.clear()
 
 

@@ -31,7 +31,7 @@ class TakenArena(Arena):
         self.memory = None
         self.theirs = theirs
         self._spare = list(range(theirs.pages, self.pages))[::-1]
-        self._behind: dict[int, int] = {}
+        self._originals: dict[int, int] = {}
 
     def page(self, index: int) -> memoryview:
         return self.theirs.page(index) if index < self.theirs.pages else super().page(index)
@@ -45,13 +45,13 @@ class TakenArena(Arena):
         self.set_from(page, L.STATE, L.FULL)
         self.set_from(page, L.HOLDERS, 0, 0)
 
-    def go_home(self, page: int) -> None:
+    def release(self, page: int) -> None:
         """A page is free here: so it is there."""
         is_theirs = page < self.theirs.pages
-        behind = page if is_theirs else self._behind.pop(page, None)
-        if behind is not None:
-            self.theirs.empty(behind)
-            self.theirs.move(behind, L.IN_FLIGHT, L.FREE)
+        original = page if is_theirs else self._originals.pop(page, None)
+        if original is not None:
+            self.theirs.empty(original)
+            self.theirs.move(original, L.IN_FLIGHT, L.FREE)
         if not is_theirs:
             self._spare.append(page)
 
@@ -89,10 +89,10 @@ class TakenArena(Arena):
             done = self.get(own, L.COMMITTED)
             rest = self.theirs.page(page)[L.PAGE_HEADER_SIZE + done : L.PAGE_HEADER_SIZE + committed]
             self.add(own, rest, events - self.get(own, L.EVENTS), last_time, definitions)
-            self._behind[own] = page
+            self._originals[own] = page
         self.move(own, L.FILLING, L.FULL)
 
-    def give_up(self, own: int) -> None:
+    def discard(self, own: int) -> None:
         """Nobody will have what a stand-in that still fills has."""
         self.empty(own)
         self.move(own, L.FILLING, L.FREE)

@@ -48,7 +48,7 @@ from .scan import DamagedPage
 _IDENTITY: Final = struct.Struct("=QQQ")
 _RECORD_MIN: Final = 4 + L.RECORD_COMMON_SIZE
 """Bytes of the shortest record."""
-_HELD_BACK: Final = 16
+_TAKEN_SHARE: Final = 16
 """A part of all pages, one in so many, that the reader has at most taken before there is room for them: the rest can
 be overrun."""
 _STAND_INS: Final = 2
@@ -150,7 +150,7 @@ class TakenPool(Pool):
         return 0
 
     def give_back(self, page: int) -> None:
-        self._taken.go_home(page)
+        self._taken.release(page)
         self.recycled += 1
 
 
@@ -159,18 +159,18 @@ class TakenRing(Ring):
 
     Args:
         writers: Slots; a page of another is damaged.
-        know: Reads the definitions that have come since, and returns how many are known: called after pages were
-            taken, so that none of them lacks one.
+        refresh_definitions: Reads new definitions and returns how many are known. Called after pages were taken, so
+            that none of them needs one that is missing.
     """
 
-    def __init__(self, arena: TakenArena, writers: int, know: Callable[[], int]) -> None:
+    def __init__(self, arena: TakenArena, writers: int, refresh_definitions: Callable[[], int]) -> None:
         check_atomic()
         super().__init__(arena)
         self._taken = arena
         self._theirs = arena.theirs
         self._writers = writers
-        self._know = know
-        self._most = max(1, self._theirs.pages // _HELD_BACK)
+        self._refresh_definitions = refresh_definitions
+        self._max_taken = max(1, self._theirs.pages // _TAKEN_SHARE)
         self._early: dict[int, _Found] = {}
         self._filling: dict[int, _StandIn] = {}
         self._totals = new_totals()
@@ -196,7 +196,7 @@ class TakenRing(Ring):
             self.full.append(page)
         self._early.clear()
         for stand_in in self._filling.values():
-            self._taken.give_up(stand_in.page)
+            self._taken.discard(stand_in.page)
         self._filling.clear()
         return super().clear()
 
@@ -206,7 +206,7 @@ class TakenRing(Ring):
         plan = self._plan()
         taken: list[int] = []
         for found in plan:
-            if len(taken) >= self._most:
+            if len(taken) >= self._max_taken:
                 break
             if self._early.pop(found.page, None) is None:
                 if not transition(self._theirs.descriptors, found.page, L.FULL, L.IN_FLIGHT):
@@ -217,7 +217,7 @@ class TakenRing(Ring):
                     continue
             taken += self._accept(found.page)
         if taken:
-            known = self._know()
+            known = self._refresh_definitions()
             for page in taken:
                 self._arena.set(page, L.DEFINITIONS, min(known, self._arena.get(page, L.DEFINITIONS)))
             self.full.extend(taken)
@@ -225,16 +225,16 @@ class TakenRing(Ring):
     def _plan(self) -> list[_Found]:
         """Full pages, each writer's in the order of its stream, without a hole but where pages were overrun."""
         came: dict[int, int] = {}
-        for found in [*self._look(), *self._early.values()]:
+        for found in [*self._scan_full(), *self._early.values()]:
             came[found.writer] = max(found.sequence, came.get(found.writer, 0))
         if not came:
             return []
         assert c_module is not None
         c_module.fence()
-        plan = [found for found in self._look() if found.sequence <= came.get(found.writer, -1)]
+        plan = [found for found in self._scan_full() if found.sequence <= came.get(found.writer, -1)]
         return sorted([*plan, *self._early.values()], key=attrgetter("timestamp", "sequence"))
 
-    def _look(self) -> list[_Found]:
+    def _scan_full(self) -> list[_Found]:
         """The pages that are full as of now."""
         pages = map(self._identify, _pages_in(self._theirs, L.FULL))
         return [found for found in pages if found is not None]
@@ -351,7 +351,7 @@ class TakenRing(Ring):
         assert c_module is not None
         c_module.fence()
         # All that it sealed before was full by then, and is still, unless it was taken or overrun.
-        before = [*self._look(), *self._early.values()]
+        before = [*self._scan_full(), *self._early.values()]
         is_next = found.sequence > self._sequence.get(writer, -1)
         if not is_next or any(each.writer == writer and each.sequence < found.sequence for each in before):
             return None
@@ -381,7 +381,7 @@ class TakenRing(Ring):
             if page is None:
                 return None
             stand_in = self._filling[found.writer] = _StandIn(page, found.page, found.writer, found.sequence)
-        self._taken.add(stand_in.page, data, events, last, self._know())
+        self._taken.add(stand_in.page, data, events, last, self._refresh_definitions())
         return stand_in
 
     def _end(self, stand_in: _StandIn, *, overrun: bool) -> int:
@@ -398,8 +398,8 @@ class TakenRing(Ring):
     def finish(self) -> None:
         """The writers are dead, or have closed: what they were filling is full now, and no page is changed by anybody
         else any more."""
-        self._most = self._theirs.pages
-        known = self._know()
+        self._max_taken = self._theirs.pages
+        known = self._refresh_definitions()
         for page in range(self._theirs.pages):
             state = self._theirs.get(page, L.STATE)
             if state == L.FILLING:
@@ -447,7 +447,7 @@ class TakenRing(Ring):
 
 
 def taken_over(
-    arena: Arena, writers: int, know: Callable[[], int], listener: PageListener | None = None
+    arena: Arena, writers: int, refresh_definitions: Callable[[], int], listener: PageListener | None = None
 ) -> tuple[PageCycle, TakenRing]:
     """The pages of another process's arena, for a reader here; and what they come from.
 
@@ -457,5 +457,5 @@ def taken_over(
     taken = TakenArena(arena, min(_STAND_INS * writers, arena.pages))
     pages = PageCycle(taken, overrun=False, listener=listener)
     pages.pool = TakenPool(taken)
-    pages.ring = ring = TakenRing(taken, writers, know)
+    pages.ring = ring = TakenRing(taken, writers, refresh_definitions)
     return pages, ring

@@ -83,14 +83,14 @@ def run(arguments: argparse.Namespace) -> int:
         report = _make(arguments, traces)
         seen = _feed(report, arguments, traces)
         if not seen & report.evidence:
-            raise ConfigurationError(_nothing(arguments, report))
+            raise ConfigurationError(_missing_events(arguments, report))
         report.finish()
         for text in _json(report) if arguments.json else report.lines():
             print(text)
         sys.stdout.flush()
         for trace in traces:
-            _losses.tell_unfinished("report", trace)
-        lost = [_losses.tell("report", trace) for trace in traces]
+            _losses.report_unfinished("report", trace)
+        lost = [_losses.report("report", trace) for trace in traces]
     if any(lost):
         print("aiotrace report: the missing events may change this result", file=sys.stderr)
     return _losses.LOST if any(lost) else 0
@@ -133,7 +133,7 @@ def _first_ns(trace: Trace) -> int:
     return event.timestamp_ns if event is not None else 0
 
 
-def _nothing(arguments: argparse.Namespace, report: Report) -> str:
+def _missing_events(arguments: argparse.Namespace, report: Report) -> str:
     paths = ", ".join(arguments.files)
     return (
         f"{paths}: {_option(arguments)} needs {' or '.join(sorted(report.evidence))} events, and there are none; "

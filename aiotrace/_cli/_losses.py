@@ -11,7 +11,7 @@ from ..decode import Loss, Trace
 LOST: Final = 3
 
 
-def tell(command: str, trace: Trace) -> bool:
+def report(command: str, trace: Trace) -> bool:
     """Print a line to stderr for missing events and one for damage; returns whether there was any."""
     losses = trace.losses
     if losses:
@@ -26,7 +26,7 @@ def tell(command: str, trace: Trace) -> bool:
     return bool(losses) or trace.damage_count > 0
 
 
-def tell_unfinished(command: str, trace: Trace) -> None:
+def report_unfinished(command: str, trace: Trace) -> None:
     """Print a line to stderr if the trace was never closed: its program still runs, or was killed."""
     if not trace.complete:
         print(

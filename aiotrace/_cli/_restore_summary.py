@@ -15,7 +15,7 @@ SHOWN: Final = 20
 """At most this many damaged pages are listed."""
 
 
-def tell(command: str, arena: str, output: str, report: RescueReport) -> int:
+def print_result(command: str, arena: str, output: str, report: RescueReport) -> int:
     """Print it; returns the exit status."""
     lost = f", {report.lost} lost between them" if report.lost else ""
     print(f"{escape(output)}: {report.events} events on {report.pages} pages{lost}")

@@ -126,10 +126,10 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.flush()
 
         # Only now is it known which events the traces define and what is missing.
-        _tell_unmatched(arguments, [format for trace in traces for format in trace.formats])
+        _warn_unmatched(arguments, [format for trace in traces for format in trace.formats])
         for trace in traces if not arguments.follow else ():
-            _losses.tell_unfinished(NAME, trace)
-        lost = [_losses.tell(NAME, trace) for trace in traces]
+            _losses.report_unfinished(NAME, trace)
+        lost = [_losses.report(NAME, trace) for trace in traces]
     return _losses.LOST if any(lost) else 0
 
 
@@ -148,7 +148,7 @@ def _form(arguments: argparse.Namespace) -> Form:
     return Form.JSON if arguments.json else Form.RAW if arguments.raw else Form.TEXT
 
 
-def _tell_unmatched(arguments: argparse.Namespace, formats: list[EventFormat]) -> None:
+def _warn_unmatched(arguments: argparse.Namespace, formats: list[EventFormat]) -> None:
     """Warn about globs that match no event and fields that no event has: most often a spelling mistake."""
     known = [format.full_name for format in formats]
     for glob in arguments.event:

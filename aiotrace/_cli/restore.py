@@ -68,4 +68,4 @@ def _restore_arena(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         raise ConfigurationError(f"{arguments.file} is an arena: give the file for its trace with -o")
     report = restore_arena(arguments.file, arguments.output)
-    return _restore_summary.tell(NAME, arguments.file, arguments.output, report)
+    return _restore_summary.print_result(NAME, arguments.file, arguments.output, report)

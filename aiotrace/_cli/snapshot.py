@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
         path = _find(int(path))
     with ArenaReader(path) as reader:
         report = save(reader, output)
-    return _restore_summary.tell(NAME, path, output, report)
+    return _restore_summary.print_result(NAME, path, output, report)
 
 
 def _find(pid: int) -> str:

@@ -30,8 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     with open_trace(arguments.file) as trace:
         statistics = trace.statistics()
         print("\n".join(_lines(statistics, trace.complete)))
-        _losses.tell_unfinished(NAME, trace)
-        return _losses.LOST if _losses.tell(NAME, trace) else 0
+        _losses.report_unfinished(NAME, trace)
+        return _losses.LOST if _losses.report(NAME, trace) else 0
 
 
 def _lines(statistics: TraceStatistics, complete: bool) -> Iterable[str]:

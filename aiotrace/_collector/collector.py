@@ -157,7 +157,7 @@ class Collector:
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._tasks.start_soon(self._state.close_traces)
-                self._tasks.start_soon(self._look_after)
+                self._tasks.start_soon(self._run_periodically)
                 for listener in self._listeners:
                     self._tasks.start_soon(self._accept, listener)
                 await self._end.wait()
@@ -176,7 +176,7 @@ class Collector:
                 await self._all_gone.wait()
             await self._state.leave_all()
 
-    async def _look_after(self) -> None:
+    async def _run_periodically(self) -> None:
         """What is due each second."""
         while True:
             try:

@@ -149,7 +149,7 @@ class Stream:
     async def __anext__(self) -> Page:
         self._on_first_request()
         await checkpoint()
-        batch = await self._look(1)
+        batch = await self._next_parts(1)
         if not batch:
             raise StopAsyncIteration
         return batch[0]
@@ -165,9 +165,9 @@ class Stream:
             self._alone_since = monotonic()
         else:
             await checkpoint_if_cancelled()
-        return await self._look(pages)
+        return await self._next_parts(pages)
 
-    async def _look(self, pages: int) -> list[Page]:
+    async def _next_parts(self, pages: int) -> list[Page]:
         while not self._delivery.waiting:
             if os.getpid() != self._pid:
                 await anyio.sleep_forever()  # a forked child's copy of the sink: the files are the parent's
@@ -189,13 +189,13 @@ class Stream:
         parts: list[Part] = []
         try:
             for page in pages:
-                parts.append(self._let_go(page))
+                parts.append(self._release(page))
         finally:
             if parts:
                 self._pages.acknowledge(self._delivery, parts)
                 self._on_room()
 
-    def _let_go(self, page: Page) -> Part:
+    def _release(self, page: Page) -> Part:
         if not isinstance(page, DeliveredPage) or page not in self._looked:
             raise AcknowledgeError(f"{page!r} is not held by this stream (acknowledged twice, or of an earlier call?)")
         try:

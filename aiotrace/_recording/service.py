@@ -185,11 +185,11 @@ class Service(PageListener):
 
     def _drop(self, attachment: Attachment) -> None:
         """The sink has no more to do with the recording, and its task is cancelled; effective at once."""
-        self._let_go(attachment)
+        self._mark_detached(attachment)
         if attachment.task is not None and not attachment.task.done:
             attachment.task.cancel()
 
-    def _let_go(self, attachment: Attachment) -> None:
+    def _mark_detached(self, attachment: Attachment) -> None:
         if attachment.detached:
             return
         attachment.detached = True
@@ -217,7 +217,7 @@ class Service(PageListener):
             attachment.failures += 1
             attachment.last_error = error
             if not attachment.started.is_set():
-                self._let_go(attachment)
+                self._mark_detached(attachment)
                 attachment.state = "failed"
                 break
             _forget_frames(error)
@@ -231,7 +231,7 @@ class Service(PageListener):
             attachment.state = "failed"
             await anyio.sleep(pause)
             pause = min(2 * pause, RETRY_PAUSE_MAX)
-        self._let_go(attachment)
+        self._mark_detached(attachment)
         attachment.started.set()
 
     async def _call_sink(self, attachment: Attachment) -> BaseException | None:
@@ -256,7 +256,7 @@ class Service(PageListener):
         except BaseException as error:
             if self._is_for_the_task(error):
                 if not isinstance(error, anyio.get_cancelled_exc_class()):
-                    self._let_go(attachment)  # nobody calls it again: it must hold nobody back
+                    self._mark_detached(attachment)  # nobody calls it again: it must hold nobody back
                     attachment.started.set()
                 raise
             return error
@@ -304,10 +304,10 @@ class Service(PageListener):
                 await self._read()
                 return
             except Exception as error:
-                self._tell_crash(error)
+                self._report_crash(error)
                 await anyio.sleep(RETRY_PAUSE_MAX)
 
-    def _tell_crash(self, error: Exception) -> None:
+    def _report_crash(self, error: Exception) -> None:
         self.failure = error
         self._warn(f"the reader crashed and is started again: {error!r}")
 
@@ -337,7 +337,7 @@ class Service(PageListener):
             if self._is_due:
                 self._offer_full()
         except Exception as error:
-            self._tell_crash(error)
+            self._report_crash(error)
             self._waker.wake()
 
     @property

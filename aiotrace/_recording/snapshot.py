@@ -38,12 +38,12 @@ from ..abc import Ledger, Page, Sink, StreamInfo, WriterLedger
 PAUSE: Final = 10.0
 """Seconds from the beginning of one snapshot that was set off to the next at the earliest: what sets one off every
 time must not fill the disk."""
-LOOK_MIN: Final = 0.01
-LOOK_MAX: Final = 0.2
+SCAN_INTERVAL_MIN: Final = 0.01
+SCAN_INTERVAL_MAX: Final = 0.2
 """Seconds between two looks forward: fewer while much comes, lest the ring forgets it before it is seen."""
 
 
-def _nothing() -> None:
+def _nothing_to_refresh() -> None:
     """The definitions are this process's own."""
 
 
@@ -60,7 +60,7 @@ class SnapshotStream:
     """A page stream over copies; `abc.PageStream` says what is what.
 
     Args:
-        know: Brings the definitions up to what the pages of a look may need.
+        refresh_definitions: Brings the definitions up to what the pages of a look may need.
         end: When the look-forward ends, by time.monotonic().
     """
 
@@ -70,7 +70,7 @@ class SnapshotStream:
         info: StreamInfo,
         definitions: Sequence[Definition],
         end: float,
-        know: Callable[[], object] = _nothing,
+        refresh_definitions: Callable[[], object] = _nothing_to_refresh,
     ) -> None:
         self._arena = arena
         self._scan = ArenaScan(arena, info.writers, trusted=True)
@@ -78,15 +78,15 @@ class SnapshotStream:
         self._definitions = definitions
         self._end = end
         self._prefixes = False
-        self._wait = LOOK_MAX
+        self._wait = SCAN_INTERVAL_MAX
         self._over = False
         self._cut = anyio.Event()
         self._events: dict[int, int] = {}
         self.lost = 0
-        self._held: dict[int, PageCopy] = {}
-        self._know = know
+        self._unacknowledged: dict[int, PageCopy] = {}
+        self._refresh_definitions = refresh_definitions
         self._plan: deque[PageCandidate | DamagedPage] = deque()
-        self._look()
+        self._rescan()
 
     @property
     def info(self) -> StreamInfo:
@@ -141,13 +141,16 @@ class SnapshotStream:
                     await self._cut.wait()
             # What came until the end is seen by one look after it.
             self._over = self._cut.is_set() or time.monotonic() >= self._end
-            self._look()
+            self._rescan()
             new = sum(not self._scan.has_seen(each) for each in self._plan)
-            self._wait = max(self._wait / 2, LOOK_MIN) if 4 * new > self._arena.pages else min(2 * self._wait, LOOK_MAX)
+            if 4 * new > self._arena.pages:
+                self._wait = max(self._wait / 2, SCAN_INTERVAL_MIN)
+            else:
+                self._wait = min(2 * self._wait, SCAN_INTERVAL_MAX)
 
-    def _look(self) -> None:
+    def _rescan(self) -> None:
         self._plan.extend(self._scan.plan())
-        self._know()
+        self._refresh_definitions()
 
     def _take(self, pages: int) -> list[Page]:
         batch: list[Page] = []
@@ -160,12 +163,12 @@ class SnapshotStream:
                 copy = with_definitions(copy, len(self._definitions), complete=copy.complete or not self._prefixes)
                 self._events[copy.writer] = self._events.get(copy.writer, 0) + copy.events_count
                 self.lost += copy.lost_before
-                self._held[id(copy)] = copy
+                self._unacknowledged[id(copy)] = copy
                 batch.append(copy)
         return batch
 
     def acknowledge(self, page: Page) -> None:
-        if self._held.pop(id(page), None) is not page:
+        if self._unacknowledged.pop(id(page), None) is not page:
             raise AcknowledgeError(f"{page!r} is not held by this stream (acknowledged twice?)")
 
     def acknowledge_all(self, pages: Sequence[Page]) -> None:
@@ -179,7 +182,7 @@ class Snapshots:
     Args:
         base: A file's path, into whose name time and cause are put.
         open_file: Makes the sink that writes a file of that name.
-        know: Brings the definitions up to what the pages of a look may need: those of another process.
+        refresh_definitions: Brings the definitions up to what the pages of a look may need: those of another process.
     """
 
     def __init__(
@@ -189,14 +192,14 @@ class Snapshots:
         definitions: Sequence[Definition],
         base: str,
         open_file: Callable[[str], Sink],
-        know: Callable[[], object] = _nothing,
+        refresh_definitions: Callable[[], object] = _nothing_to_refresh,
     ) -> None:
         self._arena = arena
         self._info = info
         self._definitions = definitions
         self.base = os.path.abspath(base)
         self._open_file = open_file
-        self._know = know
+        self._refresh_definitions = refresh_definitions
         self._loop: Loop | None = None
         self._task: Task | None = None
         self._stream: SnapshotStream | None = None
@@ -269,7 +272,9 @@ class Snapshots:
 
     async def _give(self, sink: Sink, end: float) -> SnapshotStatistics:
         async with self._alone:
-            stream = self._stream = SnapshotStream(self._arena, self._info, self._definitions, end, self._know)
+            stream = self._stream = SnapshotStream(
+                self._arena, self._info, self._definitions, end, self._refresh_definitions
+            )
             if self._closing:
                 stream.cut()
             try:
@@ -303,8 +308,8 @@ def name_for(base: str, cause: str, now: float) -> str:
     """A file's path with a time (UTC) and a cause in its name: trace.dat becomes trace-20261123-041500-stall-end.dat.
     Where one of that name is already, it gets a number."""
     stem, suffix = os.path.splitext(base)
-    told = re.sub(r"[^A-Za-z0-9_]+", "-", cause)[:80]
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{told}"
+    label = re.sub(r"[^A-Za-z0-9_]+", "-", cause)[:80]
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{label}"
     number, path = 1, name + suffix
     while os.path.lexists(path):
         number += 1

@@ -373,7 +373,7 @@ class _Session:
             self._more = anyio.Event()
             self._on_readable()
             if self._over is None:
-                self._hear(self._producer.tick(monotonic()))
+                self._handle(self._producer.tick(monotonic()))
 
     # --- called by the loop: nothing is raised into it, and anyio does not know which loop it is ---
 
@@ -424,10 +424,10 @@ class _Session:
         if not count:
             self.end("the collector closed the connection")
             return False
-        self._hear(self._producer.received(count, monotonic()))
+        self._handle(self._producer.received(count, monotonic()))
         return count == len(buffer) or self._channel.has_unread
 
-    def _hear(self, events: Sequence[ProducerEvent]) -> None:
+    def _handle(self, events: Sequence[ProducerEvent]) -> None:
         for event in events:
             reason = self._take(event)
             if reason is not None:

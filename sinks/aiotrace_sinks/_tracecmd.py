@@ -38,7 +38,7 @@ from ._socket_channel import CONNECT_TIMEOUT, Address, Buffer, Channel, connect,
 
 ANSWER_TIMEOUT: Final = 5.0
 """Seconds for each answer of the greeting; a listener forks for each CPU before it names the ports."""
-SPEAK_EVERY: Final = 1.0
+FILLER_INTERVAL: Final = 1.0
 SILENCE_MAX: Final = 4.5
 """Seconds. A listener ends the headers after five of silence, MSG_WAIT_MSEC in trace-msg.c, and tells nobody."""
 PAUSE: Final = 0.01
@@ -153,7 +153,7 @@ class _Trace:
         self._events: Counter[int] = Counter()
         self._bytes: Counter[int] = Counter()
         self._headers = LateHeaders(info.page_size)
-        self._speaker = _Speaker(control, self._headers)
+        self._filler = _FillerSender(control, self._headers)
         self._zeros = bytes(info.page_size)
         self._torn: tuple[Page, list[Buffer]] | None = None
         """The page that is being sent, and what is left of it."""
@@ -192,7 +192,7 @@ class _Trace:
             OSError: The connection is lost.
         """
         with self._failing():
-            self._speaker.check()
+            self._filler.check()
             if page.writer not in self._data:
                 self._data[page.writer] = await _connect_port(self._address, self._ports[page.writer])
         head, tail = page.header(), page.lost_count()
@@ -251,8 +251,8 @@ class _Trace:
         """The end of a connection interrupts a listener that waits for more headers, and it takes that for their end:
         it has them all before a connection ends."""
         if self._headers_left is None:
-            self._speaker.check()
-            left = self._speaker.end()
+            self._filler.check()
+            left = self._filler.end()
             headers = self._headers.finish(
                 clock=self._info.clock,
                 cpus=max(self._data, default=0) + 1,
@@ -281,12 +281,12 @@ class _Trace:
 
     def close(self) -> None:
         """Before it is ended: nothing is left of it at the listener."""
-        self._speaker.end()
+        self._filler.end()
         for channel in (*self._data.values(), self._control):
             channel.close() if self._last_words == [] else channel.reset()
 
 
-class _Speaker:
+class _FillerSender:
     """Says nothing, a byte a second, from a thread of its own; from the loop when it ends.
 
     It says it through a socket that never blocks, so that nobody waits for it.
@@ -297,10 +297,10 @@ class _Speaker:
         self._headers = headers
         self._left = b"".join(M.make_data(headers.begin()))
         """What the socket has not taken."""
-        self._spoke = monotonic()
+        self._last_sent = monotonic()
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="aiotrace trace-cmd", daemon=True)
-        self._say()
+        self._send_filler()
         try:
             self._thread.start()
         except RuntimeError as error:  # the interpreter is going down
@@ -308,26 +308,26 @@ class _Speaker:
 
     def _run(self) -> None:
         block_signals()
-        while not self._over.wait(SPEAK_EVERY):
+        while not self._over.wait(FILLER_INTERVAL):
             try:
                 self.check()
                 self._left = self._left or b"".join(M.make_data(self._headers.wait()))
-                self._say()
+                self._send_filler()
             except OSError:
                 return  # who watches the connection sees it too
 
-    def _say(self) -> None:
+    def _send_filler(self) -> None:
         sent = self._control.send([self._left])
         self._left = self._left[sent:]
         if sent:
-            self._spoke = monotonic()
+            self._last_sent = monotonic()
 
     def check(self) -> None:
         """
         Raises:
             OSError: The listener has heard nothing for too long.
         """
-        if not self._over.is_set() and monotonic() > self._spoke + SILENCE_MAX:
+        if not self._over.is_set() and monotonic() > self._last_sent + SILENCE_MAX:
             raise TimeoutError(errno.ETIMEDOUT, f"it has heard nothing for {SILENCE_MAX} s, and takes no headers more")
 
     def end(self) -> bytes:

@@ -208,7 +208,7 @@ def test_page_sealed_behind_the_reader_waits_for_earlier_pages(
 ) -> None:
     both = Both(pages=8, overrun=False)
     both.fill(pages=1)
-    look = both.ring._look
+    look = both.ring._scan_full
     looks = 0
 
     def slow() -> object:
@@ -219,7 +219,7 @@ def test_page_sealed_behind_the_reader_waits_for_earlier_pages(
             both.fill(pages=3)
         return found
 
-    monkeypatch.setattr(both.ring, "_look", slow)
+    monkeypatch.setattr(both.ring, "_scan_full", slow)
     both.read(1)
     assert both.got[0] == list(range(len(both.got[0]))), "nothing is passed by"
     assert len(both.got[0]) <= 2 * PER_PAGE

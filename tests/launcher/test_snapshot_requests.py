@@ -34,9 +34,9 @@ class Both:
         self.known = 0
         arguments: tuple[Any, ...] = (self.filled.arena, self.filled.info, self.filled.definitions, "t.dat", self._open)
         self.asking = SnapshotRequester(self.memory, lambda: self.is_recorded, *arguments)
-        self.asked = SnapshotResponder(self.memory, *arguments, self._know)
+        self.asked = SnapshotResponder(self.memory, *arguments, self._refresh_definitions)
 
-    def _know(self) -> None:
+    def _refresh_definitions(self) -> None:
         self.known += 1
 
     def _open(self, path: str) -> Sink:

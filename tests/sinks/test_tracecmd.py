@@ -115,7 +115,7 @@ async def main():
 """
 
 SLOW = """
-tracedat_stream.FILLER_SIZE, _tracecmd.SPEAK_EVERY = 16, 0.002  # many fillers, as in days
+tracedat_stream.FILLER_SIZE, _tracecmd.FILLER_INTERVAL = 16, 0.002  # many fillers, as in days
 """
 
 STALLED = """
@@ -486,7 +486,7 @@ async def test_a_listener_hears_something_while_the_loop_stalls(monkeypatch: pyt
         spoken.release()
 
     monkeypatch.setattr(_tracecmd._Speaker, "_say", heard)
-    monkeypatch.setattr(_tracecmd, "SPEAK_EVERY", 0.001)
+    monkeypatch.setattr(_tracecmd, "FILLER_INTERVAL", 0.001)
     async with faking() as listener:
         async with aiotrace.record(TraceCmdSink(listener.url), page_size=PAGE, pages=16):
             assert all(spoken.acquire(timeout=60) for _ in range(20))
