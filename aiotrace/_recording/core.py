@@ -2,8 +2,7 @@
 
     start_service -> open -> start_writing ... stop_writing -> drain -> finalize
 
-`Recording`, `SyncRecording` and the launcher's `ExternalRecording` are faces of it: they run these steps, each in its
-way of waiting.
+`Recording`, `SyncRecording` and the launcher's `ExternalRecording` run these steps, each with its own way of waiting.
 
 Closing follows the data: first no event call finds the recording any more, then the writers' pages go into the ring,
 the reader offers them, the sinks finish within `drain_timeout`, and what is left is abandoned and counted. At the end
@@ -52,7 +51,7 @@ WRITERS_MAX: Final = 32
 
 
 class RecordingCore:
-    """What every kind of recording is made of; also what event calls see of it (`open_recordings.OpenRecording`).
+    """The parts of a recording, whichever kind it is; also what event calls use (`open_recordings.OpenRecording`).
 
     Args:
         thread: Whether the reader and the sinks run in a thread of their own, instead of the loop that opens it.
@@ -103,7 +102,7 @@ class RecordingCore:
         self._waits_total = [0, 0]
         self._state: Literal["new", "open", "closed"] = "new"
         self._last: Statistics | None = None
-        """The account at the end."""
+        """The final statistics, once closed."""
 
     def __repr__(self) -> str:
         return f"<recording {self.info.stream_id.hex()[:8]} {self._state}, {len(self.service.attachments)} sinks>"
@@ -114,7 +113,7 @@ class RecordingCore:
         Raises:
             OSError: It cannot be made; the message says what would work.
         """
-        from .._arena.file import DEFINITIONS_SIZE, ArenaFile  # imports ctypes: 10 ms, only for those who have a file
+        from .._arena.file import DEFINITIONS_SIZE, ArenaFile  # imports ctypes: 10 ms, only with an arena file
 
         file = ArenaFile(path, Shape(self.info.page_size, self.options.pages, DEFINITIONS_SIZE), self.info, DEFINITIONS)
         weakref.finalize(self, file.remove)
@@ -127,14 +126,14 @@ class RecordingCore:
         return BudgetThread(share, meter, self.writers, self.selection, self.service.set_pace, self._run_soon)
 
     def _run_soon(self, function: Callable[[], object]) -> None:
-        """Call it in the program's loop, if aiotrace's tasks run there; else here."""
+        """Call a function in the program's loop, if aiotrace's tasks run there; otherwise directly."""
         if self.thread is not None or not self.service.run_soon(function):
             function()
 
     # --- open and close -------------------------------------------------------------------------
 
     def start_service(self) -> None:
-        """Start the thread, if there is to be one.
+        """Start the service thread, if the recording has one.
 
         Raises:
             RuntimeError: The recording was opened before.
@@ -154,7 +153,7 @@ class RecordingCore:
         """Start the reader and the sinks. In the service's loop.
 
         Raises:
-            Exception: What a sink raised before it asked for its first page.
+            Exception: Whatever a sink raised before it requested its first page.
         """
         await self.service.start()
         await self.snapshots.start()
@@ -246,7 +245,7 @@ class RecordingCore:
         raise ConfigurationError(f"{sink!r} is not attached to {self!r}")
 
     def _next_events(self) -> dict[int, int]:
-        """By writer, the number of its oldest event that no sink was offered yet."""
+        """Per writer, the number of its oldest event that was not offered to a sink yet."""
         numbers = {writer.slot: writer.first_unsealed for writer in self.writers.all}
         for page in reversed(tuple(self.pages.ring)):
             numbers[self.arena.get(page, L.WRITER)] = self.arena.get(page, L.FIRST_EVENT)
@@ -309,7 +308,7 @@ class RecordingCore:
         return self._last or self._count()
 
     def keep_account(self) -> Statistics:
-        """Count for the last time: from here on this is what `statistics` returns."""
+        """Count once more; `statistics` returns this from now on."""
         self._last = self._count()
         return self._last
 
@@ -328,7 +327,7 @@ class RecordingCore:
         pages, writers = self.pages, tuple(self.writers.all)
         free, filling, full, in_flight = self.arena.states()
 
-        # A writer's page counts as in flight as far as it was not offered as a prefix.
+        # Dropped and written, per writer. Of a page that still fills, what was not offered yet is in flight.
         dropped = dict.fromkeys(CAUSES, 0)
         for writer in writers:
             for cause, count in writer.dropped_by_cause().items():

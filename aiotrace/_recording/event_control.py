@@ -1,7 +1,9 @@
-"""What may be asked of an open recording about which events it takes: every kind of recording is a `EventControl`.
+"""Which events a recording captures: `enable`, `disable`, `filter`, `trigger`. Mixed into every recording class.
 
-enable, disable, filter, trigger, ... --> the recording's selection --> a new epoch: every event asks again
-                                                                    --> the tracers that are wanted run
+    enable, disable, ... --> the recording's selection --> a new epoch: every event looks up its selection again
+                                                       --> tracers start and stop as they are needed
+
+Invariant (held by tests/events/test_selection.py): a call that raises has changed nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from .._page.filter import Filter, compile_filter
 def _check_fields(glob: str, filter: Filter | None) -> None:
     """
     Raises:
-        ConfigurationError: The glob is the name of an event that is defined, and has not what the filter asks for.
+        ConfigurationError: The glob names one defined event, which lacks a field of the filter.
     """
     events = {name: event for name, event in defined_events().items() if matches(glob, name)}
     found = {name: (*event.fields, *DERIVED.get(name, ())) for name, event in events.items()}
@@ -34,7 +36,7 @@ def _check_fields(glob: str, filter: Filter | None) -> None:
 
 
 class EventControl:
-    """What may be asked of a recording, synchronous or not, about which events it takes."""
+    """Selects the events of a recording; all of it may be called while the recording is open."""
 
     selection: Selection
 
@@ -43,14 +45,14 @@ class EventControl:
         follow(open_selections())
 
     def enable(self, glob: str) -> None:
-        """Take the events that a glob is of ("http:*", "task", "all"), also those that are defined later.
+        """Record events that match a glob ("http:*", "task", "all"), including those that are defined later.
 
-        Rules go in order: the last one that is of an event decides. Tracers, whose events are off by themselves,
-        start and stop with it.
+        The last call that matches an event decides. The events of tracers are off by default; enabling them starts
+        their tracer.
 
         Raises:
-            ConfigurationError: A tracer that this names cannot run here, or no event can be of the glob; the message
-                says why. Nothing has changed.
+            ConfigurationError: A tracer that the glob names cannot run here, or no event can match the glob; the
+                message says why. Nothing has changed.
         """
         self.selection.enable(glob)
         try:
@@ -61,85 +63,86 @@ class EventControl:
             raise
 
     def watch_stalls(self, threshold: float = 0.1) -> None:
-        """Take "stall:*": a step of a loop that lasts too long is reported while it lasts, with its stack, and at its
-        end, with its length and cause.
+        """Record "stall:*": a step of a loop that lasts too long is reported while it lasts, with its stack, and at
+        its end, with its length and cause.
 
         Args:
-            threshold: Seconds, at least 0.001. The least that any open recording asks for goes for all of them.
+            threshold: Seconds, at least 0.001. The smallest threshold of all open recordings applies to all of them.
 
         Raises:
-            ConfigurationError: It is no such time, or steps cannot be watched here.
+            ConfigurationError: `threshold` is out of range, or steps cannot be watched here.
         """
         self.selection.stall_ns = _nanoseconds("threshold", threshold)
         self.enable("stall:*")
 
     def watch_cancellations(self, timeout: float = 1.0) -> None:
-        """Take "cancellation:*": a task that is still there so long after its cancellation was asked for, while the
-        request stands, is reported, with who asked for it and the line where it is.
+        """Record "cancellation:*": a task that has not ended `timeout` seconds after a request to cancel it, while
+        the request still stands, is reported with the requester and the line where the task is now.
 
         Args:
-            timeout: Seconds, at least 0.001. The least that any open recording asks for goes for all of them.
+            timeout: Seconds, at least 0.001. The smallest timeout of all open recordings applies to all of them.
 
         Raises:
-            ConfigurationError: It is no such time, or tasks cannot be traced here.
+            ConfigurationError: `timeout` is out of range, or tasks cannot be traced here.
         """
         self.selection.cancel_ns = _nanoseconds("timeout", timeout)
         self.enable("cancellation:*")
 
     def disable(self, glob: str) -> None:
-        """Take the events that a glob is of no more.
+        """Stop recording events that match a glob.
 
         Raises:
-            ConfigurationError: No event can be of the glob.
+            ConfigurationError: No event can match the glob.
         """
         self.selection.disable(glob)
         self._reconsider()
 
     def filter(self, glob: str, text: str) -> None:
-        """Take the events that a glob is of only where their fields agree, for example "status >= 500".
+        """Record events that match a glob only if their fields match a filter, for example "status >= 500".
 
-        It is compiled once and applied before a record is written; what it turns away is not counted as lost. Several
-        filters of an event must all agree.
+        The filter is compiled once and evaluated before a record is written; rejected events do not count as lost. If
+        several filters apply to an event, all of them must match.
 
-        Where it asks for a field that none of the events has, it takes none of them: that is warned of, because others
+        A filter over a field that none of the events has rejects them all, with a warning: an event that has the field
         may be defined later.
 
         Raises:
-            ConfigurationError: It does not parse, no event can be of the glob, or the one event that it names has no
-                such field. Nothing has changed.
+            ConfigurationError: The filter does not parse, no event can match the glob, or the glob names one event,
+                which has no such field. Nothing has changed.
         """
         _check_fields(glob, compile_filter(text))
         self.selection.filter(glob, text)
         self._reconsider()
 
     def trigger(self, glob: str, text: str) -> None:
-        """Let events set something off: "traceoff", "traceon", "stacktrace" or "snapshot", each with ":COUNT" and
-        "if FILTER".
+        """Let events trigger an action: "traceoff", "traceon", "stacktrace" or "snapshot", optionally with ":COUNT"
+        and "if FILTER".
 
-        A stack trace is the Python stack of the event before it, innermost call first, aiotrace's own left out.
+        A stack trace is the Python stack of the event recorded just before it, innermost call first, without
+        aiotrace's own frames.
 
         Raises:
-            ConfigurationError: It does not parse, there is no such action, no event can be of the glob, or its filter
-                is one that `filter` refuses. Nothing has changed.
+            ConfigurationError: The trigger does not parse, there is no such action, no event can match the glob, or
+                `filter` would refuse its filter. Nothing has changed.
         """
         _check_fields(glob, parse_trigger(text).filter)
         self.selection.trigger(glob, text)
         self._reconsider()
 
     def limit(self, glob: str) -> None:
-        """Let the tracers of functions see only functions like this one, and those of the other limits.
+        """Let function tracers record only functions that match this glob or that of another `limit`.
 
         Args:
-            glob: Of "module.qualified_name": "json.decoder.*", "__main__.Server.handle".
+            glob: Matched against "module.qualified_name": "json.decoder.*", "__main__.Server.handle".
         """
         self.selection.limit(glob)
         self._reconsider()
 
     def notrace(self, glob: str) -> None:
-        """Let the tracers of functions not see functions like this one, whatever the limits are.
+        """Let function tracers ignore functions that match this glob, even if a `limit` selects them.
 
         Args:
-            glob: Of "module.qualified_name".
+            glob: Matched against "module.qualified_name".
         """
         self.selection.notrace(glob)
         self._reconsider()

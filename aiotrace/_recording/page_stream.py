@@ -1,7 +1,7 @@
-"""The page stream: how one sink waits for pages, looks at them and acknowledges them.
+"""The page stream: how one sink waits for pages, reads them and acknowledges them.
 
-A stream is made for each call of the sink. When the sink failed, its next call gets a new stream over the same
-delivery, which offers what was not acknowledged again; the old one is over, and its pages' memory views are released.
+Each call of the sink gets a new stream over the same delivery, which offers unacknowledged pages again. The stream of
+an earlier call has ended, and the memory views of its pages are released.
 
 Everything here runs in the service's own loop, so an `anyio.Event` is enough to wait on.
 """
@@ -27,11 +27,11 @@ from .._ring.page_cycle import PageCycle
 from ..abc import Ledger, Page, StreamInfo
 
 ALONE_MAX: Final = 0.001
-"""Seconds after which a sink that asks for the next batch lets others run first, also if the batch is there."""
+"""Yield to the loop at least this often (in seconds), even if the next batch is ready."""
 
 
 class DeliveredPage:
-    """A part of a page as a sink sees it; `abc.Page` says what is what."""
+    """A part of a page as a sink sees it. `abc.Page` documents the attributes."""
 
     __slots__ = ("data", "part")
 
@@ -92,10 +92,10 @@ class Stream:
     """One call's view of a sink's delivery.
 
     Args:
-        ended: Whether no page will be offered any more.
-        on_prefixes: Called when the sink asks for prefixes: the reader may be waiting for full pages alone.
-        on_room: Called when a page was acknowledged: the reader may offer more.
-        account: Gives the sink's ledger.
+        on_first_request: Called on each request for a page; only the first one matters.
+        on_prefixes: Called when the sink accepts prefixes: the reader may be waiting for full pages only.
+        on_room: Called after an acknowledgement: the reader may offer more.
+        account: Returns the sink's ledger.
     """
 
     def __init__(
@@ -121,11 +121,11 @@ class Stream:
         self._looked: dict[DeliveredPage, None] = {}
         self._offered = anyio.Event()
         self._alone_since = monotonic()
-        """When it last let others run, as far as is known here."""
+        """When this stream last yielded to the loop, as far as it knows."""
         self._over = False
         self._pid = os.getpid()
         self.reached_end = False
-        """Whether the sink was told that the stream has ended."""
+        """Whether the sink has seen the end of the stream."""
 
     @property
     def info(self) -> StreamInfo:
@@ -158,8 +158,9 @@ class Stream:
         if pages < 1:
             raise ValueError(f"a batch of {pages} pages: at least 1")
         self._on_first_request()
-        # A step of the loop hands the interpreter over, and gets it back from a busy thread up to 5 ms later; but a
-        # sink that is offered more in each acknowledgement must let others run too.
+
+        # Each step of the loop gives up the GIL, and a busy thread may keep it for 5 ms. But a sink whose
+        # acknowledgements always bring new pages must let other tasks run too.
         if monotonic() >= self._alone_since + ALONE_MAX:
             await checkpoint()
             self._alone_since = monotonic()
@@ -212,7 +213,7 @@ class Stream:
         self._offered.set()
 
     def finish(self) -> None:
-        """The call of the sink is over: its pages are not its any more."""
+        """The call of the sink has ended: release the pages that it did not acknowledge."""
         self._over = True
         for page in self._looked:
             try:

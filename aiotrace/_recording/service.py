@@ -1,11 +1,12 @@
-"""The reader and the sinks' tasks: the service behind a recording. It runs in one loop and owns no page.
+"""The service of a recording: the reader task and one task per sink, in one loop. It owns no page.
 
     a page is full ---wake---> reader: swap, offer ---notify---> sink tasks ---acknowledge---> wake
     flush interval ----------> reader: offer prefixes of pages that still fill (only to sinks that take them)
 
-Law 6: nothing from here is raised into the program. A sink that fails is called again after a pause, or detached, as
-its `on_error` says; a crash of the reader is kept in `failure`, warned of, and the reader goes on. All tasks are
-detached; a sweep over all tasks of the loop does not end them.
+Invariant (law 6, held by tests/recording): nothing here raises into the program. A sink that fails is called again
+after a pause, or detached, according to its `on_error`. A crash of the reader is stored in `failure`, a warning is
+issued, and the reader restarts. No task belongs to a task group of the program; tasks that are cancelled from outside
+are restarted.
 """
 
 from __future__ import annotations
@@ -34,29 +35,29 @@ from .sinks import SinkOptions
 
 RETRY_PAUSE_FIRST: Final = 0.05
 RETRY_PAUSE_MAX: Final = 0.5
-"""Seconds before a sink that failed is called again: doubled from the first to the most, so that a disk that has
-room again is used within a second."""
+"""Seconds before a failed sink is called again: doubled from FIRST to MAX, so that a disk with free space again is used
+within a second."""
 CANCEL_GRACE: Final = 1.0
-"""Seconds that a sink has to end after it was cancelled; then it is left behind, and its pages' memory with it."""
+"""Seconds that a sink has to end after it was cancelled; then it is abandoned, and the memory of its pages leaks."""
 
 REST_MAX: Final = 0.02
-"""Seconds (or a tenth of the flush interval, if that is less) that the reader is at rest after it moved pages: a page
-that gets full then waits for the next, unless a quarter of the pool is full. Waking for each page costs a busy program
-100 to 200 µs a page, of its own processor when the interpreter lock is between them; for 16 pages at once it is 40."""
+"""Seconds (or a tenth of the flush interval, if that is less) that the reader rests after it moved pages. Pages that get
+full then are batched, unless a quarter of the pool is full. Waking for each page costs a busy program 100 to 200 µs a
+page where both compete for the GIL; in batches of 16 it is 40."""
 
 SWAPPED: Final = 16
-"""Pages that are swapped at once: some 10 µs (in the twin 40), for which a writer that turns its page may have to
-wait."""
+"""Pages that are swapped at once. It takes about 10 µs (40 in pure Python), which a writer that turns its page may have
+to wait."""
 
 GONE_MAX: Final = 64
-"""Sinks that are gone and whose accounts are kept: a service that attaches and detaches for years must not grow."""
+"""Detached sinks whose accounts are kept: a program that attaches and detaches for years must not grow."""
 
 SinkState = Literal["starting", "running", "failed", "finished", "detached"]
 
 
 @dataclass(slots=True, eq=False)
 class Attachment:
-    """One sink at work."""
+    """One attached sink, and its account after it is detached."""
 
     options: SinkOptions
     delivery: Delivery
@@ -71,10 +72,10 @@ class Attachment:
 
 
 class Service(PageListener):
-    """The asynchronous part of a recording. Its methods are for its loop's thread, unless they say otherwise.
+    """The asynchronous part of a recording. Call its methods in its loop's thread, unless they say otherwise.
 
-    The pages are given their listener, this service, when they are made; so the service is made first, and `serve`
-    gives it the pages.
+    A PageCycle needs its listener, this service, on creation; so the service is created first and gets the pages in
+    `serve`.
 
     Args:
         own_thread: Whether it runs in a thread of its own, not in the program's loop.
@@ -104,9 +105,10 @@ class Service(PageListener):
         self._reader: Task | None = None
 
     def serve(self, pages: PageCycle, writers: Writers, meter: Meter | None = None) -> None:
-        """
+        """Set what the service works on; before `start`.
+
         Args:
-            pages: Were made with this service as their listener.
+            pages: Created with this service as their listener.
             meter: Measures what the service and the program's threads cost.
         """
         self._pages = pages
@@ -114,30 +116,30 @@ class Service(PageListener):
         self._meter = meter
 
     async def start(self) -> None:
-        # In a thread of its own the service's time is the thread's; in the program's loop its steps are timed.
+        # In a thread of its own, the thread's processor time is measured; in the program's loop, each step is timed.
         self._loop = Loop(None if self._meter is None or self._own_thread else self._meter.timed)
         self._waker = Waker(self._loop)
         self._is_listening = True
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
 
     def set_pace(self, stretch: float) -> None:
-        """From the next wake on, flush so many times more rarely than was asked for; if that is more than 1, wake for
-        full pages only when a quarter of the pool is. From any thread."""
+        """Multiply the flush interval by `stretch`, from the next wake on; if it is more than 1, wake for full pages only
+        when a quarter of the pool is full. From any thread."""
         self._stretch = stretch
 
     def run_soon(self, function: Callable[[], object]) -> bool:
-        """Call it in the service's loop, from any thread. False: there is none that runs."""
+        """Call a function in the service's loop, from any thread. False: the loop does not run."""
         return self._reader is not None and self._loop.run_soon(function)
 
     # --- what happens to pages, called from any thread --------------------------------------------
 
     def page_full(self) -> None:
-        """Wake the reader, unless no sink has room: `_on_room` is called when one has."""
+        """Wake the reader, unless no sink has room: then `_on_room` is called once one has."""
         if self._is_listening and self._pages.deliveries and self._is_due and self._pages.room:
             self._waker.wake()
 
     def pages_freed(self) -> None:
-        """Let one sender that waits for a page, of each writer, try again."""
+        """Of each writer, let one sender that waits for a page try again."""
         if self._is_listening:
             self._wake_senders()
 
@@ -156,10 +158,10 @@ class Service(PageListener):
     # --- sinks ----------------------------------------------------------------------------------
 
     async def attach(self, options: SinkOptions, quota: int, next_events: Callable[[], dict[int, int]]) -> Attachment:
-        """Start a sink and wait until it asks for its first page.
+        """Start a sink and wait until it requests its first page.
 
         Raises:
-            Exception: What the sink raised before that; then it is not attached.
+            Exception: Whatever the sink raised before that; then it is not attached.
         """
         attachment = Attachment(options, Delivery(self._pages.arena, quota, options.on_full, options.name))
         self._pages.attach(attachment.delivery, next_events())
@@ -177,14 +179,14 @@ class Service(PageListener):
         return attachment
 
     async def detach(self, attachment: Attachment, timeout: float) -> None:
-        """Let a sink finish what it holds, for at most `timeout` seconds, and let it go."""
+        """Let a sink finish its pages within `timeout` seconds, and detach it."""
         attachment.delivery.closed = True
         self._notify()
-        self._waker.wake()  # it holds the others back no more
+        self._waker.wake()  # other sinks no longer wait for this one
         await self._finish([attachment], timeout)
 
     def _drop(self, attachment: Attachment) -> None:
-        """The sink has no more to do with the recording, and its task is cancelled; effective at once."""
+        """Detach a sink at once, and cancel its task."""
         self._mark_detached(attachment)
         if attachment.task is not None and not attachment.task.done:
             attachment.task.cancel()
@@ -193,17 +195,21 @@ class Service(PageListener):
         if attachment.detached:
             return
         attachment.detached = True
+
+        # Its pages are returned to the pool.
         if attachment.stream is not None:
             attachment.stream.finish()
         attachment.delivery.rewind()
         self._pages.detach(attachment.delivery)
         if attachment.state != "finished":
             attachment.state = "detached"
+
+        # Keep its account, but not for ever.
         gone = [each for each in self.attachments if each.detached]
         if len(gone) > GONE_MAX:
             self.attachments.remove(gone[0])
         self._waker.wake()
-        self._wake_senders()  # it may have been what they wait for
+        self._wake_senders()  # they may have waited for this sink
 
     async def _run_sink(self, attachment: Attachment) -> None:
         inside_sink.set(True)
@@ -211,7 +217,7 @@ class Service(PageListener):
         while not attachment.detached:
             settled_before = attachment.delivery.pages_acknowledged
             error = await self._call_sink(attachment)
-            if error is None or attachment.detached:  # given up: it may have met released pages before its cancellation
+            if error is None or attachment.detached:  # an error after detaching may come from released pages
                 break
 
             attachment.failures += 1
@@ -220,12 +226,16 @@ class Service(PageListener):
                 self._mark_detached(attachment)
                 attachment.state = "failed"
                 break
+
+            # It had started before: detach it, or call it again after a pause.
             _forget_frames(error)
             if attachment.options.on_error == "detach":
                 self._warn(f"sink {attachment.options.name} failed and is detached: {error!r}")
                 break
             if attachment.failures == 1:
                 self._warn(f"sink {attachment.options.name} failed and is tried again: {error!r}")
+
+            # Progress resets the pause.
             if attachment.delivery.pages_acknowledged != settled_before:
                 pause = RETRY_PAUSE_FIRST
             attachment.state = "failed"
@@ -256,7 +266,7 @@ class Service(PageListener):
         except BaseException as error:
             if self._is_for_the_task(error):
                 if not isinstance(error, anyio.get_cancelled_exc_class()):
-                    self._mark_detached(attachment)  # nobody calls it again: it must hold nobody back
+                    self._mark_detached(attachment)  # it is not called again, and must not block others
                     attachment.started.set()
                 raise
             return error
@@ -270,9 +280,9 @@ class Service(PageListener):
                 attachment.delivery.rewind()
 
     def _is_for_the_task(self, error: BaseException) -> bool:
-        """Whether what a sink raised is the affair of its task: a cancellation, alone or in groups, the end of its
-        coroutine, or the user's Ctrl-C, which asyncio has in any task of the main thread. All else is a failure of the
-        sink, also what is no Exception (SystemExit, a library's panic): from a system task it would end trio."""
+        """Whether to re-raise what a sink raised: a cancellation, alone or in groups, GeneratorExit, or the user's Ctrl-C,
+        which asyncio raises in any task of the main thread. Everything else is a failure of the sink, including
+        BaseExceptions such as SystemExit, which would end trio if a system task raised them."""
         if isinstance(error, BaseExceptionGroup):
             return error.split(anyio.get_cancelled_exc_class())[1] is None
         if isinstance(error, KeyboardInterrupt):
@@ -314,15 +324,19 @@ class Service(PageListener):
     async def _read(self) -> None:
         next_flush = 0.0
         while True:
-            self._resting = False  # before it looks: what gets full later wakes it
+            self._resting = False  # before scanning: a page that gets full later wakes the reader
             moved = self._offer_full()
             timeout = None
+
+            # Flush, if a sink takes prefixes and it is time.
             if any(attachment.delivery.prefixes for attachment in self.attachments):
                 timeout = next_flush - anyio.current_time()
                 if timeout <= 0:
                     self._flush()
                     timeout = self._flush_interval * self._stretch
                     next_flush = anyio.current_time() + timeout
+
+            # Rest after moving pages, so that the next ones come in a batch.
             if (moved or self._stretch > 1) and not self._draining:
                 self._resting = True
                 rest = self._rest if self._stretch == 1 else self._flush_interval * self._stretch
@@ -331,8 +345,8 @@ class Service(PageListener):
                 await self._waker.wait()
 
     def _on_room(self) -> None:
-        """A sink has room for a page: it is offered at once, for a step of the loop less. What fails in that is the
-        reader's affair, not the sink's."""
+        """A sink has room for a page: offer it now, which saves a step of the loop. A failure counts for the reader, not
+        the sink."""
         try:
             if self._is_due:
                 self._offer_full()
@@ -342,7 +356,7 @@ class Service(PageListener):
 
     @property
     def _is_due(self) -> bool:
-        """Whether full pages are reason enough to wake the reader."""
+        """Whether there are enough full pages to wake the reader."""
         full = len(self._pages.ring)
         return bool(full) and (not self._resting or 4 * full >= self._pages.arena.pages)
 
@@ -380,8 +394,8 @@ class Service(PageListener):
     async def drain(self, timeout: float) -> None:
         """Deliver what is in the ring and let the sinks finish.
 
-        Each sink has `timeout` seconds. Those that hold pages then are given up first, so that what is still in the
-        ring goes to the others. Cancelled: what is left is for `abort`.
+        Each sink has `timeout` seconds. After that, sinks that still hold pages are dropped, and the others get what
+        is left in the ring. If cancelled, `abort` does the rest.
         """
         self._draining = True
         self._ensure_running()
@@ -399,6 +413,8 @@ class Service(PageListener):
         with anyio.move_on_after(timeout):
             for attachment in attachments:
                 await _ended(attachment)
+
+        # Drop the others.
         late = [
             attachment
             for attachment in attachments
@@ -411,6 +427,7 @@ class Service(PageListener):
                 f"{attachment.delivery.events_in_flight} events that it held are abandoned"
             )
             self._drop(attachment)
+
         with anyio.move_on_after(CANCEL_GRACE):
             for attachment in late:
                 await _ended(attachment)
@@ -426,7 +443,7 @@ class Service(PageListener):
         """End everything at once, without an await.
 
         Returns:
-            Whether all sinks have ended, so that nobody can read a page any more.
+            Whether all sinks have ended, so that no page can be read any more.
         """
         for attachment in tuple(self.attachments):
             self._drop(attachment)
@@ -441,9 +458,9 @@ class Service(PageListener):
 
 
 def _forget_frames(error: BaseException) -> None:
-    """Keep of an error, for statistics(), what it is and where it was raised: its frames hold what they held, views of
-    pages among it. They cannot be cleared instead: an error that was raised before, elsewhere, has frames of coroutines
-    that go on, and CPython up to 3.12 would close these."""
+    """Replace an error's traceback by a note with the line: its frames would keep views of pages alive in statistics().
+    Clearing the frames would not do: an error that was raised elsewhere before has frames of running coroutines, which
+    CPython up to 3.12 would close."""
     for frame, line in traceback.walk_tb(error.__traceback__):
         note = f"raised at {frame.f_code.co_filename}:{line}, in {frame.f_code.co_name}"
     if error.__traceback__ is not None and note not in getattr(error, "__notes__", ()):

@@ -1,9 +1,8 @@
-"""What stands for a sink: an async callable, one with options, or a URL; and how the sinks share the pool.
+"""What users pass as a sink (an async callable, one with options, or a URL), and how sinks share the pool.
 
     FileSink("trace.dat")   aiotrace.sink(FileSink(...), on_full="skip")   "file:trace.dat"   --> SinkOptions
 
-A sink with nothing said has the defaults. The law: **the pool is never all with sinks**: a writer has a page to fill,
-and the ring one to keep.
+Sinks never hold the whole pool: one page is left for a writer to fill, and one for the ring.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ class SinkOptions:
 
 
 AnySink = Sink | SinkOptions | str
-"""What stands for a sink: an async callable, one with options, or a URL ("file:trace.dat")."""
+"""What users pass as a sink: an async callable, one with options, or a URL ("file:trace.dat")."""
 
 QUOTA_MIN: Final = 2
-"""Pages: one that the sink works on and one to go on with."""
+"""Pages: one that the sink works on, and the next one."""
 PAGES_BESIDE: Final = 2
-"""Pages that no sink holds: one for a writer to fill, and one full in the ring."""
+"""Pages that sinks never hold: one for a writer to fill, and one full in the ring."""
 
 
 def sink(
@@ -46,13 +45,13 @@ def sink(
     Args:
         sink: An async callable, or a URL whose scheme is an entry point of the group `aiotrace.sinks`.
         quota: Pages that it may hold at once; by default the sinks share half of the pool.
-        on_full: When it holds its quota, "wait" holds the reader back, and so in the end the producers that asked to
-            wait; "skip" lets it miss pages, which are counted and told to it.
-        on_error: When it raises, "retry" calls it again, with the pages that it had not acknowledged; "detach" lets
-            it go.
+        on_full: When the sink holds its quota, "wait" holds back the reader and, in the end, producers that wait;
+            "skip" lets the sink miss pages, which are counted and reported to it.
+        on_error: When the sink raises, "retry" calls it again and offers its unacknowledged pages again; "detach"
+            detaches it.
 
     Raises:
-        ConfigurationError: A value is none of these, or no sink is known for the URL.
+        ConfigurationError: An invalid value, or no sink is installed for the URL.
     """
     if isinstance(sink, SinkOptions):
         raise ConfigurationError(f"{sink!r} has its options already")
@@ -75,8 +74,8 @@ def _name(sink: Sink) -> str:
 
 
 def names_sink(options: SinkOptions, named: AnySink) -> bool:
-    """Whether a name means this sink: a method is another object each time it is named. No `==` otherwise: sinks that
-    hold the same may be equal."""
+    """Whether `named` is this sink. Bound methods are compared by `==`, because each access makes a new object; others by
+    identity, because different sinks may compare equal."""
     if isinstance(named, str):
         return options.name == named
     one, other = options.sink, named.sink if isinstance(named, SinkOptions) else named
@@ -89,7 +88,7 @@ def open_url(url: str) -> Sink:
     Raises:
         ConfigurationError: No sink is installed for its scheme.
     """
-    from importlib.metadata import entry_points  # 17 ms, which only those pay who use a URL
+    from importlib.metadata import entry_points  # 17 ms, only when a URL is used
 
     scheme = url.partition(":")[0]
     found = {point.name: point for point in entry_points(group="aiotrace.sinks")}
@@ -104,7 +103,7 @@ def file_sink(path: str) -> Sink:
     """The sink that writes a trace.dat of this name, by its entry point.
 
     Raises:
-        ConfigurationError: It cannot stand in a URL, or no such sink is installed.
+        ConfigurationError: The path cannot be part of a URL, or no such sink is installed.
     """
     if "?" in path:
         raise ConfigurationError(f"{path!r}: choose a name without '?'")
@@ -122,16 +121,21 @@ def share_pages(pages: int, options: list[SinkOptions]) -> list[int]:
     Raises:
         ConfigurationError: The pool is too small; the message derives how many pages are needed.
     """
+    # By default all sinks together have half of the pool.
     shared = max(QUOTA_MIN, pages // 2 // max(len(options), 1))
     quotas = [each.quota if each.quota is not None else shared for each in options]
+
+    # The smallest pool that would do, term by term for the message.
     least = [each.quota if each.quota is not None else QUOTA_MIN for each in options]
     terms = ["1 for a writer to fill", "1 full in the ring"]
     terms += [f"{pages} for {each.name}" for pages, each in zip(least, options, strict=True)]
     needed = PAGES_BESIDE + sum(least)
     if pages < needed:
         raise ConfigurationError(f"pages={pages} are too few: {' + '.join(terms)} = {needed} pages are needed")
+
+    # Explicit quotas may leave less than half of the pool for the rest.
     given = sum(each.quota for each in options if each.quota is not None)
-    if sum(quotas) > pages - 2:  # explicit quotas leave less than half of the pool to share
+    if sum(quotas) > pages - 2:
         defaulted = sum(1 for each in options if each.quota is None)
         shared = max(QUOTA_MIN, (pages - 2 - given) // max(defaulted, 1))
         quotas = [each.quota if each.quota is not None else shared for each in options]

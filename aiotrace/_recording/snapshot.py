@@ -1,13 +1,16 @@
-"""Snapshots: the ring as it is (look-back), and what follows (look-forward), given to a sink while recording goes on.
+"""Snapshots: copies of what the ring holds, and of what is recorded in the next `after` seconds, for a sink.
 
     a trigger, a signal, any thread --request--> | one at a time, not too often | --> a task of the service
-    recording.snapshot(sink) ------------------------------------------------------> look, look, ... --> the sink
+    recording.snapshot(sink) ------------------------------------------------------> scan, scan, ... --> the sink
 
-What the ring holds stays in it: pages are copied (`scan`), nothing is taken from the writers or from other sinks, and
-recording goes on. The laws. **A request never blocks**: it may come from an event's call, a signal handler or a
-finaliser; what cannot be served is counted. **A snapshot never raises into the program**, but to who awaits it.
+Pages are copied (`_arena/scan`) and stay in the ring: nothing is taken from writers or other sinks, and recording
+continues.
 
-This module does not know how a file is written: the sink does.
+Invariants (held by tests/recording/test_snapshot.py):
+
+* A request never blocks: it may come from an event call, a signal handler or a finaliser. One that cannot be served is
+  counted.
+* A snapshot raises only to the caller that awaits it, never elsewhere in the program.
 """
 
 from __future__ import annotations
@@ -36,32 +39,32 @@ from .._threads.loop import Loop, Task
 from ..abc import Ledger, Page, Sink, StreamInfo, WriterLedger
 
 PAUSE: Final = 10.0
-"""Seconds from the beginning of one snapshot that was set off to the next at the earliest: what sets one off every
-time must not fill the disk."""
+"""Minimum seconds between the starts of two requested snapshots: a frequent trigger must not fill the disk."""
 SCAN_INTERVAL_MIN: Final = 0.01
 SCAN_INTERVAL_MAX: Final = 0.2
-"""Seconds between two looks forward: fewer while much comes, lest the ring forgets it before it is seen."""
+"""Seconds between two scans while waiting for `after`: shorter while pages fill quickly, so that they are copied before
+the ring overwrites them."""
 
 
 def _nothing_to_refresh() -> None:
-    """The definitions are this process's own."""
+    """For definitions of this process, which are always up to date."""
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotStatistics:
-    """What a snapshot holds."""
+    """What a snapshot contains."""
 
     events: int
     lost: int
-    """Missing between them: refused, or overwritten before they were seen."""
+    """Events missing between them: dropped, or overwritten before they were copied."""
 
 
 class SnapshotStream:
-    """A page stream over copies; `abc.PageStream` says what is what.
+    """A page stream over copies. `abc.PageStream` documents the methods.
 
     Args:
-        refresh_definitions: Brings the definitions up to what the pages of a look may need.
-        end: When the look-forward ends, by time.monotonic().
+        end: When to stop scanning, by time.monotonic().
+        refresh_definitions: Called after each scan, to read the definitions that its pages may need.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class SnapshotStream:
 
     @property
     def ledger(self) -> Ledger:
-        """Of what the snapshot holds: what else became of the writers' events is the recording's to tell."""
+        """Covers the events in the snapshot only; the recording's ledger accounts for all others."""
         return Ledger(tuple(WriterLedger(writer, count, 0, 0, 0, 0) for writer, count in sorted(self._events.items())))
 
     @property
@@ -110,7 +113,7 @@ class SnapshotStream:
         self._prefixes = True
 
     def cut(self) -> None:
-        """End the look-forward now."""
+        """Stop waiting: finish with what has been recorded so far."""
         self._cut.set()
 
     def __aiter__(self) -> Self:
@@ -139,7 +142,8 @@ class SnapshotStream:
             if left > 0 and not self._cut.is_set():
                 with anyio.move_on_after(min(left, self._wait)):
                     await self._cut.wait()
-            # What came until the end is seen by one look after it.
+
+            # One more scan after the end finds what was recorded until then.
             self._over = self._cut.is_set() or time.monotonic() >= self._end
             self._rescan()
             new = sum(not self._scan.has_seen(each) for each in self._plan)
@@ -157,7 +161,7 @@ class SnapshotStream:
         while self._plan and len(batch) < pages:
             candidate = self._plan.popleft()
             if isinstance(candidate, DamagedPage) or (candidate.raw is not None and not (self._prefixes or self._over)):
-                continue  # of a page that still fills this sink is given all at once
+                continue  # a sink without prefixes gets a page that still fills once, at the end
             copy = self._scan.copy(candidate)
             if isinstance(copy, PageCopy):
                 copy = with_definitions(copy, len(self._definitions), complete=copy.complete or not self._prefixes)
@@ -180,9 +184,9 @@ class Snapshots:
     """The snapshots of one recording.
 
     Args:
-        base: A file's path, into whose name time and cause are put.
-        open_file: Makes the sink that writes a file of that name.
-        refresh_definitions: Brings the definitions up to what the pages of a look may need: those of another process.
+        base: A file's path; `name_for` inserts time and cause.
+        open_file: Returns a sink that writes a file of that name.
+        refresh_definitions: Reads new definitions of another process; called after each scan.
     """
 
     def __init__(
@@ -207,14 +211,14 @@ class Snapshots:
         """Held from a request that is accepted until it is served."""
         self._next = 0.0
         self._covered = 0.0
-        """Until when the last one that was set off looks forward, by time.monotonic()."""
+        """End of the last requested snapshot's `after` seconds, by time.monotonic(): earlier requests are covered by it."""
         self._closing = False
         self.taken = 0
         self.skipped = 0
-        """Requests too soon after the last, and not in time to be seen by it."""
+        """Requests too soon after the last snapshot, and not covered by it."""
         self.failed = 0
         self.paths: list[str] = []
-        """Files of those that were set off, the last hundred."""
+        """The files of the last hundred requested snapshots."""
 
     async def start(self) -> None:
         """In the service's loop."""
@@ -222,18 +226,19 @@ class Snapshots:
         self._alone = anyio.Lock()
 
     def request(self, cause: str, after: float = 0.0) -> bool:
-        """Ask for a snapshot into a file named by the time and the cause. From anywhere; never blocks.
+        """Request a snapshot into a file named after time and cause. From any thread or handler; never blocks.
 
         Returns:
-            False if there will be none: one is being made, or was a moment ago. It is counted, unless the one that is
-            being made still looks forward: then what it was asked for is in that.
+            False if no snapshot will be made, because another one is running or began less than PAUSE ago. That is
+            counted as skipped, unless the other one still records its `after` seconds and so covers this request.
         """
         now = time.monotonic()
         if self._loop is None or self._closing or now < self._next or not self._turn.acquire(blocking=False):
             self._skip(now)
             return False
         self._next = now + PAUSE
-        # In an empty context: the caller's may say "trio", where the service's loop is asyncio's.
+
+        # In an empty context: sniffio may say "trio" in the caller's, while the service runs on asyncio.
         loop = self._loop
         if not contextvars.Context().run(loop.run_soon, lambda: self._begin(cause, now + after)):
             self._turn.release()
@@ -259,14 +264,14 @@ class Snapshots:
             self._covered = 0.0
             warn(f"aiotrace: the snapshot for {cause} failed: {error}")
         finally:
-            if self._turn.locked():  # a sweep over the loop's tasks may have it served twice
+            if self._turn.locked():  # a task that was cancelled from outside is run again, and may get here twice
                 self._turn.release()
 
     async def take(self, sink: Sink, after: float) -> SnapshotStatistics:
-        """Give a snapshot to a sink; waits for one that is being made. In the service's loop.
+        """Give a snapshot to a sink, after any other that is being made. In the service's loop.
 
         Raises:
-            Exception: What the sink raised.
+            Exception: Whatever the sink raises.
         """
         return await self._give(sink, time.monotonic() + after)
 
@@ -285,7 +290,7 @@ class Snapshots:
             return SnapshotStatistics(stream.events, stream.lost)
 
     async def finish(self, timeout: float) -> None:
-        """The recording closes: what is asked for is made of what there is. In the service's loop."""
+        """The recording closes: finish the pending snapshot with what there is. In the service's loop."""
         self._closing = True
         if self._stream is not None:
             self._stream.cut()
@@ -296,17 +301,17 @@ class Snapshots:
                 if self._task is not None and not self._task.done:
                     await self._task.wait()
                 else:
-                    await checkpoint()  # it was asked for just now, and begins soon
+                    await checkpoint()  # accepted just now; its task starts soon
 
     def abort(self) -> None:
-        """Without an await."""
+        """Cancel the running snapshot, without an await."""
         if self._task is not None and not self._task.done:
             self._task.cancel()
 
 
 def name_for(base: str, cause: str, now: float) -> str:
-    """A file's path with a time (UTC) and a cause in its name: trace.dat becomes trace-20261123-041500-stall-end.dat.
-    Where one of that name is already, it gets a number."""
+    """Insert time (UTC) and cause into a file name: trace.dat becomes trace-20261123-041500-stall-end.dat. A number is
+    added if that exists."""
     stem, suffix = os.path.splitext(base)
     label = re.sub(r"[^A-Za-z0-9_]+", "-", cause)[:80]
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}-{label}"

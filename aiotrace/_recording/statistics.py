@@ -1,4 +1,8 @@
-"""What a recording tells of itself: the ledgers of law 2, the pages, and what waiting cost."""
+"""The statistics of a recording: its ledger, its pages, its sinks, and the time that producers waited.
+
+Invariant (held by tests/recording/test_recording.py): `calls = written + dropped`, and
+`written = delivered + overrun + abandoned + in flight`, exactly and at any moment.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ class SinkStatistics:
     events_delivered: int
     """Acknowledged by this sink."""
     events_missed: int
-    """Not offered, because the sink was full and said "skip"."""
+    """Not offered, because the sink held its quota and has `on_full="skip"`."""
     events_abandoned: int
     """Given up with the sink: it was detached, or did not finish in time."""
     events_in_flight: int
@@ -58,7 +62,7 @@ class Statistics:
     events_dropped: int
     """Refused."""
     events_abandoned: int
-    """Given up with the sinks that held them, or that never came."""
+    """Given up with the sinks that held them, or never offered to one."""
     events_in_flight: int
     """Written, and neither delivered nor lost yet."""
     events_cut: int
@@ -71,36 +75,36 @@ class Statistics:
     pages_full: int
     pages_in_flight: int
     pages_allocated: int
-    """Pages whose memory was touched at all: stops growing after the warm-up."""
+    """Pages whose memory was ever used: stops growing after the warm-up."""
     pages_recycled: int
-    """Times that a page came home to the pool."""
+    """How often a page was returned to the pool."""
     page_size: int
     """Bytes."""
     sends_waited: int
     """Calls of `send` that waited for a page."""
     send_wait_ns: int
-    """Nanoseconds that they waited, together."""
+    """Total nanoseconds that they waited."""
     writers: tuple[WriterStatistics, ...]
     sinks: tuple[SinkStatistics, ...]
     failure: Exception | None
-    """What the reader last crashed with; it goes on all the same."""
+    """The last exception of the reader, which was restarted."""
     snapshots: int = 0
     """Snapshots that were taken."""
     snapshots_skipped: int = 0
-    """Asked for by triggers and signals too soon after another, which had not looked forward until then."""
+    """Requests by triggers and signals that came too soon after another snapshot and are not covered by it."""
     snapshots_failed: int = 0
-    """Set off by these, and not written: a warning said why."""
+    """Snapshots of triggers and signals that could not be written; a warning said why."""
     budget: BudgetStatistics | None = None
-    """None: there is none."""
+    """None if the recording has no budget."""
 
     @property
     def calls(self) -> int:
-        """Events asked for."""
+        """Event calls while the event was selected."""
         return self.events_written + self.events_dropped
 
     @property
     def events_lost(self) -> int:
-        """Events that no sink has and none will get."""
+        """Events that no sink has received or will receive."""
         return self.events_overrun + self.events_dropped + self.events_abandoned
 
     def __str__(self) -> str:

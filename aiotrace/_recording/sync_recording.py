@@ -1,6 +1,6 @@
-"""A recording for synchronous code: the reader and the sinks have a thread, behind calls that block.
+"""A recording for synchronous code: the reader and the sinks run in a thread, and calls block.
 
-with recording(...) as recording: ...      if it is still open when the interpreter exits, it is drained then
+with recording(...) as recording: ...      a recording that is still open when the interpreter exits is drained
 """
 
 from __future__ import annotations
