@@ -41,9 +41,9 @@ CANCEL_GRACE: Final = 1.0
 """Seconds that a sink has to end after it was cancelled; then it is abandoned, and the memory of its pages leaks."""
 
 REST_MAX: Final = 0.02
-"""Seconds (or a tenth of the flush interval, if that is less) that the reader rests after it moved pages. Pages that get
-full then are batched, unless a quarter of the pool is full. Waking for each page costs a busy program 100 to 200 µs a
-page where both compete for the GIL; in batches of 16 it is 40."""
+"""Seconds (or a tenth of the flush interval, if that is less) that the reader rests after it moved pages. Pages that
+get full then are batched, unless a quarter of the pool is full. Waking for each page costs a busy program 100 to 200 µs
+a page where both compete for the GIL; in batches of 16 it is 40."""
 
 SWAPPED: Final = 16
 """Pages that are swapped at once. It takes about 10 µs (40 in pure Python), which a writer that turns its page may have
@@ -123,8 +123,8 @@ class Service(PageListener):
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
 
     def set_pace(self, stretch: float) -> None:
-        """Multiply the flush interval by `stretch`, from the next wake on; if it is more than 1, wake for full pages only
-        when a quarter of the pool is full. From any thread."""
+        """Multiply the flush interval by `stretch`, from the next wake on; if it is more than 1, wake for full pages
+        only when a quarter of the pool is full. From any thread."""
         self._stretch = stretch
 
     def run_soon(self, function: Callable[[], object]) -> bool:
@@ -280,8 +280,8 @@ class Service(PageListener):
                 attachment.delivery.rewind()
 
     def _is_for_the_task(self, error: BaseException) -> bool:
-        """Whether to re-raise what a sink raised: a cancellation, alone or in groups, GeneratorExit, or the user's Ctrl-C,
-        which asyncio raises in any task of the main thread. Everything else is a failure of the sink, including
+        """Whether to re-raise what a sink raised: a cancellation, alone or in groups, GeneratorExit, or the user's
+        Ctrl-C, which asyncio raises in any task of the main thread. Everything else is a failure of the sink, including
         BaseExceptions such as SystemExit, which would end trio if a system task raised them."""
         if isinstance(error, BaseExceptionGroup):
             return error.split(anyio.get_cancelled_exc_class())[1] is None
@@ -345,8 +345,8 @@ class Service(PageListener):
                 await self._waker.wait()
 
     def _on_room(self) -> None:
-        """A sink has room for a page: offer it now, which saves a step of the loop. A failure counts for the reader, not
-        the sink."""
+        """A sink has room for a page: offer it now, which saves a step of the loop. A failure counts for the reader,
+        not the sink."""
         try:
             if self._is_due:
                 self._offer_full()

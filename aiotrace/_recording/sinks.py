@@ -74,8 +74,8 @@ def _name(sink: Sink) -> str:
 
 
 def names_sink(options: SinkOptions, named: AnySink) -> bool:
-    """Whether `named` is this sink. Bound methods are compared by `==`, because each access makes a new object; others by
-    identity, because different sinks may compare equal."""
+    """Whether `named` is this sink. Bound methods are compared by `==`, because each access makes a new object; others
+    by identity, because different sinks may compare equal."""
     if isinstance(named, str):
         return options.name == named
     one, other = options.sink, named.sink if isinstance(named, SinkOptions) else named

@@ -211,7 +211,8 @@ class Snapshots:
         """Held from a request that is accepted until it is served."""
         self._next = 0.0
         self._covered = 0.0
-        """End of the last requested snapshot's `after` seconds, by time.monotonic(): earlier requests are covered by it."""
+        """End of the last requested snapshot's `after` seconds, by time.monotonic(): earlier requests are covered by
+        it."""
         self._closing = False
         self.taken = 0
         self.skipped = 0
