@@ -1,10 +1,10 @@
 """The definitions in an arena's file: frames as in a journal, each with its crc32, one after the other.
 
-    header: ARENA_USED = bytes of definitions that are whole ----+
+    header: ARENA_USED = bytes of complete definitions ----------+
     definitions area:  hello | definitions | definitions | ... | v   not used yet
 
-A definition is in the file before any page needs it. **ARENA_USED is written last**: a reader, also after a kill,
-reads only what is before it.
+A definition is in the file before any page needs it. ARENA_USED is written last: a reader, also after a kill, reads
+only what is before it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Storage(Protocol):
 
 
 class DefinitionsArea:
-    """The definitions in the file: frames as in a journal, each with its crc, behind one another."""
+    """Appends definitions to the file."""
 
     def __init__(self, file: Storage, info: StreamInfo, definitions: Sequence[Definition]) -> None:
         self.refused = 0
-        """Definitions for which there was no room: of events, names are missing."""
+        """Definitions that did not fit: what they name is shown as a number."""
         self._file = file
         self._definitions = definitions
         self._start = file.shape.definitions
@@ -59,7 +59,7 @@ class DefinitionsArea:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.path)
 
     def follow(self) -> None:
-        """Bring the file up to the table. From any thread; re-entered, the outer call does it."""
+        """Write new definitions to the file. From any thread; a re-entrant call leaves it to the outer one."""
         self._again = True
         while self._again and self._guard.enter():
             try:
@@ -80,12 +80,13 @@ class DefinitionsArea:
                     self._journal.rewind(mark)
             if put:
                 return
-        # For good: what fits later would stand in another's place in the table.
+
+        # Permanently: a later definition that fits would have the wrong index in the table.
         self.refused = count - self._journal.definitions_count
         _U64.pack_into(self._file.memory, L.ARENA_REFUSED, self.refused)
 
     def _put(self, frames: bytes) -> bool:
-        """Append frames, whole; False, without effect, if there is no room."""
+        """Append frames; False, without effect, if they do not fit."""
         end = self._used + len(frames)
         if end > self._size:
             return False
@@ -95,7 +96,8 @@ class DefinitionsArea:
                 return False
             self._allocated += step
         self._file.memory[self._start + self._used : self._start + end] = frames
-        # What was used before is there: this is the commit.
+
+        # The frames are complete: this commits them.
         _U64.pack_into(self._file.memory, L.ARENA_USED, end)
         self._used = end
         return True

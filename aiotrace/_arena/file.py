@@ -1,16 +1,18 @@
-"""The file that an arena lies in, as its owner has it: made, locked, filled, and removed at the end. Blocking.
+"""The file of an arena, for the process that owns it: created, locked, filled, and removed at the end. Blocking.
 
     PATH, 0600, new --flock, allocate, map--> header | descriptors | definitions | pages  (docs/reference/arena.md)
 
-What a reader needs stands in it at any moment: a page is in the file because it is in the arena, and a definition is
-there before anybody can use it. So after a kill, whatever killed the program, `aiotrace restore PATH` has it all.
+The file is complete at any moment: pages are in it because they are in the arena, and a definition is written before
+anything can use it. So `aiotrace restore PATH` recovers everything, whatever killed the program.
 
-The laws. **Nothing is touched that was not allocated**: a full tmpfs refuses a page, instead of killing the program
-with SIGBUS. **What is there already is left alone**, with an error that says what would do. **The header's magic is
-written last**: until then there is no arena. **A forked child has a copy**: what it would write there is its own, and
-it holds no lock.
+Invariants (held by tests/arena/test_file.py):
 
-This module knows no event and no page's life; `_arena/file_reader` reads what it writes.
+* No memory is touched that was not allocated: a full tmpfs refuses a page, instead of killing the program by SIGBUS.
+* An existing file is never overwritten; the error says what to do.
+* The header's magic is written last: until then the file is not an arena.
+* A forked child has a private copy, and holds no lock.
+
+`_arena/file_reader` reads what this module writes.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ _BYTE_ORDER_MARK: Final = 0x01020304
 HEADER_SIZE: Final = _HEADER.size + _CRC.size
 _PAGES_MAX: Final = 1 << 20
 _DEFINITIONS_MAX: Final = 1 << 28
-"""A sparse file can claim any size, and cost whoever reads it as much time."""
+"""A sparse file can claim any size, and reading it would take as long."""
 _NEW: Final = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
@@ -57,7 +59,7 @@ READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first bytes of an arena's file say."""
+    """The header of an arena's file."""
 
     shape: Shape
     stream_id: bytes
@@ -82,7 +84,7 @@ def pack_header(shape: Shape, info: StreamInfo) -> bytes:
 def unpack_header(data: bytes, file_size: int) -> Header:
     """
     Raises:
-        TraceFormatError: It is no arena, of another version or machine, damaged, or longer than the file.
+        TraceFormatError: Not an arena, of another version or byte order, damaged, or longer than the file.
     """
     if not data.startswith(L.ARENA_MAGIC) or len(data) < HEADER_SIZE:
         raise TraceFormatError("no arena begins here", offset=0)
@@ -115,7 +117,7 @@ def unpack_header(data: bytes, file_size: int) -> Header:
 
 
 def _order_mark() -> int:
-    """The same number on machines of one byte order: what follows the header is in the order of its machine."""
+    """A number that shows the machine's byte order, which everything after the header has."""
     return int(struct.unpack("<I", struct.pack("=I", _BYTE_ORDER_MARK))[0])
 
 
@@ -147,16 +149,16 @@ def is_owned(fd: int) -> bool:
 
 
 class ArenaFile:
-    """The file, made and mapped, for as long as its recording lives."""
+    """The file, created and mapped, until its recording ends."""
 
     def __init__(self, path: str, shape: Shape, info: StreamInfo, definitions: Sequence[Definition]) -> None:
         """
         Args:
-            definitions: The table: append-only. `follow` brings the file up to it.
+            definitions: The append-only table; `definitions.follow` writes new ones to the file.
 
         Raises:
             FileExistsError: Something has this name; the message says what would do.
-            OSError: It cannot be made, or has no room for more than its pages.
+            OSError: It cannot be created, or there is no room for its header and definitions.
         """
         self.path = os.path.abspath(path)
         self.shape = shape
@@ -168,11 +170,14 @@ class ArenaFile:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, shape.size)
             _allocate(self._fd, 0, shape.definitions)
-            # By another description than the lock's: a forked child has a map of it as long as it lives.
+
+            # A second open file description: the map of a forked child must not keep the lock.
             self._map_fd = out_of_the_way(os.open(self.path, _OLD))
             self.memory = mmap.mmap(self._map_fd, shape.size, flags=mmap.MAP_SHARED)
             self.definitions = DefinitionsArea(self, info, definitions)
             self.definitions.follow()
+
+            # The magic comes last: until then this is not an arena.
             header = pack_header(shape, info)
             magic = len(L.ARENA_MAGIC)
             self.memory[magic : len(header)] = header[magic:]
@@ -188,7 +193,7 @@ class ArenaFile:
         _files.add(self)
 
     def allocate(self, offset: int, size: int) -> bool:
-        """Have these bytes there for sure. Blocks for some microseconds, on a disk perhaps longer."""
+        """Allocate disk space. Blocks for some microseconds, on a disk perhaps longer. False: no space."""
         try:
             _allocate(self._fd, offset, size)
         except OSError:
@@ -196,8 +201,8 @@ class ArenaFile:
         return True
 
     def remove(self) -> None:
-        """The recording has ended as it should: nothing is left behind. Without effect in a forked child, or if the
-        name is another file's by now."""
+        """Close and delete the file: the recording has ended normally. Without effect in a forked child; a different
+        file of this name is not deleted."""
         if self._fd < 0 or os.getpid() != self._pid:
             return
         _files.discard(self)
@@ -209,12 +214,12 @@ class ArenaFile:
         self._close()
 
     def leave(self) -> None:
-        """The recording has ended, and another process reads the file: it is that one's to remove."""
+        """Close the file, and leave its removal to the process that reads it."""
         _files.discard(self)
         self._close()
 
     def _detach_in_child(self) -> None:
-        """In a forked child."""
+        """Replace the shared map by a private copy. Only in a forked child."""
         self._remap(self._map_fd)
         self._close()
 
@@ -237,7 +242,7 @@ def _create(path: str) -> int:
 def refuse_existing(path: str) -> None:
     """
     Raises:
-        FileExistsError: Something has this name; the message says what would do.
+        FileExistsError: The path exists; the message says what to do.
     """
     if os.path.lexists(path):
         raise FileExistsError(errno.EEXIST, _why_there(path), path) from None
@@ -261,7 +266,7 @@ def _why_there(path: str) -> str:
 def _allocate(fd: int, offset: int, size: int) -> None:
     """
     Raises:
-        OSError: There is no room.
+        OSError: No space.
     """
     os.posix_fallocate(fd, offset, size)
 
@@ -275,9 +280,9 @@ _MAP_FIXED: Final = 0x10  # Linux: asm-generic/mman-common.h; the module mmap do
 
 
 def _remapper(memory: mmap.mmap, size: int) -> Callable[[int], object]:
-    """What gives a forked child a copy of its own of the mapped file, at the same place: MAP_PRIVATE over MAP_SHARED.
-    Prepared beforehand: in the child as little is done as can be."""
-    import ctypes  # 5 ms, which whoever only reads arenas does not pay
+    """A function that gives a forked child a private copy of the map at the same address: MAP_PRIVATE over MAP_SHARED.
+    It is prepared before the fork, so that the child has as little to do as possible."""
+    import ctypes  # 5 ms, not needed for reading arenas
 
     remap = ctypes.CDLL(None).mmap
     remap.restype = ctypes.c_void_p

@@ -1,9 +1,10 @@
-"""The file of an arena, as whoever reads it: after its program was killed, or while it lives. Changes nothing.
+"""Reads the file of an arena, after its program was killed or while it lives. Changes nothing.
 
     header --shape--> definitions --frames--> tables          descriptors, pages --`_arena/scan`--> copies of pages
 
-The law: **no length is believed**: every part must lie where the version says and in the file, so memory is bounded by
-the definitions' 16 MiB and a page. Not a memory map: a file that is cut while it is read would kill the reader.
+Invariant (held by tests/arena/test_file.py): no length in the file is trusted. Every part must be where the version
+says, within the file, so memory is bounded by 16 MiB of definitions and a page. The file is not mapped: if it were
+truncated while it is read, SIGBUS would kill the reader.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _CHUNK: Final = 1 << 20
 
 
 class ArenaReader:
-    """A context manager; `_arena/scan.Memory` over a file."""
+    """A context manager that implements `_arena/scan.Memory` over a file."""
 
     def __init__(self, path: str) -> None:
         """
         Raises:
             OSError: The file cannot be opened.
-            TraceFormatError: It is no arena that can be read; the message says why.
+            TraceFormatError: Not an arena that can be read; the message says why.
         """
         self.path = path
         self.fd = os.open(path, READ)
@@ -53,12 +54,12 @@ class ArenaReader:
         self.shape = self.header.shape
         self.page_size, self.pages = self.shape.page_size, self.shape.pages
         self.refused = 0
-        """Definitions for which there was no room in the arena, so far."""
+        """Definitions that did not fit into the arena, so far."""
         self._journal = JournalReader()
 
     @property
     def info(self) -> StreamInfo:
-        """What is true of the whole stream; where the definitions are damaged, as much as the header says."""
+        """What is true of the whole stream; if the definitions are damaged, only what the header has."""
         info, header = self._journal.info, self.header
         anchor = Anchor(header.monotonic_ns, header.realtime_ns, header.boot_id)
         if info is not None and (info.stream_id, info.page_size) == (header.stream_id, self.page_size):
@@ -67,29 +68,29 @@ class ArenaReader:
 
     @property
     def definitions(self) -> list[Definition]:
-        """Those that were there at the last `read_definitions`."""
+        """The definitions as of the last `read_definitions`."""
         return self._journal.definitions
 
     @property
     def damage(self) -> list[Damage]:
-        """Of the definitions; offsets are those in the file."""
+        """Damage of the definitions; offsets are in the file."""
         start = self.shape.definitions
         return [Damage(start + found.offset, found.length, found.reason) for found in self._journal.damage]
 
     @property
     def is_alive(self) -> bool:
-        """Whether its process lives and records."""
+        """Whether its process lives and still records."""
         return is_owned(self.fd)
 
     def read_definitions(self) -> None:
-        """Read those that have come since: after `plan`, so that no page of it lacks one."""
+        """Read new definitions. Call it after `plan`, so that no page in the plan needs a missing one."""
         used, self.refused = _STATE.unpack(self._read(L.ARENA_USED, _STATE.size))
         used = min(used, self.shape.definitions_size)
         while self._journal.fed < used:
             size = min(_CHUNK, used - self._journal.fed)
             data = self._read(self.shape.definitions + self._journal.fed, size)
             final = self._journal.fed + size == used
-            deque(self._journal.feed(data, final=final), maxlen=0)  # no page has a frame here
+            deque(self._journal.feed(data, final=final), maxlen=0)  # the journal in an arena has no page frames
 
     # --- memory -----------------------------------------------------------------------------------
 
@@ -109,7 +110,7 @@ class ArenaReader:
         return data
 
     def scan(self) -> Iterator[PageCopy | DamagedPage]:
-        """What is on its pages as of now; all definitions that these need are read before this returns."""
+        """What is on its pages now. The definitions that these need are read before this returns."""
         scan = ArenaScan(self, self.header.writers)
         plan = scan.plan()
         self.read_definitions()

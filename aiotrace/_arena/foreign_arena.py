@@ -1,14 +1,16 @@
-"""Another process's arena as its reader has it: descriptors of our own, and some pages of our own. Sans-IO.
+"""Another process's arena in its reader, with local descriptors and some local pages. Sans-IO.
 
-    page   0 ... n-1      theirs, mapped; the descriptor is a copy of theirs, made when the page was taken
-           n ... n+m-1    ours: stand-ins, for pages that their writers still fill
+    page   0 ... n-1      theirs (the other process's), mapped; the descriptor is a copy, made when the page was taken
+           n ... n+m-1    local: stand-ins for pages that their writers still fill
 
-A page that fills is not ours to hold: with drop_oldest it may be overrun at any moment. So what is on it so far is
-copied to a stand-in, of which the sinks are given parts, as they are of the page itself where reader and writers are
-one process. When the page is taken, what came since is copied too, and the stand-in is the page from then on.
+A page that still fills cannot be held: with drop_oldest it may be overrun at any moment. So its content so far is
+copied to a stand-in, and the sinks get parts of that. When the page is taken, the rest is copied too, and the stand-in
+is offered in its place.
 
-The laws. **Nothing of theirs is changed** but the state, and of a page that goes home what its seal said. **A page goes
-home when its stand-in does**: until then whoever restores the arena finds it.
+Invariants (held by tests/arena/test_handover.py):
+
+* Of the other process's memory only states are changed, and the numbers of a page that is released.
+* A page is released together with its stand-in: until then a restore of the arena finds it.
 
 This module does not know which page is next; `_arena/handover` does.
 """
@@ -23,7 +25,7 @@ class TakenArena(Arena):
     """
     Args:
         theirs: Their pages and descriptors, mapped.
-        stand_ins: How many there may be at once; memory is used by those that are.
+        stand_ins: How many there may be at once; only those in use take memory.
     """
 
     def __init__(self, theirs: Arena, stand_ins: int) -> None:
@@ -40,13 +42,13 @@ class TakenArena(Arena):
         return self.theirs.timestamp(page) if page < self.theirs.pages else super().timestamp(page)
 
     def adopt(self, page: int) -> None:
-        """A page of theirs was taken: here it is full, and not offered yet."""
+        """One of their pages was taken: here it is full, and not offered yet."""
         self.set_from(page, L.STATE, *self.theirs.get_all(page))
         self.set_from(page, L.STATE, L.FULL)
         self.set_from(page, L.HOLDERS, 0, 0)
 
     def release(self, page: int) -> None:
-        """A page is free here: so it is there."""
+        """Free a page there, as it is free here; of a stand-in, the page that it replaces."""
         is_theirs = page < self.theirs.pages
         original = page if is_theirs else self._originals.pop(page, None)
         if original is not None:
@@ -58,7 +60,7 @@ class TakenArena(Arena):
     # --- stand-ins ----------------------------------------------------------------------------------
 
     def stand_in(self, page: int) -> int | None:
-        """A page of ours, with nothing on it yet, that stands for one of theirs; None: there is none to spare."""
+        """A local page, still empty, to replace one of theirs; None: all are in use."""
         if not self._spare:
             return None
         own = self._spare.pop()
@@ -71,7 +73,7 @@ class TakenArena(Arena):
         return own
 
     def add(self, own: int, data: bytes | memoryview, events: int, last_time: int, definitions: int) -> None:
-        """Records follow those that a stand-in has."""
+        """Append records to a stand-in."""
         committed = self.get(own, L.COMMITTED)
         start = L.PAGE_HEADER_SIZE + committed
         self.page(own)[start : start + len(data)] = data
@@ -79,10 +81,10 @@ class TakenArena(Arena):
         self.set_from(own, L.EVENTS, events, committed + len(data), last_time, definitions)
 
     def complete(self, own: int, page: int | None) -> None:
-        """A stand-in has all that it will have, and is not offered to the end yet.
+        """Seal a stand-in, after copying the rest of its page.
 
         Args:
-            page: That it stands for, if it was taken.
+            page: The page that it replaces; None if that was overrun.
         """
         if page is not None:
             events, committed, last_time, definitions = self.theirs.get_all(page)[L.EVENTS : L.DEFINITIONS + 1]
@@ -93,7 +95,7 @@ class TakenArena(Arena):
         self.move(own, L.FILLING, L.FULL)
 
     def discard(self, own: int) -> None:
-        """Nobody will have what a stand-in that still fills has."""
+        """Free a stand-in that still fills; its content is not needed any more."""
         self.empty(own)
         self.move(own, L.FILLING, L.FREE)
         self._spare.append(own)

@@ -1,4 +1,4 @@
-"""Hand-over between two processes: one arena, whose writers are in one process and whose reader is in another. Sans-IO.
+"""Hand-over between two processes: the writers of an arena are in one process, its reader in another. Sans-IO.
 
     the writers' process                                                    the reader's process
     HandedPool: finds FREE, takes it       FREE -> FILLING
@@ -6,21 +6,20 @@
                                            FULL -> FILLING  (one of the two wins)
                                            FREE  <------------------------  TakenPool: IN_FLIGHT -> FREE
 
-The descriptors' states are the truth, and each change of them is a compare-and-swap in C (`_csrc/ring/page_state.c` has
-the pairs of what is released and acquired); pool and ring keep only what they can find again. So nothing is awaited,
-and either process may die at any moment:
+The states in the descriptors are authoritative, and each change is a compare-and-swap in C (`_csrc/ring/page_state.c`
+lists what is released and acquired). Pool and ring store only what they can rebuild from the descriptors. So neither
+process waits for the other, and either may die at any moment.
 
-* **Who won the swap has the page**, and nobody else looks at it but by chance: a look that is not followed by a swap is
-  a hint.
-* **The pages of a writer are taken in the order in which they were sealed.** A first look at all pages says how far
-  each writer has come; a second one then finds every page up to there that was not overrun. What was overrun and sealed
-  again between look and swap is kept back until its turn.
-* **When the writers are dead, what they were filling is the reader's too** (`TakenRing.finish`).
-* **Damage is local**: a page that cannot be what a writer made is told in `bad`, and counts as lost before the next.
-* **What is on a page that still fills is copied, not taken**: as much as `commit` said, and thrown away if the page's
-  numbers are others after it; no state changes. It comes after all that its writer sealed before.
+Invariants (held by tests/arena/test_handover.py, and by spin on models/handover.pml: `./dev model`):
 
-models/handover.pml is a model of this, which spin checks (`./dev model`).
+* Whoever wins the compare-and-swap owns the page. A read that is not followed by a successful swap is only a hint.
+* The pages of a writer are taken in the order in which they were sealed. A first scan of all pages finds how far each
+  writer has come; a second one then finds every page up to there that was not overrun. A page that was overrun and
+  sealed again between scan and swap is kept until its turn.
+* Once the writers are dead, the pages that they were filling are taken too (`TakenRing.finish`).
+* Damage is local: a damaged page is reported in `bad`, and its events count as lost before the next page.
+* A page that still fills is copied, not taken, and its state does not change: up to its `commit`, discarded if the
+  page's numbers have changed after copying, and only after all pages that its writer sealed before.
 """
 
 from __future__ import annotations
@@ -49,21 +48,20 @@ _IDENTITY: Final = struct.Struct("=QQQ")
 _RECORD_MIN: Final = 4 + L.RECORD_COMMON_SIZE
 """Bytes of the shortest record."""
 _TAKEN_SHARE: Final = 16
-"""A part of all pages, one in so many, that the reader has at most taken before there is room for them: the rest can
-be overrun."""
+"""The reader takes at most one in this many of all pages before sinks have room for them: the rest can be overrun."""
 _STAND_INS: Final = 2
-"""For each writer: pages that sinks hold in part. A slow sink may hold that of a page that was overrun, while its
-writer fills another."""
+"""Stand-ins per writer. A slow sink may still hold the stand-in for an overwritten page while the writer fills the
+next."""
 
 
 def check_atomic() -> None:
     """
     Raises:
-        ConfigurationError: There is no compare-and-swap: the C module is missing.
+        ConfigurationError: There is no compare-and-swap, because the C module is missing.
     """
     if c_module is None:
         raise ConfigurationError(
-            "the recorder process needs aiotrace's C module, and this is its Python twin: `pip install .` with a C "
+            "the recorder process needs aiotrace's C module, and this is pure Python: `pip install .` with a C "
             "compiler builds it, and AIOTRACE_PURE must not be set"
         )
 
@@ -77,8 +75,8 @@ def _pages_in(arena: Arena, state: int) -> list[int]:
 
 
 class HandedPool(Pool):
-    """Free pages, as the descriptors say: the reader puts them there. The first of them is taken, so that a quick
-    reader keeps the same few pages going."""
+    """The free pages according to the descriptors; the reader frees them. The first one is taken, so that with a fast
+    reader the same few pages are reused."""
 
     def __len__(self) -> int:
         return len(_pages_in(self._arena, L.FREE))
@@ -89,13 +87,13 @@ class HandedPool(Pool):
 
 
 class HandedRing(Ring):
-    """What was sealed, oldest first; some of it the reader has taken meanwhile."""
+    """Sealed pages, oldest first. The reader may have taken some of them since."""
 
     def __len__(self) -> int:
         return len(_pages_in(self._arena, L.FULL))
 
     def seal(self, page: int) -> None:
-        self.drop(page)  # of its last time round, if the reader took it then
+        self.drop(page)  # a stale entry, if the reader took it the last time
         super().seal(page)
 
     def overrun(self) -> int | None:
@@ -107,7 +105,7 @@ class HandedRing(Ring):
 
 
 def hand_over(pages: PageCycle) -> None:
-    """Let another process read these pages from now on; nothing of them is used yet.
+    """Let another process read these pages from now on; none of them may be in use yet.
 
     Raises:
         ConfigurationError: There is no compare-and-swap.
@@ -121,7 +119,7 @@ def hand_over(pages: PageCycle) -> None:
 
 
 class _Found(NamedTuple):
-    """A page that was full, or is taken."""
+    """A page that was full or is taken, as its descriptor described it."""
 
     page: int
     writer: int
@@ -131,7 +129,7 @@ class _Found(NamedTuple):
 
 @dataclass(slots=True)
 class _StandIn:
-    """A page of ours in the place of one that its writer fills."""
+    """A page of the reader that holds a copy of one that its writer still fills."""
 
     page: int
     theirs: int
@@ -140,7 +138,7 @@ class _StandIn:
 
 
 class TakenPool(Pool):
-    """Pages go home to the other process."""
+    """Returns pages to the other process."""
 
     def __init__(self, arena: TakenArena) -> None:
         super().__init__(arena)
@@ -155,10 +153,10 @@ class TakenPool(Pool):
 
 
 class TakenRing(Ring):
-    """Full pages of another process's writers, taken just before they are wanted.
+    """Full pages of another process's writers, taken just before they are needed.
 
     Args:
-        writers: Slots; a page of another is damaged.
+        writers: Number of writer slots; a page of another slot is damaged.
         refresh_definitions: Reads new definitions and returns how many are known. Called after pages were taken, so
             that none of them needs one that is missing.
     """
@@ -176,13 +174,13 @@ class TakenRing(Ring):
         self._totals = new_totals()
         self._sequence: dict[int, int] = {}
         self.numbers: dict[int, int] = {}
-        """For each writer the number of the event that follows those of its last page that was taken."""
+        """Per writer, the number of the event after the last page that was taken."""
         self.lost: dict[int, int] = {}
-        """For each writer how many events are missing before and between its pages that were taken."""
+        """Per writer, how many events are missing before and between the pages that were taken."""
         self.saved: dict[int, int] = {}
-        """For each writer how many events were copied off pages that were overrun later."""
+        """Per writer, how many events were copied from pages that were overrun later."""
         self.bad: list[DamagedPage] = []
-        """Pages that cannot be what a writer made."""
+        """Damaged pages: their content cannot be a writer's."""
 
     def __len__(self) -> int:
         if not self.full:
@@ -190,7 +188,7 @@ class TakenRing(Ring):
         return len(self.full)
 
     def clear(self) -> list[int]:
-        """Close: what was taken goes home."""
+        """Close; returns all pages that were taken, for the caller to give back."""
         for page in self._early:
             self._taken.adopt(page)
             self.full.append(page)
@@ -208,6 +206,8 @@ class TakenRing(Ring):
         for found in plan:
             if len(taken) >= self._max_taken:
                 break
+
+            # Take it, unless an earlier call did. What was sealed there since may not be its writer's turn yet.
             if self._early.pop(found.page, None) is None:
                 if not transition(self._theirs.descriptors, found.page, L.FULL, L.IN_FLIGHT):
                     continue  # its writer took it for new events
@@ -216,6 +216,8 @@ class TakenRing(Ring):
                     self._early[now.page] = now
                     continue
             taken += self._accept(found.page)
+
+        # After the pages, so that no page needs a definition that is not read yet.
         if taken:
             known = self._refresh_definitions()
             for page in taken:
@@ -223,7 +225,7 @@ class TakenRing(Ring):
             self.full.extend(taken)
 
     def _plan(self) -> list[_Found]:
-        """Full pages, each writer's in the order of its stream, without a hole but where pages were overrun."""
+        """Full pages, each writer's in stream order, without gaps except where pages were overrun."""
         came: dict[int, int] = {}
         for found in [*self._scan_full(), *self._early.values()]:
             came[found.writer] = max(found.sequence, came.get(found.writer, 0))
@@ -235,12 +237,12 @@ class TakenRing(Ring):
         return sorted([*plan, *self._early.values()], key=attrgetter("timestamp", "sequence"))
 
     def _scan_full(self) -> list[_Found]:
-        """The pages that are full as of now."""
+        """The pages that are full now."""
         pages = map(self._identify, _pages_in(self._theirs, L.FULL))
         return [found for found in pages if found is not None]
 
     def _identify(self, page: int) -> _Found | None:
-        """What a page's descriptor says it is; None: it is being changed, or damaged."""
+        """The page as its descriptor describes it; None: it is being changed, or damaged."""
         words = self._theirs.get_all(page)
         if not self._is_sound(words):
             return None
@@ -251,8 +253,7 @@ class TakenRing(Ring):
         return words[L.WRITER] < self._writers and crc32(identity) == words[L.CHECK]
 
     def _accept(self, page: int) -> Iterator[int]:
-        """What there is to offer of a page that was taken: nothing, if it cannot be what a writer made after those
-        before it."""
+        """The pages to offer for a page that was taken: none, if it is damaged or not after its predecessors."""
         words = self._theirs.get_all(page)
         writer, sequence, first, events = words[L.WRITER : L.EVENTS + 1]
         try:
@@ -260,10 +261,14 @@ class TakenRing(Ring):
         except TraceFormatError as error:
             yield from self._refuse(page, L.IN_FLIGHT, error.message)
             return
+
+        # An older stand-in is all that remains of an overwritten page.
         stand_in = self._filling.pop(writer, None)
         if stand_in is not None and stand_in.sequence != sequence:
             yield self._end(stand_in, overrun=True)
             stand_in = None
+
+        # A stand-in of this page gets the rest of its records, and is offered in its place.
         if stand_in is not None:
             self._taken.complete(stand_in.page, page)
         else:
@@ -272,7 +277,7 @@ class TakenRing(Ring):
         yield page if stand_in is None else stand_in.page
 
     def _count(self, writer: int, sequence: int, first: int, events: int) -> None:
-        """The account of a page that comes next."""
+        """Account for the next page of a writer."""
         self.lost[writer] = self.lost.get(writer, 0) + first - self.numbers.get(writer, 0)
         self.numbers[writer] = first + events
         self._sequence[writer] = sequence
@@ -280,16 +285,19 @@ class TakenRing(Ring):
     def _check(self, page: int, words: tuple[int, ...]) -> None:
         """
         Raises:
-            TraceFormatError: It cannot be.
+            TraceFormatError: The page is damaged.
         """
         if not self._is_sound(words):
             raise TraceFormatError("the crc32 of its numbers is wrong")
         writer, sequence, first, events, committed = words[L.WRITER : L.COMMITTED + 1]
         if sequence <= self._sequence.get(writer, -1) or first < self.numbers.get(writer, 0):
             raise TraceFormatError(f"it comes after page {self._sequence.get(writer)} of its writer")
+
         found = self._committed(page)
         if committed != found or events * _RECORD_MIN > committed:
             raise TraceFormatError(f"it was sealed with {events} events in {committed} bytes, it has {found} bytes")
+
+        # It can only have grown since it was copied.
         stand_in = self._filling.get(writer)
         if stand_in is not None and stand_in.sequence == sequence:
             seen = self._arena.get_all(stand_in.page)[L.EVENTS : L.COMMITTED + 1]
@@ -299,7 +307,7 @@ class TakenRing(Ring):
     def _committed(self, page: int) -> int:
         """
         Raises:
-            TraceFormatError: There is no room for so many bytes.
+            TraceFormatError: More than fits a page.
         """
         committed = int.from_bytes(self._theirs.read(page, 8, 8), "little" if L.BYTE_ORDER == "<" else "big")
         committed &= L.COMMIT_MASK
@@ -308,7 +316,7 @@ class TakenRing(Ring):
         return committed
 
     def _refuse(self, page: int, state: int, reason: str) -> list[int]:
-        """Returns what there is to offer all the same: what was copied of it before."""
+        """Report and free a damaged page. Returns what can still be offered: what was copied from it before."""
         words = self._theirs.get_all(page)
         self.bad.append(DamagedPage(page, words[L.WRITER], words[L.SEQUENCE], reason))
         self._theirs.empty(page)
@@ -319,13 +327,13 @@ class TakenRing(Ring):
     # --- pages that still fill ------------------------------------------------------------------
 
     def filling_writers(self) -> set[int]:
-        """The writers that fill a page, as of now."""
+        """The writers that are filling a page now."""
         found = map(self._identify, _pages_in(self._theirs, L.FILLING))
         return {each.writer for each in found if each is not None}
 
     def committed_prefix(self, writer: int) -> CommittedPrefix | None:
-        """How far the page that a writer fills has come, copied to its stand-in; None: there is nothing, or what it
-        sealed before comes first."""
+        """Copy what a writer has committed on the page that it fills, and return how far that is; None: nothing, or
+        pages that it sealed before come first."""
         found = self._find_filling(writer)
         if found is None:
             return None
@@ -336,21 +344,24 @@ class TakenRing(Ring):
         try:
             stand_in = self._copy(found, stand_in)
         except TraceFormatError:
-            return None  # told when it is taken
+            return None  # reported when the page is taken
         if stand_in is None:
             return None
         return CommittedPrefix(stand_in.page, *self._arena.get_all(stand_in.page)[L.EVENTS : L.DEFINITIONS + 1])
 
     def _find_filling(self, writer: int) -> _Found | None:
-        """The page that a writer fills; None: it fills none, or another comes first."""
+        """The page that a writer fills; None: there is none, or another page comes first."""
         pages = map(self._identify, _pages_in(self._theirs, L.FILLING))
         mine = [found for found in pages if found is not None and found.writer == writer]
         if not mine:
             return None
-        found = max(mine, key=attrgetter("sequence"))  # one that is overrun just now may still have its old numbers
+
+        # A page that is just being overrun may still have its old numbers.
+        found = max(mine, key=attrgetter("sequence"))
         assert c_module is not None
         c_module.fence()
-        # All that it sealed before was full by then, and is still, unless it was taken or overrun.
+
+        # Pages that it sealed before were full by then, and still are, unless taken or overrun.
         before = [*self._scan_full(), *self._early.values()]
         is_next = found.sequence > self._sequence.get(writer, -1)
         if not is_next or any(each.writer == writer and each.sequence < found.sequence for each in before):
@@ -358,10 +369,10 @@ class TakenRing(Ring):
         return found
 
     def _copy(self, found: _Found, stand_in: _StandIn | None) -> _StandIn | None:
-        """Copy what came on a page since the last look at it.
+        """Copy what was committed on a page since the last copy.
 
         Raises:
-            TraceFormatError: It cannot be.
+            TraceFormatError: The page is damaged.
         """
         assert c_module is not None
         done, last = 0, found.timestamp
@@ -370,11 +381,15 @@ class TakenRing(Ring):
         committed = self._committed(found.page)
         if committed <= done:
             return stand_in
+
+        # Between two fences: if the page still has the same numbers after it, the copy is of that page.
         c_module.fence()
         data = self._theirs.read(found.page, L.PAGE_HEADER_SIZE + done, committed - done)
         c_module.fence()
         if self._identify(found.page) != found:
-            return None  # it was sealed, and overrun or taken for others
+            return None  # sealed, then overrun or reused
+
+        # Append it to the stand-in.
         events, last = self._tally(data, last)
         if stand_in is None:
             page = self._taken.stand_in(found.page)
@@ -385,7 +400,7 @@ class TakenRing(Ring):
         return stand_in
 
     def _end(self, stand_in: _StandIn, *, overrun: bool) -> int:
-        """The page that it stands for is gone: what was copied is all that there is of it. Returns what to offer."""
+        """The page of this stand-in is gone, so the copy is all that remains of it. Returns the page to offer."""
         first, events = self._arena.get_all(stand_in.page)[L.FIRST_EVENT : L.EVENTS + 1]
         self._count(stand_in.writer, stand_in.sequence, first, events)
         if overrun:
@@ -396,10 +411,11 @@ class TakenRing(Ring):
     # --- the end --------------------------------------------------------------------------------
 
     def finish(self) -> None:
-        """The writers are dead, or have closed: what they were filling is full now, and no page is changed by anybody
-        else any more."""
+        """The writers are dead or have closed, and no longer change pages: seal the pages that they were filling."""
         self._max_taken = self._theirs.pages
         known = self._refresh_definitions()
+
+        # Every page that is neither free nor sound is sealed or reported.
         for page in range(self._theirs.pages):
             state = self._theirs.get(page, L.STATE)
             if state == L.FILLING:
@@ -410,33 +426,36 @@ class TakenRing(Ring):
                 words = self._theirs.get_all(page)
                 self.bad.append(DamagedPage(page, words[L.WRITER], words[L.SEQUENCE], f"its state is {state}"))
 
+        # Stand-ins whose page was overrun are all that remains of it.
         for stand_in in list(self._filling.values()):
             found = self._identify(stand_in.theirs)
             if found is None or (found.writer, found.sequence) != (stand_in.writer, stand_in.sequence):
                 self.full.append(self._end(self._filling.pop(stand_in.writer), overrun=True))
 
     def _tally(self, data: bytes, timestamp: int) -> tuple[int, int]:
-        """Events among records, and the time of the last.
+        """The number of events among records, and the time of the last.
 
         Raises:
-            TraceFormatError: They cannot be.
+            TraceFormatError: The records are damaged.
         """
         records = walk(data, timestamp, 0)
         events, _, _, last = tally(records, self._totals)
-        next(records, None)  # raises what it stopped in front of
+        next(records, None)  # raises the error at which it stopped
         return events, last
 
     def _seal(self, page: int, known: int) -> None:
-        """What its writer would have done."""
+        """Seal a page in its dead writer's place."""
         found = self._identify(page)
         try:
             committed = self._committed(page)
             if committed and found is None:
                 raise TraceFormatError("the crc32 of its numbers is wrong")
             is_old = found is None or found.sequence <= self._sequence.get(found.writer, -1)
-            if not committed or is_old:  # nothing is on it yet, or what was overrun just then
+            if not committed or is_old:  # empty, or with the old content of an overrun that was not finished
                 self._theirs.move(page, L.FILLING, L.FREE)
                 return
+
+            # Count the events, as the writer's seal would have.
             data = self._theirs.read(page, L.PAGE_HEADER_SIZE, committed)
             events, last = self._tally(data, self._theirs.timestamp(page))
         except TraceFormatError as error:
@@ -449,7 +468,7 @@ class TakenRing(Ring):
 def taken_over(
     arena: Arena, writers: int, refresh_definitions: Callable[[], int], listener: PageListener | None = None
 ) -> tuple[PageCycle, TakenRing]:
-    """The pages of another process's arena, for a reader here; and what they come from.
+    """A page cycle over another process's arena, for a reader here, and its ring.
 
     Raises:
         ConfigurationError: There is no compare-and-swap.

@@ -1,10 +1,12 @@
-"""A trace.dat from an arena: of a program that was killed, or of one that lives. Blocking file I/O.
+"""Makes a trace.dat of an arena, of a program that was killed or of one that lives. Blocking file I/O.
 
     PATH, an arena --copies of pages (`_arena/scan`)--> a trace store (`_store`) --close--> FILE, a trace.dat
 
-The laws. **An arena is removed when all that was in it is in a trace.dat on the disk**, and not before: where pages
-were damaged it stays. **A living program is not disturbed**: nothing of its arena is locked or changed. **What fails
-leaves nothing half-done behind**: the trace is made again from the arena.
+Invariants (held by tests/arena/test_restore.py):
+
+* An arena is removed only when all of it is in a trace.dat on the disk; if pages were damaged, it stays.
+* A living program is not disturbed: its arena is neither locked nor changed.
+* A failure leaves no partial trace; it can be made again from the arena.
 """
 
 from __future__ import annotations
@@ -25,35 +27,35 @@ from .file_reader import ArenaReader
 from .scan import DamagedPage
 
 BATCH_BYTES: Final = 1 << 20
-"""Pages that are copied, and then written at once."""
+"""Bytes of pages that are collected before they are written."""
 
 
 @dataclass(slots=True)
 class RescueReport:
-    """What was found and done."""
+    """What was restored, and what could not be."""
 
     pages: int = 0
-    """In the trace.dat, also those that were still being filled."""
+    """Pages in the trace.dat, including those that were still being filled."""
     events: int = 0
-    """On these pages."""
+    """Events on these pages."""
     lost: int = 0
     """Events that are missing between them: refused or overwritten while the program ran, or on damaged pages."""
     damaged: list[DamagedPage] = field(default_factory=list)
-    """Pages that cannot be what a writer made."""
+    """Pages that failed their checks."""
     definitions_damage: list[Damage] = field(default_factory=list)
     definitions_refused: int = 0
-    """Definitions for which the arena had no room: names of events, symbols or functions are missing."""
+    """Definitions that did not fit into the arena: names of events, symbols or functions are missing."""
 
 
 def restore_arena(path: str, output: str, *, progress: Callable[[int], None] | None = None) -> RescueReport:
-    """Make a trace.dat of the arena of a program that was killed; then remove the arena, if nothing of it was damaged.
+    """Make a trace.dat of the arena of a killed program; then remove the arena, unless some of it was damaged.
 
     Args:
-        progress: Called now and then with the bytes that were copied since.
+        progress: Called repeatedly with the bytes that were copied since the last call.
 
     Raises:
-        BlockingIOError: The program lives.
-        FileExistsError: Something is where the trace should go.
+        BlockingIOError: The program is still running.
+        FileExistsError: `output` exists.
         TraceFormatError: The arena cannot be read.
         OSError: A file cannot be read or written.
     """
@@ -75,7 +77,7 @@ def save(
     """Make a trace.dat of what is in an arena now.
 
     Raises:
-        FileExistsError: Something is where the trace should go.
+        FileExistsError: `output` exists.
         TraceFormatError: The arena cannot be read.
         OSError: A file cannot be read or written.
     """
@@ -133,10 +135,10 @@ def _write(
 
 
 def find_arenas(pid: int) -> list[str]:
-    """The arenas that a process has mapped: their paths as we can open them.
+    """The arenas that a process has mapped, as paths that can be opened here.
 
     Raises:
-        OSError: There is no such process, or it is not ours to look at.
+        OSError: There is no such process, or no permission to read its maps.
     """
     with open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
         lines = [line.rstrip("\n").split(maxsplit=5) for line in file]

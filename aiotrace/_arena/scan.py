@@ -1,17 +1,17 @@
-"""A look at an arena: what is on its pages at one moment, while its writers go on, or after they were killed. Sans-IO.
+"""Scans an arena: copies what is on its pages at one moment, while writers continue or after they were killed. Sans-IO.
 
     descriptors --plan--> pages of each writer, oldest first --copy, check--> copies, and what could not be copied
 
-It disturbs nobody: nothing is locked, no page changes hands. The laws:
+Nothing is locked and no page changes its owner. Invariants (held by tests/arena/test_scan.py):
 
-* **A copy is what the writer committed.** It is as long as `commit` said before it was made, and the descriptor is
-  read again after it: if the page was taken for other events meanwhile, the copy is thrown away.
-* **A look is of one moment**, that of its plan: pages that are taken later are the next look's, so there is no hole in
-  the middle of it but where events are missing.
-* **Losses are gaps** in the numbers of a writer's events. What the ring had forgotten before the first look is none.
-* **Damage is local**: a page that cannot be what a writer made costs itself, and its events are lost before the next.
+* A copy is what the writer committed: as long as `commit` was before copying, and discarded if the descriptor shows
+  afterwards that the page was reused for other events.
+* A scan shows one moment, that of its plan: pages that are filled later belong to the next scan. So it has gaps only
+  where events are missing.
+* Losses are gaps in the numbers of a writer's events. What was overwritten before the first scan does not count.
+* Damage is local: a damaged page is left out, and its events count as lost before the next page.
 
-Whose memory it is, this process's or a file's, is `Memory`'s to know.
+`Memory` hides whether the arena is in this process or in a file.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from .._page.walk import new_totals, tally, walk
 
 _HEADER: Final = struct.Struct(L.BYTE_ORDER + "QQ")
 TRIES: Final = 3
-"""A writer takes a page once in a while; to meet it at that in each of these needs two processors and much luck."""
+"""Retries when a writer takes the page while it is being read. Losing the race three times in a row is practically
+impossible."""
 _IDENTITY: Final = struct.Struct("=QQQ")
 _NUMBER_MAX: Final = (1 << 62) - 1
 _TIME_MASK: Final = (1 << 64) - 1
 
 
 class Memory(Protocol):
-    """An arena's descriptors and pages, as whoever looks reads them."""
+    """Read access to an arena's descriptors and pages."""
 
     page_size: int
     pages: int
@@ -47,26 +48,26 @@ class Memory(Protocol):
 
 
 class RawPage(NamedTuple):
-    """A page as it was found."""
+    """A page's content as it was read."""
 
     timestamp: int
     data: bytes
     sealed: tuple[int, int, int] | None
-    """Events, bytes and last time, as its writer said when it sealed it; None: it fills, or is settled by now."""
+    """Events, bytes and last time from the writer's seal; None: the page still fills, or was settled since."""
     definitions: int
 
 
 class PageCandidate(NamedTuple):
-    """A page that was there when the look began."""
+    """A page that was in use when the scan began."""
 
     page: int
     writer: int
     sequence: int
     first_event: int
     timestamp: int
-    """Nanoseconds: when it was begun."""
+    """Nanoseconds: the time of its first event."""
     raw: RawPage | None = None
-    """What was on it then, if its writer was filling it."""
+    """Its content then, if its writer was filling it."""
 
     @property
     def number(self) -> tuple[int, int]:
@@ -78,10 +79,10 @@ class PageCandidate(NamedTuple):
 
 
 class DamagedPage(NamedTuple):
-    """A page that cannot be what a writer made."""
+    """A page that failed its checks."""
 
     page: int
-    """Its place in the arena."""
+    """Its index in the arena."""
     writer: int
     sequence: int
     reason: str
@@ -89,7 +90,7 @@ class DamagedPage(NamedTuple):
 
 @dataclass(slots=True)
 class _Position:
-    """How far a writer's stream was seen."""
+    """How far a writer's stream was read."""
 
     next_event: int
     sequence: int = -1
@@ -99,11 +100,11 @@ class _Position:
 
 
 class ArenaScan:
-    """Looks at one arena, once or again and again: what an earlier look had is not seen twice.
+    """Scans one arena, once or repeatedly; nothing is returned twice.
 
     Args:
-        writers: Slots; a page of another is damaged.
-        trusted: It is this process's own memory: what a sealed page says of itself is so, without counting.
+        writers: Number of writer slots; a page of another slot is damaged.
+        trusted: The arena is this process's own memory: a page's seal is believed without counting its events.
     """
 
     def __init__(self, memory: Memory, writers: int, *, trusted: bool = False) -> None:
@@ -114,8 +115,8 @@ class ArenaScan:
         self._trusted = trusted
 
     def plan(self) -> list[PageCandidate | DamagedPage]:
-        """The pages that are there now; of each writer in the order of its stream, the oldest first otherwise. What
-        is being filled is copied already."""
+        """The pages that are in use now, oldest first, and each writer's in stream order. Pages that still fill are
+        copied here."""
         found: dict[tuple[int, int], PageCandidate] = {}
         bad: list[PageCandidate | DamagedPage] = []
         for page in range(self._memory.pages):
@@ -129,7 +130,7 @@ class ArenaScan:
         return bad + _in_order(list(found.values()))
 
     def _find(self, page: int) -> PageCandidate | DamagedPage | None:
-        """What is on a page; None: nothing."""
+        """The page as a candidate; None: it is empty."""
         words = self._memory.descriptor(page)
         for _ in range(TRIES):
             timestamp, committed = self._header(page)
@@ -151,7 +152,7 @@ class ArenaScan:
     def _check(self, words: tuple[int, ...]) -> None:
         """
         Raises:
-            TraceFormatError: A descriptor cannot be.
+            TraceFormatError: The descriptor is damaged.
         """
         if words[L.STATE] >= len(L.STATE_NAMES):
             raise TraceFormatError(f"its state is {words[L.STATE]}")
@@ -163,12 +164,13 @@ class ArenaScan:
             raise TraceFormatError("the crc32 of its numbers is wrong")
 
     def has_seen(self, candidate: PageCandidate | DamagedPage) -> bool:
-        """Whether an earlier look had something of this page."""
+        """Whether an earlier scan returned some of this page."""
         position = self._positions.get(candidate.writer)
         return position is not None and candidate.sequence <= position.sequence
 
     def copy(self, candidate: PageCandidate) -> PageCopy | DamagedPage | None:
-        """What is on a page that an earlier look had not; None: nothing, or it was taken for other events since."""
+        """What is on a page that earlier scans did not return; None: nothing, or it was reused for other events
+        since."""
         position = self._positions.get(candidate.writer)
         if position is not None and candidate.sequence < position.sequence:
             return None
@@ -181,7 +183,7 @@ class ArenaScan:
             return DamagedPage(candidate.page, candidate.writer, candidate.sequence, error.message)
 
     def _read(self, candidate: PageCandidate) -> RawPage | None:
-        """What is committed on the page now; None: nothing, or it is of other events by now."""
+        """What is committed on the page now; None: nothing, or it was reused for other events."""
         before = self._memory.descriptor(candidate.page)
         timestamp, committed = self._header(candidate.page)
         if not committed:
@@ -190,7 +192,8 @@ class ArenaScan:
             raise TraceFormatError(f"commit is {committed}, more than the page has", offset=8)
         data = self._memory.read(candidate.page, L.PAGE_HEADER_SIZE, committed)
         after = self._memory.descriptor(candidate.page)
-        # A page's numbers change before anything on it does.
+
+        # A page's numbers change before its content does.
         if (after[L.WRITER], after[L.SEQUENCE], after[L.FIRST_EVENT]) != candidate.identity:
             return None
         sealed = before[L.EVENTS], before[L.COMMITTED], before[L.LAST_TIME]
@@ -205,17 +208,21 @@ class ArenaScan:
     def _make(self, candidate: PageCandidate, raw: RawPage, position: _Position | None) -> PageCopy | None:
         """
         Raises:
-            TraceFormatError: The page cannot be.
+            TraceFormatError: The page is damaged.
         """
-        goes_on = position is not None and position.sequence == candidate.sequence
-        if position is None:  # the first page of all that was ever filled tells of losses before it; others cannot
+        continues = position is not None and position.sequence == candidate.sequence
+        if position is None:  # only a writer's very first page shows how many events were lost before it
             position = _Position(0 if not candidate.sequence else candidate.first_event)
-        before = position if goes_on else _Position(candidate.first_event, candidate.sequence, 0, 0, raw.timestamp)
+        before = position if continues else _Position(candidate.first_event, candidate.sequence, 0, 0, raw.timestamp)
         if before.offset >= len(raw.data):
             return None
-        lost = 0 if goes_on else candidate.first_event - position.next_event
+
+        # Losses are the gap in the numbers.
+        lost = 0 if continues else candidate.first_event - position.next_event
         if lost < 0:
             raise TraceFormatError(f"its first event is number {candidate.first_event}, not {position.next_event}")
+
+        # How many events there are: by the seal, or counted and compared with it.
         if self._trusted and raw.sealed is not None:
             total, _, last = raw.sealed
             events = total - before.events
@@ -224,6 +231,8 @@ class ArenaScan:
             total = before.events + events
             if raw.sealed is not None and raw.sealed != (total, len(raw.data), last):
                 raise TraceFormatError(f"it was sealed with {raw.sealed}, it has {(total, len(raw.data), last)}")
+
+        # The next scan continues here.
         self._positions[candidate.writer] = _Position(
             candidate.first_event + total, candidate.sequence, len(raw.data), total, last
         )
@@ -235,15 +244,15 @@ class ArenaScan:
         return PageCopy(entry, data)
 
     def _count(self, raw: RawPage, before: _Position) -> tuple[int, int]:
-        """Events from there on, and the time of the last."""
+        """The number of events after `before`, and the time of the last."""
         records = walk(raw.data, before.timestamp, before.offset)
         events, _, _, last = tally(records, self._totals)
-        next(records, None)  # raises what it stopped in front of
+        next(records, None)  # raises the error at which it stopped
         return events, last & _TIME_MASK if events else before.timestamp
 
 
 def _in_order(found: list[PageCandidate]) -> list[PageCandidate | DamagedPage]:
-    """By time, but the pages of a writer by their numbers: the times of a damaged page say nothing."""
+    """By time, but each writer's pages by number: the time on a damaged page means nothing."""
     streams: dict[int, list[PageCandidate]] = {}
     for candidate in sorted(found, key=attrgetter("number")):
         streams.setdefault(candidate.writer, []).append(candidate)
