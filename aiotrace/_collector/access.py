@@ -1,12 +1,8 @@
-"""Who may send to a collector, and where it listens. No event loop; sockets that do not block.
+"""Who may send to a collector: its token and its TLS certificates. `listeners` says where it listens.
 
-    unix:PATH          0600, and the peer's user is ours, or root
-    tcp://HOST:PORT    loopback alone
-    tls://HOST:PORT    loopback; or anywhere, with a token or certificates of clients
-
-The law: **what others can reach is not opened without TLS and a way to know who is there**; whoever asks for less is
-told why not. A token is compared in constant time, and stands in a file or an environment variable: what is in a URL or
-in an argument is seen by every user of the machine.
+A token is compared in constant time, and comes from a file or an environment variable only: every user of the machine
+can read a URL or an argument. Invariant (held by tests/collector/test_access.py): a token file that others may read is
+refused.
 
 This module knows no page and no stream.
 """
@@ -26,21 +22,21 @@ from .._protocol.messages import TOKEN_MAX
 __all__ = ["Access", "make_access", "read_token"]
 
 TOKEN_MIN: Final = 16
-"""Characters: what is shorter can be guessed."""
+"""Characters; a shorter token could be guessed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a client must have."""
+    """What a client needs to be admitted."""
 
     token: str | None = field(default=None, repr=False)
-    """None: it needs none."""
+    """None: no token is required."""
     tls: ssl.SSLContext | None = None
     knows_clients: bool = False
-    """TLS asks clients for certificates."""
+    """TLS requires client certificates."""
 
     def admits(self, token: str | None) -> bool:
-        """Whether this is the token; takes as long for a wrong one as for a right one."""
+        """Whether this is the right token. Takes the same time for a wrong one."""
         if self.token is None:
             return True
         return hmac.compare_digest((token or "").encode("utf-8", "replace"), self.token.encode("utf-8", "replace"))
@@ -56,10 +52,12 @@ def make_access(
 ) -> Access:
     """
     Raises:
-        ConfigurationError: They do not go together, or cannot be read; the message says what would do.
+        ConfigurationError: An invalid combination, or a file cannot be read; the message says what would work.
     """
     if token_file is not None and token_env is not None:
         raise ConfigurationError("token_file and token_env: one of them says where the token is")
+
+    # The token, from a file or the environment.
     token = None
     if token_file is not None:
         token = read_token(token_file)
@@ -67,6 +65,8 @@ def make_access(
         raise ConfigurationError(f"there is no token in the environment variable {token_env}")
     if token is not None and not TOKEN_MIN <= len(token) <= TOKEN_MAX:
         raise ConfigurationError(f"a token of {len(token)} characters: {TOKEN_MIN} to {TOKEN_MAX} are needed")
+
+    # TLS, if there is a certificate.
     if tls_key is not None and tls_cert is None:
         raise ConfigurationError("tls_key without tls_cert: a server needs its certificate too")
     if tls_client_ca is not None and tls_cert is None:
@@ -80,7 +80,7 @@ def read_token(path: str) -> str:
     """The first line of a file.
 
     Raises:
-        ConfigurationError: It cannot be read, or others may read it too, or it is no text.
+        ConfigurationError: It cannot be read, others may read it too, or it is not text.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115  # below

@@ -51,28 +51,28 @@ async def collect(
 ) -> AsyncIterator[Collector]:
     """Receive traces, and keep each stream in files of its own.
 
-    At the end of the block nothing more is taken, what has come is kept and acknowledged, and traces are closed; what
-    is not done after some 10 s is left for `aiotrace restore`, or for the next collector with this folder.
+    At the end of the block it stops reading, stores and acknowledges what has arrived, and closes the traces. Traces
+    that are not closed after about 10 s are left for `aiotrace restore`, or the next collector with this folder.
 
     Args:
-        addresses: `unix:PATH`, `tcp://HOST:PORT` (loopback), `tls://HOST:PORT`; port 0: one that is free.
-        folder: Where the traces go; made if it is not there.
-        max_size: Bytes of pages after which a trace is full and the stream goes on in the next.
+        addresses: `unix:PATH`, `tcp://HOST:PORT` (loopback), `tls://HOST:PORT`; port 0 chooses a free one.
+        folder: Where the traces go; created if missing.
+        max_size: Bytes of pages after which a trace is full and the stream continues in the next.
         max_age: Seconds after its first page that a trace is full.
-        budget: Bytes of disk that the traces may take. When it is reached nothing more is acknowledged.
-        delete_oldest: Then delete the oldest finished traces instead.
-        commit_interval: Seconds after which a page that was written is brought to the disk, at the latest.
-        token_file: A file that nobody else may read, whose first line every client has to say; those on Unix sockets
-            need not.
-        token_env: An environment variable with that.
-        tls_cert: A file with the certificate of this server, and those between it and the authority.
-        tls_key: Its private key; None: it is in the same file.
-        tls_client_ca: A file with the authority that clients' certificates must be of.
-        text: Where to print each event as it comes.
+        budget: Bytes of disk that the traces may take. When they are used up, nothing more is acknowledged.
+        delete_oldest: Delete the oldest finished traces to stay within the budget.
+        commit_interval: Seconds after which a written page is synced to the disk, at the latest.
+        token_file: A file that only its owner may read; its first line is the token that clients must send, except on
+            Unix sockets.
+        token_env: An environment variable with the token.
+        tls_cert: A file with the server's certificate chain.
+        tls_key: The private key; None: it is in the same file.
+        tls_client_ca: A file with the authority that must have signed clients' certificates.
+        text: Where to print each event as it arrives.
 
     Raises:
         ConfigurationError: An argument is out of range, an address is not safe, or the folder has a collector.
-        OSError: An address or the folder cannot be had.
+        OSError: An address cannot be bound, or the folder cannot be used.
     """
     if max_size is not None and max_size <= 0:
         raise ConfigurationError(f"max_size={max_size}: bytes, more than 0, or None for no limit")

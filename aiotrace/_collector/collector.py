@@ -1,10 +1,10 @@
-"""The collector: it listens, serves every connection, and ends when it is told to.
+"""The collector: listens, serves every connection, and ends when `stop` is called.
 
     listeners --accept--> Connection (one task group each) --> CollectorState: streams, threads, memory
-                            a bad one ends by itself; the others do not notice
+                            one that fails ends alone; the others are not affected
 
-It runs in a task of its own that is in nobody's task group, so that `collect` works wherever an async context manager
-does, and nothing of it raises into the program.
+It runs in a detached task, outside of the program's task groups, so that `collect` works wherever an async context
+manager does, and does not raise into the program.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from .transport import TlsTransport, Transport
 __all__ = ["CLIENTS_MAX", "Collector", "CollectorStatistics"]
 
 CLIENTS_MAX: Final = 1024
-"""Connections at once; each costs some 30 KiB, and what it is granted."""
+"""Connections at once; each costs about 30 KiB and its credit."""
 CLIENTS_PER_PEER_MAX: Final = 512
 """Connections at once from one address, or of one user."""
 STRANGERS_PER_PEER_MAX: Final = 256
-"""Those of them that have not said yet who they are."""
+"""How many of these may not have sent their hello yet."""
 ACCEPT_PAUSE: Final = 0.1
-"""Seconds, when the process has no descriptor left."""
+"""Seconds to wait when the process has no file descriptor left."""
 END_TIMEOUT: Final = 10.0
-"""Seconds for what has come to be kept, and for traces to be closed: what is not closed by then can be restored."""
+"""Seconds for storing what has arrived and closing traces. Traces that are not closed by then can be restored."""
 _NO_DESCRIPTORS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
@@ -51,32 +51,32 @@ class CollectorStatistics:
     connections_refused: int
     """Not let in: too many, no token, a wrong one, no TLS, another user."""
     connections_broken: int
-    """Ended because the peer broke the protocol, or was silent."""
+    """Ended because the peer violated the protocol, or was silent."""
     pages: int
-    """Pages and parts of pages that came."""
+    """Pages and parts of pages that were received."""
     bytes: int
-    """Of their records."""
+    """Bytes of their records."""
     events: int
-    """On them."""
+    """Events on them."""
     pages_acknowledged: int
     pages_duplicate: int
-    """Came again, and were there already."""
+    """Received again, and already stored."""
     events_lost: int
-    """As producers tell: before pages that came, and after the last ones."""
+    """Reported by producers: lost before a page that was received, or after the last one."""
     streams_ended: int
     failures: int
-    """Writes and fsyncs that failed; all were tried again."""
+    """Failed writes and fsyncs; all were retried."""
     stalled: str
     """Why nothing is acknowledged at present; "" if it is."""
     disk_used: int
     """Bytes that the folder takes."""
     disk_budget: int | None
     traces_deleted: int
-    """To stay within the budget."""
+    """Deleted to stay within the budget."""
 
 
 class Collector:
-    """What `aiotrace.collect` gives."""
+    """A running collector; made by `aiotrace.collect`."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Collector:
         show: Show | None = None,
     ) -> None:
         self.addresses = tuple(listener.address for listener in listeners)
-        """Where it listens; with the ports that the system chose."""
+        """Where it listens, with the ports that the system chose."""
         self._state = state
         self._access = access
         self._listeners = listeners
@@ -101,12 +101,13 @@ class Collector:
         self._all_gone = anyio.Event()
         self._task: Task | None = None
         self.failure: BaseException | None = None
-        """What ended it, if it was not told to end."""
+        """The error that ended it, if any."""
         self.unfinished = 0
-        """Streams whose traces could not be closed at the end: the next collector goes on with them, or `restore`."""
+        """Streams whose traces could not be closed at the end: the next collector resumes them, or `restore` finishes
+        them."""
 
     def statistics(self) -> CollectorStatistics:
-        """Of this moment; the disk as of the last second."""
+        """The statistics so far; disk usage is up to a second old."""
         counts, folder = self._state.counts, self._state.folder
         return CollectorStatistics(
             clients=sum(connection.is_greeted for connection in self._connections),
@@ -130,12 +131,12 @@ class Collector:
     # --- its life -------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """From within a loop."""
+        """Start the task, in the running loop."""
         self._task = Loop().spawn(self._run, "aiotrace collector")
 
     async def stop(self) -> None:
-        """Take no more; keep and acknowledge what has come; close the traces. Returns when that is done, or after
-        END_TIMEOUT seconds. Cancelled: the traces are left as they are."""
+        """Stop reading; store and acknowledge what has arrived; close the traces. Returns when that is done, or after
+        END_TIMEOUT seconds. If cancelled, the traces are left unfinished."""
         self._ending = True
         self._end.set()
         if self._task is not None:
@@ -148,12 +149,12 @@ class Collector:
         self.unfinished = len(self._state.folder.unfinished())
 
     async def wait(self) -> None:
-        """Until it has ended: told to, or because it failed."""
+        """Wait until it has ended, by `stop` or by a failure."""
         if self._task is not None:
             await self._task.wait()
 
     async def _run(self) -> None:
-        """Raises nothing but a cancellation."""
+        """Serve until `stop`. Raises only a cancellation."""
         try:
             async with anyio.create_task_group() as self._tasks:
                 self._tasks.start_soon(self._state.close_traces)
@@ -177,7 +178,7 @@ class Collector:
             await self._state.leave_all()
 
     async def _run_periodically(self) -> None:
-        """What is due each second."""
+        """Measure the disk and rotate old traces, once a second."""
         while True:
             try:
                 await self._state.run(self._state.folder.scan)
@@ -196,7 +197,7 @@ class Collector:
                 await anyio.wait_readable(listener.socket)
                 continue
             except OSError as error:
-                if error.errno in _NO_DESCRIPTORS:  # those that are there go on; the next wait in the kernel's queue
+                if error.errno in _NO_DESCRIPTORS:  # new ones wait in the kernel's queue
                     LOG.warning("no connection can be taken at present: %s", error)
                     await anyio.sleep(ACCEPT_PAUSE)
                 continue
@@ -230,7 +231,7 @@ class Collector:
         self._tasks.start_soon(self._serve, connection)
 
     def _refusal(self, peer: str) -> str | None:
-        """Why there is no room for one more of this peer's."""
+        """Why this peer may not have one more connection, or None."""
         if len(self._connections) >= CLIENTS_MAX:
             return f"{CLIENTS_MAX} connections are open"
         from_peer = [connection for connection in self._connections if connection.peer == peer]
@@ -243,7 +244,7 @@ class Collector:
     async def _serve(self, connection: Connection) -> None:
         try:
             await connection.run()
-        except Exception:  # a fault of ours, with what this client did: the others go on
+        except Exception:  # a bug in aiotrace, with this client's input: the others continue
             LOG.exception("%s: the connection failed", connection.name)
         finally:
             self._connections.discard(connection)

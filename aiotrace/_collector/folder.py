@@ -1,14 +1,15 @@
-"""The folder of a collector: which files are whose, how much disk they take, and who may write there. Blocking.
+"""The folder of a collector: the files of each stream, the disk budget, and the lock. Blocking.
 
     DIR/.aiotrace-listen                          locked by the collector that writes here
     DIR/web1-4615-STREAMID.dat                    the first trace of a stream: host, pid, and its id in hex
-    DIR/web1-4615-STREAMID.2.dat                  where it went on: after a rotation, or a failed fsync
+    DIR/web1-4615-STREAMID.2.dat                  where it continues: after a rotation, or a failed fsync
 
-The laws. **What comes from the wire becomes a name only letter by letter**: those of an allow-list, the others as "_",
-so nothing is written outside of the folder. **A stream's files are found by its id**, which no other has: there is no
-index that could be lost or wrong. **What is counted as used is what the disk says**.
+Invariants (held by tests/collector/test_folder.py):
 
-This module knows no page and no socket.
+* Of what comes over the wire, only allow-listed characters go into a name, others become "_": nothing is written
+  outside of the folder.
+* A stream's files are found by its unique id in their names: there is no index that could be lost or wrong.
+* Disk usage is counted in blocks, as the file system reports it.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ __all__ = ["BudgetError", "Folder", "TraceName"]
 
 LOCK: Final = ".aiotrace-listen"
 HOST_MAX: Final = 48
-"""Characters of a host's name that go into a file's."""
+"""Maximum characters of a host's name in a file name."""
 SCAN_INTERVAL: Final = 1.0
-"""Seconds for which a count of the disk's blocks is good; what was written since is added."""
+"""Seconds for which a count of the disk's blocks is used; what was written since is added."""
 _NOT_ALLOWED: Final = re.compile(r"[^A-Za-z0-9_.-]")
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*-\d+-(?P<id>[0-9a-f]{32})(?:\.(?P<number>[1-9]\d{0,8}))?\.dat")
 
 
 class BudgetError(OSError):
-    """The traces take as much of the disk as they may."""
+    """The disk budget of the traces is used up."""
 
 
 class TraceName(NamedTuple):
@@ -51,18 +52,18 @@ class TraceName(NamedTuple):
 
 
 class Folder:
-    """What a collector does with its folder as a whole. `scan` and what needs it may run in any thread."""
+    """A collector's folder, locked. `scan` and `make_room` may run in any thread."""
 
     def __init__(self, path: str, *, budget: int | None = None, delete_oldest: bool = False) -> None:
         """
         Args:
-            path: Created, 0700, if it is not there.
+            path: Created with mode 0700 if missing.
             budget: Bytes of disk that the traces in it may take; None: no limit.
             delete_oldest: Delete the oldest finished traces when there is no room, instead of refusing.
 
         Raises:
-            ConfigurationError: The budget is none, or another collector writes there.
-            OSError: The folder cannot be made or written.
+            ConfigurationError: An invalid budget, or another collector uses the folder.
+            OSError: The folder cannot be created or written.
         """
         if budget is not None and budget <= 0:
             raise ConfigurationError(f"budget={budget}: bytes, more than 0, or None for no limit")
@@ -74,13 +75,13 @@ class Folder:
         self.deleted = 0
         """Traces that were deleted to make room."""
         self.deleted_bytes = 0
-        """What they took of the disk."""
+        """Bytes of disk that they took."""
         self._used = 0
         self._scanned = -SCAN_INTERVAL
         os.makedirs(self.path, mode=0o700, exist_ok=True)
         self._lock = self._take_lock()
         self.was_rebooted = self._note_boot()
-        """The machine was down since a collector wrote here, so that what was not synced then may not be there."""
+        """The machine was rebooted since a collector wrote here, so unsynced data may be missing."""
 
     def _take_lock(self) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -99,13 +100,13 @@ class Folder:
         return before != boot_id()
 
     def trust_boot(self) -> None:
-        """What earlier boots have left was checked: from now on only this one counts."""
+        """Record this boot, after the files of earlier ones were checked."""
         os.ftruncate(self._lock, 0)
         os.pwrite(self._lock, boot_id().encode("ascii"), 0)
         os.fsync(self._lock)
 
     def close(self) -> None:
-        """Let another collector have it."""
+        """Release the lock."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -118,7 +119,7 @@ class Folder:
         return os.path.join(self.path, f"{host}-{info.pid}-{info.stream_id.hex()}.dat")
 
     def next_path(self, info: StreamInfo, names: list[TraceName]) -> TraceName:
-        """Where it goes on."""
+        """Where the stream continues."""
         if not names:
             return TraceName(1, self.first_path(info))
         number = names[-1].number + 1
@@ -140,7 +141,7 @@ class Folder:
     def _traces(self) -> list[tuple[str, TraceName]]:
         found = set()
         for entry in os.listdir(self.path):
-            # Of a trace whose writer was killed at its very beginning, there may be the journal alone.
+            # A writer that was killed at its very beginning may leave only the journal.
             match = _NAME.fullmatch(entry.removesuffix(".journal"))
             if match is not None:
                 name = TraceName(int(match["number"] or 1), os.path.join(self.path, match[0]))
@@ -151,11 +152,11 @@ class Folder:
 
     @property
     def used(self) -> int:
-        """Bytes of disk, as of the last count and with what was written since."""
+        """Bytes of disk: the last count, and what was written since."""
         return self._used
 
     def scan(self) -> int:
-        """Count them anew; returns `used`."""
+        """Count the blocks again; returns `used`."""
         used = 0
         with os.scandir(self.path) as entries:
             for entry in entries:
@@ -170,14 +171,14 @@ class Folder:
         return used
 
     def wrote(self, size: int) -> None:
-        """So many bytes were added."""
+        """Add `size` bytes to the count."""
         self._used += size
 
     def make_room(self, size: int) -> None:
-        """See that so many bytes are within the budget.
+        """Make sure that `size` more bytes fit the budget, deleting traces if that is allowed.
 
         Raises:
-            BudgetError: They are not, and nothing may be deleted, or nothing is left that could be.
+            BudgetError: They do not fit, and nothing can be deleted.
         """
         if self.budget is None or (self._used + size <= self.budget and self._is_fresh()):
             return
@@ -195,7 +196,7 @@ class Folder:
         return time.monotonic() < self._scanned + SCAN_INTERVAL
 
     def _oldest(self) -> list[str]:
-        """The finished traces, the one that was finished first before the others."""
+        """The finished traces, in the order in which they were finished."""
         finished = []
         for _, name in self._traces():
             if not os.path.lexists(name.path + ".journal"):

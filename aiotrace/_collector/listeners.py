@@ -1,12 +1,11 @@
-"""Where a collector listens, and whose connections it takes. No event loop; sockets that do not block.
+"""Where a collector listens, and which peers may connect. Non-blocking sockets, no event loop.
 
     unix:PATH          0600, and the peer runs as this user or root
     tcp://HOST:PORT    loopback only
     tls://HOST:PORT    loopback; or anywhere, with a token or client certificates
 
-**Nothing that others can reach is opened without TLS and authentication**; the error says what is missing.
-
-This module knows no page and no stream.
+Invariant (held by tests/collector/test_access.py): no address that other machines can reach is opened without TLS and
+authentication; the error says what is missing.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ class Listener:
 
     socket: socket.socket
     address: str
-    """As a client writes it; with the port, where the system chose one."""
+    """As clients write it, with the port that the system chose."""
     is_tls: bool = False
     is_local: bool = False
-    """Clients are on this machine, so that what they send goes through memory alone."""
+    """Clients are on this machine: what they send never leaves its memory."""
     path: str | None = None
     inode: tuple[int, int] | None = None
-    """Of the Unix socket's name: somebody else may have taken it since."""
+    """Device and inode of the Unix socket: its name may be another program's socket by now."""
 
     @property
     def needs_token(self) -> bool:
@@ -66,8 +65,8 @@ def listen(addresses: Sequence[str], access: Access) -> list[Listener]:
     """Open all of them, or none.
 
     Raises:
-        ConfigurationError: One is none, or is not safe; the message says why and what would do.
-        OSError: One cannot be had.
+        ConfigurationError: An invalid or unsafe address; the message says what would work.
+        OSError: An address cannot be bound.
     """
     if not addresses:
         raise ConfigurationError(f"no address to listen at: {_EXAMPLES}")
@@ -163,7 +162,7 @@ def _listen_unix(path: str) -> Listener:
 
 
 def _remove_dead(path: str) -> None:
-    """A collector that was killed leaves its socket; one that lives has it."""
+    """Remove the socket that a killed collector left; refuse if a program still listens at it."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise FileExistsError(errno.EEXIST, "what is there is no socket: choose another name", path)
@@ -185,14 +184,14 @@ def _remove_dead(path: str) -> None:
 
 
 def peer_of(sock: socket.socket, allowed: Iterable[int] | None = None) -> str:
-    """Who it is: an IP address, or "uid N".
+    """The peer's identity: an IP address, or "uid N".
 
     Args:
-        allowed: Users whose programs may connect to a Unix socket; None: ours and root.
+        allowed: Users who may connect to a Unix socket; None: this process's user and root.
 
     Raises:
-        PermissionError: It is another user's.
-        OSError: It is gone.
+        PermissionError: The peer is another user.
+        OSError: The peer has disconnected.
     """
     if sock.family != socket.AF_UNIX:
         return str(sock.getpeername()[0])

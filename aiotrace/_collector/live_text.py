@@ -1,9 +1,9 @@
-"""What a collector shows while it works: the events as they come, a line each.
+"""`aiotrace listen --text`: prints events as they arrive, a line each.
 
     a stream's thread: pages --> lines --> a short queue --> one thread that prints
 
-The law: **who looks on does not hold up what is kept**: when the terminal is slower, lines are left out, and it is said
-how many.
+Invariant (held by tests/collector/test_collector.py): printing never delays storing. If the terminal is too slow, lines
+are left out and their number is printed.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .state import Stream
 __all__ = ["LiveText"]
 
 QUEUE_MAX: Final = 64
-"""Batches of lines that wait to be printed."""
+"""Maximum batches of lines waiting to be printed."""
 
 
 class LiveText:
-    """Prints the events of pages, with the host and pid they are of. Called in the streams' threads."""
+    """Prints the events of pages with their host and pid. Called in the streams' threads."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
@@ -64,11 +64,11 @@ class LiveText:
             try:
                 self._file.write(text)
                 self._file.flush()
-            except (OSError, ValueError):  # nobody looks on any more: the traces are still written
+            except (OSError, ValueError):  # the reader is gone; the traces are still written
                 return
 
     def stop(self, timeout: float) -> None:
-        """Print what waits, for at most so many seconds."""
+        """Print what is queued, for at most `timeout` seconds."""
         try:
             self._queue.put(None, timeout=timeout)
         except queue.Full:

@@ -1,13 +1,11 @@
-"""What the connections of a collector share: streams and their threads, memory, closing, counts.
+"""What the connections of a collector share: streams and their threads, memory, closing traces, counts.
 
-    take(info) --> Stream, whose files one thread writes        give_back: the producer is away
-    grant      --> pages that a connection may have on its way to a file; all of them together are bounded
+    take(info) --> Stream, whose files one thread writes        give_back: the producer has disconnected
+    grant      --> credit: pages that a connection may have in flight, bounded for all connections together
     close      --> full traces become trace.dats, in a thread of their own, one after the other
 
-The law: **what is held is bounded before it is sent**: each connection is granted pages of a memory that all share, and
-one for which there is none is refused.
-
-This module knows no socket.
+Invariant (held by tests/collector/test_collector.py): memory is bounded before pages are sent. Each connection is
+granted credit from one shared amount, and refused if none is left.
 """
 
 from __future__ import annotations
@@ -31,18 +29,18 @@ __all__ = ["LOG", "CollectorState", "Counts", "FullError", "Rotation", "Stream"]
 
 LOG: Final = logging.getLogger("aiotrace.collect")
 MEMORY: Final = 512 << 20
-"""Bytes that the pages of all connections may take on their way to the files."""
+"""Bytes of pages that all connections together may have in flight."""
 CREDIT_BYTES: Final = 4 << 20
-"""Bytes of pages that one connection is granted at most: what a disk takes in the time of an fsync."""
+"""Maximum bytes of credit of a connection: about what a disk writes in the time of an fsync."""
 SHARE: Final = 128
-"""A connection is granted this part of what is left, and one page at least: so there is some for hundreds."""
+"""A connection gets one in this many of the bytes left, but at least one page: enough for hundreds of connections."""
 THREADS: Final = 4
-"""That write: the kernel puts the fsyncs of several into one commit."""
+"""Writer threads. The kernel merges concurrent fsyncs into one journal commit."""
 STREAMS_REMEMBERED: Final = 1024
-"""Streams without a connection whose state is kept in memory; the files of others are looked up again."""
+"""Streams without a connection whose state is kept in memory; others are read from their files again."""
 CLOSE_ATTEMPTS: Final = 10
 CLOSE_PAUSE: Final = 0.5
-"""Seconds before a trace that could not be closed is tried again."""
+"""Seconds before another attempt to close a trace."""
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -64,28 +62,28 @@ class Rotation:
 
 @dataclass(slots=True)
 class Counts:
-    """What has happened so far."""
+    """Counters for `CollectorStatistics`."""
 
     connections: int = 0
     refused: int = 0
     """Connections that were not let in."""
     broken: int = 0
-    """Connections that broke the protocol."""
+    """Connections whose peer violated the protocol."""
     pages: int = 0
-    """Pages and parts that came."""
+    """Pages and parts that were received."""
     bytes: int = 0
-    """Of their records."""
+    """Bytes of their records."""
     events: int = 0
     acknowledged: int = 0
     """Pages and parts that were acknowledged."""
     duplicates: int = 0
-    """Pages and parts that came again and were there already."""
+    """Pages and parts that were received again and already stored."""
     lost: int = 0
-    """Events that producers say they lost."""
+    """Events that producers reported as lost."""
     ended: int = 0
-    """Streams whose end came."""
+    """Streams that ended."""
     failures: int = 0
-    """Writes and fsyncs that failed; each is tried again."""
+    """Failed writes and fsyncs; each is retried."""
 
 
 class _Owner(NamedTuple):
@@ -96,19 +94,19 @@ class _Owner(NamedTuple):
 
 
 class Stream:
-    """A stream that is known, and who has it."""
+    """A stored stream, and the thread that writes it."""
 
     def __init__(self, stored: StoredStream, worker: Worker) -> None:
         self.stored = stored
         self._worker = worker
 
     async def run(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
-        """In the stream's thread. Cancelled: after it has returned."""
+        """Call a function in the stream's thread. If cancelled, it ends first."""
         return await self._worker.run(function, *arguments)
 
 
 class CollectorState:
-    """See the module's docstring. Of one event loop."""
+    """See the module's docstring. For one event loop."""
 
     def __init__(self, folder: Folder, rotation: Rotation) -> None:
         self.folder = folder
@@ -121,7 +119,7 @@ class CollectorState:
         self._next_worker = 0
         self._streams: OrderedDict[bytes, Stream] = OrderedDict()
         self._owners: dict[bytes, _Owner] = {}
-        """Of the streams that have a connection."""
+        """The connections of the streams that have one."""
         self._memory = MEMORY
         self._closings: deque[tuple[Closing, int]] = deque()
         self._to_close = anyio.Event()
@@ -133,13 +131,13 @@ class CollectorState:
             worker.stop()
 
     async def run(self, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
-        """In a thread that no stream waits for."""
+        """Call a function in a thread that no stream waits for."""
         return await self._closer.run(function, *arguments)
 
     # --- memory ---------------------------------------------------------------------------------
 
     def grant(self, page_size: int) -> int:
-        """Pages that a connection may have on their way; `give_back_memory` when it is over.
+        """The credit of a new connection, in pages; return it by `give_back_memory`.
 
         Raises:
             FullError: There is no memory left.
@@ -157,14 +155,14 @@ class CollectorState:
     # --- streams --------------------------------------------------------------------------------
 
     async def take(self, info: StreamInfo, stop: Callable[[], None]) -> Stream:
-        """Have a stream, alone: whoever has it is told to stop. What the folder holds of it is known when this returns.
+        """Take exclusive hold of a stream, after stopping its present connection, and read its position from its files.
 
         Args:
-            stop: Called when another connection wants it: `give_back` it soon.
+            stop: Called when another connection wants the stream: `give_back` it soon.
 
         Raises:
-            OSError: Its files cannot be read, or somebody else has them.
-            TraceFormatError: What they hold is no trace.
+            OSError: Its files cannot be read, or are locked by another process.
+            TraceFormatError: They are not a trace.
         """
         key = info.stream_id
         while (owner := self._owners.get(key)) is not None:
@@ -186,7 +184,7 @@ class CollectorState:
         if stream is not None:
             try:
                 await stream.run(stream.stored.resume)
-            except FileNotFoundError:  # somebody has restored, moved or deleted it meanwhile
+            except FileNotFoundError:  # it was restored, moved or deleted in the meantime
                 return None
         return stream
 
@@ -198,7 +196,7 @@ class CollectorState:
         return Stream(stored, worker)
 
     async def give_back(self, stream: Stream) -> None:
-        """Its connection is over. Not to be cancelled."""
+        """Release a stream whose connection has ended. Must not be cancelled."""
         key = stream.stored.info.stream_id
         try:
             await stream.run(stream.stored.release)
@@ -216,7 +214,7 @@ class CollectorState:
                 return
 
     async def rotate_old(self) -> None:
-        """Streams whose trace has reached its age go on in the next."""
+        """Rotate the traces that have reached the maximum age."""
         for key in list(self._owners):
             stream = self._streams.get(key)
             if stream is None or not stream.stored.is_old():
@@ -230,7 +228,7 @@ class CollectorState:
     # --- closing --------------------------------------------------------------------------------
 
     def close_full(self, stream: Stream) -> None:
-        """Have closed what the stream does not write to any more."""
+        """Queue a stream's full traces for closing."""
         closings = stream.stored.closings
         if closings:
             self._closings.extend((closing, 0) for closing in closings)
@@ -238,14 +236,14 @@ class CollectorState:
             self._to_close.set()
 
     async def close_traces(self) -> None:
-        """Close what is to be closed, for ever."""
+        """Close queued traces until cancelled."""
         while True:
             await self._to_close.wait()
             self._to_close = anyio.Event()
             await self.close_all()
 
     async def close_all(self) -> None:
-        """Close what is to be closed by now; returns when nothing is left to be tried."""
+        """Close the queued traces; returns when each is closed or given up."""
         async with self._closing:
             await self._close_all()
 
@@ -271,7 +269,7 @@ class CollectorState:
             pass
 
     async def leave_all(self) -> None:
-        """The collector ends: close the traces of all streams, also those that an earlier collector left."""
+        """The collector ends: close the traces of all streams, including those of an earlier collector."""
         for stream in self._streams.values():
             await stream.run(stream.stored.leave)
             self.close_full(stream)
@@ -282,10 +280,10 @@ class CollectorState:
                 self._closings.extend((restoring(name.path), 0) for name in names)
         await self.close_all()
 
-    # --- what is told ---------------------------------------------------------------------------
+    # --- reporting ------------------------------------------------------------------------------
 
     def write_failed(self, error: OSError) -> None:
-        """Nothing can be written."""
+        """Report that writing fails, once per reason."""
         self.counts.failures += not isinstance(error, BudgetError)
         reason = escape(f"{error.strerror}: {error.filename}" if error.filename else str(error))
         if reason != self.stalled:
@@ -293,9 +291,9 @@ class CollectorState:
             self.stalled = reason
 
     def write_succeeded(self) -> None:
-        """Something was written."""
+        """Report that writing works again, if it had failed."""
         if self.stalled:
-            LOG.warning("it can be written again")
+            LOG.warning("writing works again")
             self.stalled = ""
 
 

@@ -1,15 +1,18 @@
-"""One stream in a collector's folder: its traces, one after the other, and how far they have it. Blocking.
+"""One stream in a collector's folder: its traces, one after the other, and its position in them. Blocking.
 
     write --> in the current trace  --sync--> on the disk --> may be acknowledged as fsynced
                 |  full, old, or its fsync failed
                 v
-              the next trace begins with how far the stream had come; the one before is closed meanwhile
+              the next trace, which begins with the stream's position, while the full one is closed
 
-The laws. **The next trace exists before the one before it is closed**, so a kill at any moment leaves a stream whose
-last file tells how far it has come: each page is in one of them, once. **After a failed fsync nothing that was not on
-the disk before counts**: it is taken out, nothing of it was acknowledged as fsynced, and the producer sends it again.
+Invariants (held by tests/collector/test_stored_stream.py):
 
-Not for two threads at once. This module knows no socket and no event loop.
+* The next trace exists before the previous one is closed. So after a kill at any moment the last file has the stream's
+  position, and each page is in exactly one file.
+* After a failed fsync everything since the last successful one is removed. None of it was acknowledged as fsynced, and
+  the producer sends it again.
+
+Not thread-safe.
 """
 
 from __future__ import annotations
@@ -35,10 +38,10 @@ from .folder import Folder, TraceName
 __all__ = ["UNSYNCED_MAX", "Closing", "StoredStream", "check_after_power_loss", "restoring"]
 
 UNSYNCED_MAX: Final = 32 << 20
-"""Bytes of pages of a stream that are written and not synced: after a power loss twice this much is checked."""
+"""Maximum bytes of a stream that are written but not synced. After a power loss, twice as much is checked."""
 
 Closing = Callable[[], Iterator[int]]
-"""What makes a trace.dat of a trace that is full, in steps of some 10 ms; can be called again after an OSError."""
+"""Makes a trace.dat of a full trace, in steps of about 10 ms. Can be called again after an OSError."""
 
 
 class StoredStream:
@@ -47,50 +50,50 @@ class StoredStream:
     def __init__(
         self, folder: Folder, info: StreamInfo, *, max_size: int | None = None, max_age: float | None = None
     ) -> None:
-        """Find what the folder has of it.
+        """Find the stream's files in the folder.
 
         Args:
             max_size: Bytes of pages after which a trace is full.
             max_age: Seconds after its first page that a trace is full.
 
         Raises:
-            OSError: A file cannot be read, or somebody else has it locked.
+            OSError: A file cannot be read, or is locked by another process.
         """
         self.folder = folder
         self.info = info
         self.definitions: list[Definition] = []
-        """Those that are known; what the producer says comes behind them."""
+        """The known definitions; the producer's new ones are appended."""
         self.ended = False
-        """Its end has come, with the ledger."""
+        """The producer has ended the stream, with the ledger."""
         self.closings: list[Closing] = []
-        """Traces that are full, for whoever has the time."""
+        """Full traces, to be closed by the caller."""
         self.durable = True
-        """The producer wants to know when pages are on the disk; else it is enough that they are written."""
+        """The producer requested pages to be synced; otherwise written is enough."""
         self.duplicates = 0
-        """Pages and parts that came and were there already."""
+        """Pages and parts that were already stored when they were received."""
         self._max_size = max_size
         self._max_age = max_age
         self._store: TraceStore | None = None
         self._before: Positions = {}
-        """How far the files before the current one have it."""
+        """The stream's position at the end of the previous files."""
         self._begun = 0.0
         self._spent = False
-        """Nothing more may go into the current trace: something was taken out of it."""
+        """Nothing more may be written to the current trace, because unsynced pages were removed from it."""
         self._find()
 
     @property
     def written(self) -> Positions:
-        """How far the stream is in files, by writer."""
+        """Per writer, the position up to which the stream is written."""
         return self._store.stored if self._store is not None else self._before
 
     @property
     def synced(self) -> Positions:
-        """How far it is on the disk."""
+        """Per writer, the position up to which it is synced."""
         return self._store.synced if self._store is not None else self._before
 
     @property
     def reached(self) -> Positions:
-        """How far it is as the producer wants it."""
+        """Per writer, the position at the level that the producer requested."""
         return self.synced if self.durable else self.written
 
     def _find(self) -> None:
@@ -100,11 +103,11 @@ class StoredStream:
                 break
             names.pop()
         for name in names[:-1]:
-            if is_unfinished(name.path):  # its collector was killed while it closed it
+            if is_unfinished(name.path):  # its collector was killed while closing it
                 self.closings.append(restoring(name.path))
 
     def _take(self, name: TraceName) -> bool:
-        """Go on with the last trace, or behind it; false if it has nothing."""
+        """Resume the last trace, or start after it; false if it is empty."""
         if _is_empty(name.path):
             remove(name.path)
             return False
@@ -113,7 +116,7 @@ class StoredStream:
                 self._before, self.ended = stored_positions(name.path)
                 return True
             store = TraceStore.resume(name.path, fsync=True)
-        except TraceFormatError:  # it lost its beginning: it stays for whoever can make something of it
+        except TraceFormatError:  # its beginning is missing: keep the file
             return True
         if store.ended:
             self._before, self.ended = store.stored, True
@@ -124,21 +127,21 @@ class StoredStream:
         return True
 
     def resume(self) -> None:
-        """The producer is back: take the files again that `release` let go.
+        """The producer is back: reopen the files that `release` closed.
 
         Raises:
-            OSError: They are not what they were, or somebody else has them.
+            OSError: They have changed, or are locked by another process.
         """
         if self._store is not None:
             self._store.open()
 
     def write(self, pages: Sequence[Page]) -> None:
-        """Put pages into the files; those that are there already are passed over.
+        """Write pages to the files, except those that are already stored.
 
         Raises:
-            BudgetError: There is no room for them within the budget.
-            OSError: Some of the first may be in; writing the same pages again goes on with the others, unless
-                `sync_failed`.
+            BudgetError: They do not fit the budget.
+            OSError: The first ones may be written; unless `sync_failed`, call it again with the same pages to write
+                the rest.
         """
         assert not self.ended
         self._check_synced()
@@ -166,18 +169,18 @@ class StoredStream:
         return fitting or (0 if store.pages_count else 1)
 
     def missing(self, pages: Sequence[Page]) -> list[Page]:
-        """Those of these pages that are not in the files."""
+        """The pages that are not stored yet."""
         has = self._store.has if self._store is not None else None
         return [page for page in pages if has is None or not has(page)]
 
     def is_old(self) -> bool:
-        """Whether the current trace has reached its age."""
+        """Whether the current trace has reached the maximum age."""
         store = self._store
         has_pages = store is not None and store.pages_count > 0
         return has_pages and self._max_age is not None and time.monotonic() >= self._begun + self._max_age
 
     def _begin(self) -> TraceStore:
-        """The next trace."""
+        """Create the next trace."""
         before = self._store
         stored = before.stored if before is not None else self._before
         names = self.folder.traces_of(self.info.stream_id)
@@ -188,40 +191,39 @@ class StoredStream:
         return self._store
 
     def rotate(self) -> None:
-        """The current trace is full: go on in the next.
+        """Continue in a new trace, and have the current one closed.
 
         Raises:
-            OSError: As for `sync`, or the next cannot be made: call again.
+            OSError: As for `sync`, or the new trace cannot be created: call again.
         """
         self.sync()
         self._begin()
 
     @property
     def sync_failed(self) -> bool:
-        """After this nothing more goes into the current trace: `recover`, and have the producer send again."""
+        """An fsync failed: call `recover`, and let the producer send the unsynced pages again."""
         return self._store is not None and self._store.sync_failed
 
     def sync(self) -> None:
-        """Bring to the disk what was written; without effect unless `durable`: a failure would take out what was
-        acknowledged.
+        """Sync what was written. Without effect unless `durable`: a failure would remove pages that were acknowledged.
 
         Raises:
-            OSError: What of it is there is unknown: `sync_failed`.
+            OSError: It is unknown what reached the disk; `sync_failed` is set.
         """
         self._check_synced()
         if self._store is not None and self.durable:
             self._store.sync()
 
     def _check_synced(self) -> None:
-        """A second fsync would say that all is well."""
+        """After a failed fsync, a second one would wrongly succeed."""
         if self.sync_failed:
             raise OSError(errno.EIO, "an fsync failed before: recover first", self._store and self._store.path)
 
     def recover(self) -> None:
-        """After a failed fsync: take out what may not be on the disk, and go on in the next trace.
+        """After a failed fsync: remove what may not be on the disk, and continue in the next trace.
 
         Raises:
-            OSError: The disk does not even let it be taken out: call again.
+            OSError: Removing failed too: call again.
         """
         if self._store is not None and self._store.sync_failed:
             self._spent = True
@@ -229,7 +231,7 @@ class StoredStream:
             self._begin()
 
     def end(self, ledger: Ledger) -> None:
-        """Its end has come: when this returns that is stored, and the last trace can be closed.
+        """End the stream: when this returns, its end is stored and the last trace can be closed.
 
         Raises:
             OSError: As for `write` and `sync`: `recover`, and call again.
@@ -244,12 +246,12 @@ class StoredStream:
         self.closings.append(store.finish)
 
     def release(self) -> None:
-        """The producer is away: let the files go, so that others may restore them."""
+        """The producer has disconnected: close the files, so that other processes can restore them."""
         if self._store is not None:
             self._store.close()
 
     def leave(self) -> None:
-        """The collector ends: close the current trace, too. The stream can go on in the next."""
+        """The collector ends: have the current trace closed. The stream can continue in a new one."""
         store = self._store
         if store is not None:
             self._store, self._before = None, store.stored
@@ -257,7 +259,7 @@ class StoredStream:
 
 
 class _Closing:
-    """Closes a trace whose stream goes on elsewhere."""
+    """Closes a trace whose stream continues in another."""
 
     def __init__(self, store: TraceStore, definitions: Sequence[Definition]) -> None:
         self._store = store
@@ -275,7 +277,7 @@ def restoring(path: str) -> Closing:
     def run() -> Iterator[int]:
         try:
             restore(path)
-        except FileNotFoundError:  # somebody else has done it, or it was not begun
+        except FileNotFoundError:  # already restored, or never begun
             pass
         yield 0
 
@@ -283,7 +285,7 @@ def restoring(path: str) -> Closing:
 
 
 def _is_empty(path: str) -> bool:
-    """Whether its writer was killed before it had begun: it has no page, and cannot have one."""
+    """Whether its writer was killed before it wrote anything."""
     try:
         if os.path.getsize(path) == 0:
             return True
@@ -293,7 +295,7 @@ def _is_empty(path: str) -> bool:
 
 
 def check_after_power_loss(folder: Folder) -> None:
-    """Cut off what may not have got to the disk when the machine went down.
+    """Cut off what may not have reached the disk when the machine went down.
 
     Raises:
         OSError: A file cannot be read or cut.
@@ -310,11 +312,10 @@ def check_after_power_loss(folder: Folder) -> None:
 
 
 def stored_positions(path: str) -> tuple[Positions, bool]:
-    """What a complete trace says of its stream: how far it has each writer's, with the files before it, and whether the
-    stream has ended.
+    """The stream's position at the end of a complete trace, and whether the stream has ended.
 
     Raises:
-        TraceFormatError: It is no complete trace of ours.
+        TraceFormatError: Not a complete trace of aiotrace.
         OSError: It cannot be read.
     """
     file = TraceDatSource(path)

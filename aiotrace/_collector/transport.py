@@ -1,9 +1,7 @@
-"""A connection's bytes: a socket that does not block, with or without TLS, on asyncio and trio alike.
+"""The bytes of a connection: a non-blocking socket, with or without TLS, on asyncio and trio.
 
-    wait_readable()      --> receive_now(buffer)    bytes that came; 0 at the end, None if there are none
-    send_now(buffers)    --> wait_writable()        what the kernel takes at once
-
-This module knows no frame.
+wait_readable()      --> receive_now(buffer)    number of bytes; 0 at the end, None if nothing has arrived
+send_now(buffers)    --> wait_writable()        number of bytes that the kernel accepted
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ __all__ = ["TlsTransport", "Transport"]
 Buffer = bytes | bytearray | memoryview
 _OVER: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR
 _USER_TIMEOUT_MS: Final = 30_000
-"""Milliseconds that what was sent may be without an answer from the peer's kernel; heartbeats find it before."""
+"""Milliseconds that sent bytes may stay unacknowledged by the peer's kernel; heartbeats usually notice earlier."""
 
 
 class Transport:
@@ -38,24 +36,24 @@ class Transport:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _USER_TIMEOUT_MS)
 
     async def start(self) -> None:
-        """What comes before the first byte."""
+        """Do the handshake, if there is one."""
 
     def receive_now(self, buffer: memoryview) -> int | None:
-        """None if there is nothing."""
+        """Receive into a buffer; None if nothing has arrived."""
         try:
             return self.socket.recv_into(buffer)
         except BlockingIOError:
             return None
 
     def send_now(self, buffers: Sequence[Buffer]) -> int:
-        """How many bytes of these were taken; 0 if none are at present."""
+        """How many bytes the kernel accepted; 0 if its buffer is full."""
         try:
             return self.socket.sendmsg(buffers)
         except BlockingIOError:
             return 0
 
     def has_bytes(self) -> bool:
-        """Whether something has come that nobody has taken; the end of the connection, too."""
+        """Whether there is something to receive, or the end of the connection."""
         return bool(self._poll.poll(0))
 
     def is_over(self) -> bool:
@@ -99,7 +97,7 @@ class TlsTransport(Transport):
             return None
 
     def send_now(self, buffers: Sequence[Buffer]) -> int:
-        # Handshake messages after the first are read with the next bytes: nothing but room is waited for here.
+        # Later handshake messages are read by `receive_now`, so only buffer space has to be waited for here.
         try:
             return self._tls.send(b"".join(buffers))
         except (ssl.SSLWantWriteError, ssl.SSLWantReadError):

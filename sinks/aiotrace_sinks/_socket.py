@@ -5,7 +5,7 @@
       +---- acknowledge ----+<------------------ acknowledged ----------------------+
 
 A session lasts as long as a connection. When it is lost, the next one begins after a pause, and sends again what the
-collector does not have; meanwhile pages stay where they are, and the recording does with full pages what it was told.
+collector does not have; until then pages stay where they are, and the recording applies its own policy to full pages.
 So all that a lost collector costs is counted by the recording: as dropped or overrun, and at last as abandoned.
 
 The law: **a page is acknowledged by the collector's word alone.** What is on the wire and what may be said there is the
@@ -42,7 +42,7 @@ that the producers of a collector that was restarted do not all come at once, an
 READS_MAX: Final = 16
 """Portions of up to 8 KiB that are read at once."""
 BATCH: Final = 64
-"""Pages: at most so many are asked for at once."""
+"""Maximum pages that are requested at once."""
 
 
 class SocketSink:
@@ -341,7 +341,7 @@ class _Session:
         self._take = take
         self._watch: Watch | None = None
         self._blocked = False
-        """The channel takes no more for now."""
+        """The channel accepts no more bytes for now."""
         self._more = anyio.Event()
         """There is more to read that the socket does not tell of."""
         self._scope = anyio.CancelScope()

@@ -6,8 +6,8 @@
     channel.receive(buffer)   --> how many bytes came, None if it would block
     channel.watching(...)     --> calls back when it would not
 
-The socket is ours alone, so one code serves asyncio, uvloop and trio, and pages go from where they are (`sendmsg`); TLS
-has to copy them to encrypt them.
+The socket is used here only, so one code serves asyncio, uvloop and trio, and pages go from where they are (`sendmsg`);
+TLS has to copy them to encrypt them.
 
 A connection that is given up is reset, not closed: what is still on its way is worth nothing, since it is sent again.
 """
@@ -48,7 +48,7 @@ tries for a quarter of an hour. As long as two of the protocol's heartbeats."""
 UNIX_PATH_MAX: Final = 107
 """Bytes: sun_path in unix(7), and its zero."""
 UNIX_BUFFER: Final = 1 << 20
-"""Bytes; the system takes net.core.wmem_max for more than that, which is 212,992 where nobody changed it."""
+"""Bytes; the system takes net.core.wmem_max for more than that, 212,992 by default."""
 TLS_CHUNK: Final = 1 << 16
 
 
@@ -80,7 +80,7 @@ class Address:
 def parse_address(text: str) -> Address:
     """
     Raises:
-        ConfigurationError: It is none; the message says what would be.
+        ConfigurationError: Not an address; the message says what would be.
     """
     scheme, _, rest = text.partition(":")
     if scheme == "unix":
@@ -107,7 +107,7 @@ SAFER: Final = "others can read it there (ps, logs); use token_file= or token_en
 class Channel:
     """A connection, or a socket that is about to be one. `send` and `receive` never block.
 
-    In a forked child it is nobody's: it sends and receives nothing, and the child's copy of the socket is closed.
+    In a forked child it is unusable: it sends and receives nothing, and the child's copy of the socket is closed.
     """
 
     def __init__(self, sock: socket.socket) -> None:

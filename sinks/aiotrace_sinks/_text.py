@@ -94,7 +94,7 @@ class _Printer:
                 errors.append(error)
             try:
                 anyio.from_thread.run_sync(done.set, token=token)
-            except RuntimeError:  # the loop has ended meanwhile
+            except RuntimeError:  # the loop has ended
                 pass
 
         self._jobs.put(job)

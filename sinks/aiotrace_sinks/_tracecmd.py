@@ -1,17 +1,16 @@
-"""Pages to `trace-cmd listen`, unmodified, which makes a trace.dat of them on its machine.
+"""Sends pages to an unmodified `trace-cmd listen`, which makes a trace.dat of them on its machine.
 
-    first   the greeting; so many CPUs as there are writers; a port for each
+    first   the greeting: one CPU for each writer; a port for each
     then    pages  ------ a TCP connection for each CPU that has any --------> one raw file for each
             nothing, a byte a second, as the beginning of the headers -------> the trace.dat
     last    the headers: formats, symbols, names of all that was ever defined
-            each connection is ended, and the listener has read it to its end; "make a file of it"
+            each connection is ended and read to its end by the listener; "make a file of it"
 
-The listener appends the raw files to the headers, so these may come last: then nothing is defined too late. But it
-waits for no more than five seconds for something more of them, and a loop may stall for longer: a thread of ours
-speaks to it meanwhile.
+The listener appends the raw files to the headers, so the headers can be sent last, when everything is defined. But it
+waits at most five seconds for the next byte of them, and a loop may stall for longer: a thread sends filler bytes.
 
-The law is a weak one, for **the protocol has no acknowledgements**: a page is acknowledged when the socket has taken
-it. What the socket took is lost with its listener, and all of a trace is lost whose end the listener did not hear.
+The promise is weak, because the protocol has no acknowledgements: a page is acknowledged when the socket has taken it.
+That is lost if the listener dies, and the whole trace is lost if its end does not reach the listener.
 """
 
 from __future__ import annotations
@@ -40,11 +39,11 @@ ANSWER_TIMEOUT: Final = 5.0
 """Seconds for each answer of the greeting; a listener forks for each CPU before it names the ports."""
 FILLER_INTERVAL: Final = 1.0
 SILENCE_MAX: Final = 4.5
-"""Seconds. A listener ends the headers after five of silence, MSG_WAIT_MSEC in trace-msg.c, and tells nobody."""
+"""Seconds. A listener ends the headers after five of silence, MSG_WAIT_MSEC in trace-msg.c, without a message."""
 PAUSE: Final = 0.01
-"""Seconds until something is looked at again that tells nobody."""
+"""Seconds between polls of state that has no notification."""
 LAST_WORDS: Final = 1.0
-"""Seconds for a trace whose sink is cancelled, to be ended all the same."""
+"""Seconds that a cancelled sink has to end its trace."""
 FILE_PATIENCE: Final = 4.0
 """Seconds to wait for the file: a listener sleeps for two before it makes it."""
 BATCH: Final = 16
@@ -54,11 +53,11 @@ class TraceCmdSink:
     """A sink that sends pages to a `trace-cmd listen`, which writes a trace.dat when the recording has ended.
 
     The protocol has no acknowledgements. A page is acknowledged to the recording when the kernel's socket has taken it;
-    what was sent may be lost when the listener dies, and the ledger says "delivered" of it. Each connection is a file
-    of its own at the listener: where one was lost, the next begins a second file, with the pages that come from then
-    on. A file is made when the recording ends, or the sink is detached; so a program that is killed leaves none.
+    what was sent may be lost when the listener dies, though the ledger counts it as delivered. Each connection is a
+    file of its own at the listener: after a lost one, the next begins a second file, with the pages from then on. The
+    file is made when the recording ends or the sink is detached, so a program that is killed leaves none.
 
-    Nothing is encrypted, and nobody has to show a token: it is for networks that one trusts.
+    Nothing is encrypted and there are no tokens: use it in trusted networks only.
     """
 
     def __init__(self, address: str) -> None:
@@ -67,20 +66,20 @@ class TraceCmdSink:
             address: `tcp://HOST:PORT`.
 
         Raises:
-            ConfigurationError: It is no such address.
+            ConfigurationError: Not such an address.
         """
         self.address = parse_address(address)
         if self.address.scheme != "tcp":
             raise ConfigurationError(f"{address!r}: trace-cmd listens on TCP: tcp://HOST:PORT was expected")
         self.connections = 0
-        """How often a listener has taken a trace; each makes a file of it, if it hears its end."""
+        """How often a listener accepted a trace; each becomes a file, if its end reaches the listener."""
 
     @classmethod
     def from_url(cls, url: str) -> TraceCmdSink:
         """`trace-cmd://HOST:PORT`.
 
         Raises:
-            ConfigurationError: It is no such URL.
+            ConfigurationError: Not such a URL.
         """
         return cls(f"tcp:{url.partition(':')[2]}")
 
@@ -90,11 +89,11 @@ class TraceCmdSink:
     async def __call__(self, stream: PageStream) -> None:
         """Send all pages, and end the trace; then wait, for up to four seconds, until the listener has its file.
 
-        Cancelled, or if the stream fails: the trace is ended at once if that takes less than a second, and otherwise
+        If it is cancelled or the stream fails, the trace is ended if that takes less than a second; otherwise it is
         lost at the listener.
 
         Raises:
-            ConnectionError: There is no listener, or none any more, or it is none of protocol 3.
+            ConnectionError: No listener of protocol 3 accepts the connection, or it was lost.
         """
         pid = os.getpid()
         try:
@@ -261,7 +260,7 @@ class _Trace:
             )
             self._headers_left = [left, *M.make_data(headers), M.FIN]
         await _send(self._control, self._headers_left)
-        while self._control.count_unreceived():  # noqa: ASYNC110  # the kernel tells nobody
+        while self._control.count_unreceived():  # noqa: ASYNC110  # the kernel has no notification for it
             await anyio.sleep(PAUSE)
         if not self._data_ended:
             self._data_ended = True
@@ -287,9 +286,9 @@ class _Trace:
 
 
 class _FillerSender:
-    """Says nothing, a byte a second, from a thread of its own; from the loop when it ends.
+    """Sends a filler byte a second from a thread of its own; at the end, from the loop.
 
-    It says it through a socket that never blocks, so that nobody waits for it.
+    The socket is non-blocking, so the thread never waits in a call.
     """
 
     def __init__(self, control: Channel, headers: LateHeaders) -> None:
@@ -314,7 +313,7 @@ class _FillerSender:
                 self._left = self._left or b"".join(M.make_data(self._headers.wait()))
                 self._send_filler()
             except OSError:
-                return  # who watches the connection sees it too
+                return  # `_Trace.watch` reports the lost connection
 
     def _send_filler(self) -> None:
         sent = self._control.send([self._left])
