@@ -1,7 +1,7 @@
 """Which events a reader wants: by name, time, CPU, task and fields.
 
     Query --ids of the names, tasks, times--> RecordFilter     before an event is made
-          --where--> `accepts`                                  after it
+          --where--> `event_filter`                             after it
 
 Invariant (tests/traces/test_trace.py): a loss is always accepted, whatever the query.
 """
@@ -9,9 +9,9 @@ Invariant (tests/traces/test_trace.py): a loss is always accepted, whatever the 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from .._decode.event import Event
 from .._decode.event_format import EventFormat
@@ -83,17 +83,16 @@ class Query:
             ids = frozenset(id for id, format in formats.items() if any(matches(glob, format) for glob in self.names))
         return RecordFilter(ids, self.pids, self.start_ns, self.end_ns)
 
-    def accepts(self, event: Event) -> bool:
-        """The part that needs the event: whether its fields pass the filter."""
+    def event_filter(self) -> Callable[[Event], bool] | None:
+        """The part that needs the event: whether its fields pass `where`; None if all do."""
         test = self.where
-        return test is None or event.is_loss or test(_fields_for(test, event), event)
+        if test is None:
+            return None
+        if test.fields.isdisjoint(DERIVED):
+            return lambda event: event.is_loss or test(event.fields, event)
 
-
-def _fields_for(test: Filter, event: Event) -> Mapping[str, Any]:
-    """The event's fields, with the derived ones only if the filter names one: they cost a lookup each."""
-    if test.fields.isdisjoint(DERIVED):
-        return event.fields
-    return with_derived(event.name, event.fields, event.timestamp_ns)
+        # Only for a filter that names a derived field: they cost a lookup each.
+        return lambda event: event.is_loss or test(with_derived(event.name, event.fields, event.timestamp_ns), event)
 
 
 def matches(pattern: str, format: EventFormat) -> bool:

@@ -229,9 +229,10 @@ class Trace:
         streams = [_keyed(order, stream) for order, stream in self._streams.streams(records, query.cpus, read)]
         merged = heapq.merge(*streams) if len(streams) > 1 else (streams[0] if streams else iter(()))
 
-        # No generator of Python's here: one more frame to resume is a few percent of an event.
+        # No generator expressions: a frame more to resume costs some percent of an event.
         events = map(itemgetter(2), merged)
-        return events if query.where is None else filter(query.accepts, events)
+        accepts = query.event_filter()
+        return events if accepts is None else filter(accepts, events)
 
     def text(
         self,
