@@ -20,21 +20,19 @@ import os
 import struct
 import time
 from types import TracebackType
-from typing import Final, Self
-
-import anyio
+from typing import TYPE_CHECKING, Final, Self
 
 from .._arena.handover import hand_over
 from .._base.high_fds import out_of_the_way
 from .._page import layout as L
-from .._page.definitions import DEFINITIONS
-from .._recording.core import RecordingCore
 from .._recording.event_control import EventControl
 from .._recording.options import RecordingOptions
-from .._recording.sinks import file_sink
 from .._recording.statistics import Statistics
-from .._threads.loop import Waker
+from .._recording.writing import WritingCore
 from .snapshot_requests import SnapshotRequester
+
+if TYPE_CHECKING:
+    from .._threads.loop import Waker
 
 POLL: Final = 0.002
 """Seconds between two checks of a `send` that waits for a free page."""
@@ -72,7 +70,7 @@ class ExternalRecording(EventControl):
         Raises:
             RefusedByRecorderError: The recorder cannot read it.
         """
-        self._core.start_service()
+        self._core.check_new()
         if self._awaits:
             self._core.wait_for_recorder()
         self._core.start_writing()
@@ -100,27 +98,22 @@ class ExternalRecording(EventControl):
         return self._core.statistics()
 
 
-class _ExternalCore(RecordingCore):
+class _ExternalCore(WritingCore):
     """No sinks, and what the recorder needs: pages in a file, words in its header, a lock to tell whether it lives."""
 
     def __init__(self, options: RecordingOptions) -> None:
-        super().__init__((), options, thread=False)
+        super().__init__(options)
         assert self.arena_file is not None
         self._file = self.arena_file
         self._folder = -1
         self._has_recorder = True
+        self.snapshots = SnapshotRequester(self._file.memory, lambda: self.is_recorded)
         try:
             hand_over(self.pages)
             self._folder = out_of_the_way(os.open(os.path.dirname(self._file.path), os.O_RDONLY | os.O_CLOEXEC))
         except BaseException:
             self._file.remove()
             raise
-
-    def _make_snapshots(self) -> SnapshotRequester:
-        assert self.arena_file is not None
-        return SnapshotRequester(
-            self.arena_file.memory, lambda: self.is_recorded, self.arena, self.info, DEFINITIONS, "", file_sink
-        )
 
     def leave(self) -> None:
         """Put the final account where the recorder finds it."""
@@ -171,6 +164,8 @@ class _ExternalCore(RecordingCore):
         return self._state == "open" and not self.pages.can_overrun and self._has_recorder
 
     async def wait_for_page(self, waker: Waker) -> None:
+        import anyio  # a program that does not wait does not pay for it
+
         with anyio.move_on_after(POLL):
             await waker.wait()
         _ = self.is_recorded

@@ -21,20 +21,19 @@ import signal
 import sys
 import warnings
 from collections.abc import Iterator
-from typing import Final
-
-import anyio
+from typing import TYPE_CHECKING, Final
 
 from .._base.errors import AiotraceError, ConfigurationError
 from .._events.event import defined_events
-from .._recording.core import RecordingCore
 from .._recording.statistics import Statistics
-from .._recording.sync_recording import SyncRecording
 from .._store.trace_files import journal_path, remove
 from .external_recording import ExternalRecording
 from .notes import EndNotes
 from .plan import FILE, Plan, children_of, file_of
 from .rules import unmatched
+
+if TYPE_CHECKING:
+    from .._recording.sync_recording import SyncRecording
 
 _FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT, signal.SIGTRAP}
 """Signals that a thread raises by its own doing: faulthandler wants them where they happen."""
@@ -130,7 +129,7 @@ class Run:
         if all and statistics.budget is not None:
             yield f"budget: {statistics.budget}"
 
-        if isinstance(self._recording, SyncRecording):  # otherwise the recorder reports this
+        if not isinstance(self._recording, ExternalRecording):  # of which the recorder reports this
             yield from EndNotes.of(statistics, self._urls, self._recording.snapshot_paths).lines(all=all)
         if statistics.snapshots_skipped:
             yield (
@@ -167,6 +166,16 @@ def _make_recording(plan: Plan, pid: int) -> SyncRecording | ExternalRecording:
     options = plan.options_of(pid)
     if plan.external:
         return ExternalRecording(options, awaits=pid == plan.pid)
+
+    # Only where the reader and the sinks are in this process: it imports asyncio and anyio.
+    import anyio
+
+    from .._recording.core import RecordingCore
+    from .._recording.sync_recording import SyncRecording
+
+    # pytest warns of packages with a plugin that were imported before it could rewrite their asserts, unless their
+    # docstring says this. anyio has a plugin.
+    anyio.__doc__ = f"{anyio.__doc__ or ''}PYTEST_DONT_REWRITE"
     return SyncRecording(RecordingCore(plan.urls_of(pid), options, thread=True))
 
 
@@ -221,9 +230,6 @@ def start(plan: Plan) -> None:
         Exception: As `Run.open`.
     """
     global current
-    # pytest warns of packages with a plugin that were imported before it could rewrite their asserts, unless their
-    # docstring says this. anyio has a plugin, and aiotrace imports it.
-    anyio.__doc__ = f"{anyio.__doc__ or ''}PYTEST_DONT_REWRITE"
     run = Run(plan)
     run.open()
     current = run

@@ -39,7 +39,7 @@ from .._store.trace_files import remove
 from .external_recording import READING, REFUSED
 from .notes import EndNotes, SinkEnd
 from .plan import FILE, Plan, file_of
-from .snapshot_requests import SnapshotResponder
+from .snapshot_responder import SnapshotResponder
 
 DRAIN: Final = 60.0
 """Seconds that each sink has when the process has ended: only a shell waits for it then."""

@@ -4,9 +4,10 @@
     when, how long, cause; then ASKED = n  ---------------->  ASKED is not ANSWERED: takes it
     none is asked for until ANSWERED is n  <----------------  ANSWERED = n, when it is made, or has failed
 
-The laws are those of `snapshot`: a request never blocks, and what cannot be served is counted. Whether it is time for
-one is the program's to say, which knows at once; the recorder makes each that is asked for. A program that dies after
-the last store of a request has its snapshot.
+The recorder's side is `snapshot_responder`. The laws are those of `snapshot`: a request never
+blocks, and what cannot be served is counted. Whether it is time for one is the program's to say,
+which knows at once; the recorder makes each that is asked for. A program that dies after the last
+store of a request has its snapshot.
 """
 
 from __future__ import annotations
@@ -15,36 +16,35 @@ import mmap
 import struct
 import time
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from .._base.backend import c_module
 from .._page import layout as L
-from .._recording.snapshot import PAUSE, Snapshots
+from .._recording.snapshot_turns import PAUSE, SnapshotTurns
 
-_STATE: Final = struct.Struct("=QQ")
+STATE: Final = struct.Struct("=QQ")
 """Asked for, answered."""
-_REQUEST: Final = struct.Struct(f"=QQ{L.ARENA_CAUSE_SIZE}s")
+REQUEST: Final = struct.Struct(f"=QQ{L.ARENA_CAUSE_SIZE}s")
 """CLOCK_MONOTONIC in nanoseconds, nanoseconds of look-forward, cause."""
-_U64: Final = struct.Struct("=Q")
+U64: Final = struct.Struct("=Q")
 
 
-def _fence() -> None:
+def fence() -> None:
     """What was written before is there before what is written after; the same for reading."""
     assert c_module is not None
     c_module.fence()
 
 
-class SnapshotRequester(Snapshots):
+class SnapshotRequester(SnapshotTurns):
     """The program's side.
 
     Args:
         memory: The arena's file, mapped.
         is_recorded: Whether there is a recorder to ask.
-        arguments: As for `Snapshots`, which here makes none itself.
     """
 
-    def __init__(self, memory: mmap.mmap, is_recorded: Callable[[], bool], *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def __init__(self, memory: mmap.mmap, is_recorded: Callable[[], bool]) -> None:
+        super().__init__()
         self._memory = memory
         self._is_recorded = is_recorded
 
@@ -54,45 +54,16 @@ class SnapshotRequester(Snapshots):
             self._skip(now / 1e9)
             return False
         try:
-            asked, answered = _STATE.unpack_from(self._memory, L.ARENA_ASKED)
+            asked, answered = STATE.unpack_from(self._memory, L.ARENA_ASKED)
             if asked != answered or not self._is_recorded():
                 self._skip(now / 1e9)
                 return False
             self._next, self._covered = now / 1e9 + PAUSE, now / 1e9 + after
             text = cause.encode("utf-8", "replace")[: L.ARENA_CAUSE_SIZE]
-            _REQUEST.pack_into(self._memory, L.ARENA_REQUEST, now, int(after * 1e9), text)
-            _fence()
-            _U64.pack_into(self._memory, L.ARENA_ASKED, asked + 1)
+            REQUEST.pack_into(self._memory, L.ARENA_REQUEST, now, int(after * 1e9), text)
+            fence()
+            U64.pack_into(self._memory, L.ARENA_ASKED, asked + 1)
             self.taken += 1
             return True
         finally:
             self._turn.release()
-
-
-class SnapshotResponder(Snapshots):
-    """The recorder's side.
-
-    Args:
-        memory: The arena's file, mapped.
-        arguments: As for `Snapshots`.
-    """
-
-    def __init__(self, memory: mmap.mmap, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._memory = memory
-
-    def poll(self) -> None:
-        """Begin what was asked for, if it is not begun yet. In the service's loop."""
-        asked, answered = _STATE.unpack_from(self._memory, L.ARENA_ASKED)
-        if asked == answered or not self._turn.acquire(blocking=False):
-            return
-        _fence()
-        now, after, text = _REQUEST.unpack_from(self._memory, L.ARENA_REQUEST)
-        self._begin(text.rstrip(b"\0").decode("utf-8", "replace"), (now + after) / 1e9)
-
-    async def _serve(self, cause: str, end: float) -> None:
-        try:
-            await super()._serve(cause, end)
-        finally:
-            asked, _ = _STATE.unpack_from(self._memory, L.ARENA_ASKED)
-            _U64.pack_into(self._memory, L.ARENA_ASKED + _U64.size, asked)

@@ -20,18 +20,17 @@ from typing import Final, Literal
 import anyio
 
 from .._base.warn import warn
-from .._budget.cost_meter import Meter
-from .._events.internal_events import emit_internal
 from .._events.open_recordings import inside_sink
 from .._page.definitions import Definition
 from .._ring.delivery import Delivery
-from .._ring.page_cycle import PageCycle, PageListener
+from .._ring.page_cycle import PageCycle
 from .._ring.writer import Writers
 from .._threads.loop import Loop, Task, Waker
 from .._threads.service_thread import yield_gil
 from ..abc import Ledger, StreamInfo, WriterLedger
 from .page_stream import Stream
 from .sinks import SinkOptions
+from .writing import ProgramListener
 
 RETRY_PAUSE_FIRST: Final = 0.05
 RETRY_PAUSE_MAX: Final = 0.5
@@ -71,7 +70,7 @@ class Attachment:
     task: Task | None = None
 
 
-class Service(PageListener):
+class Service(ProgramListener):
     """The asynchronous part of a recording. Call its methods in its loop's thread, unless they say otherwise.
 
     A PageCycle needs its listener, this service, on creation; so the service is created first and gets the pages in
@@ -96,7 +95,6 @@ class Service(PageListener):
         self.attachments: list[Attachment] = []
         self.failure: Exception | None = None
         """What the reader last crashed with."""
-        self._meter: Meter | None = None
         self._is_listening = False
         self._stretch = 1.0
         self._draining = False
@@ -104,20 +102,18 @@ class Service(PageListener):
         self._rest = min(REST_MAX, flush_interval / 10)
         self._reader: Task | None = None
 
-    def serve(self, pages: PageCycle, writers: Writers, meter: Meter | None = None) -> None:
+    def serve(self, pages: PageCycle, writers: Writers) -> None:
         """Set what the service works on; before `start`.
 
         Args:
             pages: Created with this service as their listener.
-            meter: Measures what the service and the program's threads cost.
         """
         self._pages = pages
         self._writers = writers
-        self._meter = meter
 
     async def start(self) -> None:
         # In a thread of its own, the thread's processor time is measured; in the program's loop, each step is timed.
-        self._loop = Loop(None if self._meter is None or self._own_thread else self._meter.timed)
+        self._loop = Loop(None if self.meter is None or self._own_thread else self.meter.timed)
         self._waker = Waker(self._loop)
         self._is_listening = True
         self._reader = self._loop.spawn(self._run_reader, "aiotrace reader")
@@ -147,13 +143,6 @@ class Service(PageListener):
         """Give the reader's thread a chance to free pages."""
         if self._own_thread:
             yield_gil()
-
-    def writer_leased(self) -> None:
-        if self._meter is not None:
-            self._meter.begin_thread()
-
-    def happened(self, kind: str, *values: int | str) -> None:
-        emit_internal(kind, *values)
 
     # --- sinks ----------------------------------------------------------------------------------
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextvars
 import os
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -37,9 +36,8 @@ from .._page.entry import PageCopy
 from .._ring.arena import Arena
 from .._threads.loop import Loop, Task
 from ..abc import Ledger, Page, Sink, StreamInfo, WriterLedger
+from .snapshot_turns import PAUSE, SnapshotTurns
 
-PAUSE: Final = 10.0
-"""Minimum seconds between the starts of two requested snapshots: a frequent trigger must not fill the disk."""
 SCAN_INTERVAL_MIN: Final = 0.01
 SCAN_INTERVAL_MAX: Final = 0.2
 """Seconds between two scans while waiting for `after`: shorter while pages fill quickly, so that they are copied before
@@ -180,7 +178,7 @@ class SnapshotStream:
             self.acknowledge(page)
 
 
-class Snapshots:
+class Snapshots(SnapshotTurns):
     """The snapshots of one recording.
 
     Args:
@@ -198,6 +196,7 @@ class Snapshots:
         open_file: Callable[[str], Sink],
         refresh_definitions: Callable[[], object] = _nothing_to_refresh,
     ) -> None:
+        super().__init__()
         self._arena = arena
         self._info = info
         self._definitions = definitions
@@ -207,17 +206,7 @@ class Snapshots:
         self._loop: Loop | None = None
         self._task: Task | None = None
         self._stream: SnapshotStream | None = None
-        self._turn = threading.Lock()
-        """Held from a request that is accepted until it is served."""
-        self._next = 0.0
-        self._covered = 0.0
-        """End of the last requested snapshot's `after` seconds, by time.monotonic(): earlier requests are covered by
-        it."""
         self._closing = False
-        self.taken = 0
-        self.skipped = 0
-        """Requests too soon after the last snapshot, and not covered by it."""
-        self.failed = 0
         self.paths: list[str] = []
         """The files of the last hundred requested snapshots."""
 
@@ -246,9 +235,6 @@ class Snapshots:
             return False
         self._covered = now + after
         return True
-
-    def _skip(self, now: float) -> None:
-        self.skipped += now >= self._covered
 
     def _begin(self, cause: str, end: float) -> None:
         assert self._loop is not None

@@ -666,3 +666,31 @@ def test_a_path_in_a_sinks_url_does_not_depend_on_where_the_program_goes(
 ) -> None:
     monkeypatch.setattr(os.path, "abspath", lambda path: path if path.startswith("/") else f"/somewhere/{path}")
     assert _absolute(url) == expected
+
+
+IMPORTED = "import sys; print(*sys.modules)"
+
+
+@pytest.mark.skipif(c_module is None, reason="NOT RUN: the recorder process needs the C module")
+def test_a_program_whose_reader_is_outside_imports_nothing_of_it(tmp_path: Path) -> None:
+    """What a program has imported at its first line, when only its own events are recorded."""
+    modules = record("--external", "-q", "-e", "app:*", "-c", IMPORTED, cwd=tmp_path).stdout.split()
+    assert "aiotrace._recording.writing" in modules
+    ours = {name.split(".")[1] for name in modules if name.startswith("aiotrace.")}
+    assert ours & {"_collector", "_budget", "_decode", "_cli", "_reports", "_traces", "_threads", "_tracers"} == {
+        "_budget"
+    }
+    assert not {"aiotrace._recording.core", "aiotrace._recording.service", "aiotrace._recording.snapshot"} & {*modules}
+    others = {
+        "anyio",
+        "asyncio",
+        "concurrent",
+        "logging",
+        "selectors",
+        "socket",
+        "ssl",
+        "statistics",
+        "subprocess",
+        "uuid",
+    }
+    assert not (others | {"importlib.metadata"}) & {*modules}

@@ -10,7 +10,8 @@ import anyio
 import pytest
 
 from aiotrace._base.backend import c_module
-from aiotrace._launcher.snapshot_requests import SnapshotRequester, SnapshotResponder
+from aiotrace._launcher.snapshot_requests import SnapshotRequester
+from aiotrace._launcher.snapshot_responder import SnapshotResponder
 from aiotrace._page import layout as L
 from aiotrace._page.entry import PageCopy
 from aiotrace.abc import PageStream, Sink
@@ -33,7 +34,7 @@ class Both:
         self.got: list[int] = []
         self.known = 0
         arguments: tuple[Any, ...] = (self.filled.arena, self.filled.info, self.filled.definitions, "t.dat", self._open)
-        self.asking = SnapshotRequester(self.memory, lambda: self.is_recorded, *arguments)
+        self.asking = SnapshotRequester(self.memory, lambda: self.is_recorded)
         self.asked = SnapshotResponder(self.memory, *arguments, self._refresh_definitions)
 
     def _refresh_definitions(self) -> None:
