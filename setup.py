@@ -1,6 +1,6 @@
 """The C module, which pyproject.toml cannot declare; everything else stands there.
 
-Where it cannot be compiled the installation goes on without it (the Python twin works), unless AIOTRACE_REQUIRE_C=1:
+Where it cannot be compiled the installation continues in pure Python, unless AIOTRACE_REQUIRE_C=1:
 `optional` hides even a syntax error.
 """
 

@@ -4,7 +4,7 @@
                                           +--> lane of 4: the same in its spool
                                           +--> when all are written: their frames, one pwritev to the journal
 
-This runs for every batch of a busy program, so it has a twin in C (`_csrc/store/batch_write.c`), which lets others have
+This runs for every batch of a busy program, so `_csrc/store/batch_write.c` does it in C, which lets others have
 the interpreter once for the whole batch: each time that it is asked back, a busy thread may keep it for up to 5 ms.
 
 The laws. **Only what is as expected is written**: whole pages of writers that have a lane, from their beginning on,
