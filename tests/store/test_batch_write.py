@@ -52,7 +52,7 @@ def memory_file(size: int | None = None) -> Iterator[int]:
 
 
 def content(fd: int) -> bytes:
-    return os.pread(fd, 1 << 30, 0)
+    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 def make_lanes(fds: list[int], place: int = SIZE) -> tuple[Lane, ...]:
