@@ -479,13 +479,13 @@ async def test_a_listener_that_has_heard_nothing_for_too_long_is_given_up(monkey
 @pytest.mark.anyio
 async def test_a_listener_hears_something_while_the_loop_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     spoken = threading.Semaphore(0)
-    say = _tracecmd._Speaker._say
+    say = _tracecmd._FillerSender._send_filler
 
-    def heard(speaker: _tracecmd._Speaker) -> None:
+    def heard(speaker: _tracecmd._FillerSender) -> None:
         say(speaker)
         spoken.release()
 
-    monkeypatch.setattr(_tracecmd._Speaker, "_say", heard)
+    monkeypatch.setattr(_tracecmd._FillerSender, "_send_filler", heard)
     monkeypatch.setattr(_tracecmd, "FILLER_INTERVAL", 0.001)
     async with faking() as listener:
         async with aiotrace.record(TraceCmdSink(listener.url), page_size=PAGE, pages=16):
