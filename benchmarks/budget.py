@@ -98,8 +98,8 @@ def run(rounds: int = ROUNDS, seconds: float = SECONDS, settle: float = SETTLE) 
     ways: dict[tuple[str, str], list[str] | None] = {("untraced", ""): None}
     for budget in BUDGETS:
         options = ["-e", "all", "-p", "function_graph", *(["--budget", budget] if budget else [])]
-        ways["in the program", budget] = options
-    ways["another process", "1%"] = [*options, "--external"]
+        ways["in the program", budget] = [*options, "--exec"]
+    ways["another process", "1%"] = options
     rows: list[tuple[Cell, ...]] = []
     with tempfile.TemporaryDirectory() as name:
         for backend in ("asyncio", "trio"):

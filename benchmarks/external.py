@@ -75,7 +75,7 @@ def run(windows: int = WINDOWS, messages: int = MESSAGES) -> Table:
         ("reader", "", "off, min s", "off, median s", "on, min s", "on, median s", "ratio of min", "of medians"),
     )
     with tempfile.TemporaryDirectory() as name:
-        for reader, options in (("another process", ["--external"]), ("a thread of the program", [])):
+        for reader, options in (("another process", ["--external"]), ("a thread of the program", ["--exec"])):
             found = measure(Path(name), options, windows, messages)
             for place, what in enumerate(("wall", "CPU")):
                 off, on = ([window[place] for window in found[each]] for each in ("off", "on"))

@@ -1,6 +1,6 @@
 """What is left of a busy asyncio server that is killed while a recorder process reads its arena: nothing is missing.
 
-The servers of `kills`, under `aiotrace record --external`: at a random moment the program, not its recorder, dies of
+The servers of `kills`, under `aiotrace record`: at a random moment the program, not its recorder, dies of
 SIGKILL. Then the recorder finishes the trace, and each thread's events must be in it, numbered without a gap, up to the
 last one that was told over a pipe after its call had returned, or one more.
 """
@@ -40,7 +40,7 @@ def kill_once(folder: Path, seed: int, *, threads: int, most: int = 20_000) -> O
     generator = random.Random(seed)
     trace, socket = folder / f"trace{seed}.dat", folder / f"socket{seed}"
     read_end, write_end = os.pipe()
-    record = [sys.executable, "-m", "aiotrace", "record", "--external", "-q", "-b", "16M", "-o", str(trace), "--force"]
+    record = [sys.executable, "-m", "aiotrace", "record", "-q", "-b", "16M", "-o", str(trace), "--force"]
     program = ["-c", SERVER, "", str(socket), str(write_end), str(threads), "kill"]
     path = os.pathsep.join(entry for entry in (str(ROOT), os.environ.get("PYTHONPATH")) if entry)
     environment = {**os.environ, "PYTHONPATH": path}

@@ -145,6 +145,17 @@ def is_owned(fd: int) -> bool:
     return False
 
 
+def is_abandoned(path: str) -> bool:
+    """Whether a file is the arena of a process that has ended."""
+    if not is_arena(path):
+        return False
+    fd = os.open(path, READ)
+    try:
+        return not is_owned(fd)
+    finally:
+        os.close(fd)
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 

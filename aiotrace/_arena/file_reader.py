@@ -12,8 +12,9 @@ from __future__ import annotations
 import errno
 import os
 import struct
+import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from .._base.clock import MONO, Anchor
@@ -25,7 +26,7 @@ from .._page.definitions import Definition
 from .._page.entry import PageCopy
 from ..abc import StreamInfo
 from .file import HEADER_SIZE, READ, Header, is_owned, unpack_header
-from .scan import ArenaScan, DamagedPage, PageCandidate, with_definitions
+from .scan import ArenaScan, DamagedPage, PageCandidate, Position, with_definitions
 
 _DESCRIPTOR: Final = struct.Struct(f"={L.DESCRIPTOR_WORDS}Q")
 _STATE: Final = struct.Struct("=QQ")
@@ -82,6 +83,11 @@ class ArenaReader:
         """Whether its process lives and still records."""
         return is_owned(self.fd)
 
+    @property
+    def is_delivered(self) -> bool:
+        """Whether another process has delivered all that is in it."""
+        return self._read(L.ARENA_READER, 8) == (4).to_bytes(8, sys.byteorder)
+
     def read_definitions(self) -> None:
         """Read new definitions. Call it after `plan`, so that no page in the plan needs a missing one."""
         used, self.refused = _STATE.unpack(self._read(L.ARENA_USED, _STATE.size))
@@ -109,9 +115,13 @@ class ArenaReader:
             raise OSError(errno.EIO, f"{size} bytes should be at {offset}, {len(data)} are: it was cut", self.path)
         return data
 
-    def scan(self) -> Iterator[PageCopy | DamagedPage]:
-        """What is on its pages now. The definitions that these need are read before this returns."""
-        scan = ArenaScan(self, self.header.writers)
+    def scan(self, seen: Mapping[int, Position] | None = None) -> Iterator[PageCopy | DamagedPage]:
+        """What is on its pages now. The definitions that these need are read before this returns.
+
+        Args:
+            seen: Per writer, how far its stream is stored elsewhere: that is left out.
+        """
+        scan = ArenaScan(self, self.header.writers, seen=seen)
         plan = scan.plan()
         self.read_definitions()
         return self._copies(scan, plan)

@@ -32,6 +32,8 @@ class TakenArena(Arena):
         super().__init__(theirs.page_size, theirs.pages + stand_ins)
         self.memory = None
         self.theirs = theirs
+        self.keeps = False
+        """The writers are dead: their pages stay as they are, for whoever finishes what the sinks here did not."""
         self._spare = list(range(theirs.pages, self.pages))[::-1]
         self._originals: dict[int, int] = {}
 
@@ -51,7 +53,7 @@ class TakenArena(Arena):
         """Free a page there, as it is free here; of a stand-in, the page that it replaces."""
         is_theirs = page < self.theirs.pages
         original = page if is_theirs else self._originals.pop(page, None)
-        if original is not None:
+        if original is not None and not self.keeps:
             self.theirs.empty(original)
             self.theirs.move(original, L.IN_FLIGHT, L.FREE)
         if not is_theirs:

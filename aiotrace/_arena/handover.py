@@ -181,11 +181,17 @@ class TakenRing(Ring):
         """Per writer, how many events were copied from pages that were overrun later."""
         self.bad: list[DamagedPage] = []
         """Damaged pages: their content cannot be a writer's."""
+        self.is_paused = False
+        """No more pages are taken: they stay in the arena."""
 
     def __len__(self) -> int:
-        if not self.full:
+        if not self.full and not self.is_paused:
             self._take()
         return len(self.full)
+
+    def keep_pages(self) -> None:
+        """From now on pages stay in the arena as they are, also those that were delivered."""
+        self._taken.keeps = True
 
     def clear(self) -> list[int]:
         """Close; returns all pages that were taken, for the caller to give back."""
@@ -334,6 +340,8 @@ class TakenRing(Ring):
     def committed_prefix(self, writer: int) -> CommittedPrefix | None:
         """Copy what a writer has committed on the page that it fills, and return how far that is; None: nothing, or
         pages that it sealed before come first."""
+        if self.is_paused:
+            return None
         found = self._find_filling(writer)
         if found is None:
             return None

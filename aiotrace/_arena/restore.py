@@ -23,8 +23,9 @@ from .._formats.frames import Damage
 from .._page.entry import PageCopy
 from .._store.store import TraceStore
 from .._store.trace_files import remove
+from .._store.unfinished import UnfinishedTrace
 from .file_reader import ArenaReader
-from .scan import DamagedPage
+from .scan import DamagedPage, Position
 
 BATCH_BYTES: Final = 1 << 20
 """Bytes of pages that are collected before they are written."""
@@ -81,19 +82,75 @@ def save(
         TraceFormatError: The arena cannot be read.
         OSError: A file cannot be read or written.
     """
-    report = RescueReport()
     found = reader.scan()
     store = TraceStore(output, reader.info, fsync=fsync)
     try:
-        _write(store, reader, report, found, progress)
-        store.end(reader.definitions, None)
-        for done in store.finish():
-            if progress is not None:
-                progress(done)
+        return _fill(store, reader, found, progress)
     except BaseException:
         store.close()
         remove(output)
         raise
+
+
+def complete(
+    reader: ArenaReader, output: str, *, fsync: bool = False, progress: Callable[[int], None] | None = None
+) -> RescueReport:
+    """Finish the trace that a recorder, which was killed, left unfinished: what is not in it yet is in the arena.
+
+    Returns:
+        What was added.
+
+    Raises:
+        FileNotFoundError: There is no unfinished trace.
+        BlockingIOError: A running process is writing it.
+        TraceFormatError: The arena or the journal cannot be read, or they are not of one recording.
+        OSError: A file cannot be read or written; the trace is still unfinished, and nothing is lost.
+    """
+    with UnfinishedTrace(output) as begun:
+        if begun.info.stream_id != reader.header.stream_id:
+            raise TraceFormatError("the unfinished trace is of another recording than the arena", path=output)
+        seen = _positions(begun)
+    found = reader.scan(seen)
+    store = TraceStore.resume(output, fsync=fsync)
+    try:
+        return _fill(store, reader, found, progress)
+    finally:
+        store.close()
+
+
+def _positions(begun: UnfinishedTrace) -> dict[int, Position]:
+    """By writer, how far a trace has come."""
+    positions: dict[int, Position] = {}
+    for placed in begun.pages:
+        entry = placed.entry
+        before = positions.get(entry.writer)
+        if before is None:
+            before = Position(-1 if entry.writer in begun.earlier_writers else 0)
+        begins = not entry.offset
+        next_event = -1 if before.next_event < 0 else before.next_event + max(0, entry.lost_before) + entry.events_count
+        positions[entry.writer] = Position(
+            next_event,
+            entry.sequence,
+            entry.offset + entry.committed,
+            entry.events_count + (0 if begins else before.events),
+            timestamp=-1,
+        )
+    return positions
+
+
+def _fill(
+    store: TraceStore,
+    reader: ArenaReader,
+    found: Iterable[PageCopy | DamagedPage],
+    progress: Callable[[int], None] | None,
+) -> RescueReport:
+    """Write what was found, and make the trace.dat."""
+    report = RescueReport()
+    _write(store, reader, report, found, progress)
+    store.end(reader.definitions, None)
+    for done in store.finish():
+        if progress is not None:
+            progress(done)
     report.definitions_damage = reader.damage
     report.definitions_refused = reader.refused
     return report

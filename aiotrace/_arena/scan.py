@@ -17,7 +17,8 @@ Nothing is locked and no page changes its owner. Invariants (held by tests/arena
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Final, NamedTuple, Protocol
 
@@ -89,14 +90,16 @@ class DamagedPage(NamedTuple):
 
 
 @dataclass(slots=True)
-class _Position:
+class Position:
     """How far a writer's stream was read."""
 
     next_event: int
+    """-1: unknown."""
     sequence: int = -1
     offset: int = 0
     events: int = 0
     timestamp: int = 0
+    """Nanoseconds: of the last event that was seen, from which the next one's time is counted; -1: unknown."""
 
 
 class ArenaScan:
@@ -105,12 +108,15 @@ class ArenaScan:
     Args:
         writers: Number of writer slots; a page of another slot is damaged.
         trusted: The arena is this process's own memory: a page's seal is believed without counting its events.
+        seen: Per writer, how far its stream is stored elsewhere.
     """
 
-    def __init__(self, memory: Memory, writers: int, *, trusted: bool = False) -> None:
+    def __init__(
+        self, memory: Memory, writers: int, *, trusted: bool = False, seen: Mapping[int, Position] | None = None
+    ) -> None:
         self._memory = memory
         self._writers = writers
-        self._positions: dict[int, _Position] = {}
+        self._positions: dict[int, Position] = dict(seen or {})
         self._totals = new_totals()
         self._trusted = trusted
 
@@ -205,20 +211,23 @@ class ArenaScan:
         timestamp, commit = _HEADER.unpack(self._memory.read(page, 0, L.PAGE_HEADER_SIZE))
         return timestamp, commit & L.COMMIT_MASK
 
-    def _make(self, candidate: PageCandidate, raw: RawPage, position: _Position | None) -> PageCopy | None:
+    def _make(self, candidate: PageCandidate, raw: RawPage, position: Position | None) -> PageCopy | None:
         """
         Raises:
             TraceFormatError: The page is damaged.
         """
         continues = position is not None and position.sequence == candidate.sequence
         if position is None:  # only a writer's very first page shows how many events were lost before it
-            position = _Position(0 if not candidate.sequence else candidate.first_event)
-        before = position if continues else _Position(candidate.first_event, candidate.sequence, 0, 0, raw.timestamp)
+            position = Position(0 if not candidate.sequence else candidate.first_event)
+        before = position if continues else Position(candidate.first_event, candidate.sequence, 0, 0, raw.timestamp)
         if before.offset >= len(raw.data):
             return None
+        if before.timestamp < 0:
+            before = self._with_time(before, raw)
 
         # Losses are the gap in the numbers.
-        lost = 0 if continues else candidate.first_event - position.next_event
+        is_known = not continues and position.next_event >= 0
+        lost = candidate.first_event - position.next_event if is_known else 0
         if lost < 0:
             raise TraceFormatError(f"its first event is number {candidate.first_event}, not {position.next_event}")
 
@@ -233,7 +242,7 @@ class ArenaScan:
                 raise TraceFormatError(f"it was sealed with {raw.sealed}, it has {(total, len(raw.data), last)}")
 
         # The next scan continues here.
-        self._positions[candidate.writer] = _Position(
+        self._positions[candidate.writer] = Position(
             candidate.first_event + total, candidate.sequence, len(raw.data), total, last
         )
         data = memoryview(raw.data)[before.offset :]
@@ -243,7 +252,12 @@ class ArenaScan:
         )  # fmt: skip
         return PageCopy(entry, data)
 
-    def _count(self, raw: RawPage, before: _Position) -> tuple[int, int]:
+    def _with_time(self, before: Position, raw: RawPage) -> Position:
+        """The position, with the time of the last event that was read."""
+        last = tally(walk(raw.data[: before.offset], raw.timestamp, 0), self._totals)[3]
+        return replace(before, timestamp=last & _TIME_MASK)
+
+    def _count(self, raw: RawPage, before: Position) -> tuple[int, int]:
         """The number of events after `before`, and the time of the last."""
         records = walk(raw.data, before.timestamp, before.offset)
         events, _, _, last = tally(records, self._totals)

@@ -4,17 +4,21 @@ examples:
   aiotrace record app.py --port 8000
   aiotrace record -o run.dat -m mypackage ARGUMENTS
   aiotrace record -e 'http:*' -f 'status >= 500' -e task -- uvicorn app:app
+  aiotrace record --service -- uvicorn app:app --workers 4
   aiotrace record -e all -v 'http:debug_*' -b 64M --overrun app.py
-  aiotrace record -e task -e 'stall:*' -R snapshot:after=2 --arena /dev/shm/app.arena app.py
+  aiotrace record -e task -e 'stall:*' -R snapshot:after=2 app.py
   aiotrace record --budget 1% -p function_graph -e all app.py
   aiotrace record -p function_graph -l '__main__.*' -n '*.<lambda>' app.py
 
-Without -e, the program's own events, the steps of its tasks, and stalls are recorded. The program replaces this process
-(execve): its exit status and its signals are its own. Each child started by fork or multiprocessing gets a trace of its
-own: FILE with the child's pid in its name; `aiotrace report` merges them. A program that is killed by a signal leaves
-its trace unfinished: `aiotrace report` reads it as it is, and `aiotrace restore` completes it.
+Without -e, the program's own events, the steps of its tasks, and stalls are recorded. The program is a child of this
+command, which ends as the program does: with its exit status, or by the signal that ended it. However the program ends,
+FILE is finished by then. Each child started by fork or multiprocessing gets a trace of its own: FILE with the child's
+pid in its name; `aiotrace report` merges them. With --exec the program replaces this process instead.
 
-With --arena, --snapshot-signal or a "snapshot" trigger, and neither -o nor --sink, this is a flight recorder: the
+In FILE, %p is the process's pid, %t the time when it started, %h the host, %n the program and %% a percent sign; a name
+that is in use gets .2, .3 and so on.
+
+With a "snapshot" trigger, --snapshot-signal or --arena, and neither -o nor --sink, this is a flight recorder: the
 buffer keeps the newest events, and only snapshots are written. Their names contain the time (UTC) and what caused them.
 
 exit status: the program's. If the program was not started: 1 the trace cannot be written, 2 wrong arguments,
@@ -24,34 +28,24 @@ exit status: the program's. If the program was not started: 1 the trace cannot b
 from __future__ import annotations
 
 import argparse
-import fnmatch
-import json
 import os
 import re
 import signal
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .._base.errors import ConfigurationError
-from .._base.package import PACKAGE_FOLDER
-from .._events.selection import STALL_MIN, parse_trigger
+from .._events.selection import STALL_MIN
 from .._events.tracer_switch import TRACERS
 from . import _program
+from ._recording_plan import OUTPUT, SERVICE, SERVICE_KEEP, VARIABLE, environment_of, make_plan
 
 if TYPE_CHECKING:
     from .._launcher.plan import Plan
     from .._launcher.rules import Rule
 
 
-OUTPUT: Final = "trace.dat"
-VARIABLE: Final = "AIOTRACE_RECORD"
-"""The environment variable that carries the plan to the recorded program."""
 BUFFER: Final = "4M"
-PAGE_SIZE: Final = 65536
-PAGES_WANTED: Final = 16
-"""A buffer too small for this many pages of PAGE_SIZE gets smaller pages."""
-PAGE_SIZE_MIN: Final = 4096
 _SIZE: Final = re.compile(r"(?P<number>\d+)(?P<unit>[kKmMgG]?)")
 _UNITS: Final = {"": 1 << 10, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
@@ -88,7 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         dest="output",
         metavar="FILE",
-        help=f"write the trace to FILE (default: {OUTPUT}, unless there is a --sink)",
+        help=f"write the trace to FILE (default: {OUTPUT}, unless there is a --sink); %%p, %%t, %%h, %%n are replaced",
     )
     add("--force", action="store_true", help="overwrite FILE")
     add(
@@ -111,12 +105,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--arena",
         metavar="PATH",
-        help="keep the buffer in this file, best in /dev/shm; after a kill, aiotrace restore reads it",
+        help="keep the buffer in this file until FILE is finished, best in /dev/shm; aiotrace restore reads it",
     )
-    add(
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
         "--external",
         action="store_true",
-        help="read the buffer and write the trace in a process of its own, not in the program",
+        help="read the buffer and write the trace outside of the program (the default)",
+    )
+    where.add_argument(
+        "--exec",
+        dest="is_exec",
+        action="store_true",
+        help="let the program replace this process, and read and write inside it; a kill leaves the trace unfinished",
+    )
+    add("--wait", action="store_true", help="return when the program's children have ended, too")
+    add(
+        "--service",
+        action="store_true",
+        help=f"for services: the same as -o '{SERVICE.replace('%', '%%')}' --keep {SERVICE_KEEP}",
+    )
+    add(
+        "--keep",
+        type=_count,
+        metavar="N",
+        help="keep at most N finished traces with names like FILE, which has a %%t or %%p; remove the oldest",
+    )
+    add(
+        "--max-size",
+        type=_size,
+        metavar="SIZE",
+        help="keep at most SIZE of such finished traces, in KiB or with a unit: 512, 64M",
     )
     add(
         "--budget",
@@ -183,6 +202,13 @@ def _size(text: str) -> int:
     return int(match["number"]) * _UNITS[match["unit"].lower()]
 
 
+def _count(text: str) -> int:
+    """At least 1."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number, at least 1")
+    return int(text)
+
+
 def _share(text: str) -> float:
     from .._budget.policy import parse_percent
 
@@ -201,21 +227,63 @@ def _signal(text: str) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Start the program in place of this process, or, with --external, as a child that is waited for."""
+    """Start the program as a child that is waited for, or, with --exec, in place of this process."""
     try:
         path, *argv = _program.command_of(_words(arguments))
-        plan = _plan(arguments)
-        environment = _environment(plan)
+        _finish_earlier_runs(arguments)
+        plan = make_plan(arguments, argv)
+        if plan.options.arena is not None:
+            _restore_arena(plan.options.arena, plan)
         if not arguments.quiet:
-            _tell_of_children(plan)
-        if arguments.external:
-            from . import _external
+            _warn_of_old_children(plan)
+        environment = environment_of(plan)
+        is_exec = arguments.is_exec or not _has_c_module(arguments)
+        if not is_exec:
+            from .._launcher.front import parent
 
-            return _external.run((path, *argv), plan, environment, VARIABLE)
+            return parent.run((path, *argv), plan, environment, VARIABLE, wait=arguments.wait)
+        if arguments.is_exec and not arguments.quiet:
+            _tell("--exec: the trace is unfinished if the program is killed, or ends by os._exit")
         os.execve(path, argv, environment)  # noqa: S606  # this is what the command is for
     except _program.RefusedError as error:
         print(f"aiotrace record: {error}", file=sys.stderr)
         return error.status
+
+
+def _has_c_module(arguments: argparse.Namespace) -> bool:
+    """Whether another process can read the program's buffer."""
+    from .._base.backend import c_module
+
+    if c_module is None and not arguments.external and not arguments.quiet:
+        _tell(
+            "without aiotrace's C module (`pip install .` with a C compiler builds it) the program records itself, as "
+            "with --exec: the trace is unfinished if it is killed, or ends by os._exit"
+        )
+    return c_module is not None or arguments.external
+
+
+def _tell(line: str) -> None:
+    print(f"aiotrace record: {line}", file=sys.stderr, flush=True)
+
+
+def _finish_earlier_runs(arguments: argparse.Namespace) -> None:
+    """Make traces of what runs into the same folder left in their buffers, when their recorder was killed."""
+    from .._launcher import run_folder
+
+    place = os.path.dirname(os.path.abspath(arguments.output or arguments.snapshots or OUTPUT))
+    if run_folder.has_abandoned(place):
+        from .._launcher.leftovers import finish_abandoned
+
+        for line in finish_abandoned(place):
+            _tell(line)
+
+
+def _restore_arena(arena: str | os.PathLike[str], plan: Plan) -> None:
+    """Make a trace of the arena that the process before this one left."""
+    from .._launcher.leftovers import restore_named
+
+    for line in restore_named(os.fspath(arena), plan):
+        _tell(line)
 
 
 def _words(arguments: argparse.Namespace) -> list[str]:
@@ -235,124 +303,7 @@ def _words(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def _plan(arguments: argparse.Namespace) -> Plan:
-    """What to record.
-
-    Raises:
-        ConfigurationError: The recording cannot work.
-        OSError: The trace cannot be written.
-    """
-    from .._arena.file import refuse_existing
-    from .._launcher.plan import Plan
-    from .._recording.options import RecordingOptions
-
-    if arguments.arena:
-        _check_folder(arguments.arena)
-        refuse_existing(arguments.arena)
-    if arguments.snapshots:
-        _check_folder(arguments.snapshots)
-
-    # Where to: a trace, unless there are other sinks, or snapshots of the buffer are all that is wanted.
-    sinks = list(arguments.sinks)
-    is_flight = not sinks and arguments.output is None and _takes_snapshots(arguments)
-    if not is_flight and (arguments.output is not None or not sinks):
-        sinks.insert(0, file_url(arguments.output or OUTPUT, force=arguments.force))
-    page_size, pages = _divide(arguments.buffer, len(sinks))
-    if arguments.external and arguments.arena:
-        raise ConfigurationError(
-            f"--arena {arguments.arena}: --external makes an arena of its own; remove one of the two options"
-        )
-
-    return Plan(
-        pid=os.getpid(),
-        path=tuple(os.path.abspath(entry) for entry in sys.path),
-        sinks=tuple(map(_absolute, sinks)),
-        rules=_only(arguments.rules),
-        options=RecordingOptions(
-            page_size=page_size,
-            pages=pages,
-            overrun="drop_oldest" if arguments.overrun or is_flight else "drop_newest",
-            clock=arguments.clock,
-            arena=os.path.abspath(arguments.arena) if arguments.arena else None,
-            snapshots=os.path.abspath(arguments.snapshots or OUTPUT),
-            budget=arguments.budget,
-        ),
-        stall_ns=arguments.stall,
-        cancel_ns=arguments.cancel_timeout,
-        quiet=arguments.quiet,
-        snapshot_signal=arguments.signal,
-    )
-
-
-def _divide(buffer: int, sinks: int) -> tuple[int, int]:
-    """The size and the number of pages in a buffer: small ones where it would have too few of the usual size.
-
-    Raises:
-        ConfigurationError: It is too small for these sinks.
-    """
-    from .._recording.sinks import pages_needed
-
-    page_size = PAGE_SIZE
-    while page_size > PAGE_SIZE_MIN and buffer // page_size < PAGES_WANTED:
-        page_size //= 2
-    needed = pages_needed(sinks)
-    if buffer // page_size < needed:
-        raise ConfigurationError(
-            f"-b {buffer >> 10}: at least {needed * PAGE_SIZE_MIN >> 10} (KiB) are needed: "
-            f"{needed} pages of {PAGE_SIZE_MIN >> 10} KiB"
-        )
-    return page_size, buffer // page_size
-
-
-def _environment(plan: Plan) -> dict[str, str]:
-    """This process's environment, plus what makes the program's Python start the recording first.
-
-    Raises:
-        ConfigurationError: aiotrace's path cannot be put into PYTHONPATH.
-    """
-    shim = os.path.join(PACKAGE_FOLDER, "_launcher", "shim")
-    if os.pathsep in shim:
-        raise ConfigurationError(
-            f"{shim!r} contains {os.pathsep!r}, which PYTHONPATH cannot express: install aiotrace in another folder"
-        )
-    before = os.environ.get("PYTHONPATH")
-    return {
-        **os.environ,
-        "PYTHONPATH": f"{shim}{os.pathsep}{before}" if before else shim,
-        VARIABLE: json.dumps(plan.to_dict()),
-    }
-
-
-def _takes_snapshots(arguments: argparse.Namespace) -> bool:
-    """Whether snapshots can be taken: from an arena, by a signal or by a trigger."""
-    triggers = [parse_trigger(rule.text) for rule in arguments.rules if rule.action == "trigger"]
-    return bool(arguments.arena or arguments.signal or any(trigger.action == "snapshot" for trigger in triggers))
-
-
-def _only(rules: Sequence[Rule]) -> tuple[Rule, ...]:
-    """With an -e, only the events that are named; -v alone excludes from what is recorded by default.
-
-    Raises:
-        ConfigurationError: There is a -l or -n, but no function tracer.
-    """
-    from .._launcher.rules import Rule
-
-    functions = [rule for rule in rules if rule.action in ("limit", "notrace")]
-    events = [rule for rule in rules if rule not in functions]
-    enabled = [rule.glob for rule in events if rule.action == "enable"]
-    for rule in functions:
-        if not any(_traces_functions(glob) for glob in enabled):
-            option = "-l" if rule.action == "limit" else "-n"
-            raise ConfigurationError(f"{option} {rule.glob!r} is for functions: add -p function_graph or -p function")
-    only = [Rule("disable", "all")] if enabled else []
-    return (*functions, *only, *events)
-
-
-def _traces_functions(glob: str) -> bool:
-    return any(fnmatch.fnmatchcase(system, glob.partition(":")[0]) for system in ("function", "function_graph"))
-
-
-def _tell_of_children(plan: Plan) -> None:
+def _warn_of_old_children(plan: Plan) -> None:
     """Warn about traces of children of an earlier run: a report of all traces would mix them with this run's.
 
     They are not removed: the user did not name them.
@@ -369,42 +320,3 @@ def _tell_of_children(plan: Plan) -> None:
                 file=sys.stderr,
                 flush=True,
             )
-
-
-def file_url(path: str, *, force: bool) -> str:
-    """The URL of a file sink for `path`.
-
-    Raises:
-        ConfigurationError: The path cannot be written as a URL.
-        OSError: A trace exists already, or the folder cannot be written.
-    """
-    from .._store.trace_files import journal_path, spool_paths
-
-    if "?" in path:
-        raise ConfigurationError(f"-o {path!r}: a '?' starts the options of a sink URL; choose a name without it")
-    _check_folder(path)
-    if os.path.isdir(path):
-        raise IsADirectoryError(f"-o {path} is a folder: give the name of a file")
-    there = [each for each in (path, journal_path(path), *spool_paths(path)) if os.path.lexists(each)]
-    if there and not force:
-        raise FileExistsError(f"{there[0]} exists: choose another name with -o, or overwrite it with --force")
-    return f"file:{path}{'?overwrite=yes' if force else ''}"
-
-
-def _check_folder(path: str) -> None:
-    """
-    Raises:
-        OSError: No file of this name can be created.
-    """
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(f"{path}: there is no folder {folder}")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"{path}: the folder {folder} cannot be written to")
-
-
-def _absolute(url: str) -> str:
-    """The URL with an absolute path if it names a file or a Unix socket: the program may change its folder."""
-    path, mark, query = url.partition("?")
-    scheme, _, name = path.partition(":")
-    return f"{scheme}:{os.path.abspath(name)}{mark}{query}" if scheme in ("file", "unix") and name else url

@@ -33,7 +33,7 @@ from ..decode import Trace, open_trace
 from . import _analyses, _losses
 from ._lines_out import Form, lines_of
 from ._progress import with_progress
-from .record import OUTPUT
+from ._recording_plan import OUTPUT
 
 NAME: Final = "report"
 

@@ -35,6 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     if is_arena(arguments.file):
         return _restore_arena(arguments)
+    if _finish_abandoned(arguments.file):
+        return 0
     if arguments.output is not None:
         raise ConfigurationError(
             f"-o {arguments.output}: {arguments.file} is not an arena, so it is completed in place: remove -o"
@@ -62,10 +64,33 @@ def run(arguments: argparse.Namespace) -> int:
     return _losses.LOST if report.damaged else 0
 
 
+def _finish_abandoned(path: str) -> bool:
+    """Finish the traces in the folder whose recorder was killed: what they lack is in their buffers. Returns whether
+    this one is complete then."""
+    from .._launcher import run_folder
+
+    place = os.path.dirname(os.path.abspath(path))
+    if not run_folder.has_abandoned(place):
+        return False
+
+    from .._launcher.leftovers import finish_abandoned
+
+    lines = list(finish_abandoned(place))
+    for line in lines:
+        print(escape(line))
+    return any(line.startswith(f"{os.path.abspath(path)}: finished") for line in lines)
+
+
 def _restore_arena(arguments: argparse.Namespace) -> int:
     from .._arena.restore import restore_arena
 
     if arguments.output is None:
         raise ConfigurationError(f"{arguments.file} is an arena: give the file for its trace with -o")
     report = restore_arena(arguments.file, arguments.output)
+
+    # One that `aiotrace record` left in a folder of its own.
+    from .._launcher.run_folder import remove_after
+
+    if not os.path.lexists(arguments.file):
+        remove_after(arguments.file)
     return _restore_summary.print_result(NAME, arguments.file, arguments.output, report)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from collections.abc import Iterable
 from typing import Final
 
 from .._base.errors import ConfigurationError
@@ -52,10 +53,27 @@ def _find(pid: int) -> str:
 
     try:
         found = find_arenas(pid)
+        if not found:  # `aiotrace record` itself: the program is its child
+            found = _distinct(path for child in _children(pid) for path in find_arenas(child))
     except FileNotFoundError:
         raise ProcessLookupError(f"there is no process {pid}") from None
     if not found:
-        raise ConfigurationError(f"process {pid} has no arena: record it with --arena PATH, or record(arena=PATH)")
+        raise ConfigurationError(f"process {pid} has no arena: record it with `aiotrace record`, or record(arena=PATH)")
     if len(found) > 1:
         raise ConfigurationError(f"process {pid} has several arenas; give the file of one: {', '.join(found)}")
     return found[0]
+
+
+def _distinct(paths: Iterable[str]) -> list[str]:
+    """Without those that are another's file: the recorder has mapped what the program has."""
+    files: dict[tuple[int, int], str] = {}
+    for path in paths:
+        status = os.stat(path)
+        files.setdefault((status.st_dev, status.st_ino), path)
+    return list(files.values())
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process started and that are there."""
+    with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+        return [int(word) for word in file.read().split()]

@@ -16,7 +16,7 @@ from typing import Final
 from .._base.terminal_text import escape
 from ..decode import TraceStatistics, format_time, open_trace
 from . import _losses
-from .record import OUTPUT
+from ._recording_plan import OUTPUT
 
 NAME: Final = "stat"
 

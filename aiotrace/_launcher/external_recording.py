@@ -29,6 +29,7 @@ from .._recording.event_control import EventControl
 from .._recording.options import RecordingOptions
 from .._recording.statistics import Statistics
 from .._recording.writing import WritingCore
+from .._ring.writer import CAUSES
 from .snapshot_requests import SnapshotRequester
 
 if TYPE_CHECKING:
@@ -40,19 +41,34 @@ READING: Final = 1
 """In ARENA_READER: the recorder has its sinks open."""
 REFUSED: Final = 2
 """In ARENA_READER: the recorder cannot read this arena, and has said why."""
+REFUSED_AS_WRONG: Final = 3
+"""In ARENA_READER: the same, because of a wrong argument."""
+DELIVERED: Final = 4
+"""In ARENA_READER: all events are where they were to go."""
+WITHDRAWN: Final = 5
+"""In ARENA_READER, written by the program: it does not begin, and there is nothing to keep."""
 _U64: Final = struct.Struct("=Q")
 _ACCOUNT: Final = struct.Struct("=QQQ")
 
 
 class RefusedByRecorderError(OSError):
-    """The recorder cannot read this arena; it has said why."""
+    """The recorder cannot read this arena; it has said why.
+
+    Args:
+        is_wrong: An argument of `aiotrace record` is wrong.
+    """
+
+    def __init__(self, *, is_wrong: bool) -> None:
+        super().__init__("the recorder cannot record it")
+        self.is_wrong = is_wrong
 
 
 class ExternalRecording(EventControl):
     """A context manager, for synchronous code. Made where `aiotrace record --external` starts a program.
 
     Args:
-        options: The recorder has a lock on the folder of the arena.
+        options: Among them, the arena's path.
+        folder: The recorder has a lock on it.
         awaits: Whether to wait until the recorder has opened its sinks.
 
     Raises:
@@ -60,8 +76,8 @@ class ExternalRecording(EventControl):
         OSError: The arena cannot be made: the recorder may be gone.
     """
 
-    def __init__(self, options: RecordingOptions, *, awaits: bool) -> None:
-        self._core = _ExternalCore(options)
+    def __init__(self, options: RecordingOptions, folder: str, *, awaits: bool) -> None:
+        self._core = _ExternalCore(options, folder)
         self.selection = self._core.selection
         self._awaits = awaits
 
@@ -89,6 +105,11 @@ class ExternalRecording(EventControl):
             self._core.stop_writing()
             self._core.leave()
 
+    def withdraw(self) -> None:
+        """The program does not begin: the recorder removes what it has of it."""
+        self._core.withdraw()
+        self.close()
+
     def request_snapshot(self, cause: str, *, after: float = 0.0) -> bool:
         """Request a snapshot from the recorder; as `Recording.request_snapshot`."""
         return self._core.request_snapshot(cause, after)
@@ -101,7 +122,7 @@ class ExternalRecording(EventControl):
 class _ExternalCore(WritingCore):
     """No sinks, and what the recorder needs: pages in a file, words in its header, a lock to tell whether it lives."""
 
-    def __init__(self, options: RecordingOptions) -> None:
+    def __init__(self, options: RecordingOptions, folder: str) -> None:
         super().__init__(options)
         assert self.arena_file is not None
         self._file = self.arena_file
@@ -110,22 +131,28 @@ class _ExternalCore(WritingCore):
         self.snapshots = SnapshotRequester(self._file.memory, lambda: self.is_recorded)
         try:
             hand_over(self.pages)
-            self._folder = out_of_the_way(os.open(os.path.dirname(self._file.path), os.O_RDONLY | os.O_CLOEXEC))
+            self._folder = out_of_the_way(os.open(folder, os.O_RDONLY | os.O_CLOEXEC))
         except BaseException:
             self._file.remove()
             raise
 
     def leave(self) -> None:
         """Put the final account where the recorder finds it."""
-        writers = self.keep_account().writers
+        account = self.keep_account()
+        for place, cause in enumerate(CAUSES):
+            _U64.pack_into(self._file.memory, L.ARENA_DROPPED + place * _U64.size, account.dropped[cause])
+        writers = account.writers
         for place, writer in enumerate(writers):
-            account = writer.written, writer.dropped, writer.overrun
-            _ACCOUNT.pack_into(self._file.memory, L.ARENA_CLOSED + 8 + place * _ACCOUNT.size, *account)
+            counts = writer.written, writer.dropped, writer.overrun
+            _ACCOUNT.pack_into(self._file.memory, L.ARENA_CLOSED + 8 + place * _ACCOUNT.size, *counts)
         _U64.pack_into(self._file.memory, L.ARENA_CLOSED, len(writers))
 
         self._file.leave()
         with contextlib.suppress(OSError):  # the program may have closed it: it is not the program's, but it can
             os.close(self._folder)
+
+    def withdraw(self) -> None:
+        _U64.pack_into(self._file.memory, L.ARENA_READER, WITHDRAWN)
 
     # --- the recorder ---------------------------------------------------------------------------
 
@@ -138,9 +165,9 @@ class _ExternalCore(WritingCore):
             (answer,) = _U64.unpack_from(self._file.memory, L.ARENA_READER)
             if answer == READING:
                 return
-            if answer == REFUSED:
+            if answer in (REFUSED, REFUSED_AS_WRONG):
                 self._file.leave()
-                raise RefusedByRecorderError("the recorder cannot record it")
+                raise RefusedByRecorderError(is_wrong=answer == REFUSED_AS_WRONG)
             time.sleep(0.001)
 
     @property

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -36,6 +40,10 @@ class EndNotes:
     snapshot_paths: Sequence[str]
     causes: Mapping[str, int] = field(default_factory=dict)
     """Dropped events by cause, where that is known."""
+    process: str = ""
+    """How the process ended; empty if it has not yet."""
+    arena: str = ""
+    """The arena that still has what a sink did not take; empty if there is none."""
 
     @classmethod
     def of(cls, statistics: Statistics, urls: Sequence[str], snapshot_paths: Sequence[str]) -> EndNotes:
@@ -58,21 +66,32 @@ class EndNotes:
         Args:
             all: Whether to report what went well too.
         """
+        end = f"; {self.process}" if self.process else ""
         for sink in self.sinks:
             if sink.state != "finished":
-                why = f" ({sink.last_error})" if sink.last_error is not None else ""
-                complete = f"; `aiotrace restore {sink.name}` completes it" if sink.url.startswith(FILE) else ""
-                yield f"{sink.name}: unfinished after {sink.delivered} events{why}{complete}"
+                yield f"{self._unfinished(sink)}{end}"
             elif all:
-                yield f"{sink.name}: {sink.delivered} events"
+                yield f"{sink.name}: {sink.delivered} events{end}"
 
         if self.dropped or (self.sinks and (self.overrun or self.abandoned)):
             yield self._lost()
 
         if all:
-            yield from (f"{path}: a snapshot" for path in self.snapshot_paths)
+            yield from (f"{path}: a snapshot{end}" for path in self.snapshot_paths)
             if not self.sinks and not self.snapshot_paths:
-                yield "no snapshot was taken, and what the buffer held is gone with the program"
+                yield f"no snapshot was taken, and what the buffer held is gone with the program{end}"
+
+    def _unfinished(self, sink: SinkEnd) -> str:
+        why = f" ({sink.last_error})" if sink.last_error is not None else ""
+        text = f"{sink.name}: unfinished after {sink.delivered} events{why}"
+        if not sink.url.startswith(FILE):
+            return f"{text}; the others are in {self.arena}" if self.arena else text
+        if self.arena and not os.path.lexists(sink.name):
+            return (
+                f"{text}; the others are in {self.arena}: `aiotrace restore {self.arena} -o FILE` makes a trace of them"
+            )
+        kept = f"the others are in {self.arena}, and " if self.arena else ""
+        return f"{text}; {kept}`aiotrace restore {sink.name}` completes it"
 
     def _lost(self) -> str:
         causes = ", ".join(f"{count} {cause}" for cause, count in self.causes.items() if count)
@@ -83,4 +102,33 @@ class EndNotes:
             (self.abandoned, f"{self.abandoned} given up with a sink"),
         ]
         total = self.dropped + self.overrun + self.abandoned
-        return f"events lost: {total}: {', '.join(text for count, text in counts if count)}"
+        whose = f"{self.sinks[0].name}: " if self.process and self.sinks else ""
+        return f"{whose}events lost: {total}: {', '.join(text for count, text in counts if count)}"
+
+
+def describe_end(pid: int, status: int) -> str:
+    """How a process ended.
+
+    Args:
+        status: As `os.waitpid` returns it.
+    """
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"process {pid} exited with status {code}"
+    core = ", with a core dump" if os.WCOREDUMP(status) else ""
+    return f"process {pid} was killed by {_signal_name(-code)}{core}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def tell(*lines: str) -> None:
+    """Print to the stderr that the process began with, if it is still there."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        for line in lines:
+            print(f"aiotrace record: {line}", file=sys.__stderr__)
+        sys.__stderr__.flush()  # type: ignore[union-attr]  # None is an AttributeError

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .._recording.options import RecordingOptions
+from . import names
 from .rules import Rule, rules_from
 
 FILE: Final = "file:"
@@ -37,8 +38,16 @@ class Plan:
     """Print nothing at the end, unless the trace is not what it should be."""
     snapshot_signal: int = 0
     """The signal that requests a snapshot; 0: none."""
-    external: bool = False
-    """The process that started the program reads the arena and has the sinks."""
+    pattern: str = ""
+    """Of the name of each process's trace (`names`), absolute; empty: the files are among `sinks`."""
+    program: str = ""
+    """The name of the program, for the pattern."""
+    keep: int | None = None
+    """How many finished traces with names of the pattern are kept; None: all."""
+    max_bytes: int | None = None
+    """The size of all of them; None: any."""
+    folder: str = ""
+    """The run's folder of arenas, which a recorder reads (`run_folder`); empty: reader and sinks are in the program."""
 
     def options_of(self, pid: int) -> RecordingOptions:
         """The options in a process: children have their own arena and snapshots."""
@@ -51,9 +60,26 @@ class Plan:
             snapshots=child_path(os.fspath(snapshots), pid),
         )
 
-    def urls_of(self, pid: int) -> tuple[str, ...]:
-        """The sinks in a process: in a child, files have its pid in their names."""
-        return self.sinks if pid == self.pid else tuple(child_url(url, pid) for url in self.sinks)
+    def urls_of(self, pid: int, started_ns: int) -> tuple[str, ...]:
+        """The sinks in a process: files of children have the child's pid in their names. A name that is in use already
+        is not replaced, but for the program's FILE without a pattern.
+
+        Args:
+            started_ns: When the process began to be recorded, in nanoseconds since 1970.
+        """
+        is_main = pid == self.pid
+        urls = self.sinks if is_main else tuple(child_url(url, pid) for url in self.sinks)
+        if not self.pattern:
+            return urls
+        name = names.name_of(
+            self.pattern,
+            pid=pid,
+            is_main=is_main,
+            realtime_ns=started_ns,
+            host=os.uname().nodename,
+            program=self.program,
+        )
+        return f"{FILE}{names.free_name(name)}", *urls
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

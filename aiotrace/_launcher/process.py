@@ -15,21 +15,24 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
-import sys
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from .._base.errors import AiotraceError, ConfigurationError
 from .._events.event import defined_events
 from .._recording.statistics import Statistics
 from .._store.trace_files import journal_path, remove
-from .external_recording import ExternalRecording
-from .notes import EndNotes
+from . import run_folder
+from .external_recording import ExternalRecording, RefusedByRecorderError
+from .notes import EndNotes, tell
 from .plan import FILE, Plan, children_of, file_of
+from .retention import retain_for
 from .rules import unmatched
 
 if TYPE_CHECKING:
@@ -51,8 +54,8 @@ class Run:
         self.pid = os.getpid()
         self.is_main = self.pid == plan.pid
         """False in a child."""
-        self._urls = plan.urls_of(self.pid)
-        self._recording = _make_recording(plan, self.pid)
+        self._urls = () if plan.folder else plan.urls_of(self.pid, time.time_ns())
+        self._recording = _make_recording(plan, self._urls)
         self._untraced = ""
         """Why tasks and stalls, which are recorded by default, are not in the trace."""
         for rule in plan.rules:
@@ -74,8 +77,11 @@ class Run:
             self._apply_rules()
         except BaseException:
             atexit.unregister(self.close)
-            self._recording.close()
-            self._remove_files()
+            if isinstance(self._recording, ExternalRecording):
+                self._recording.withdraw()
+            else:
+                self._recording.close()
+                self._remove_files()
             raise
         if self.plan.snapshot_signal:
             signal.signal(self.plan.snapshot_signal, _take_snapshot)
@@ -121,6 +127,8 @@ class Run:
             self._remove_empty()
         elif not statistics.events_written:
             self._remove_files()  # programs fork for many reasons
+        if self._urls:
+            tell(*retain_for(self.plan, running=()))
 
     def _report(self, statistics: Statistics) -> Iterator[str]:
         all = not self.plan.quiet and self.is_main
@@ -157,15 +165,18 @@ class Run:
                         remove(child)
 
 
-def _make_recording(plan: Plan, pid: int) -> SyncRecording | ExternalRecording:
+def _make_recording(plan: Plan, urls: Sequence[str]) -> SyncRecording | ExternalRecording:
     """The recording, not open yet.
 
     Raises:
         ConfigurationError: It cannot work.
     """
+    pid = os.getpid()
     options = plan.options_of(pid)
-    if plan.external:
-        return ExternalRecording(options, awaits=pid == plan.pid)
+    if plan.folder:
+        with run_folder.place_for_arena(plan, pid) as path:
+            placed = dataclasses.replace(options, arena=path)
+            return ExternalRecording(placed, plan.folder, awaits=pid == plan.pid)
 
     # Only where the reader and the sinks are in this process: it imports asyncio and anyio.
     import anyio
@@ -176,15 +187,7 @@ def _make_recording(plan: Plan, pid: int) -> SyncRecording | ExternalRecording:
     # pytest warns of packages with a plugin that were imported before it could rewrite their asserts, unless their
     # docstring says this. anyio has a plugin.
     anyio.__doc__ = f"{anyio.__doc__ or ''}PYTEST_DONT_REWRITE"
-    return SyncRecording(RecordingCore(plan.urls_of(pid), options, thread=True))
-
-
-def tell(*lines: str) -> None:
-    """Print to the stderr that the program began with, if it is still there."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        for line in lines:
-            print(f"aiotrace record: {line}", file=sys.__stderr__)
-        sys.__stderr__.flush()  # type: ignore[union-attr]  # None is an AttributeError
+    return SyncRecording(RecordingCore(urls, options, thread=True))
 
 
 @contextlib.contextmanager
@@ -218,6 +221,8 @@ def record_main_process(plan: Plan) -> None:
         # A program that looks for event loops among all objects, to close them, does not find aiotrace's. The namespace
         # of __main__ is frozen with them: left so, its contents would not be finalized, nor its files flushed.
         gc.freeze()
+    except RefusedByRecorderError as error:  # it has said why
+        os._exit(2 if error.is_wrong else 1)
     except Exception as error:
         tell(str(error) if isinstance(error, (AiotraceError, OSError)) else repr(error))
         # `site` would swallow an exception, and the program would run unrecorded.
@@ -241,3 +246,5 @@ def record_child_process(plan: Plan) -> None:
         start(plan)
     except Exception as error:
         tell(f"process {os.getpid()} is not recorded: {error}")
+        if plan.folder:
+            run_folder.note_unrecorded(plan.folder, os.getpid())

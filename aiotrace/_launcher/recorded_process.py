@@ -1,4 +1,4 @@
-"""One process of a program that `aiotrace record --external` started: its arena, read from here, and its sinks.
+"""One process of a program that `aiotrace record` started: its arena, read from here, and its sinks.
 
     arena, in the process  --map-->  TakenRing -> reader -> sinks --> trace.dat
 
@@ -25,7 +25,7 @@ import anyio
 from .._arena.file_reader import ArenaReader
 from .._arena.handover import TakenRing, taken_over
 from .._arena.restore import save
-from .._base.errors import AiotraceError
+from .._base.errors import AiotraceError, ConfigurationError
 from .._base.reentrancy import Guard
 from .._base.warn import warn
 from .._page import layout as L
@@ -34,15 +34,18 @@ from .._recording.sinks import file_sink, share_pages, sink
 from .._recording.snapshot import name_for
 from .._ring.arena import Arena, Shape
 from .._ring.delivery import CommittedPrefix
-from .._ring.writer import Writers
+from .._ring.writer import CAUSES, Writers
 from .._store.trace_files import remove
-from .external_recording import READING, REFUSED
-from .notes import EndNotes, SinkEnd
+from .external_recording import DELIVERED, READING, REFUSED, REFUSED_AS_WRONG, WITHDRAWN
+from .notes import EndNotes, SinkEnd, describe_end
 from .plan import FILE, Plan, file_of
 from .snapshot_responder import SnapshotResponder
 
-DRAIN: Final = 60.0
-"""Seconds that each sink has when the process has ended: only a shell waits for it then."""
+DRAIN: Final = 5.0
+"""Seconds that a sink which fails or does not get on is waited for when the process has ended: a shell waits, and what
+the sink did not take stays in the arena."""
+_FINISH: Final = 3600.0
+"""Seconds for a sink that has all pages, and makes its file of them: a large one takes its time."""
 KILLED: Final = "killed"
 """The cause in the name of a flight recorder's last snapshot."""
 _FLUSH: Final = 0.2
@@ -106,7 +109,7 @@ class RecordedProcess:
         self.plan = plan
         self.is_main = reader.header.pid == plan.pid
         self.pid = reader.header.pid
-        self.urls = plan.urls_of(self.pid)
+        self.urls = plan.urls_of(self.pid, reader.header.realtime_ns)
         options = plan.options_of(self.pid)
         self._overruns = options.overrun == "drop_oldest"
         self._backing = _Mapped(reader.path, reader.shape)
@@ -124,6 +127,10 @@ class RecordedProcess:
         self._is_mapped = False
         self._mapped_at = 0.0
         self.attachments: list[Attachment] = []
+        self.status: int | None = None
+        """As `os.waitpid` returns it, where that is known."""
+        self.lost_file = ""
+        """A file that was removed, with its folder or alone, while it was written."""
 
     def _refresh_definitions(self) -> int:
         self.reader.read_definitions()
@@ -144,6 +151,9 @@ class RecordedProcess:
             for each, quota in zip(options, share_pages(self._arena.pages, options), strict=True):
                 self.attachments.append(await self._service.attach(each, quota, dict))
             answer = READING
+        except ConfigurationError:
+            answer = REFUSED_AS_WRONG
+            raise
         finally:
             _U64.pack_into(self._backing.memory, L.ARENA_READER, answer)
 
@@ -171,14 +181,57 @@ class RecordedProcess:
         self.snapshots.poll()
         await self.snapshots.finish(DRAIN)
         if self.urls:
-            self.ring.finish()
-            await self._service.drain(DRAIN)
+            self.ring.keep_pages()
+            if not self.lost_file:
+                self.ring.finish()
+                await self._drain()
+            if self.is_done and not self.is_withdrawn:  # from here on nobody needs the pages
+                _U64.pack_into(self._backing.memory, L.ARENA_READER, DELIVERED)
         else:
             await self._save()
         self.snapshots.abort()
         self._service.abort()
         self.pages.clear_ring()
         self.reader.close()
+
+    async def _drain(self) -> None:
+        """Let the sinks take what is left and finish, for as long as they get on."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._give_up_stuck, group.cancel_scope)
+            await self._service.drain(_FINISH)
+            group.cancel_scope.cancel()
+
+    async def _give_up_stuck(self, draining: anyio.CancelScope) -> None:
+        """End the draining when sinks fail, or hold pages without acknowledging any, for too long."""
+        failures = sum(attachment.failures for attachment in self.attachments)
+        delivered, since = -1, 0.0
+        while True:
+            is_stuck = any(attachment.delivery.held for attachment in self.attachments)
+            is_stuck |= sum(attachment.failures for attachment in self.attachments) > failures
+
+            now = sum(attachment.delivery.delivered for attachment in self.attachments)
+            if now != delivered:
+                delivered, since = now, anyio.current_time()
+            elif is_stuck and anyio.current_time() > since + DRAIN:
+                draining.cancel()
+            await anyio.sleep(_FLUSH)
+
+    @property
+    def is_delivered(self) -> bool:
+        """Whether all events are where they were to go: in a file, or with all other sinks."""
+        if self.lost_file:
+            return False
+        ends = zip(self.urls, self.attachments, strict=False)
+        finished = [url for url, attachment in ends if attachment.state == "finished"]
+        return any(url.startswith(FILE) for url in finished) or len(finished) == len(self.attachments)
+
+    def find_lost_file(self) -> str:
+        """The file that is no longer where it was opened, if there is one: from now on events stay in the arena."""
+        if not self.lost_file:
+            files = [file_of(url) for url in self.urls if url.startswith(FILE)]
+            self.lost_file = next((path for path in files if not os.path.lexists(path)), "")
+            self.ring.is_paused = bool(self.lost_file)
+        return self.lost_file
 
     async def _save(self) -> None:
         """Write a flight recorder's last snapshot: of a process that was killed."""
@@ -198,6 +251,11 @@ class RecordedProcess:
         self.is_saved = not report.damaged and not report.definitions_damage
 
     @property
+    def is_withdrawn(self) -> bool:
+        """Whether the program could not begin, so that there is nothing to keep."""
+        return bool(_U64.unpack_from(self._backing.memory, L.ARENA_READER)[0] == WITHDRAWN)
+
+    @property
     def was_closed(self) -> bool:
         """Whether the recording in the program ended as it should."""
         accounts: int = _U64.unpack_from(self._backing.memory, L.ARENA_CLOSED)[0]
@@ -205,9 +263,8 @@ class RecordedProcess:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing that is wanted is left on its pages: what no sink had room for in time stays there."""
-        is_empty = self._arena.states()[0] == self._arena.pages
-        return not self.ring.bad and (self.is_saved or is_empty)
+        """Whether nothing that is wanted is left on its pages: what a sink did not take in time stays there."""
+        return not self.ring.bad and (self.is_delivered if self.urls else self.is_saved)
 
     def _account(self) -> list[_RemoteWriter]:
         """The process's own account, if it lived to write it; else what its pages say."""
@@ -241,10 +298,25 @@ class RecordedProcess:
         ]
         dropped = sum(writer.dropped_total for writer in self._writers.all)
         overrun = sum(self.pages.overrun.values())
-        notes = EndNotes(sinks, dropped, overrun, self.pages.abandoned, self.snapshots.paths)
-        yield from notes.lines(all=self.is_main and not self.plan.quiet)
+        causes = dict(zip(CAUSES, self._dropped_by_cause(), strict=True))
+        arena = "" if self.is_done else os.path.realpath(self.reader.path)
+        abandoned = 0 if arena else self.pages.abandoned  # what the arena has is not lost
+        notes = EndNotes(sinks, dropped, overrun, abandoned, self.snapshots.paths, causes, self.how_it_ended, arena)
+        all = not self.plan.quiet and (self.is_main or self.events > 0)
+        yield from notes.lines(all=all)
         for bad in self.ring.bad:
             yield f"process {self.pid}: page {bad.sequence} of writer {bad.writer} is damaged: {bad.reason}"
+
+    @property
+    def how_it_ended(self) -> str:
+        """In words."""
+        if self.status is not None:
+            return describe_end(self.pid, self.status)
+        return f"process {self.pid} {'ended' if self.was_closed else 'was killed, or left by os._exit'}"
+
+    def _dropped_by_cause(self) -> list[int]:
+        offsets = range(L.ARENA_DROPPED, L.ARENA_DROPPED + len(CAUSES) * _U64.size, _U64.size)
+        return [_U64.unpack_from(self._backing.memory, offset)[0] for offset in offsets]
 
     def remove_files(self) -> None:
         for url in self.urls:

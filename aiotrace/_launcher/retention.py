@@ -18,6 +18,7 @@ from typing import Final
 from .._formats import tracedat as T
 from .._store.trace_files import READ, journal_path
 from .names import name_filter
+from .plan import Plan
 
 _BEGINNING: Final = T.initial_header(0)[: len(T.MAGIC) + len("7\0") + 2]
 """Of each trace that aiotrace finishes: format 7, of this machine's byte order. Others are by other programs."""
@@ -63,6 +64,23 @@ class _Finished:
     size: int
     file_id: tuple[int, int]
     """Device and inode."""
+
+
+def retain_for(plan: Plan, running: Collection[str]) -> Iterator[str]:
+    """Keep of a plan's traces what it says. Yields lines for people.
+
+    Args:
+        running: As for `retain`.
+    """
+    if plan.pattern and (plan.keep is not None or plan.max_bytes is not None):
+        yield from retain(
+            plan.pattern,
+            host=os.uname().nodename,
+            program=plan.program,
+            keep=plan.keep,
+            max_size=plan.max_bytes,
+            running=running,
+        ).lines()
 
 
 def retain(

@@ -117,7 +117,9 @@ ARENA_USED: Final = 512
 ARENA_REFUSED: Final = 520
 """Offset of a u64: definitions for which there was no room."""
 ARENA_READER: Final = 528
-"""Offset of a u64: 0 no reader yet, 1 another process reads the arena, 2 it refused (`_arena/handover.py`)."""
+"""Offset of a u64: 0 no reader yet, 1 another process reads the arena, 2 it cannot, 3 it was asked for
+what cannot work, 4 all
+events were delivered, 5 (by the program) there is nothing to deliver (`_launcher/external_recording.py`)."""
 ARENA_CLOSED: Final = 536
 """Offset of a u64: the number of writers' accounts that follow; 0 until a recording that another process reads has
 closed properly. Each account is three u64: events written, dropped, overrun."""
@@ -128,3 +130,6 @@ ARENA_REQUEST: Final = 3088
 """Offset of the request: u64 time (CLOCK_MONOTONIC, nanoseconds), u64 nanoseconds to record after it, the cause."""
 ARENA_CAUSE_SIZE: Final = 128
 """Bytes of the cause: UTF-8, padded with NULs."""
+ARENA_DROPPED: Final = 3232
+"""Offset of a u64 for each cause of a dropped event, in the order of `_ring/writer.CAUSES`: events, of all writers.
+Written before ARENA_CLOSED."""

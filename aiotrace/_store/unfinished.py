@@ -72,6 +72,11 @@ class UnfinishedTrace:
         return self._journal.definitions_missing
 
     @property
+    def earlier_writers(self) -> set[int]:
+        """The writers whose streams began in earlier files."""
+        return set(self._journal.stored)
+
+    @property
     def ledger(self) -> Ledger | None:
         """The closing account; None while the trace grows, or if the program was killed."""
         return self._journal.ledger

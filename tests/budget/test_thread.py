@@ -364,7 +364,7 @@ def record(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str
 
 
 @needs_c
-@pytest.mark.parametrize("options", [[], ["--external"]], ids=["a thread", "external"])
+@pytest.mark.parametrize("options", [["--exec"], ["--external"]], ids=["a thread", "external"])
 def test_record_names_disabled_groups_and_the_trace_has_the_times(tmp_path: Path, options: list[str]) -> None:
     words = [*options, "--budget", "1%", "-p", "function_graph", "-b", "16M", "-o", tmp_path / "t.dat", "-c", PROGRAM]
     done = record(*words, cwd=tmp_path)

@@ -27,6 +27,7 @@ import pytest
 
 import aiotrace
 from aiotrace.__main__ import main
+from aiotrace._launcher.front import parent
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "before"
 API = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
@@ -119,6 +120,11 @@ OPTIONS = {
         "--overrun": (None, None),
         "--arena": ("PATH", None),
         "--external": (None, None),
+        "--exec": (None, None),
+        "--wait": (None, None),
+        "--service": (None, None),
+        "--keep": ("N", None),
+        "--max-size": ("SIZE", None),
         "--budget": ("PERCENT", None),
         "--snapshots": ("FILE", "trace.dat"),
         "--snapshot-signal": ("NAME", None),
@@ -250,7 +256,7 @@ def test_list_names_sinks_and_tracers() -> None:
 # --- exit statuses --------------------------------------------------------------------------------
 
 STARTED = 99
-"""What execve would do is replaced by an exit with this status."""
+"""Starting the program is replaced by an exit with this status."""
 
 STATUSES = [
     (0, "report"),
@@ -335,9 +341,11 @@ STATUSES = [
     (1, "record -o folder --force -c pass"),
     (1, "record -o no/new.dat -c pass"),
     (2, "record -o new?.dat -c pass"),
-    (1, "record -o new.dat --arena app.arena -c pass"),
+    (STARTED, "record -o new.dat --arena app.arena -c pass"),
     (1, "record -o new.dat --arena no/new.arena -c pass"),
-    (2, "record -o new.dat --arena new.arena --external -c pass"),
+    (2, "record --exec --external -c pass"),
+    (2, "record --keep 3 -c pass"),
+    (2, "record -o new-%x.dat -c pass"),
     (2, "record -o new.dat -b 4 -c pass"),
     (2, "record -o new.dat -b nothing -c pass"),
     (2, "record -o new.dat -f n>1 -c pass"),
@@ -390,6 +398,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory of the test."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "execve", lambda *arguments: sys.exit(STARTED))
+    monkeypatch.setattr(parent, "run", lambda *arguments, **options: STARTED)
     return tmp_path
 
 
@@ -421,7 +430,7 @@ def test_record_ends_as_its_program_does() -> None:
         each.communicate(timeout=60)
         assert each.returncode == status
     assert run(["report", "new7.dat"])[0] == 0
-    assert run(["restore", f"new{-signal.SIGTERM}.dat"])[0] == 0
+    assert run(["report", f"new{-signal.SIGTERM}.dat"])[0] == 0
 
 
 def test_listen_ends_with_its_status(folder: Path) -> None:

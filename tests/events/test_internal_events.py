@@ -136,7 +136,7 @@ def run_experiment(folder: Path, free_list: bool, trace_cmd: str) -> tuple[int, 
     environment = {**os.environ, "AIOTRACE_DEBUG_NO_FREE_LIST": "" if free_list else "1"}
     folder.mkdir()
     command = [sys.executable, "-m", "aiotrace"]
-    options = ["-q", "-b", "64", "-e", "app:*", "-e", "aiotrace:page_alloc", "-R", "stacktrace"]
+    options = ["--exec", "-q", "-b", "64", "-e", "app:*", "-e", "aiotrace:page_alloc", "-R", "stacktrace"]
     (folder / "program.py").write_text(PROGRAM)
     subprocess.run([*command, "record", *options, "--", "program.py"], cwd=folder, env=environment, check=True)
     ours, theirs = (

@@ -17,7 +17,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import tarfile
 import time
 import venv
@@ -204,8 +203,6 @@ def test_a_server_under_load_answers_and_ends_as_without(
         found.append((answers, process.returncode, log.splitlines()[: -len(ours) or None]))
     alone, traced = found
     assert traced == alone
-    if number is signal.SIGTERM:  # uvicorn ends by the signal itself, so nothing of Python's runs at its end
-        subprocess.run([sys.executable, "-m", "aiotrace", "restore", str(trace)], check=True, env=environment())
     events = trace_events(trace)
     print(f"uvicorn on {loop}: {REQUESTS} requests, {events} events, status {process.returncode}")
     assert events > REQUESTS

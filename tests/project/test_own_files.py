@@ -12,7 +12,7 @@ import pytest
 import aiotrace
 from aiotrace._base import backend
 from aiotrace._base.package import PACKAGE_FOLDER
-from aiotrace._cli import record
+from aiotrace._cli import _recording_plan
 from aiotrace._events import python_stack
 from aiotrace._launcher import children
 from aiotrace._launcher.plan import Plan
@@ -30,7 +30,7 @@ def test_the_package_folder_is_that_of_the_package() -> None:
 
 def test_stack_omits_only_the_frames_of_our_rooms() -> None:
     assert python_stack.is_ours(Recording.__init__.__code__)
-    assert python_stack.is_ours(record._environment.__code__)
+    assert python_stack.is_ours(_recording_plan.environment_of.__code__)
     assert not python_stack.is_ours(test_the_package_folder_is_that_of_the_package.__code__)
 
 
@@ -52,7 +52,7 @@ def test_a_spawned_child_begins_with_the_shim() -> None:
 
 def test_a_recorded_program_finds_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Plan, "to_dict", lambda self: {})
-    path = record._environment(object.__new__(Plan))["PYTHONPATH"].split(os.pathsep)[0]
+    path = _recording_plan.environment_of(object.__new__(Plan))["PYTHONPATH"].split(os.pathsep)[0]
     assert os.path.isfile(os.path.join(path, "sitecustomize.py"))
 
 
