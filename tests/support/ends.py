@@ -42,6 +42,9 @@ MOST = 2000
 """Requests after which a process ends itself, at most, from when all processes are busy."""
 LONGEST = 0.4
 """Seconds from when all processes are busy until a signal is sent, at most."""
+BUFFER = "32M"
+"""Of each process, so that none is refused an event because it was full: how many were refused last is not known of a
+process that was killed."""
 PATIENCE = 120.0
 """Seconds in which each step happens, also on a busy machine."""
 _COMPLAINTS = "unfinished|is not recorded|damaged|failed|ended before"
@@ -128,7 +131,7 @@ class Verdict:
     extra: int = 0
     """Threads whose last event is in the trace, and whose process ended before it was counted."""
     refused: int = 0
-    """Events that the trace counts as lost: of a signal handler that interrupts an event call."""
+    """Events that the trace counts as lost: of a signal handler that interrupts an event call, not for want of room."""
     missing: int = 0
     wrong: int = 0
     """Events out of order, twice, or never written; damaged pages."""
@@ -172,7 +175,7 @@ class Run:
         self._arenas = ""
         os.mkfifo(folder / "busy")
         self._busy = os.open(folder / "busy", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        command = [sys.executable, "-m", "aiotrace", "record", "-o", str(folder / "t.dat"), str(SERVER)]
+        command = [sys.executable, "-m", "aiotrace", "record", "-b", BUFFER, "-o", str(folder / "t.dat"), str(SERVER)]
         variable = json.dumps({**asdict(case), "folder": str(folder)})
         with open(folder / "stderr", "wb") as errors:
             self.record = subprocess.Popen(
@@ -353,11 +356,9 @@ def run_once(folder: Path, case: Case, trace_cmd: str) -> Verdict:
         verdict.left += 1
         verdict.faults.append(f"{path} is left")
     _check_traces(folder, run.main, trace_cmd, verdict)
-    reentrant = [int(count) for count in re.findall(r"events lost: (\d+): \1 refused \(\1 reentrant\)", run.errors)]
-    if verdict.refused > sum(reentrant):
-        verdict.faults.append(
-            f"{verdict.refused} events were refused, {sum(reentrant)} of them in signal handlers: {run.errors}"
-        )
+    in_handlers = sum(map(int, re.findall(r"events lost: (\d+): \1 refused \(\1 reentrant\)", run.errors)))
+    if verdict.refused > in_handlers:
+        verdict.faults.append(f"{verdict.refused} events were refused, {in_handlers} in signal handlers: {run.errors}")
     verdict.faults += re.findall(f"aiotrace record: .*(?:{_COMPLAINTS}).*", run.errors)
     verdict.faults = [f"{case}: {fault}" for fault in verdict.faults]
     return verdict
