@@ -22,7 +22,7 @@ import threading
 import time
 from typing import Final
 
-WAIT: Final = 0.1
+WAIT: Final = 0.25
 """Seconds until a signal that the recorder did not get counts as sent to this process alone."""
 
 _OWN: Final = {
@@ -32,7 +32,8 @@ _OWN: Final = {
 }  # fmt: skip
 """Signals that are never passed on: each process handles its own."""
 PASSED_ON: Final = frozenset(signal.valid_signals()) - _OWN
-_COUNT: Final = struct.Struct("=Q")
+_TAKEN: Final = struct.Struct("=Qd")
+"""How many of a signal were taken, and when the last one was."""
 STOPPING: Final = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 """Signals by which a terminal stops a job; a program may use them for something else."""
 ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
@@ -45,7 +46,7 @@ class Witness:
     """
 
     def __init__(self) -> None:
-        self._counts = mmap.mmap(-1, _COUNT.size * (max(signal.valid_signals()) + 1))
+        self._taken = mmap.mmap(-1, _TAKEN.size * (max(signal.valid_signals()) + 1))
         self.pid = 0
         """The recorder's; 0 if there is none any more."""
 
@@ -56,19 +57,19 @@ class Witness:
     def _watch(self) -> None:
         while True:
             number = signal.sigwait(signal.valid_signals())
-            _COUNT.pack_into(self._counts, _COUNT.size * number, self.count(number) + 1)
+            _TAKEN.pack_into(self._taken, _TAKEN.size * number, self.count(number) + 1, time.monotonic())
 
     def count(self, number: int) -> int:
         """How many of a signal the recorder has taken."""
-        return int(_COUNT.unpack_from(self._counts, _COUNT.size * number)[0])
+        return int(_TAKEN.unpack_from(self._taken, _TAKEN.size * number)[0])
 
-    def total(self, number: int) -> int:
-        """How many of a signal the recorder was sent: taken, or pending."""
+    def last(self, number: int) -> tuple[int, float]:
+        """How many of a signal the recorder was sent, and when the last one came, by time.monotonic()."""
         while True:
-            before = self.count(number)
-            total = before + (number in _pending(self.pid))
-            if self.count(number) == before:
-                return total
+            count, when = _TAKEN.unpack_from(self._taken, _TAKEN.size * number)
+            is_pending = number in _pending(self.pid)
+            if self.count(number) == count:
+                return count + is_pending, time.monotonic() if is_pending else when
 
 
 class Forwarder:
@@ -84,22 +85,21 @@ class Forwarder:
         self._witness = witness
         self._waiting: dict[int, tuple[float, int]] = {}
         self._known: dict[int, int] = {}
-        """By signal, how many that the recorder was sent have come here, too."""
+        """By signal, how many that the recorder was sent are accounted for."""
 
     def received(self, sent: signal.struct_siginfo) -> None:
         """A signal came here."""
         by_a_process = sent.si_code <= 0  # otherwise by the kernel, to the whole foreground
-        if not by_a_process:
-            self._known[sent.si_signo] = self._witness.total(sent.si_signo)
-        elif sent.si_signo in PASSED_ON:
+        if by_a_process and sent.si_signo in PASSED_ON:
             self._waiting.setdefault(sent.si_signo, (time.monotonic() + WAIT, sent.si_pid))
 
     def pass_on(self) -> bool:
         """Pass on what is due. Returns whether there is more to come."""
         for number, (due, sender) in list(self._waiting.items()):
-            total = self._witness.total(number)
-            if total > self._known.get(number, 0):
-                self._known[number] = total
+            total, when = self._witness.last(number)
+            is_new = total > self._known.get(number, 0)
+            self._known[number] = total
+            if is_new and when >= due - 2 * WAIT:  # one from long before is another one
                 del self._waiting[number]
             elif time.monotonic() >= due:
                 del self._waiting[number]
