@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -252,6 +253,53 @@ def test_an_import_against_the_rules_is_found(source: str, text: str, fault: str
 )
 def test_an_import_within_the_rules_is_allowed(source: str, text: str) -> None:
     assert [fault for fault in map(fault_of, find_imports(source, text, known=KNOWN_HERE)) if fault] == []
+
+
+# --- C sources ----------------------------------------------------------------------------------
+
+FAMILIES = {"common": 0, "ring": 1, "store": 1, "decode": 1, "events": 2, "stalls": 3, "calls": 3, "tasks": 4}
+"""The floor of each folder of _csrc. A file includes headers of its own family and of lower ones; module.c, of any."""
+
+
+def find_includes(root: Path) -> list[str]:
+    """Includes of C sources that do not point down, and those of or in an unknown family."""
+    found = []
+    for path in sorted([*root.rglob("*.c"), *root.rglob("*.h")]):
+        name = path.relative_to(root).as_posix()
+        family = name.rpartition("/")[0]
+        for header in re.findall(r'^ *# *include "([^"]+)"', path.read_text(encoding="utf-8"), re.MULTILINE):
+            other = header.rpartition("/")[0]
+            if other == "internal":  # CPython's own
+                continue
+            is_down = other in FAMILIES and (other == family or FAMILIES[other] < FAMILIES.get(family, -1))
+            if not is_down and not (name == "module.c" and other in FAMILIES):
+                found.append(f"{name} includes {header}")
+    return found
+
+
+def test_includes_of_c_point_down() -> None:
+    root = ROOT / "aiotrace" / "_csrc"
+    assert {path.name for path in root.iterdir() if path.is_dir()} == {*FAMILIES}
+    assert find_includes(root) == []
+
+
+def test_an_include_that_points_up_or_sideways_is_found(tmp_path: Path) -> None:
+    for name, header in (
+        ("ring/a.c", "events/event.h"),
+        ("ring/b.h", "store/store.h"),
+        ("ring/c.c", "clock.h"),
+        ("ring/d.c", "ring/cursor.h"),
+        ("tasks/e.c", "stalls/watch.h"),
+        ("tasks/f.c", "internal/pycore_frame.h"),
+        ("module.c", "tasks/tasks.h"),
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f'/* A file. */\n#include "{header}"\n#include <errno.h>\n')
+    assert find_includes(tmp_path) == [
+        "ring/a.c includes events/event.h",
+        "ring/b.h includes store/store.h",
+        "ring/c.c includes clock.h",
+    ]
 
 
 # --- sizes --------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
  *
  * It is kept in the code object, so there is no look-up per call: `locate`, which is Python, is
  * asked once for each choice of functions. IGNORED means functions that are not traced;
- * sys.monitoring is told not to call for them again; SILENT for those in which nothing else is
+ * sys.monitoring is asked not to call for them again; SILENT for those in which nothing else is
  * traced either: the writers' own, in the middle of which no event can be written. What fails is
  * IGNORED.
  */
@@ -20,7 +20,7 @@
 #define set_extra _PyCode_SetExtra
 #endif
 
-static Py_ssize_t extra_index = -1;
+static Py_ssize_t extra_index = -1; /* where code objects keep their address; written by the first start */
 
 uint64_t
 aiotrace_find_address(PyObject *code)

@@ -40,7 +40,7 @@ prepare(uint64_t address)
     return stack->ready ? stack : NULL;
 }
 
-/* How deep a call of this code is that is not the last one; or 0, if none is to be told of. */
+/* How deep a call of this code is that is not the last one; or 0 if there is nothing to report. */
 static uint32_t
 find_call(Stack *stack, PyObject *code, uint64_t address)
 {

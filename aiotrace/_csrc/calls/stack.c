@@ -10,9 +10,10 @@
 
 #define DEPTH_MAX 65536
 
+/* Shared by all threads, and never written: a thread begins with it and grows its own. */
 Stack aiotrace_no_stack;
 THREAD_LOCAL Stack *aiotrace_this_stack = &aiotrace_no_stack;
-static pthread_key_t stack_key; /* frees a thread's stack */
+static pthread_key_t stack_key; /* frees a thread's stack; made once */
 
 Stack *
 aiotrace_grow_stack(Stack *stack)

@@ -6,6 +6,7 @@
  */
 #include "calls/records.h"
 
+/* What start and stop set, with the GIL held; each call reads it. */
 HOT_DATA int aiotrace_calls_use_tsc;
 HOT_DATA Tracing aiotrace_tracing = {.generation = 1, .plain_index = PY_SSIZE_T_MAX};
 

@@ -19,6 +19,8 @@
 #define TRIES 3
 
 int (*aiotrace_clock_gettime)(clockid_t, struct timespec *) = clock_gettime;
+
+/* Shared by all threads. Written here, with the GIL held: the anchor often, the rate once measured. */
 HOT_DATA TscClock aiotrace_tsc;
 
 #if HAVE_TSC
@@ -28,7 +30,7 @@ typedef struct {
     uint64_t tick, ns;
 } Moment;
 
-static int has_constant_rate;
+static int has_constant_rate; /* written once, at import */
 static Moment measured; /* the beginning of the present measurement */
 
 /* The best of a few tries: the thread may lose its processor between two readings. */

@@ -17,7 +17,7 @@
 
 #include "common/common.h"
 
-static uint32_t table[256];
+static uint32_t table[256]; /* filled once, at import */
 
 static void
 fill_table(void)
@@ -47,7 +47,7 @@ by_bytes(uint32_t state, const unsigned char *data, size_t size)
 #define TARGET_WIDE __attribute__((target("avx512f,vpclmulqdq")))
 #define WIDE_SIZE 1024 /* what it takes to set up is less than it saves, from here on */
 
-static int is_folding, is_wide;
+static int is_folding, is_wide; /* what the processor can do; written once, at import */
 
 /* `block`, moved on by as many bits as the constants say, and added to what is there. */
 TARGET static inline __m128i

@@ -54,6 +54,7 @@ typedef struct {
 /* What the open recordings make of an event, as of mode_epoch; `_events/event.PythonEvent` decides. */
 enum { MODE_ALL = 0, MODE_SOME = 1, MODE_OFF = 2 };
 
+/* Written once, at import. */
 static PyTypeObject *event_type;
 static PyObject *write_name; /* "write" */
 

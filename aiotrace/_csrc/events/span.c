@@ -36,12 +36,14 @@ typedef struct {
     PyObject *values[];
 } Span;
 
+/* Written once, at import. */
 static PyTypeObject *span_type;
 static PyTypeObject *spans_type;
 static PyObject *nothing; /* the span that does nothing */
 static PyObject *empty;   /* "" */
 static PyObject *zero;
-static unsigned long long last_id;
+
+static unsigned long long last_id; /* of the process; written by each new span, with the GIL held */
 
 static int
 span_traverse(Span *self, visitproc visit, void *arg)

@@ -7,6 +7,7 @@
  */
 #include "ring/cursor.h"
 
+/* Written once, at import. */
 PyTypeObject *aiotrace_cursor_type;
 static PyObject *monotonic_clock; /* time.monotonic_ns, which is read here without a call */
 

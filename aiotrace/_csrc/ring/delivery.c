@@ -26,7 +26,7 @@ static const char *const part_fields[PART_FIELDS] = {
 /* The attributes of a Position. */
 enum { NEXT_EVENT, POSITION_SEQUENCE, POSITION_OFFSET, POSITION_EVENTS, POSITION_TIMESTAMP, POSITION_FIELDS };
 static const char *const position_fields[POSITION_FIELDS] = {"next_event", "sequence", "offset", "events", "timestamp"};
-static PyObject *names[POSITION_FIELDS];
+static PyObject *names[POSITION_FIELDS]; /* the same as str objects; written once, at import */
 
 /* How far the sink has come with the writer of the last page. */
 typedef struct {

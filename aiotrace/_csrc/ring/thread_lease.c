@@ -10,12 +10,15 @@
 
 #include <stddef.h>
 
+/* Shared by all threads: written by `changed`, with the GIL held, when the open recordings change. */
 int aiotrace_gate;
 HOT_DATA uint64_t aiotrace_epoch = 1;
 
-static PyTypeObject *lease_type;
+/* Of each thread, which alone writes it: its lease (here), and its id in records (cursor.h). */
 THREAD_LOCAL Lease *aiotrace_lease;
 THREAD_LOCAL int32_t aiotrace_task;
+
+static PyTypeObject *lease_type; /* written once, at import */
 
 static PyObject *
 lease_new(PyTypeObject *type, PyObject *args, PyObject *Py_UNUSED(keywords))

@@ -11,7 +11,7 @@
 #include "common/crc32.h"
 #include "ring/page_state.h"
 
-static PyObject *append;
+static PyObject *append; /* "append", of the ring, a deque; written once, at import */
 
 /* Give an empty page to this writer. `place`: its memory. */
 static void

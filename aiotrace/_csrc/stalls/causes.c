@@ -19,7 +19,7 @@
 #define HELD_INTERVALS 3u /* switch intervals: who has the GIL longer, on the average, is in C, and does not hear */
 #define WAKE_INTERVALS 4u /* switch intervals: who waits for the GIL wakes at least as often, to ask for it */
 
-Cause aiotrace_stall_causes[CAUSES];
+Cause aiotrace_stall_causes[CAUSES]; /* written by start, before there is a watcher */
 
 /* Read a file of /proc, which is short. Returns whether there is a text; it ends with a NUL. No
  * GIL. */

@@ -13,9 +13,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Written by start, stop and fork, with the GIL held; every step reads it. */
 HOT_DATA int aiotrace_is_watched;
+
+/* Written under its lock by the threads that stalls.h draws. */
 Stalls aiotrace_stalls = {.lock = PTHREAD_MUTEX_INITIALIZER, .is_stopping = 1};
-static pthread_t watcher;
+static pthread_t watcher; /* written by start, with the GIL held */
 
 static void
 init_conditions(void) /* none of this fails on Linux */

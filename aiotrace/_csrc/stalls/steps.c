@@ -12,9 +12,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+/* Of each thread, which alone writes it. */
 static THREAD_LOCAL Slot *this_slot;
 static THREAD_LOCAL int is_ours; /* a thread of aiotrace's */
-static pthread_key_t end_of_thread;
+
+static pthread_key_t end_of_thread; /* gives a thread's slot back; made once, at import */
 
 /* What stall:end holds; the order and the padding of _tracers/stall.py's definition. */
 typedef struct {

@@ -1,4 +1,5 @@
-/* What the tracer of tasks reports to the watch over stalls: steps that begin and end (steps.c). */
+/* The interface of this family to the task tracer, which reports here when steps begin and end
+ * (steps.c). tasks/ includes stalls/, never the other way round. */
 #ifndef AIOTRACE_WATCH_H
 #define AIOTRACE_WATCH_H
 
@@ -6,7 +7,7 @@
 
 #pragma GCC visibility push(hidden)
 
-/* Whether there is a watch. */
+/* Whether the watch runs. Written by start_stop.c, with the GIL held. */
 extern int aiotrace_is_watched;
 
 /* A step begins, of a task (or 0) and at that time (ns; 0: now). Returns whether it is watched:
