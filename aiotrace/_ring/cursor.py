@@ -86,6 +86,7 @@ class PythonCursor:
         now = self._clock()
         delta = now - self._last
         size = len(payload)
+
         if size <= _SHORT_MAX and 0 <= delta <= _DELTA_MAX:
             # No call until the record is committed: signal handlers and other threads run at calls only.
             begin = self._end
@@ -106,6 +107,8 @@ class PythonCursor:
             if end > self._limit:
                 return False
             self._view[begin:end] = record
+
+        # The event is on the page when its commit is stored: that comes last.
         self._last = now
         self._end = end
         if cut:

@@ -42,6 +42,8 @@ class Writer(Cursor):
 
     def __init__(self, pages: PageCycle, slot: int, clock: Clock, definitions: Sized, first_sequence: int = 0) -> None:
         super().__init__(clock)
+
+        # who writes, and what it refused
         self.slot = slot
         self.guard = Guard()
         self._lock = self.guard.lock
@@ -51,10 +53,14 @@ class Writer(Cursor):
         self.waiters: deque[Callable[[], object]] = deque()
         """Functions that wake the `send` calls that wait for room here."""
         self.closed = False
+
+        # the pages: where they come from, and where the next one begins
         self._pages = pages
         self._definitions = definitions
         self.sequence = first_sequence
         """Number of its next page."""
+
+        # what happens inside a call, and is reported after it
         self.pending_events: list[InternalEvent] = []
         self._turning = False
         self._refused: deque[str] = deque()  # re-entrant calls append to it without the guard: that is atomic
@@ -75,24 +81,32 @@ class Writer(Cursor):
         """
         guard = self.guard
         with self._lock:
+            # a signal handler or a finalizer, inside another call of this thread
             if guard.busy:
                 self._refused.append("reentrant")
                 return False
             guard.busy = True
+
             try:
+                # the common case: there is room on the page
                 if self.put(payload):
                     return True
+
                 if self.closed:
                     return False
                 if len(payload) > self.payload_max:
                     self.dropped["too_long"] += 1
                     return False
+
+                # the page is full
                 if not self._turn():
                     self.dropped["no_page"] += 1
                     return False
                 written = self.put(payload)
             finally:
                 guard.busy = False
+
+        # Only without the guard: a listener may record events itself.
         if self.pending_events:
             self._tell()
         if self._pages.is_scarce:

@@ -50,11 +50,15 @@ class TraceDatSource:
             TraceFormatError: The file is not a trace.dat, or its beginning is damaged.
         """
         self.path = os.fspath(path)
+
+        # what the header says; these hold until it is read
         self.version = 0
         self.byte_order = L.BYTE_ORDER
         self.long_size = 8
         self.page_size = 4096
         self.compression = "none"
+
+        # what the options say
         self.options_offset = 0
         self.options: list[tuple[int, bytes]] = []
         self.buffers: list[TraceBuffer] = []
@@ -65,6 +69,8 @@ class TraceDatSource:
         self.ledger: Ledger | None = None
         self.info: StreamInfo | None = None
         """From aiotrace's own option."""
+
+        # reading, and the damage found by it
         self._dropped: dict[tuple[str, int], int] = {}
         self._damage = DamageLog()
         self._tables = EventTables(self._damage)
@@ -73,6 +79,8 @@ class TraceDatSource:
         self.source = Source(self.path)
         self.size = self.source.size
         """Bytes of the file."""
+
+        # a file that is not a trace must not stay open
         try:
             self._read_header()
         except TraceFormatError as error:
@@ -81,6 +89,7 @@ class TraceDatSource:
         except BaseException:
             self.source.close()
             raise
+
         self._pages = FilePages(self.source, self.shape, self.option(D.OPTION_PAGES), self._expand, self._damage)
         self._damage.keep()
 
