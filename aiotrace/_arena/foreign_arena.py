@@ -33,7 +33,7 @@ class TakenArena(Arena):
         self.memory = None
         self.theirs = theirs
         self.keeps = False
-        """The writers are dead: their pages stay as they are, for whoever finishes what the sinks here did not."""
+        """The writers are dead: their pages stay as they are, so that what the sinks here do not finish can be."""
         self._spare = list(range(theirs.pages, self.pages))[::-1]
         self._originals: dict[int, int] = {}
 

@@ -96,7 +96,7 @@ def make_plan(arguments: argparse.Namespace, argv: Sequence[str]) -> Plan:
 
 
 def _pattern(output: str) -> str:
-    """The pattern of the names, absolute; empty: it is none.
+    """The pattern of the names, absolute; empty if `output` is not a pattern.
 
     Raises:
         ConfigurationError: The pattern is wrong.

@@ -72,7 +72,7 @@ def with_pid(pattern: str) -> bool:
 
 
 def expand(pattern: str, *, pid: int, realtime_ns: int, host: str, program: str) -> str:
-    """The path that a checked pattern stands for in one process.
+    """The path of a checked pattern in one process.
 
     Args:
         realtime_ns: When the process started, in nanoseconds since 1970.

@@ -43,7 +43,7 @@ class EndNotes:
     process: str = ""
     """How the process ended; empty if it has not yet."""
     arena: str = ""
-    """The arena that still has what a sink did not take; empty if there is none."""
+    """The arena that still has what a sink did not take, or empty."""
 
     @classmethod
     def of(cls, statistics: Statistics, urls: Sequence[str], snapshot_paths: Sequence[str]) -> EndNotes:

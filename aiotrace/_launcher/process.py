@@ -73,6 +73,8 @@ class Run:
         except BaseException:
             atexit.unregister(self.close)
             raise
+
+        # Rules that cannot be applied keep the program from beginning: nothing is left of it then.
         try:
             self._apply_rules()
         except BaseException:

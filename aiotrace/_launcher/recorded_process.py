@@ -49,6 +49,8 @@ _FINISH: Final = 3600.0
 KILLED: Final = "killed"
 """The cause in the name of a flight recorder's last snapshot."""
 _FLUSH: Final = 0.2
+_RECENT: Final = 0.1
+"""Seconds before its end in which a process whose buffer was full may have been refused events."""
 _U64: Final = struct.Struct("=Q")
 _ACCOUNT: Final = struct.Struct("=QQQ")
 
@@ -110,6 +112,8 @@ class RecordedProcess:
         self.is_main = reader.header.pid == plan.pid
         self.pid = reader.header.pid
         self.urls = plan.urls_of(self.pid, reader.header.realtime_ns)
+
+        # The arena as it is there, and as the reader and the sinks here have it.
         options = plan.options_of(self.pid)
         self._overruns = options.overrun == "drop_oldest"
         self._backing = _Mapped(reader.path, reader.shape)
@@ -127,8 +131,10 @@ class RecordedProcess:
         self._is_mapped = False
         self._mapped_at = 0.0
         self.attachments: list[Attachment] = []
+        self._ended_full = False
         self.status: int | None = None
         """As `os.waitpid` returns it, where that is known."""
+        self._full_at = self._looked_at = -_RECENT
         self.lost_file = ""
         """A file that was removed, with its folder or alone, while it was written."""
 
@@ -160,7 +166,14 @@ class RecordedProcess:
     def poll(self) -> None:
         """Wake the reader, if pages are full, and begin a snapshot that was requested."""
         self._service.page_full()
+        now = time.monotonic()
+        if now >= self._looked_at + _RECENT / 2:
+            self._looked_at = now
+            self._full_at = self._full_at if self._has_free_page() else now
         self.snapshots.poll()
+
+    def _has_free_page(self) -> bool:
+        return L.FREE in self._arena.descriptors[L.STATE :: L.DESCRIPTOR_WORDS].tolist()
 
     @property
     def is_alive(self) -> bool:
@@ -178,6 +191,8 @@ class RecordedProcess:
 
     async def finish(self) -> None:
         """The process has ended: take what is left, and let the sinks finish, each within `DRAIN` seconds."""
+        is_full = not self._has_free_page() or time.monotonic() < self._full_at + _RECENT
+        self._ended_full = is_full and not self.was_closed
         self.snapshots.poll()
         await self.snapshots.finish(DRAIN)
         if self.urls:
@@ -304,6 +319,8 @@ class RecordedProcess:
         notes = EndNotes(sinks, dropped, overrun, abandoned, self.snapshots.paths, causes, self.how_it_ended, arena)
         all = not self.plan.quiet and (self.is_main or self.events > 0)
         yield from notes.lines(all=all)
+        if self._ended_full and not self._overruns:
+            yield f"process {self.pid} ended while its buffer was full: events that it was refused last are not counted"
         for bad in self.ring.bad:
             yield f"process {self.pid}: page {bad.sequence} of writer {bad.writer} is damaged: {bad.reason}"
 

@@ -69,7 +69,7 @@ class Recorder:
 
         Args:
             is_over: Whether the program has ended. `status` is set by then, if it is known.
-            goes_on: Called at each poll after the program's trace is finished: whether to go on with children that
+            goes_on: Called at each poll after the program's trace is finished: whether to follow children that
                 outlive it. What they recorded so far stays in their arenas otherwise.
         """
         async with anyio.create_task_group() as group:

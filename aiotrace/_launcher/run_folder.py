@@ -89,7 +89,7 @@ def write_plan(plan: Plan) -> None:
 
 
 def read_plan(folder: str) -> Plan | None:
-    """The plan of a run; None if there is none that can be read."""
+    """The plan of a run; None if it cannot be read."""
     try:
         with open(os.path.join(folder, PLAN), encoding="utf-8") as file:
             return Plan.from_dict(json.load(file))

@@ -137,7 +137,7 @@ class WritingCore:
         return BudgetThread(share, self._listener.meter, self.writers, self.selection, self._set_pace, self._run_soon)
 
     def _set_pace(self, stretch: float) -> None:
-        """Let the reader wake so many times more rarely, if it is in this process."""
+        """Let the reader wake less often, by this factor, if it is in this process."""
 
     def _run_soon(self, function: Callable[[], object]) -> None:
         """Call it in the program's loop, if aiotrace's tasks run there; else here."""

@@ -361,10 +361,34 @@ def test_a_sink_that_is_stuck_when_the_program_has_ended_is_given_up(
     assert not process.is_done, "what was never taken is still in the arena, which stays"
 
 
+FULL = """
+parent = os.getppid()
+siblings = map(int, open(f"/proc/{parent}/task/{parent}/children").read().split())
+(recorder,) = [pid for pid in siblings if pid != os.getpid()]
+os.kill(recorder, signal.SIGSTOP)
+for n in range(50000): step(n)
+"""
+"""A program whose buffer is full: its recorder stands still."""
+
+
+@atomic
+def test_kill_of_a_program_with_a_full_buffer_says_what_is_unknown(folder: Path) -> None:
+    program = """
+import subprocess
+after = f"while kill -0 {os.getpid()}; do :; done; kill -CONT {recorder}"
+subprocess.Popen(["sh", "-c", after], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = record(folder, FULL + program, "-b", "64")
+    assert done.returncode == -signal.SIGKILL
+    assert "ended while its buffer was full: events that it was refused last are not counted" in done.stderr
+    found = steps(folder / "t.dat")
+    assert found == list(range(len(found)))
+
+
 @atomic
 def test_events_refused_by_a_full_buffer_are_reported(folder: Path) -> None:
-    done = record(folder, "os.kill(os.getppid(), signal.SIGSTOP)\nfor n in range(50000): step(n)\n"
-                          "os.kill(os.getppid(), signal.SIGCONT)", "-b", "64")  # fmt: skip
+    done = record(folder, FULL + "os.kill(recorder, signal.SIGCONT)", "-b", "64")
     found = steps(folder / "t.dat")
     assert sorted(set(found)) == found
     assert f"events lost: {50000 - len(found)}: {50000 - len(found)} refused" in done.stderr

@@ -95,10 +95,13 @@ class _Parent:
         """
         sigchld = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the status of the program could not be had
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
         # High numbers, because the standard streams may be closed here.
         lock = out_of_the_way(run_folder.lock(self._plan.folder))
         read, self._orders = map(out_of_the_way, os.pipe())
         self._answers, write = map(out_of_the_way, os.pipe())
+
+        # The recorder first: it imports what it needs while the program starts.
         self._recorder = self._witness.pid = self._fork_recorder(read, write, lock)
         for fd in (read, write, lock):
             os.close(fd)
@@ -290,8 +293,7 @@ def _has_terminal() -> bool:
 
 
 def _let_go(own: set[int], *, keep_output: bool) -> None:
-    """Close what only the program is to have: whoever is at the other end of a pipe or socket waits for the program's
-    end of it to be closed."""
+    """Close what only the program is to have: a reader of a pipe waits until all copies of its other end are closed."""
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(null, 0)
     if not keep_output:

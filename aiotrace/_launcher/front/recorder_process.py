@@ -90,6 +90,7 @@ class _Process:
             if self._listen():
                 return  # there is no program
             await anyio.sleep(0.001)
+
         self._recorder = Recorder(self._plan, tell)
         try:
             await self._recorder.run(self._is_over, self._goes_on)
@@ -109,6 +110,7 @@ class _Process:
             self._parent_gone = True
         except BlockingIOError:
             pass
+
         *lines, self._text = self._text.split(b"\n")
         for line in lines:
             word, _, number = line.partition(b" ")
@@ -163,10 +165,11 @@ class _Process:
             os.setsid()
         except OSError:
             pass
+
+        # A reader of a pipe waits for the program's end of it, not for this process's.
         null = os.open(os.devnull, os.O_RDWR)
         for fd in (0, 1, 2):
-            # Whoever waits for the end of a pipe waits for the program, not for this.
-            if fd < 2 or stat.S_ISFIFO(os.fstat(fd).st_mode):
+            if fd < 2 or _is_pipe(fd):
                 os.dup2(null, fd)
 
     def _endings(self) -> int:
@@ -193,6 +196,13 @@ def _is_running(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
         return False
+
+
+def _is_pipe(fd: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode)
+    except OSError:  # it was closed from the beginning
+        return True
 
 
 def _some(pids: list[int]) -> str:

@@ -48,7 +48,7 @@ class Witness:
     def __init__(self) -> None:
         self._taken = mmap.mmap(-1, _TAKEN.size * (max(signal.valid_signals()) + 1))
         self.pid = 0
-        """The recorder's; 0 if there is none any more."""
+        """The recorder's; 0 when it has ended."""
 
     def watch(self) -> None:
         """Count signals from now on, in a thread: all are blocked in this process."""
