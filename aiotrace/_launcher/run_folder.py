@@ -230,8 +230,11 @@ def abandoned(place: str) -> Iterator[tuple[str, Plan, int]]:
 
 
 def has_abandoned(place: str) -> bool:
-    """Whether it is worth a look: the common case is that there is no other run."""
-    return any(name.startswith(_prefix_in(parent)) for parent in {SHM, place} for name in _names(parent))
+    """Whether there is such a run. In the common case there is none, and what finishes one need not be imported."""
+    for _, _, fd in abandoned(place):
+        os.close(fd)
+        return True
+    return False
 
 
 def _names(folder: str) -> list[str]:

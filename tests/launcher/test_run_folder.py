@@ -101,6 +101,7 @@ def test_only_runs_without_a_recorder_are_abandoned(plan: Plan, tmp_path: Path) 
     assert list(run_folder.abandoned(elsewhere)) == []
     lock = run_folder.lock(plan.folder)
     assert list(run_folder.abandoned(out)) == []
+    assert not run_folder.has_abandoned(out)
     with pytest.raises(BlockingIOError):
         run_folder.lock(plan.folder)
     os.close(lock)
