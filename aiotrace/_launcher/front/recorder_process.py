@@ -6,7 +6,7 @@
 It ends with the program and its children. When the program has ended and children have not, it says so, tells the
 parent that it may return, and reads on in the background, in a session of its own.
 
-It blocks all signals and counts them: one that was sent to the whole process group or control group is not for it, but
+It blocks all signals and notes them: one that was sent to the whole process group or control group is not for it, but
 tells the parent that the program has it, too (`signals`).
 """
 
@@ -37,7 +37,7 @@ def run(plan: Plan, orders: int, answers: int, witness: Witness, *, waits: bool)
         plan: Its pid is not known yet.
         orders: A pipe: lines from the parent.
         answers: A pipe to the parent.
-        witness: Counts the signals that are sent here.
+        witness: Notes the signals that are sent here.
         waits: The parent waits for the program's children, too.
     """
     status = 1
@@ -78,7 +78,6 @@ class _Process:
 
         warnings.showwarning = _show_warning
         warnings.simplefilter("always")
-        self._witness.watch()
         anyio.run(self._main)
 
     async def _main(self) -> None:
@@ -103,7 +102,8 @@ class _Process:
             self._answer()
 
     def _listen(self) -> bool:
-        """Take what the parent said. Returns whether it is gone."""
+        """Take what the parent said, and signals. Returns whether the parent is gone."""
+        self._witness.poll()
         try:
             while data := os.read(self._orders, 4096):
                 self._text += data
@@ -174,7 +174,7 @@ class _Process:
 
     def _endings(self) -> int:
         """How often this process was sent a signal that ends one."""
-        return sum(map(self._witness.count, ENDING))
+        return sum(self._witness.taken[number] for number in ENDING)
 
     def _answer(self) -> None:
         """The parent may return."""

@@ -6,7 +6,7 @@
       stop of the whole control group
     sent by the program to its parent         passed on to the parent of this process
 
-The recorder is in the same process group and control group, and counts what it is sent (`Witness`). A sender who goes
+The recorder is in the same process group and control group, and notes what it is sent (`Witness`). A sender who goes
 from one process to the next has `WAIT` seconds for that.
 
 This module starts no process and waits for none.
@@ -18,8 +18,8 @@ import mmap
 import os
 import signal
 import struct
-import threading
 import time
+from collections import Counter
 from typing import Final
 
 WAIT: Final = 0.25
@@ -32,44 +32,35 @@ _OWN: Final = {
 }  # fmt: skip
 """Signals that are never passed on: each process handles its own."""
 PASSED_ON: Final = frozenset(signal.valid_signals()) - _OWN
-_TAKEN: Final = struct.Struct("=Qd")
-"""How many of a signal were taken, and when the last one was."""
+_TIME: Final = struct.Struct("=d")
 STOPPING: Final = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
 """Signals by which a terminal stops a job; a program may use them for something else."""
 ENDING: Final = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT})
 
 
 class Witness:
-    """How often the recorder was sent each signal, in memory that it shares with the process that started it.
+    """When the recorder was last sent each signal, in memory that it shares with the process that started it.
 
-    Made before the fork; `watch` is for the recorder, the rest for its parent.
+    Made before the fork; `poll` is for the recorder, the rest for its parent.
     """
 
     def __init__(self) -> None:
-        self._taken = mmap.mmap(-1, _TAKEN.size * (max(signal.valid_signals()) + 1))
+        self._times = mmap.mmap(-1, _TIME.size * (max(signal.valid_signals()) + 1))
         self.pid = 0
         """The recorder's; 0 when it has ended."""
+        self.taken: Counter[int] = Counter()
+        """In the recorder: how many of each signal."""
 
-    def watch(self) -> None:
-        """Count signals from now on, in a thread: all are blocked in this process."""
-        threading.Thread(target=self._watch, name="aiotrace signals", daemon=True).start()
+    def poll(self) -> None:
+        """Take what is pending: all signals are blocked in this process."""
+        for number in signal.sigpending():
+            _TIME.pack_into(self._times, _TIME.size * number, time.monotonic())  # before it is not pending any more
+            signal.sigtimedwait({number}, 0)
+            self.taken[number] += 1
 
-    def _watch(self) -> None:
-        while True:
-            number = signal.sigwait(signal.valid_signals())
-            _TAKEN.pack_into(self._taken, _TAKEN.size * number, self.count(number) + 1, time.monotonic())
-
-    def count(self, number: int) -> int:
-        """How many of a signal the recorder has taken."""
-        return int(_TAKEN.unpack_from(self._taken, _TAKEN.size * number)[0])
-
-    def last(self, number: int) -> tuple[int, float]:
-        """How many of a signal the recorder was sent, and when the last one came, by time.monotonic()."""
-        while True:
-            count, when = _TAKEN.unpack_from(self._taken, _TAKEN.size * number)
-            is_pending = number in _pending(self.pid)
-            if self.count(number) == count:
-                return count + is_pending, time.monotonic() if is_pending else when
+    def was_sent(self, number: int, since: float) -> bool:
+        """Whether the recorder was sent a signal, too, after a time of time.monotonic()."""
+        return number in _pending(self.pid) or bool(_TIME.unpack_from(self._times, _TIME.size * number)[0] >= since)
 
 
 class Forwarder:
@@ -84,8 +75,6 @@ class Forwarder:
         self._program = program
         self._witness = witness
         self._waiting: dict[int, tuple[float, int]] = {}
-        self._known: dict[int, int] = {}
-        """By signal, how many that the recorder was sent are accounted for."""
 
     def received(self, sent: signal.struct_siginfo) -> None:
         """A signal came here."""
@@ -96,10 +85,7 @@ class Forwarder:
     def pass_on(self) -> bool:
         """Pass on what is due. Returns whether there is more to come."""
         for number, (due, sender) in list(self._waiting.items()):
-            total, when = self._witness.last(number)
-            is_new = total > self._known.get(number, 0)
-            self._known[number] = total
-            if is_new and when >= due - 2 * WAIT:  # one from long before is another one
+            if self._witness.was_sent(number, due - 2 * WAIT):
                 del self._waiting[number]
             elif time.monotonic() >= due:
                 del self._waiting[number]
