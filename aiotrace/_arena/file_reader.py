@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import struct
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -30,6 +29,7 @@ from .scan import ArenaScan, DamagedPage, PageCandidate, Position, with_definiti
 
 _DESCRIPTOR: Final = struct.Struct(f"={L.DESCRIPTOR_WORDS}Q")
 _STATE: Final = struct.Struct("=QQ")
+_U64: Final = struct.Struct("=Q")
 _CHUNK: Final = 1 << 20
 
 
@@ -86,7 +86,7 @@ class ArenaReader:
     @property
     def is_delivered(self) -> bool:
         """Whether another process has delivered all that is in it."""
-        return self._read(L.ARENA_READER, 8) == (4).to_bytes(8, sys.byteorder)
+        return _U64.unpack(self._read(L.ARENA_READER, _U64.size)) == (L.ARENA_DELIVERED,)
 
     def read_definitions(self) -> None:
         """Read new definitions. Call it after `plan`, so that no page in the plan needs a missing one."""

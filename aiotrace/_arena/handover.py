@@ -358,7 +358,7 @@ class TakenRing(Ring):
         return CommittedPrefix(stand_in.page, *self._arena.get_all(stand_in.page)[L.EVENTS : L.DEFINITIONS + 1])
 
     def _find_filling(self, writer: int) -> _Found | None:
-        """The page that a writer fills; None: there is none, or another page comes first."""
+        """The page that a writer fills; None: no page, or another one comes first."""
         pages = map(self._identify, _pages_in(self._theirs, L.FILLING))
         mine = [found for found in pages if found is not None and found.writer == writer]
         if not mine:

@@ -107,9 +107,7 @@ def _pattern(output: str) -> str:
     if not names.is_pattern(output):
         return ""
     names.check_pattern(output)
-    if "?" in output:
-        raise ConfigurationError(f"-o {output!r}: a '?' starts the options of a sink URL; choose a name without it")
-    _check_folder(output)
+    _check_name(output)
     return os.path.abspath(output)
 
 
@@ -201,15 +199,24 @@ def file_url(path: str, *, force: bool) -> str:
     """
     from .._store.trace_files import journal_path, spool_paths
 
-    if "?" in path:
-        raise ConfigurationError(f"-o {path!r}: a '?' starts the options of a sink URL; choose a name without it")
-    _check_folder(path)
+    _check_name(path)
     if os.path.isdir(path):
         raise IsADirectoryError(f"-o {path} is a folder: give the name of a file")
     there = [each for each in (path, journal_path(path), *spool_paths(path)) if os.path.lexists(each)]
     if there and not force:
         raise FileExistsError(f"{there[0]} exists: choose another name with -o, or overwrite it with --force")
     return f"file:{path}{'?overwrite=yes' if force else ''}"
+
+
+def _check_name(output: str) -> None:
+    """
+    Raises:
+        ConfigurationError: The name cannot be written as a URL.
+        OSError: No file of this name can be created.
+    """
+    if "?" in output:
+        raise ConfigurationError(f"-o {output!r}: a '?' starts the options of a sink URL; choose a name without it")
+    _check_folder(output)
 
 
 def _check_folder(path: str) -> None:

@@ -43,8 +43,6 @@ REFUSED: Final = 2
 """In ARENA_READER: the recorder cannot read this arena, and has said why."""
 REFUSED_AS_WRONG: Final = 3
 """In ARENA_READER: the same, because of a wrong argument."""
-DELIVERED: Final = 4
-"""In ARENA_READER: all events are where they were to go."""
 WITHDRAWN: Final = 5
 """In ARENA_READER, written by the program: it does not begin, and there is nothing to keep."""
 _U64: Final = struct.Struct("=Q")

@@ -36,7 +36,7 @@ from .._ring.arena import Arena, Shape
 from .._ring.delivery import CommittedPrefix
 from .._ring.writer import CAUSES, Writers
 from .._store.trace_files import remove
-from .external_recording import DELIVERED, READING, REFUSED, REFUSED_AS_WRONG, WITHDRAWN
+from .external_recording import READING, REFUSED, REFUSED_AS_WRONG, WITHDRAWN
 from .notes import EndNotes, SinkEnd, describe_end
 from .plan import FILE, Plan, file_of
 from .snapshot_responder import SnapshotResponder
@@ -201,7 +201,7 @@ class RecordedProcess:
                 self.ring.finish()
                 await self._drain()
             if self.is_done and not self.is_withdrawn:  # from here on nobody needs the pages
-                _U64.pack_into(self._backing.memory, L.ARENA_READER, DELIVERED)
+                _U64.pack_into(self._backing.memory, L.ARENA_READER, L.ARENA_DELIVERED)
         else:
             await self._save()
         self.snapshots.abort()
@@ -314,7 +314,7 @@ class RecordedProcess:
         dropped = sum(writer.dropped_total for writer in self._writers.all)
         overrun = sum(self.pages.overrun.values())
         causes = dict(zip(CAUSES, self._dropped_by_cause(), strict=True))
-        arena = "" if self.is_done else os.path.realpath(self.reader.path)
+        arena = "" if self.is_done else self.reader.path
         abandoned = 0 if arena else self.pages.abandoned  # what the arena has is not lost
         notes = EndNotes(sinks, dropped, overrun, abandoned, self.snapshots.paths, causes, self.how_it_ended, arena)
         all = not self.plan.quiet and (self.is_main or self.events > 0)

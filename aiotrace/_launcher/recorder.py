@@ -59,11 +59,6 @@ class Recorder:
         """The processes that are recorded now."""
         return [process.pid for process in self._open.values()]
 
-    @property
-    def is_finishing(self) -> bool:
-        """Whether traces of processes that have ended are being finished."""
-        return self._finishing > 0
-
     async def run(self, is_over: Callable[[], bool], goes_on: Callable[[], bool]) -> None:
         """Follow until the program and all its children have ended.
 

@@ -230,7 +230,7 @@ def abandoned(place: str) -> Iterator[tuple[str, Plan, int]]:
 
 
 def has_abandoned(place: str) -> bool:
-    """Whether there is such a run. In the common case there is none, and what finishes one need not be imported."""
+    """Whether there is such a run. Usually not, and then what finishes one is not imported."""
     for _, _, fd in abandoned(place):
         os.close(fd)
         return True

@@ -120,6 +120,8 @@ ARENA_READER: Final = 528
 """Offset of a u64: 0 no reader yet, 1 another process reads the arena, 2 it cannot, 3 it was asked for
 what cannot work, 4 all
 events were delivered, 5 (by the program) there is nothing to deliver (`_launcher/external_recording.py`)."""
+ARENA_DELIVERED: Final = 4
+"""In ARENA_READER: all events were delivered."""
 ARENA_CLOSED: Final = 536
 """Offset of a u64: the number of writers' accounts that follow; 0 until a recording that another process reads has
 closed properly. Each account is three u64: events written, dropped, overrun."""

@@ -23,7 +23,7 @@ from .._events.tracer_switch import follow
 from .._page import layout as L
 from .._page.definitions import DEFINITIONS
 from .._ring.arena import Arena, Shape
-from .._ring.page_cycle import PageCycle, PageListener
+from .._ring.page_cycle import NoListener, PageCycle
 from .._ring.writer import CAUSES, Writers
 from ..abc import StreamInfo
 from .options import RecordingOptions
@@ -39,20 +39,11 @@ if TYPE_CHECKING:
 WRITERS_MAX: Final = 32
 
 
-class ProgramListener(PageListener):
+class ProgramListener(NoListener):
     """What the program's side does itself when something happens to its pages."""
 
     meter: Meter | None = None
     """Measures what aiotrace costs the program's threads, if there is a budget."""
-
-    def page_full(self) -> None:
-        return
-
-    def pages_freed(self) -> None:
-        return
-
-    def pages_scarce(self) -> None:
-        return
 
     def writer_leased(self) -> None:
         if self.meter is not None:

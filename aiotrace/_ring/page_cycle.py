@@ -57,7 +57,7 @@ class PageListener(Protocol):
         """What an internal event (`_events/internal_events.py`) reports, and its fields."""
 
 
-class _NoListener(PageListener):
+class NoListener(PageListener):
     """For pages that no service reads, as in tests and trials."""
 
     def page_full(self) -> None:
@@ -113,7 +113,7 @@ class PageCycle:
         self.deliveries: list[Delivery] = []
         self.writers: list[PageWriter] = []
         """All that may fill a page; each adds itself."""
-        self.listener: Final = _NoListener() if listener is None else listener
+        self.listener: Final = NoListener() if listener is None else listener
         self.can_overrun = overrun
         self.guard = Guard()
         self.delivered = 0

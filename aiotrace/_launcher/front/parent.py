@@ -28,7 +28,7 @@ from .. import run_folder
 from ..notes import tell
 from .notify_relay import VARIABLE as NOTIFY_SOCKET
 from .notify_relay import NotifyRelay
-from .signals import ENDING, PASSED_ON, STOPPING, Forwarder, Witness
+from .signals import ENDING, PASSED_ON, STOPPING, Forwarder, Witness, send, state_of
 
 if TYPE_CHECKING:
     from ..plan import Plan
@@ -221,13 +221,8 @@ class _Parent:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})
         os.kill(os.getpid(), number)
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-        try:
-            with open(f"/proc/{self._program}/stat", "rb") as file:
-                state = file.read().rpartition(b")")[2].split()[0]
-            if state == b"T":
-                os.kill(self._program, signal.SIGCONT)
-        except OSError:
-            pass
+        if state_of(self._program) == b"T":
+            send(self._program, signal.SIGCONT)
 
     def _recorder_changed(self, status: int) -> None:
         if os.WIFSTOPPED(status):

@@ -22,7 +22,7 @@ from typing import Final, TextIO
 from ..._base.errors import AiotraceError
 from ..notes import tell
 from ..plan import Plan
-from .signals import ENDING, Witness
+from .signals import ENDING, Witness, state_of
 
 _GRACE: Final = 0.1
 """Seconds that children have to end with the program before they count as outliving it."""
@@ -132,7 +132,7 @@ class _Process:
         """Whether the program has ended."""
         self._listen()
         self._recorder.status = self._status
-        return self._status is not None or (self._parent_gone and not _is_running(self._plan.pid))
+        return self._status is not None or (self._parent_gone and state_of(self._plan.pid) in (b"", b"Z"))
 
     def _goes_on(self) -> bool:
         """Whether to read on, now that the program's trace is finished."""
@@ -187,15 +187,6 @@ class _Process:
         except OSError:
             pass
         self._answers = -1
-
-
-def _is_running(pid: int) -> bool:
-    """Whether a process is there, and is not one that only waits to be reaped."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        return False
 
 
 def _is_pipe(fd: int) -> bool:

@@ -89,15 +89,24 @@ class Forwarder:
                 del self._waiting[number]
             elif time.monotonic() >= due:
                 del self._waiting[number]
-                _send(os.getppid() if sender == self._program else self._program, number)
+                send(os.getppid() if sender == self._program else self._program, number)
         return bool(self._waiting)
 
 
-def _send(pid: int, number: int) -> None:
+def send(pid: int, number: int) -> None:
     try:
         os.kill(pid, number)
     except (ProcessLookupError, PermissionError):
         pass  # it has ended, or runs as another user now: a shell could not send it either
+
+
+def state_of(pid: int) -> bytes:
+    """The state of a process as /proc has it: T stopped, Z ended and not reaped; empty: there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0]
+    except OSError:
+        return b""
 
 
 def _pending(pid: int) -> frozenset[int]:
