@@ -23,6 +23,7 @@ from .._formats.journal import JournalReader
 from .._page import layout as L
 from .._page.definitions import Definition
 from .._page.entry import PageCopy
+from .._ring.arena import REFUSED
 from ..abc import StreamInfo
 from .file import HEADER_SIZE, READ, Header, is_owned, unpack_header
 from .scan import ArenaScan, DamagedPage, PageCandidate, Position, with_definitions
@@ -54,7 +55,7 @@ class ArenaReader:
             raise
         self.shape = self.header.shape
         self.page_size, self.pages = self.shape.page_size, self.shape.pages
-        self.refused = 0
+        self.definitions_refused = 0
         """Definitions that did not fit into the arena, so far."""
         self._journal = JournalReader()
 
@@ -88,9 +89,15 @@ class ArenaReader:
         """Whether another process has delivered all that is in it."""
         return _U64.unpack(self._read(L.ARENA_READER, _U64.size)) == (L.ARENA_DELIVERED,)
 
+    def refused_events(self, writer: int) -> tuple[int, ...]:
+        """The events that a writer refused until now, by cause as in `_ring/writer.CAUSES`."""
+        if writer >= min(self.header.writers, L.ARENA_COUNTED_WRITERS):
+            return ()
+        return REFUSED.unpack(self._read(L.ARENA_REFUSED_EVENTS + writer * REFUSED.size, REFUSED.size))
+
     def read_definitions(self) -> None:
         """Read new definitions. Call it after `plan`, so that no page in the plan needs a missing one."""
-        used, self.refused = _STATE.unpack(self._read(L.ARENA_USED, _STATE.size))
+        used, self.definitions_refused = _STATE.unpack(self._read(L.ARENA_USED, _STATE.size))
         used = min(used, self.shape.definitions_size)
         while self._journal.fed < used:
             size = min(_CHUNK, used - self._journal.fed)

@@ -14,16 +14,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
 from .._base.errors import TraceFormatError
 from .._formats.frames import Damage
-from .._page.entry import PageCopy
+from .._page.entry import PageCopy, PageEntry
 from .._store.store import TraceStore
 from .._store.trace_files import remove
 from .._store.unfinished import UnfinishedTrace
+from ..abc import Ledger, WriterLedger
 from .file_reader import ArenaReader
 from .scan import DamagedPage, Position
 
@@ -40,12 +42,40 @@ class RescueReport:
     events: int = 0
     """Events on these pages."""
     lost: int = 0
-    """Events that are missing between them: refused or overwritten while the program ran, or on damaged pages."""
+    """Events that are missing between and after them: refused or overwritten while the program ran, or on damaged
+    pages."""
     damaged: list[DamagedPage] = field(default_factory=list)
     """Pages that failed their checks."""
     definitions_damage: list[Damage] = field(default_factory=list)
     definitions_refused: int = 0
     """Definitions that did not fit into the arena: names of events, symbols or functions are missing."""
+
+
+@dataclass(slots=True)
+class _Counts:
+    """What a trace has of each writer, to compare with the writer's own counts."""
+
+    is_whole: bool = True
+    """No earlier file has the beginning of the stream."""
+    events: Counter[int] = field(default_factory=Counter)
+    gaps: Counter[int] = field(default_factory=Counter)
+    """Events that are missing before and between the pages."""
+
+    def add(self, entry: PageEntry) -> None:
+        self.events[entry.writer] += entry.events_count
+        self.gaps[entry.writer] += max(0, entry.lost_before)
+
+    def ledger(self, reader: ArenaReader) -> Ledger | None:
+        """The account of the writers that refused events: what they refused last is in no gap. None: there are none,
+        or it is not known how much of that earlier files show."""
+        writers = []
+        for writer in range(reader.header.writers if self.is_whole else 0):
+            refused, gaps = sum(reader.refused_events(writer)), self.gaps[writer]
+            if refused:
+                overrun = max(0, gaps - refused)
+                written = self.events[writer] + overrun
+                writers.append(WriterLedger(writer, written, refused, overrun, 0, max(0, refused - gaps)))
+        return Ledger(tuple(writers)) if writers else None
 
 
 def restore_arena(path: str, output: str, *, progress: Callable[[int], None] | None = None) -> RescueReport:
@@ -85,7 +115,7 @@ def save(
     found = reader.scan()
     store = TraceStore(output, reader.info, fsync=fsync)
     try:
-        return _fill(store, reader, found, progress)
+        return _fill(store, reader, found, _Counts(), progress)
     except BaseException:
         store.close()
         remove(output)
@@ -110,10 +140,11 @@ def complete(
         if begun.info.stream_id != reader.header.stream_id:
             raise TraceFormatError("the unfinished trace is of another recording than the arena", path=output)
         seen = _positions(begun)
+        counts = _count(begun)
     found = reader.scan(seen)
     store = TraceStore.resume(output, fsync=fsync)
     try:
-        return _fill(store, reader, found, progress)
+        return _fill(store, reader, found, counts, progress)
     finally:
         store.close()
 
@@ -138,21 +169,35 @@ def _positions(begun: UnfinishedTrace) -> dict[int, Position]:
     return positions
 
 
+def _count(begun: UnfinishedTrace) -> _Counts:
+    counts = _Counts(is_whole=not begun.earlier_writers)
+    for placed in begun.pages:
+        counts.add(placed.entry)
+    return counts
+
+
 def _fill(
     store: TraceStore,
     reader: ArenaReader,
     found: Iterable[PageCopy | DamagedPage],
+    counts: _Counts,
     progress: Callable[[int], None] | None,
 ) -> RescueReport:
-    """Write what was found, and make the trace.dat."""
+    """Write what was found, and make the trace.dat.
+
+    Args:
+        counts: What the trace has already.
+    """
     report = RescueReport()
-    _write(store, reader, report, found, progress)
-    store.end(reader.definitions, None)
+    _write(store, reader, report, counts, found, progress)
+    ledger = counts.ledger(reader)
+    report.lost += sum(writer.lost_after for writer in ledger.writers) if ledger is not None else 0
+    store.end(reader.definitions, ledger)
     for done in store.finish():
         if progress is not None:
             progress(done)
     report.definitions_damage = reader.damage
-    report.definitions_refused = reader.refused
+    report.definitions_refused = reader.definitions_refused
     return report
 
 
@@ -160,6 +205,7 @@ def _write(
     store: TraceStore,
     reader: ArenaReader,
     report: RescueReport,
+    counts: _Counts,
     found: Iterable[PageCopy | DamagedPage],
     progress: Callable[[int], None] | None,
 ) -> None:
@@ -181,6 +227,7 @@ def _write(
         report.pages += 1
         report.events += each.events_count
         report.lost += each.lost_before
+        counts.add(each.entry)
         batch.append(each)
         size += len(each.data)
         if size >= BATCH_BYTES:

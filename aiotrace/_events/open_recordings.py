@@ -234,7 +234,7 @@ class _ForkRefusal:
 
     def write(self, payload: bytes) -> bool:
         for writer in self._writers:
-            writer.refuse("fork")
+            writer.refuse_without_lock("fork")
         return False
 
 

@@ -29,7 +29,6 @@ from .._recording.event_control import EventControl
 from .._recording.options import RecordingOptions
 from .._recording.statistics import Statistics
 from .._recording.writing import WritingCore
-from .._ring.writer import CAUSES
 from .snapshot_requests import SnapshotRequester
 
 if TYPE_CHECKING:
@@ -137,8 +136,6 @@ class _ExternalCore(WritingCore):
     def leave(self) -> None:
         """Put the final account where the recorder finds it."""
         account = self.keep_account()
-        for place, cause in enumerate(CAUSES):
-            _U64.pack_into(self._file.memory, L.ARENA_DROPPED + place * _U64.size, account.dropped[cause])
         writers = account.writers
         for place, writer in enumerate(writers):
             counts = writer.written, writer.dropped, writer.overrun

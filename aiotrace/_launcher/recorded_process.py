@@ -49,8 +49,6 @@ _FINISH: Final = 3600.0
 KILLED: Final = "killed"
 """The cause in the name of a flight recorder's last snapshot."""
 _FLUSH: Final = 0.2
-_RECENT: Final = 0.1
-"""Seconds before its end in which a process whose buffer was full may have been refused events."""
 _U64: Final = struct.Struct("=Q")
 _ACCOUNT: Final = struct.Struct("=QQQ")
 
@@ -131,10 +129,8 @@ class RecordedProcess:
         self._is_mapped = False
         self._mapped_at = 0.0
         self.attachments: list[Attachment] = []
-        self._ended_full = False
         self.status: int | None = None
         """As `os.waitpid` returns it, where that is known."""
-        self._full_at = self._looked_at = -_RECENT
         self.lost_file = ""
         """A file that was removed, with its folder or alone, while it was written."""
 
@@ -166,14 +162,7 @@ class RecordedProcess:
     def poll(self) -> None:
         """Wake the reader, if pages are full, and begin a snapshot that was requested."""
         self._service.page_full()
-        now = time.monotonic()
-        if now >= self._looked_at + _RECENT / 2:
-            self._looked_at = now
-            self._full_at = self._full_at if self._has_free_page() else now
         self.snapshots.poll()
-
-    def _has_free_page(self) -> bool:
-        return L.FREE in self._arena.descriptors[L.STATE :: L.DESCRIPTOR_WORDS].tolist()
 
     @property
     def is_alive(self) -> bool:
@@ -191,8 +180,6 @@ class RecordedProcess:
 
     async def finish(self) -> None:
         """The process has ended: take what is left, and let the sinks finish, each within `DRAIN` seconds."""
-        is_full = not self._has_free_page() or time.monotonic() < self._full_at + _RECENT
-        self._ended_full = is_full and not self.was_closed
         self.snapshots.poll()
         await self.snapshots.finish(DRAIN)
         if self.urls:
@@ -285,12 +272,12 @@ class RecordedProcess:
         """The process's own account, if it lived to write it; else what its pages say."""
         memory = self._backing.memory
         (accounts,) = _U64.unpack_from(memory, L.ARENA_CLOSED)
-        slots = range(accounts) if self.was_closed else sorted({*self.ring.numbers, *self.ring.filling_writers()})
+        slots = range(accounts) if self.was_closed else self._used_slots()
         writers = []
         for slot in slots:
-            lost = self.ring.lost.get(slot, 0)
-            overrun = lost if self._overruns else 0
-            account = self.ring.numbers.get(slot, 0) - lost + overrun, lost - overrun, overrun
+            lost, refused = self.ring.lost.get(slot, 0), sum(self._arena.get_refused(slot))
+            overrun = max(0, lost - refused) if self._overruns else 0
+            account = self.ring.numbers.get(slot, 0) - lost + overrun, max(refused, lost - overrun), overrun
             if self.was_closed:
                 account = _ACCOUNT.unpack_from(memory, L.ARENA_CLOSED + 8 + slot * _ACCOUNT.size)
             written, dropped, overrun = account
@@ -299,6 +286,16 @@ class RecordedProcess:
             self.pages.overrun[slot] = overrun
             writers.append(_RemoteWriter(slot, self.ring, written, dropped))
         return writers
+
+    def _used_slots(self) -> list[int]:
+        """The writers that a process which lives or was killed has used."""
+        refusing = [slot for slot in range(self.reader.header.writers) if any(self._arena.get_refused(slot))]
+        return sorted({*self.ring.numbers, *self.ring.filling_writers(), *refusing})
+
+    def _count_causes(self) -> dict[str, int]:
+        """Refused events by cause."""
+        counts = map(self._arena.get_refused, range(self.reader.header.writers))
+        return dict(zip(CAUSES, map(sum, zip(*counts, strict=True)), strict=True))
 
     @property
     def events(self) -> int:
@@ -313,14 +310,12 @@ class RecordedProcess:
         ]
         dropped = sum(writer.dropped_total for writer in self._writers.all)
         overrun = sum(self.pages.overrun.values())
-        causes = dict(zip(CAUSES, self._dropped_by_cause(), strict=True))
+        causes = self._count_causes()
         arena = "" if self.is_done else self.reader.path
         abandoned = 0 if arena else self.pages.abandoned  # what the arena has is not lost
         notes = EndNotes(sinks, dropped, overrun, abandoned, self.snapshots.paths, causes, self.how_it_ended, arena)
         all = not self.plan.quiet and (self.is_main or self.events > 0)
         yield from notes.lines(all=all)
-        if self._ended_full and not self._overruns:
-            yield f"process {self.pid} ended while its buffer was full: events that it was refused last are not counted"
         for bad in self.ring.bad:
             yield f"process {self.pid}: page {bad.sequence} of writer {bad.writer} is damaged: {bad.reason}"
 
@@ -330,10 +325,6 @@ class RecordedProcess:
         if self.status is not None:
             return describe_end(self.pid, self.status)
         return f"process {self.pid} {'ended' if self.was_closed else 'was killed, or left by os._exit'}"
-
-    def _dropped_by_cause(self) -> list[int]:
-        offsets = range(L.ARENA_DROPPED, L.ARENA_DROPPED + len(CAUSES) * _U64.size, _U64.size)
-        return [_U64.unpack_from(self._backing.memory, offset)[0] for offset in offsets]
 
     def remove_files(self) -> None:
         for url in self.urls:

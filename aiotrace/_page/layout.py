@@ -125,6 +125,11 @@ ARENA_DELIVERED: Final = 4
 ARENA_CLOSED: Final = 536
 """Offset of a u64: the number of writers' accounts that follow; 0 until a recording that another process reads has
 closed properly. Each account is three u64: events written, dropped, overrun."""
+ARENA_REFUSED_EVENTS: Final = 1536
+"""Offset of the counts of refused events: for each writer slot a u64 for each cause, in the order of
+`_ring/writer.CAUSES`. Each is counted when it happens, for who reads the arena of a process that was killed."""
+ARENA_COUNTED_WRITERS: Final = 38
+"""Writer slots that have such counts; a recording has fewer."""
 ARENA_ASKED: Final = 3072
 """Offset of two u64: the snapshots that the program has requested of its recorder, and how many of these the recorder
 has answered (`_launcher/snapshot_requests.py`)."""
@@ -132,6 +137,3 @@ ARENA_REQUEST: Final = 3088
 """Offset of the request: u64 time (CLOCK_MONOTONIC, nanoseconds), u64 nanoseconds to record after it, the cause."""
 ARENA_CAUSE_SIZE: Final = 128
 """Bytes of the cause: UTF-8, padded with NULs."""
-ARENA_DROPPED: Final = 3232
-"""Offset of a u64 for each cause of a dropped event, in the order of `_ring/writer.CAUSES`: events, of all writers.
-Written before ARENA_CLOSED."""

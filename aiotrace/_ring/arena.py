@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -27,6 +28,9 @@ _TAKEN: Final = _WORDS[L.DELIVERED + 1 - L.WRITER]
 _IDENTITY: Final = _WORDS[L.FIRST_EVENT + 1 - L.WRITER]
 _SEALED: Final = _WORDS[L.DEFINITIONS + 1 - L.EVENTS]
 _NOTHING: Final = (0,) * (L.DELIVERED + 1 - L.EVENTS)
+REFUSED: Final = struct.Struct("=5Q")
+"""A writer's counts of refused events, by cause."""
+_NONE_REFUSED: Final = REFUSED.unpack(bytes(REFUSED.size))
 
 
 def _round_up(size: int, to: int) -> int:
@@ -153,6 +157,17 @@ class Arena:
         for state in self.descriptors[L.STATE :: L.DESCRIPTOR_WORDS].tolist():
             counts[state] += 1
         return counts[0], counts[1], counts[2], counts[3]
+
+    def get_refused(self, writer: int) -> tuple[int, ...]:
+        """The events that a writer has refused, by cause."""
+        if writer >= L.ARENA_COUNTED_WRITERS:
+            return _NONE_REFUSED
+        return REFUSED.unpack_from(self._view, L.ARENA_REFUSED_EVENTS + writer * REFUSED.size)
+
+    def set_refused(self, writer: int, counts: Iterable[int]) -> None:
+        """Set how many events a writer has refused, by cause, where a reader after a kill finds it."""
+        if writer < L.ARENA_COUNTED_WRITERS:
+            REFUSED.pack_into(self._view, L.ARENA_REFUSED_EVENTS + writer * REFUSED.size, *counts)
 
     # --- a page's memory --------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ Invariants (held by tests/recording/test_model.py):
 * Only the writer seals its page, under its guard. Others ask for `committed_prefix`, and copy that.
 * Every event that the writer is called with has a number, `written + dropped`. A page remembers the number of its first
   event, so losses are gaps.
+* What is refused is counted in the arena too, before the call returns: after a kill nobody else knows of it.
 """
 
 from __future__ import annotations
@@ -95,12 +96,12 @@ class Writer(Cursor):
                 if self.closed:
                     return False
                 if len(payload) > self.payload_max:
-                    self.dropped["too_long"] += 1
+                    self._count("too_long")
                     return False
 
                 # the page is full
                 if not self._turn():
-                    self.dropped["no_page"] += 1
+                    self._count("no_page")
                     return False
                 written = self.put(payload)
             finally:
@@ -121,6 +122,28 @@ class Writer(Cursor):
     def refuse(self, cause: str) -> None:
         """Count an event that was not written."""
         self._refused.append(cause)
+        guard = self.guard
+        with self._lock:
+            if guard.busy or self.closed:
+                return  # inside another call of this thread: counted at the next turn
+            guard.busy = True
+            try:
+                self._count_refused()
+            finally:
+                guard.busy = False
+
+    def refuse_without_lock(self, cause: str) -> None:
+        """Count an event that was not written, while a lock may belong to a thread that is gone: around a fork."""
+        self._refused.append(cause)
+
+    def _count(self, cause: str) -> None:
+        """The caller has the guard."""
+        self.dropped[cause] += 1
+        self.publish_refused()
+
+    def publish_refused(self) -> None:
+        """Have the counts in the arena, where a reader after a kill finds them."""
+        self._pages.arena.set_refused(self.slot, self.dropped_by_cause().values())
 
     def has_room(self, size: int) -> bool:
         """Whether a payload of `size` bytes would find room now, with a time extend in front."""
@@ -202,6 +225,7 @@ class Writer(Cursor):
         for _ in range(len(refused)):  # no longer: a handler that records events may append to it meanwhile
             self.dropped[refused[0]] += 1
             del refused[0]  # not popleft: without a call in between an interrupt finds it counted once
+        self.publish_refused()
 
     def _describe(self, page: int) -> int:
         """Fill in the descriptor of the page, which is frozen. Returns `written`."""

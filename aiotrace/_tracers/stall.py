@@ -128,6 +128,7 @@ class StallWriter(Writer):
     def prepare(self) -> None:
         """Take the next page if less than a quarter of this one is free."""
         self.make_room(self._quarter - 16)
+        self.publish_refused()
 
     def close(self) -> None:
         self.place.close()

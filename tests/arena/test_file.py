@@ -253,7 +253,7 @@ def read_definitions(path: Path) -> tuple[list[object], int]:
     with ArenaReader(str(path)) as reader:
         reader.read_definitions()
         assert reader.damage == []
-        return list(reader.definitions), reader.refused
+        return list(reader.definitions), reader.definitions_refused
 
 
 def test_definitions_are_in_the_file_before_they_can_be_used(tmp_path: Path) -> None:

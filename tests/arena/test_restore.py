@@ -65,6 +65,28 @@ def test_arena_of_a_living_program_is_saved_but_not_restored(tmp_path: Path, fil
     filled.release()
 
 
+def test_what_a_killed_program_was_refused_last_is_counted(tmp_path: Path) -> None:
+    filled = Filled(tmp_path / "arena", pages=4, writers=3, overrun=False)
+    for _ in range(100):
+        filled.write(0)
+        filled.write(1)
+    refused = [writer.dropped_total for writer in filled.all]
+    assert refused[0] > 0
+    assert refused[1] > 0
+    assert refused[2] == 0
+    filled.release()
+
+    report = restore_arena(str(tmp_path / "arena"), str(tmp_path / "trace.dat"))
+    assert report.events == 200 - sum(refused)
+    assert report.lost == sum(refused)
+    with open_trace(tmp_path / "trace.dat") as trace:
+        assert {writer.cpu: writer.lost for writer in trace.statistics().writers} == {0: refused[0], 1: refused[1]}
+        assert [(event.cpu, event.fields["count"]) for event in trace if event.is_loss] == [
+            (0, refused[0]),
+            (1, refused[1]),
+        ]
+
+
 def test_damaged_page_loses_only_itself_and_the_arena_stays(tmp_path: Path, filled: Filled) -> None:
     second = next(page for page in filled.pages.ring if filled.arena.get(page, L.SEQUENCE) == 1)
     writer, events = filled.arena.get(second, L.WRITER), filled.arena.get(second, L.EVENTS)

@@ -309,7 +309,8 @@ def check_stall(folder: Path, look_back: float, look_forward: float) -> None:
             except subprocess.TimeoutExpired:
                 pass
         running.terminate()
-    (path,) = [path for path in snapshots_in(folder) if path.name.endswith("-stall-end.dat")]
+    # The first: a machine with enough else to do may have stalled the program once more while it was being ended.
+    path = next(path for path in snapshots_in(folder) if path.name.endswith("-stall-end.dat"))
     done = subprocess.run(
         [sys.executable, "-m", "aiotrace", "report", "--stalls", path],
         capture_output=True, text=True, env=environment(), check=False,

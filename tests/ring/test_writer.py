@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiotrace._page import layout as L
+from aiotrace._recording.writing import WRITERS_MAX
 from aiotrace._ring.arena import Arena
 from aiotrace._ring.delivery import Delivery
 from aiotrace._ring.page_cycle import PageCycle
@@ -153,6 +154,34 @@ def test_a_refusal_is_counted_once_before_and_after_the_turn() -> None:
         assert core.writer.dropped_total == sum(core.writer.dropped_by_cause().values())
     core.writers.close()
     assert core.writer.dropped_by_cause()["wrong_type"] == core.writer.dropped_total == 3
+
+
+def test_each_refusal_is_in_the_arena_before_the_call_returns() -> None:
+    core = Core(pages=2, slots=2)
+    core.writers.lease()
+    second, _ = core.writers.lease()
+    for refused in range(1, 4):
+        core.writer.refuse("wrong_type")
+        assert core.arena.get_refused(0) == (0, 0, refused, 0, 0)
+    assert core.write(9, second) == 8
+    assert core.arena.get_refused(1) == (1, 0, 0, 0, 0)
+    assert not second.write(bytes(PAGE))
+    assert core.arena.get_refused(1) == (1, 0, 0, 1, 0)
+    assert core.arena.get_refused(0) == tuple(core.writer.dropped_by_cause().values())
+
+
+def test_a_refusal_inside_a_call_is_in_the_arena_after_the_next() -> None:
+    core = Core(pages=2)
+    core.listener.on_full = lambda: core.writer.write(PAYLOAD)  # runs in the middle of a turn
+    core.write(5)
+    core.writer.refuse("wrong_type")
+    assert core.arena.get_refused(0) == (0, 1, 1, 0, 0)
+
+
+def test_every_writer_of_a_recording_has_its_counts_in_the_arena() -> None:
+    assert WRITERS_MAX <= L.ARENA_COUNTED_WRITERS
+    assert L.ARENA_REFUSED_EVENTS >= L.ARENA_CLOSED + 8 + 24 * WRITERS_MAX
+    assert L.ARENA_REFUSED_EVENTS + 8 * len(CAUSES) * L.ARENA_COUNTED_WRITERS <= L.ARENA_ASKED
 
 
 def test_a_mark_is_how_far_the_page_has_come() -> None:
@@ -423,9 +452,9 @@ def test_numbers_and_pages_agree_whatever_is_written(operations: list[tuple[str,
 
 def test_an_unknown_cause_is_a_bug() -> None:
     core: Any = Core()
-    core.writer.refuse("a whim")
     with pytest.raises(KeyError):
-        core.writer.dropped_by_cause()
+        core.writer.refuse("a whim")
+    assert not core.writer.guard.busy
 
 
 def test_the_listener_hears_of_leases_and_of_what_a_turn_did() -> None:
