@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import array
 import os
-import pty
 import re
 import select
 import signal
 import socket
 import subprocess
 import sys
-import termios
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +21,7 @@ import pytest
 
 import aiotrace
 from aiotrace._base.backend import c_module
+from support.terminal import Terminal, shell
 
 pytestmark = pytest.mark.skipif(
     c_module is None, reason="pure Python records with --exec: there is no process in front"
@@ -174,51 +173,11 @@ def test_program_that_ignores_sigterm_goes_on(tmp_path: Path) -> None:
 # --- the terminal ---------------------------------------------------------------------------------
 
 
-class Terminal:
-    """A session with a terminal of its own, in which a shell runs commands."""
-
-    def __init__(self, folder: Path) -> None:
-        self.text = ""
-        self.pid, self.fd = pty.fork()
-        if not self.pid:
-            os.chdir(folder)
-            os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], {**os.environ, "PS1": "$ ", "TERM": "dumb"})
-        attributes = termios.tcgetattr(self.fd)
-        attributes[3] &= ~termios.ECHO
-        termios.tcsetattr(self.fd, termios.TCSANOW, attributes)
-
-    def write(self, text: str) -> None:
-        os.write(self.fd, text.encode())
-
-    def until(self, pattern: str, nudge: str = "") -> re.Match[str]:
-        """Read on until the text has this. A shell tells about its jobs when it prompts: it is nudged to."""
-        patience = 60
-        while not (found := re.search(pattern, self.text)):
-            ready, _, _ = select.select([self.fd], [], [], 1)
-            patience -= not ready
-            assert patience, f"{pattern!r} did not come: {self.text!r}"
-            if not ready:
-                self.write(nudge)
-                continue
-            self.text += os.read(self.fd, 65536).decode(errors="replace")
-        self.text = self.text[found.end() :]
-        return found
-
-    def close(self) -> None:
-        self.write("exit\n")
-        os.waitpid(self.pid, 0)
-        os.close(self.fd)
-
-
 @pytest.fixture
 def terminal(tmp_path: Path) -> Iterator[Terminal]:
     terminal = Terminal(tmp_path)
     yield terminal
     terminal.close()
-
-
-def shell(command: Sequence[str]) -> str:
-    return " ".join(f"'{word}'" for word in command)
 
 
 INTERACTIVE = """
