@@ -11,6 +11,7 @@ What is to happen is in the variable ENDING_SERVER: `support.ends.Case` as JSON,
 from __future__ import annotations
 
 import asyncio
+import atexit
 import ctypes
 import json
 import mmap
@@ -70,7 +71,9 @@ class Load:
             thread.start()
 
     def stop(self) -> None:
-        """No event is called after this: the recording ends before a program's last line."""
+        """No event is called after this: the recording ends with the interpreter's exit handlers."""
+        # A second signal, as gunicorn's main process sends it, must not interrupt the wait for the threads.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT})
         self._stopping = True
         for thread in self._threads:
             thread.join()
@@ -236,21 +239,19 @@ def serve_with_uvicorn() -> None:
 def serve_with_gunicorn() -> None:
     from gunicorn.app.base import BaseApplication
 
-    loads = []
-
     def begin(worker: object) -> None:
         signal.signal(signal.SIGUSR2, fail_in_main_thread)
         leave_with_main()
-        loads.append(Load("worker"))
-        loads[0].serve_in_thread()
-        loads[0].start_threads()
+        load = Load("worker")
+        load.serve_in_thread()
+        load.start_threads()
+        atexit.register(load.stop)
 
     class Application(BaseApplication):  # type: ignore[misc]
         def load_config(self) -> None:
             self.cfg.set("bind", "127.0.0.1:0")
             self.cfg.set("workers", CASE["workers"])
             self.cfg.set("post_worker_init", begin)
-            self.cfg.set("worker_exit", lambda arbiter, worker: [load.stop() for load in loads])
 
         def load(self) -> object:
             return lambda environ, start_response: []
