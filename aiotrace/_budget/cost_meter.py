@@ -38,7 +38,7 @@ from .._page.walk import new_totals, tally, walk
 from .._ring.arena import Arena
 from .._ring.page_cycle import PageCycle
 from .._ring.writer import Writer, Writers
-from .._threads.loop import our_threads
+from .._threads.own_threads import our_threads
 from .policy import Period, group_of
 
 ON_3_11: Final = sys.version_info < (3, 12)

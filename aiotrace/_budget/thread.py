@@ -27,7 +27,7 @@ from .._events.selection import Selection
 from .._events.tracer_switch import follow_open
 from .._page.definitions import DEFINITIONS
 from .._ring.writer import Writers
-from .._threads.loop import block_signals
+from .._threads.own_threads import block_signals
 from .cost_meter import Meter, Reading
 from .policy import IDLE, Budget, group_of, title
 from .statistics import BudgetStatistics, BudgetSwitch

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 from .._base.terminal_text import escape
 from .._decode.event import format_line
-from .._threads.loop import block_signals
+from .._threads.own_threads import block_signals
 from .._traces.decoder import Decoder
 from ..abc import Page
 from .state import Stream

@@ -14,9 +14,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import os
-import signal
-import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -28,23 +25,6 @@ Wrap = Callable[[Callable[[], Awaitable[None]]], Callable[[], Awaitable[None]]]
 SWEEPS_AT_ONCE: Final = 3
 SWEEP_PAUSE: Final = 0.5
 """Seconds before a task that was cancelled more often than that is started again."""
-
-
-_FAULTS: Final = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
-
-
-our_threads: Final[set[int]] = set()
-"""Native ids of aiotrace's threads; some may have ended."""
-_THREADS_MAX: Final = 64
-"""Ids that are kept before those of ended threads are removed."""
-
-
-def block_signals() -> None:
-    """Called first in each of aiotrace's threads: signals are for the program's threads, which may `sigwait`."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _FAULTS)
-    if len(our_threads) >= _THREADS_MAX:
-        our_threads.intersection_update(map(int, os.listdir("/proc/self/task")))
-    our_threads.add(threading.get_native_id())
 
 
 class Loop:

@@ -22,8 +22,9 @@ from typing import Any, Final, TypeVar
 import anyio
 
 from .._base.backend import c_module
-from .loop import Loop, block_signals
+from .loop import Loop
 from .own_loop import ThreadLoop
+from .own_threads import block_signals
 
 T = TypeVar("T")
 

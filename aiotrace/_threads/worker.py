@@ -20,7 +20,8 @@ from typing import Any, Generic, TypeVar, TypeVarTuple, cast
 
 import anyio
 
-from .loop import Loop, block_signals
+from .loop import Loop
+from .own_threads import block_signals
 
 __all__ = ["Job", "Worker", "block_signals", "worker_thread"]
 

@@ -6,22 +6,24 @@
 
 There a task is seen first; from then on a C object takes the place of its coroutine, and sees each of its steps.
 
-What a program can see of its tasks does not change: `get_coro()`, names, `all_tasks()`, tracebacks. A runtime that is
-imported later is hooked then.
+What a program can see of its tasks does not change: `get_coro()`, names, `all_tasks()`, tracebacks. A runtime is hooked
+at the end of its import, so a program without one does not pay for it; one that is imported already, at once.
 """
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import sys
 import warnings
 import weakref
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ._on_import import Import
+
+if TYPE_CHECKING:
+    import asyncio
 
 CANCELLED_MAX: Final = 1000
 """Tasks that are reported for one cancellation of a scope."""
@@ -63,26 +65,54 @@ class Method:
 
 
 class Asyncio:
-    def __init__(self, native: ModuleType) -> None:
+    """
+    Args:
+        parts: What C was started with; asyncio's are filled in when it is imported.
+    """
+
+    def __init__(self, native: ModuleType, parts: dict[str, Any]) -> None:
         self._native = native
+        self._parts = parts
+        self._import = Import("asyncio", self._hook)
+        self._is_late = False
         self._methods: list[Method] = []
-        self._factories = Factories(native, asyncio.BaseEventLoop)
+        self._factories: Factories | None = None
 
     def install(self) -> None:
+        self._import.install()
+        self._is_late = True
+
+    def _hook(self, asyncio: Any) -> None:
+        try:
+            if self._parts["python_step"] is None:  # once: the samples in them live on
+                self._parts.update(_asyncio_parts())
+            self._native.task_start(self._parts)
+            self._hook_classes(asyncio)
+        except ValueError as error:
+            if not self._is_late:
+                raise
+            # This runs in the program's import of asyncio, which must not fail.
+            warnings.warn(f"the tasks of this asyncio are not traced: {error}", RuntimeWarning, stacklevel=2)
+            return
+        self._know_tasks(asyncio)
+
+    def _hook_classes(self, asyncio: Any) -> None:
         base: type = asyncio.Handle
         hooked = self._native.task_handle(base, asyncio.BaseEventLoop.get_debug, report)
         if asyncio.events.Handle is base:
-            asyncio.events.Handle = hooked  # type: ignore[misc]
+            asyncio.events.Handle = hooked
 
         # What a program sees of a task: its own coroutine; and who cancels it.
-        python_task: type = asyncio.tasks._PyTask  # type: ignore[attr-defined]
+        python_task: type = asyncio.tasks._PyTask
         self._methods = [
             Method(python_task, "get_coro", self._make_get_coro),
             Method(python_task, "cancel", self._make_cancel),
         ]
+        self._factories = Factories(self._native, asyncio.BaseEventLoop)
         self._factories.install()
 
-        # Tasks that exist already, and the one that runs now.
+    def _know_tasks(self, asyncio: Any) -> None:
+        """Tasks that exist already, and the one that runs now."""
         for task in _all_tasks():
             self._native.task_know(task)
         loop = asyncio._get_running_loop()
@@ -95,10 +125,15 @@ class Asyncio:
             warnings.warn(
                 f"the tasks of {loop!r} are not traced: it does not schedule them as asyncio's and uvloop's loops do",
                 RuntimeWarning,
-                stacklevel=5,
+                stacklevel=8,
             )
 
     def remove(self) -> None:
+        self._import.remove()
+        if self._factories is None:
+            return  # asyncio was not imported
+        import asyncio
+
         hooked = self._native.task_handle(asyncio.Handle, asyncio.BaseEventLoop.get_debug, report)
         if asyncio.events.Handle is hooked:
             asyncio.events.Handle = asyncio.Handle  # type: ignore[misc]
@@ -125,6 +160,8 @@ class Asyncio:
 
 def is_hooked(loop: asyncio.AbstractEventLoop) -> bool:
     """Whether the steps of a loop's tasks can be traced."""
+    import asyncio
+
     kind = type(loop)
     if kind.__module__.partition(".")[0] == "uvloop":
         return True
@@ -137,6 +174,8 @@ def is_hooked(loop: asyncio.AbstractEventLoop) -> bool:
 
 def report(handle: Any, error: BaseException) -> None:
     """Report an exception as `Handle._run` does, in the same words."""
+    import asyncio
+
     format = asyncio.format_helpers._format_callback_source  # type: ignore[attr-defined]
     options = {"debug": handle._loop.get_debug()} if sys.version_info >= (3, 13) else {}
     context = {
@@ -151,6 +190,8 @@ def report(handle: Any, error: BaseException) -> None:
 
 def _all_tasks() -> list[Any]:
     """The tasks of all loops."""
+    import asyncio
+
     tasks: Any = asyncio.tasks
     found: list[Any] = []
     for name in ("_all_tasks", "_scheduled_tasks", "_eager_tasks"):
@@ -161,6 +202,57 @@ def _all_tasks() -> list[Any]:
             except RuntimeError:
                 continue
     return [task for task in found if not task.done()]
+
+
+def _asyncio_parts() -> dict[str, Any]:
+    """Of what C is started with, what asyncio has."""
+    import asyncio
+
+    task_type, sample = _probe()
+    python_task: Any = asyncio.tasks._PyTask  # type: ignore[attr-defined]  # CPython's own, where C tasks are too
+    return {
+        "task_type": task_type,
+        "sample": sample,
+        "python_step": python_task._Task__step,
+        "python_wakeup": python_task._Task__wakeup,
+        "current_tasks": asyncio.tasks._current_tasks,  # type: ignore[attr-defined]
+        "cancelled_error": asyncio.CancelledError,
+    }
+
+
+def _probe() -> tuple[type | None, tuple[Any, Any, Any, Any]]:
+    """The type of C tasks, if there are any, and samples: what a task gives to its loop and to the future that it waits
+    for, a new task, and its coroutine."""
+    import asyncio
+
+    try:
+        import _asyncio
+    except ImportError:
+        return None, (None, None, None, None)
+    scheduled: list[Callable[..., Any]] = []
+
+    class Loop:
+        def call_soon(self, callback: Callable[..., Any], *args: object, context: object = None) -> None:
+            scheduled.append(callback)
+
+        def get_debug(self) -> bool:
+            return False
+
+    async def wait() -> None:
+        await future
+
+    loop: Any = Loop()
+    future: asyncio.Future[None] = _asyncio.Future(loop=loop)
+    _asyncio.Task(wait(), loop=loop, name="")
+    scheduled[0]()
+    future.set_result(None)
+    wakeup = scheduled[1]
+    wakeup(future)
+    coroutine = wait()
+    task: Any = _asyncio.Task(coroutine, loop=loop, name="")
+    task._log_destroy_pending = False
+    asyncio.tasks._unregister_task(task)  # it is not the program's
+    return _asyncio.Task, (scheduled[2], wakeup, task, coroutine)
 
 
 # --- task factories -------------------------------------------------------------------------------
@@ -195,6 +287,8 @@ class Factories:
             Method(self._owner, "set_task_factory", self._make_setter),
             Method(self._owner, "get_task_factory", self._make_getter),
         ]
+        import asyncio
+
         loop = asyncio._get_running_loop()
         if isinstance(loop, self._owner):
             factory = self._get(loop)

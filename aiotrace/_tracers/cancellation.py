@@ -30,7 +30,7 @@ from .._base.errors import ConfigurationError
 from .._events.event import define
 from .._events.python_stack import is_ours
 from .._events.selection import CANCEL_NS, Selection
-from .._threads.loop import block_signals
+from .._threads.own_threads import block_signals
 from . import task as tasks
 
 OVERDUE: Final = define(

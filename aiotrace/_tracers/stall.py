@@ -38,7 +38,7 @@ from .._page.definitions import DEFINITIONS
 from .._page.kernel_events import pack_stack
 from .._ring.page_cycle import PageCycle
 from .._ring.writer import Writer
-from .._threads.loop import block_signals
+from .._threads.own_threads import block_signals
 from . import task as tasks
 
 if TYPE_CHECKING:

@@ -20,10 +20,8 @@ so this tracer needs the C module.
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import os
-from collections.abc import Callable
 from types import CodeType, ModuleType
 from typing import Any, Final
 
@@ -114,57 +112,27 @@ def find_inner(coroutine: Any) -> Any:
     return None
 
 
+class _NeverRaisedError(BaseException):
+    """Stands where asyncio's CancelledError will be, once asyncio is imported."""
+
+
 def _parts() -> dict[str, Any]:
-    task_type, sample = _probe()
-    python_task: Any = asyncio.tasks._PyTask  # type: ignore[attr-defined]  # CPython's own, where C tasks are too
     return {
         **EVENTS,
         "describe": describe,
         "name_command": DEFINITIONS.name_command,
         "find_line": find_line,
         "find_inner": find_inner,
-        "task_type": task_type,
-        "sample": sample,
-        "python_step": python_task._Task__step,
-        "python_wakeup": python_task._Task__wakeup,
-        "current_tasks": asyncio.tasks._current_tasks,  # type: ignore[attr-defined]
-        "cancelled_error": asyncio.CancelledError,
+        # Of asyncio and trio, until they are imported: `_runtimes` fills them in.
+        "task_type": None,
+        "sample": (None, None, None, None),
+        "python_step": None,
+        "python_wakeup": None,
+        "current_tasks": {},
+        "cancelled_error": _NeverRaisedError,
         "trio_cancelled": None,
         "trio_error": None,
     }
-
-
-def _probe() -> tuple[type | None, tuple[Any, Any, Any, Any]]:
-    """The type of C tasks, if there are any, and samples: what a task gives to its loop and to the future that it waits
-    for, a new task, and its coroutine."""
-    try:
-        import _asyncio
-    except ImportError:
-        return None, (None, None, None, None)
-    scheduled: list[Callable[..., Any]] = []
-
-    class Loop:
-        def call_soon(self, callback: Callable[..., Any], *args: object, context: object = None) -> None:
-            scheduled.append(callback)
-
-        def get_debug(self) -> bool:
-            return False
-
-    async def wait() -> None:
-        await future
-
-    loop: Any = Loop()
-    future: asyncio.Future[None] = _asyncio.Future(loop=loop)
-    _asyncio.Task(wait(), loop=loop, name="")
-    scheduled[0]()
-    future.set_result(None)
-    wakeup = scheduled[1]
-    wakeup(future)
-    coroutine = wait()
-    task: Any = _asyncio.Task(coroutine, loop=loop, name="")
-    task._log_destroy_pending = False
-    asyncio.tasks._unregister_task(task)  # it is not the program's
-    return _asyncio.Task, (scheduled[2], wakeup, task, coroutine)
 
 
 _hooks: list[Hook] = []
@@ -211,7 +179,7 @@ def _hook() -> None:
     if not _started:
         _started.update(_parts())
     native.task_start(_started)
-    hooks: list[Hook] = [Asyncio(native), Uvloop(native), Trio(native, _started)]
+    hooks: list[Hook] = [Asyncio(native, _started), Uvloop(native), Trio(native, _started)]
     try:
         for hook in hooks:
             hook.install()

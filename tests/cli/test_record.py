@@ -709,3 +709,42 @@ def test_a_program_whose_reader_is_outside_imports_nothing_of_it(tmp_path: Path)
         "uuid",
     }
     assert not (others | {"importlib.metadata"}) & {*modules}
+
+
+LATE_ASYNCIO = """
+import sys
+assert not {"asyncio", "anyio", "ssl", "socket", "queue"} & {*sys.modules}
+import asyncio
+async def child(): await asyncio.sleep(0)
+async def main(): await asyncio.create_task(child(), name="kid")
+asyncio.run(main())
+"""
+LATE_TRIO = """
+import sys
+import trio
+assert "asyncio" not in sys.modules
+async def child(): await trio.sleep(0)
+async def main():
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(child, name="kid")
+trio.run(main)
+"""
+LATE_UVLOOP = LATE_ASYNCIO.replace("asyncio.run(", "import uvloop; uvloop.run(")
+
+
+@pytest.mark.skipif(c_module is None, reason="NOT RUN: the recorder process needs the C module")
+@pytest.mark.parametrize("program", [LATE_ASYNCIO, LATE_TRIO, LATE_UVLOOP], ids=["asyncio", "trio", "uvloop"])
+def test_a_runtime_is_hooked_when_the_program_imports_it(tmp_path: Path, program: str) -> None:
+    if "uvloop" in program:
+        pytest.importorskip("uvloop")
+    done = record("--external", "-q", "-c", program, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with aiotrace.open_trace(tmp_path / "trace.dat") as trace:
+        events = list(trace)
+    kids = {
+        event.fields["task"]
+        for event in events
+        if event.name in ("task:spawn", "task:name") and "kid" in str(event.fields["name"])
+    }
+    done_kids = [event for event in events if event.name == "task:done" and event.fields["task"] in kids]
+    assert len(kids) == 1 and [event.fields["result"] for event in done_kids] == ["returned"]
