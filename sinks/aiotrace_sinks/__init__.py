@@ -33,6 +33,17 @@ _MODULES: Final = {
     "TraceCmdSink": "_tracecmd",
 }
 
+SCHEMES: Final = {
+    "file": "FileSink",
+    "null": "NullSink",
+    "tcp": "SocketSink",
+    "text": "TextSink",
+    "tls": "SocketSink",
+    "trace-cmd": "TraceCmdSink",
+    "unix": "SocketSink",
+}
+"""The sink of each URL scheme, as the entry points say: these are found without reading those of all packages."""
+
 
 def __getattr__(name: str) -> Any:
     """Each is imported when it is first used: a program that writes a file does not pay for decoding."""

@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 import aiotrace
+import aiotrace_sinks
 from aiotrace.__main__ import main
 from aiotrace._launcher.front import parent
 
@@ -96,6 +97,7 @@ def test_sinks_are_found_by_their_entry_points() -> None:
         "trace-cmd": "aiotrace_sinks:TraceCmdSink.from_url",
         "unix": "aiotrace_sinks:SocketSink.from_url",
     }
+    assert found == {scheme: f"aiotrace_sinks:{name}.from_url" for scheme, name in aiotrace_sinks.SCHEMES.items()}
 
 
 # --- options --------------------------------------------------------------------------------------

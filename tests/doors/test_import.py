@@ -84,3 +84,8 @@ runpy.run_module("aiotrace", run_name="__main__")
     assert "argparse" in modules
     assert "aiotrace._cli.record" not in modules
     assert too_much(modules) == set()
+
+
+def test_a_sink_of_aiotrace_is_opened_without_reading_entry_points() -> None:
+    code = "import sys, aiotrace; aiotrace.sink('null:'); print('importlib.metadata' in sys.modules)"
+    assert run(f"import sys; sys.path[:0] = {sys.path!r}\n{code}", "-I", "-S").split() == ["False"]

@@ -20,6 +20,7 @@ import platform
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -87,6 +88,9 @@ def main() -> int:
     if trace_cmd is None or c_module is None:
         print("NOT RUN: needs trace-cmd, and aiotrace's C module", file=sys.stderr)
         return 1
+
+    # A shell starts what runs in its background with SIGINT ignored, which a program inherits.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     servers = [server for server in ends.SERVERS if ends.can_run(server)]
     today = datetime.datetime.now(datetime.UTC).date()

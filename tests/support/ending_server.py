@@ -73,10 +73,13 @@ class Load:
     def stop(self) -> None:
         """No event is called after this: the recording ends with the interpreter's exit handlers."""
         # A second signal, as gunicorn's main process sends it, must not interrupt the wait for the threads.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT})
-        self._stopping = True
-        for thread in self._threads:
-            thread.join()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGQUIT})
+        try:
+            self._stopping = True
+            for thread in self._threads:
+                thread.join()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     async def serve(self) -> None:
         """Until it is cancelled, or fails."""
