@@ -1,35 +1,17 @@
-"""C's operators and the kernel's print helpers, applied to values of fields.
+"""Parts of C, and of the kernel's print helpers, that work on values of fields alone.
 
 Every number is cut to 64 bits, so that no expression grows. What C leaves undefined raises an ArithmeticError or a
-LookupError; the caller then prints the fields instead.
+LookupError; the caller then prints the fields instead. All take time in proportion to their value's size.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
+import re
 from typing import Any, Final
 
-__all__ = ["BINARY", "MASK", "as_bytes", "cpu_list", "cut", "item"]
+__all__ = ["MASK", "as_bytes", "cpu_list", "cut", "divide", "hex_mask", "item"]
 
 MASK: Final = (1 << 64) - 1
-
-BINARY: Final[tuple[dict[str, Callable[[Any, Any], Any]], ...]] = (
-    {"|": lambda a, b: a | b},
-    {"^": lambda a, b: a ^ b},
-    {"&": lambda a, b: a & b},
-    {"==": lambda a, b: int(a == b), "!=": lambda a, b: int(a != b)},
-    {
-        "<": lambda a, b: int(a < b),
-        ">": lambda a, b: int(a > b),
-        "<=": lambda a, b: int(a <= b),
-        ">=": lambda a, b: int(a >= b),
-    },
-    {"<<": lambda a, b: cut(a << (b & 63)), ">>": lambda a, b: a >> (b & 63)},
-    {"+": lambda a, b: cut(a + b), "-": lambda a, b: cut(a - b)},
-    {"*": lambda a, b: cut(a * b), "/": lambda a, b: _divide(a, b), "%": lambda a, b: a - b * _divide(a, b)},
-)
-"""By precedence, the weakest first."""
 
 
 def cut(value: int) -> int:
@@ -39,7 +21,14 @@ def cut(value: int) -> int:
     return value & MASK
 
 
-def _divide(a: int, b: int) -> int:
+def divide(a: Any, b: Any) -> Any:
+    """As C does, towards zero.
+
+    Raises:
+        ZeroDivisionError: `b` is 0.
+    """
+    if isinstance(a, float) or isinstance(b, float):
+        return a / b
     quotient = abs(a) // abs(b)
     return quotient if (a < 0) == (b < 0) else -quotient
 
@@ -49,35 +38,50 @@ def item(value: Any, index: int) -> Any:
 
     Raises:
         LookupError: There is no such element.
+        TypeError: It is no array.
     """
     if isinstance(value, str):
-        return as_bytes(value)[index] if index < len(as_bytes(value)) else 0
+        value = as_bytes(value)
+        return value[index] if 0 <= index < len(value) else 0
     if index < 0:
         raise LookupError(index)
     return value[index]
 
 
 def as_bytes(value: Any) -> bytes:
-    """The memory that a string, bytes or an array of numbers of 64 bits has."""
+    """The memory that a string or bytes has, without the string's NUL.
+
+    Raises:
+        TypeError: It is neither.
+    """
     if isinstance(value, str):
-        return value.encode("utf-8", "surrogatepass")
+        try:
+            return value.encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError:  # surrogates that were written as such
+            return value.encode("utf-8", "surrogatepass")
     if isinstance(value, bytes):
         return value
-    return b"".join(struct.pack("<Q", number & MASK) for number in value)
+    raise TypeError("not an array of bytes")
+
+
+def hex_mask(words: Any, bits: int) -> str:
+    """A bitmask as the kernel's `%*pb` prints it: `00000000,000000f1`."""
+    digits = _hex(words, bits)
+    first = len(digits) % 8
+    groups = [digits[at : at + 8] for at in range(first, len(digits), 8)]
+    return ",".join([digits[:first], *groups] if first else groups)
 
 
 def cpu_list(words: Any, bits: int) -> str:
-    """A bitmask as the kernel prints it: `0-3,7`."""
-    total = 0
-    for index, word in enumerate(words if isinstance(words, tuple) else ()):
-        total |= (word & MASK) << (index * bits)
-    ranges, cpu = [], 0
-    while total >> cpu:
-        if total >> cpu & 1:
-            first = cpu
-            while total >> cpu & 1:
-                cpu += 1
-            ranges.append(f"{first}-{cpu - 1}" if cpu - 1 > first else str(first))
-        else:
-            cpu += 1
-    return ",".join(ranges)
+    """A bitmask as the kernel's `%*pbl` prints it: `0-3,7`."""
+    places = f"{int(_hex(words, bits) or '0', 16):b}"[::-1]
+    runs = [(match.start(), match.end() - 1) for match in re.finditer("1+", places)]
+    return ",".join(f"{first}-{last}" if last > first else str(first) for first, last in runs)
+
+
+def _hex(words: Any, bits: int) -> str:
+    """All words as one number, its last word first; bits a word."""
+    if not isinstance(words, (tuple, bytes)):
+        raise TypeError("not a bitmask")
+    mask, width = (1 << bits) - 1, -(-bits // 4)
+    return "".join([f"{int(word) & mask:0{width}x}" for word in reversed(words)])

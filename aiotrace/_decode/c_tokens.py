@@ -13,7 +13,12 @@ from typing import Final
 
 from .._base.errors import TraceFormatError
 
-__all__ = ["split_tokens", "unquoted"]
+__all__ = ["ExcessiveFormatError", "split_tokens", "unquoted"]
+
+
+class ExcessiveFormatError(TraceFormatError):
+    """A print fmt asks for what no kernel's does: people are told, beside the event's fields."""
+
 
 TEXT_MAX: Final = 1 << 16
 """Characters of the longest print fmt that is interpreted; the longest of Linux 6.18 has 14,000."""
@@ -22,7 +27,7 @@ _TOKEN: Final = re.compile(
     r"""\s*(?:
         (?P<string>"(?:[^"\\]|\\.)*")
       | (?P<char>'(?:[^'\\]|\\.[0-7x]{0,3})')
-      | (?P<number>0[xX][0-9a-fA-F]+|\d+)[uUlL]*
+      | (?P<number>(?:0[xX][0-9a-fA-F]+|\d+)[uUlL]*)
       | (?P<name>[A-Za-z_]\w*)
       | (?P<op><<|>>|<=|>=|==|!=|&&|\|\||->|[-+*/%&|^~!<>?:(){}\[\],.=;])
     )""",
@@ -37,7 +42,7 @@ def split_tokens(text: str) -> list[tuple[str, str]]:
         TraceFormatError: The text is too long, or a part of it is no token.
     """
     if len(text) > TEXT_MAX:
-        raise TraceFormatError(f"a print fmt of {len(text)} characters")
+        raise ExcessiveFormatError(f"print fmt: {len(text)} characters, more than {TEXT_MAX}")
     tokens, position, text = [], 0, text.rstrip()
     while position < len(text):
         match = _TOKEN.match(text, position)

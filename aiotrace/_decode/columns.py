@@ -195,6 +195,8 @@ def decode_columns(
 
 
 def _planned(field: FormatField) -> PlannedField:
+    if field.place is Place.DATA_LOC and field.size != 4:
+        raise TraceFormatError(f"field {field.name!r} is no column: strings of the oldest kernels have no length")
     if field.place is not Place.SCALAR:
         return _PLACES[field.place], field.offset, field.size
     return TRUTH if field.kind is FieldKind.BOOL else NUMBER, field.offset, field.size

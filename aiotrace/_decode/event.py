@@ -21,7 +21,7 @@ from .._base.terminal_text import escape, format_pairs
 from .._page import layout as L
 from .._page.definitions import CommandDefinition, Definition, EventDefinition, FunctionDefinition, SymbolDefinition
 from .event_format import EventFormat, Reader, Value, compile_reader, parse_format
-from .print_fmt import compile_print
+from .print_fmt import compile_print, with_byte_fields
 from .printf import Names, Printer
 from .report_lines import format_time
 
@@ -200,13 +200,14 @@ class Tables:
         format = self.formats.get(id)
         if format is None:
             return _Kind(f"unknown:{id}", None, lambda: _read_unknown, lambda: format_pairs)
+        format = with_byte_fields(format, self.long_size)
         return _Kind(
             format.full_name,
             format,
             lambda: compile_reader(
                 format.own_fields, byte_order=self.byte_order, symbols=self.symbols, c_strings=self.c_strings
             ),
-            lambda: compile_print(format, self.functions, long_size=self.long_size),
+            lambda: compile_print(format, self.functions, long_size=self.long_size, byte_order=self.byte_order),
         )
 
     def define(self, definition: Definition) -> None:

@@ -8,7 +8,8 @@
 
         SCALAR     payload[offset : offset + size]
         ARRAY      the same, several elements
-        DATA_LOC   payload[offset : offset + 4] is a u32: offset in the payload | bytes << 16
+        DATA_LOC   payload[offset : offset + 4] is a u32: offset in the payload | bytes << 16;
+                   of 2 bytes, as the oldest kernels have it, it is the offset alone: up to the payload's end
         REL_LOC    the same, its offset counted from the end of that u32
         TAIL       payload[offset :], to its end
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from .._base.errors import TraceFormatError
@@ -91,6 +92,8 @@ class FormatField:
     place: Place
     element_size: int
     """Bytes of one element: 1, 2, 4 or 8."""
+    declared: str = ""
+    """The name in the text, if a field before it has the same: then this one's is `NAME_2`."""
 
     @property
     def is_text(self) -> bool:
@@ -171,7 +174,25 @@ def parse_format(text: str, system: str, *, long_size: int = 8) -> EventFormat:
         raise TraceFormatError(f"the fields of event {name!r} are together larger than {FIELDS_SIZE_MAX} bytes")
     if not name or event_id < 0:
         raise TraceFormatError(f"an event format needs name: and ID:, found name {name!r}, ID {event_id}")
+    fields = _with_own_names(fields)
     return EventFormat(event_id, system, name, _with_counted_tail(system, name, fields), print_format)
+
+
+def _with_own_names(fields: list[FormatField]) -> list[FormatField]:
+    """Fields of one name, like a `type` and a `__data_loc char[] type`, are told apart: the second is `type_2`."""
+    taken = {field.name for field in fields}
+    seen: set[str] = set()
+    named = []
+    for field in fields:
+        if field.name in seen:
+            number = 2
+            while f"{field.name}_{number}" in taken:
+                number += 1
+            field = replace(field, name=f"{field.name}_{number}", declared=field.name)
+            taken.add(field.name)
+        seen.add(field.name)
+        named.append(field)
+    return named
 
 
 def _number(text: str, what: str, most: int) -> int:
@@ -240,8 +261,12 @@ def _declared(declaration: str, offset: int, size: int, signed: bool, long_size:
             place = Place.ARRAY if size else Place.TAIL
     if not name:
         raise TraceFormatError(f"a field should be `TYPE NAME`, found {declaration[:80]!r}")
-    if place in (Place.DATA_LOC, Place.REL_LOC) and size != 4:
+    if (place, size) != (Place.DATA_LOC, 2) and place in (Place.DATA_LOC, Place.REL_LOC) and size != 4:
         raise TraceFormatError(f"field {name[:40]!r} is a {kind_text[:20]} of {size} bytes, not of 4")
+    if place is Place.SCALAR and size == 0:
+        place = Place.TAIL  # kernels before 4.20 declare the text of trace_marker as `char buf`
+    if place is Place.DATA_LOC and not element:
+        element = "char"  # `__data_loc name`, as the oldest kernels have it
     element = " ".join(word for word in element.split() if word not in ("const", "volatile"))
     element_size = _element_size(
         element, declaration[open_bracket:] if open_bracket >= 0 else "", place, size, long_size
@@ -299,7 +324,7 @@ _CODES: Final = {1: "b", 2: "h", 4: "i", 8: "q"}
 def _code(field: FormatField) -> str:
     """The `struct` code of what stands at its offset."""
     if field.place in (Place.DATA_LOC, Place.REL_LOC):
-        return "I"
+        return "I" if field.size == 4 else "H"
     return f"{field.size}s" if field.place is not Place.SCALAR else _element_code(field)
 
 
@@ -408,10 +433,13 @@ def _compile_fix(
 
         return tail
     base = offset + 4 if field.place is Place.REL_LOC else 0
+    is_short = field.size == 2
 
     def dynamic(data: bytes, start: int, length: int, values: list[Any]) -> Any:
         location = values[index]
         at, count = (location & 0xFFFF) + base, location >> 16
+        if is_short:
+            count = max(length - at, 0)
         if at + count > length:
             raise TraceFormatError(
                 f"field {field.name!r} lies at {at}..{at + count} of a record of {length} bytes", offset=start
@@ -424,7 +452,7 @@ def _compile_fix(
 def compile_convert(field: FormatField, byte_order: str, c_strings: bool) -> Callable[[bytes], Any]:
     """A function from the bytes of an array to its value."""
     if field.kind is FieldKind.CHAR:
-        if field.place in (Place.DATA_LOC, Place.REL_LOC) and not c_strings:
+        if field.place in (Place.DATA_LOC, Place.REL_LOC) and field.size == 4 and not c_strings:
             return lambda raw: text_of(raw[:-1] if raw.endswith(b"\0") else raw)
         return lambda raw: text_of(raw.partition(b"\0")[0])
     if field.is_bytes:

@@ -204,7 +204,7 @@ def parts_of(format: EventFormat, *, long_size: int = 8) -> tuple[LinePart, ...]
     text = "".join(unquoted(literal) for literal in re.findall(_STRING, match.group(1), re.DOTALL)).rstrip("\n")
     arguments = _arguments(match.group(2) or "")
     fields = {field.name: field for field in format.own_fields}
-    if arguments is None:
+    if arguments is None or any(field.declared for field in format.own_fields):
         return None
     parts: list[LinePart] = []
     used: list[FormatField] = []
@@ -285,7 +285,7 @@ def _text_kind(named: str, field: FormatField, precision: int) -> int | None:
     if named == "hex":
         return HEX_LOC if field.is_bytes and field.place is Place.DATA_LOC and precision < 0 else None
     if field.is_text:
-        return _TEXTS[field.place]
+        return _TEXTS[field.place] if field.place is not Place.DATA_LOC or field.size == 4 else None
     if field.kind is FieldKind.SYMBOL and field.place is Place.SCALAR and not field.signed and named == "field":
         return SYMBOL
     return None

@@ -154,10 +154,10 @@ append_symbol(const Printer *printer, Text *text, const Part *part, uint64_t key
         Py_DECREF(name);
         return status;
     }
+    if (key == 0)
+        return append_plain(text, part, (const unsigned char *)"(null)", 6);
     Part plain = *part; /* an address is never cut */
     plain.precision = -1;
-    if (key == 0)
-        return append_plain(text, &plain, (const unsigned char *)"(null)", 6);
     char buffer[24];
     char *digits = write_digits(buffer + sizeof buffer, key, 'x');
     *--digits = 'x';
