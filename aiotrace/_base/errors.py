@@ -11,6 +11,7 @@ Outside of the tree, because no caller of the library meets them or because they
     aiotrace.testing.SinkRuleError  (AssertionError)  a sink broke a rule of its contract
     BudgetError, RefusedByRecorderError  (OSError)    the collector's disk budget is spent; the recorder refused
     FullError, RefusedError, WrongValueError, NonsenseError      caught where they are raised, never seen outside
+    ExcessiveFormatError, UnknownNameError                       the same, where print formats are interpreted
 
 An event call raises none of these into a traced program: see law 6 in docs/internals/architecture.md.
 """

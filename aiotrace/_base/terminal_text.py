@@ -21,8 +21,8 @@ def escape(text: str) -> str:
 
 
 def escape_literal(text: str) -> str:
-    """Like `escape`, except that tabs and newlines stay: the format itself has them."""
-    return "\n".join("\t".join(escape(part) for part in line.split("\t")) for line in text.split("\n"))
+    """Like `escape`, except that tabs stay. A newline does not: an event is one line, and must not forge another."""
+    return "\t".join(escape(part) for part in text.split("\t"))
 
 
 _ESCAPES: Final = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}

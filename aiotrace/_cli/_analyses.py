@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from .._base.errors import ConfigurationError
+from .._base.terminal_text import escape, format_pairs
+from .._decode.report_lines import format_time
 from .._reports import Report
 from ..decode import Event, Trace, open_trace
 from . import _losses
@@ -46,7 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--threshold",
         type=_milliseconds,
         metavar="MS",
-        help=f"with --stalls: only stalls of at least MS milliseconds (default: {THRESHOLD_MS:.0f})",
+        help="with --stalls: only stalls of at least MS milliseconds (default: "
+        f"{THRESHOLD_MS:.0f}, or what the recording watched for if that is less)",
     )
 
 
@@ -103,14 +107,13 @@ def _make(arguments: argparse.Namespace, traces: list[Trace]) -> Report:
     from .._reports.stalls import StallsReport
     from .._reports.tasks import TasksReport
 
-    threshold = int(THRESHOLD_MS * 1e6) if arguments.threshold is None else arguments.threshold
     is_logged = any(format.full_name == "log:record" for trace in traces for format in trace.formats)
     reports: dict[str, Callable[[], Report]] = {
         "tasks": TasksReport,
         "latency": LatencyReport,
         "cancellations": CancellationsReport,
         "lost_tasks": lambda: LostTasksReport(is_logged=is_logged),
-        "stalls": lambda: StallsReport(threshold),
+        "stalls": lambda: StallsReport(int(THRESHOLD_MS * 1e6), arguments.threshold),
     }
     return reports[arguments.question]()
 
@@ -123,9 +126,21 @@ def _feed(report: Report, arguments: argparse.Namespace, traces: list[Trace]) ->
         for event in with_progress(trace.events(report.wanted, **choice), traces):
             if not event.is_loss:
                 seen.add(event.name)
-                report.add(event)
+                try:
+                    report.add(event)
+                except (LookupError, TypeError, ValueError) as error:
+                    raise ConfigurationError(_wrong_fields(trace, event, _option(arguments))) from error
         report.end_part()
     return seen
+
+
+def _wrong_fields(trace: Trace, event: Event, option: str) -> str:
+    """Somebody else's events with the names of aiotrace's, or damaged ones."""
+    path, at = escape(os.fsdecode(trace.path)), format_time(event.timestamp_ns).strip()
+    return (
+        f"{path}: {option} cannot use {escape(event.name)} at {at}: it lacks fields, or has others than aiotrace's: "
+        f"{format_pairs(event.fields) or 'none'}"
+    )
 
 
 def _first_ns(trace: Trace) -> int:

@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape
 from .._formats.frames import (
     HEADER_SIZE,
     LENGTH_MAX,
@@ -325,7 +326,7 @@ class Collector:
                 return Finished(unpack_end(body))
             case Kind.ERROR:
                 self._state = _State.OVER
-                return Refused(unpack_error(body))
+                return Refused(escape(unpack_error(body)))
         assert kind == Kind.HEARTBEAT, kind
         return None
 

@@ -29,6 +29,7 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from .._base.errors import TraceFormatError
+from .._base.terminal_text import escape
 from .._formats.frames import Buffer, Kind, pack_definitions, pack_end, pack_entry, pack_error, unpack_error
 from .._page.definitions import Definition
 from ..abc import Ledger, Page, StreamInfo
@@ -326,7 +327,7 @@ class Producer:
                 return self._close()
             case Kind.ERROR:
                 self._state = _State.OVER
-                return [Refused(unpack_error(body))]
+                return [Refused(escape(unpack_error(body)))]
             case _:
                 assert kind == Kind.HEARTBEAT, kind
         return []

@@ -11,6 +11,9 @@ Reports of the stall watcher, made during a stall, are joined with its step, or 
     stall:noticed      stall:stack, kernel_stack      stall:end     task:step
     |-- matched by thread and start time, from any writer ----|     at once after it, in its thread
 
+Where the end of a stall was overwritten, as in a snapshot, later steps of its thread tell that it has ended: then it
+took at least as long as it was watched. One that is followed by nothing of its thread lasts to the end of the trace.
+
 Only the last `INSIDE_MAX` events of a thread are kept and counted by name; the time of the garbage collector is the sum
 of at most `COLLECTIONS_MAX` of its runs.
 """
@@ -43,6 +46,7 @@ KINDS_SHOWN: Final = 6
 CALLBACKS: Final = "callbacks of its loop"
 CALLBACK: Final = "a callback of its loop"
 LASTS: Final = "it had not ended when the trace did"
+OVERWRITTEN: Final = "at least so long: its end is not in the trace"
 CAUSES: Final = {
     "python": "Python code",
     "c_call": "a call into C that holds the GIL",
@@ -84,6 +88,8 @@ class _Thread:
     """How long the steps in it took."""
     stack_of: list[str] | None = None
     """What a stack would belong to if it came next."""
+    last_began_ns: int = 0
+    """When its last step began."""
     ended: Stall | None = None
     """A stall of a task whose end the watcher has just reported: its step follows."""
 
@@ -116,20 +122,24 @@ class Stall:
 class StallsReport:
     """
     Args:
-        threshold_ns: What is at least as long is a stall.
+        threshold_ns: What is at least as long is a stall; and what the recording watched for, if that is shorter.
+        chosen_ns: The threshold that a user chose: this alone counts.
     """
 
     wanted: tuple[str, ...] = ()
     evidence = frozenset({"task:step", "loop:iteration", "stall:noticed", "stall:end"})
 
-    def __init__(self, threshold_ns: int) -> None:
-        self._threshold = threshold_ns
+    def __init__(self, threshold_ns: int, chosen_ns: int | None = None) -> None:
+        self._threshold = threshold_ns if chosen_ns is None else chosen_ns
+        self._keeps_watched = chosen_ns is None
         self._tasks = Tasks(lambda task, result, exception: None)
         self._threads: dict[tuple[int, int], _Thread] = {}
         self._watched: dict[tuple[int, int], Watched] = {}
         """By thread and begin."""
         self._lasting: dict[tuple[int, int], tuple[int, Stall]] = {}
         """The same, of those whose end has not come, and in which part they were noticed."""
+        self._slots: dict[int, int] = {}
+        """The writer in which a task's, or a thread's, last event was."""
         self._last_ns = 0
         self._longest: list[tuple[int, int, Stall]] = []
         self._numbers = itertools.count()
@@ -142,6 +152,10 @@ class StallsReport:
             thread = self._threads[self._part, event.cpu] = _Thread()
         name = event.name
         self._last_ns = event.timestamp_ns
+        if name == "task:step" and "damaged" not in event.fields:
+            thread.last_began_ns = event.timestamp_ns - event.fields["duration_ns"]
+        if name != "stall:stack":  # which is written by another thread
+            self._slots[event.pid] = event.cpu
         stack_of, thread.stack_of = thread.stack_of, None
         if name == "task:step":
             self._step(thread, event)
@@ -181,10 +195,15 @@ class StallsReport:
         watched.cause = fields.get("cause", watched.cause)
         if event.name == "stall:stack":
             watched.at, thread.stack_of = fields["at"], watched.stack
+            if key in self._lasting:
+                lasting = self._lasting[key][1]
+                lasting.duration_ns = max(lasting.duration_ns, event.timestamp_ns - lasting.began_ns)
         elif event.name == "stall:noticed":
             stall = self._stall_of(event, fields["lasted_ns"])
             stall.watched, stall.end = watched, LASTS
             self._lasting[key] = self._part, stall
+            if self._keeps_watched:  # in whole milliseconds: it is noticed a little later
+                self._threshold = min(self._threshold, stall.duration_ns // 1_000_000 * 1_000_000)
         elif event.name == "stall:end":
             self._lasting.pop(key, None)
             watched.cpu_ns, watched.delay_ns = fields["cpu_ns"], fields["delay_ns"]
@@ -237,12 +256,26 @@ class StallsReport:
             heapq.heappop(self._longest)
 
     def end_part(self) -> None:
-        for part, stall in self._lasting.values():
-            if part == self._part:
+        for (thread, _), (part, stall) in self._lasting.items():
+            if part != self._part:
+                continue
+            if self._has_ended(thread, stall):
+                stall.end = OVERWRITTEN
+            else:
                 stall.duration_ns = max(stall.duration_ns, self._last_ns - stall.began_ns)
+        self._slots.clear()
         self._tasks.end_part()
         self._threads.clear()
         self._part += 1
+
+    def _has_ended(self, thread: int, stall: Stall) -> bool:
+        """Whether something of the stalled thread began after the stall."""
+        after = stall.began_ns + SAME_NS
+        for slot in {self._slots.get(thread), self._slots.get(stall.task)} - {None}:
+            found = self._threads.get((self._part, slot or 0))
+            if found is not None and found.last_began_ns > after:
+                return True
+        return any(other == thread and began > after for other, began in self._watched)
 
     def finish(self) -> None:
         for _, stall in self._lasting.values():
@@ -269,8 +302,9 @@ class StallsReport:
             at = format_time(stall.began_ns).strip()
             who = f"{stall.name} ({stall.task})" if stall.task else f"thread {stall.name}"
             watched = stall.watched if stall.watched is not None else Watched(0)
+            least = "at least " if stall.end in (LASTS, OVERWRITTEN) else ""
             yield from block(
-                f"{duration(stall.duration_ns)} at {at}: {who}: {stall.coro}",
+                f"{least}{duration(stall.duration_ns)} at {at}: {who}: {stall.coro}",
                 [
                     ("seen at", watched.at),
                     ("cause", _cause(watched)),
@@ -285,8 +319,8 @@ class StallsReport:
 
 
 def _way(stall: Stall) -> str:
-    if stall.end == LASTS:
-        return LASTS
+    if stall.end in (LASTS, OVERWRITTEN):
+        return stall.end
     return between(stall.start, stall.end) if stall.task and (stall.start, stall.end) != ("?", "?") else ""
 
 

@@ -7,8 +7,13 @@ from pathlib import Path
 import pytest
 
 from aiotrace._cli import main
+from aiotrace._page.definitions import EventDefinition
+from aiotrace._page.encode import encode_record
+from aiotrace._page.entry import PageEntry
+from aiotrace._page.event_schema import Schema
 from aiotrace.abc import Ledger, WriterLedger
-from support.traces import page, store
+from aiotrace.formats import StoredPage, TraceStore
+from support.traces import INFO, page, store
 
 Capture = pytest.CaptureFixture[str]
 
@@ -41,6 +46,25 @@ def test_trace_without_tasks_explains_how_to_record_them(
         f"aiotrace report: {trace}: {question} needs {missing} events, and there are none; record the task tracer: "
         "aiotrace record -e 'task:*' PROGRAM\n"
     )
+
+
+@pytest.mark.parametrize("question", ["--tasks", "--latency", "--cancellations", "--lost-tasks", "--stalls"])
+def test_task_events_that_lack_fields_are_refused_in_a_sentence(tmp_path: Path, capsys: Capture, question: str) -> None:
+    schema = Schema("task:spawn", {"task": "s32"})
+    step = Schema("task:step", {"ready_ns": "u64"})
+    path = tmp_path / "t.dat"
+    made = TraceStore(str(path), INFO)
+    found = [EventDefinition(id, s.system, s.name, s.format_text(id)) for id, s in ((2000, schema), (2001, step))]
+    data = encode_record(0, schema.encode(2000, 77, (5,), lambda text: 0))
+    data += encode_record(1, step.encode(2001, 77, (5,), lambda text: 0))
+    made.write([StoredPage(PageEntry(0, 0, 0, True, 2, 0, 2, 1000, len(data)), memoryview(data))], found)
+    made.end(found, Ledger(()))
+    for _ in made.finish():
+        pass
+    made.close()
+
+    assert main(["report", str(path), question]) == 2
+    assert "it lacks fields, or has others than aiotrace's: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

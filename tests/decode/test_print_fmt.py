@@ -109,9 +109,9 @@ def test_a_print_fmt_is_interpreted_or_the_fields_are_printed(print_format: str,
     assert printed(print_format) == expected
 
 
-def test_control_characters_are_escaped_in_values_but_not_in_the_format() -> None:
+def test_an_event_is_one_line_in_which_control_characters_are_escaped() -> None:
     assert printed(r'"a\tb\n %s %c\n", __get_str(s), 27', s="x\n\x1b[31m\x9b\u202e") == (
-        "a\tb\n x\\n\\x1b[31m\\x9b\\u202e \\x1b"
+        "a\tb\\n x\\n\\x1b[31m\\x9b\\u202e \\x1b"
     )
     assert "\x1b" not in printed('"\x1b %s", REC->c')
 

@@ -266,7 +266,7 @@ def test_a_refusal_before_the_hello_reaches_the_producer() -> None:
 
 def test_last_words_of_the_producer_are_read() -> None:
     peer = Peer().open()
-    assert peer.say(Kind.ERROR, b"no more") == [Refused("no more")]
+    assert peer.say(Kind.ERROR, b"no\x1b[31m more") == [Refused("no\\x1b[31m more")]
     assert peer.collector.is_over
     assert peer.page() == []
 

@@ -272,7 +272,7 @@ def test_arbitrary_bytes_acknowledge_no_page(data: bytes) -> None:
 
 def test_after_the_last_word_nothing_is_heard() -> None:
     peer = make_open()
-    assert peer.say(Kind.ERROR, b"the disk is full") == [Refused("the disk is full")]
+    assert peer.say(Kind.ERROR, b"the disk \x1b[2J\nis full") == [Refused("the disk \\x1b[2J\\nis full")]
     assert peer.acknowledge({0: (1, SIZE)}) == []
     assert peer.producer.tick(1e9) == []
     assert peer.producer.kept_count == 4

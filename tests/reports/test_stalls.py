@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from aiotrace._reports import stalls
 from aiotrace._reports.stalls import StallsReport
 from support.reports import FIRST, FakeEvent, feed, spawn, step, text
@@ -159,6 +161,37 @@ def test_a_stall_that_had_not_ended_lasted_to_the_end_of_the_trace() -> None:
     (row,) = feed(found, noticed(150 * MS, 100 * MS), FakeEvent("audit:open", 900 * MS, 3, {}, 5))
     assert (row["duration_ns"], row["watched"]["cause"]) == (800 * MS, "scheduler")
     assert "ran           it had not ended when the trace did" in text(found)
+
+
+def test_a_stall_whose_end_was_overwritten_is_at_least_as_long_as_seen() -> None:
+    found = report()
+    rows = feed(
+        found,
+        noticed(150 * MS, 100 * MS),
+        noticed(2150 * MS, 2100 * MS),
+        step(2900 * MS, 2901 * MS, A),
+        FakeEvent("audit:open", 5000 * MS, 3, {}, 5),
+    )
+    assert [(row["began_ns"], row["duration_ns"], row["to"]) for row in rows] == [
+        (100 * MS, 50 * MS, stalls.OVERWRITTEN),
+        (2100 * MS, 50 * MS, stalls.OVERWRITTEN),
+    ]
+    assert "at least 50.0 ms at 0.100000" in text(found)
+
+
+def test_the_step_of_a_stall_is_not_taken_for_a_later_one() -> None:
+    (row,) = feed(report(), step(0, 20 * MS, A), noticed(150 * MS, 100 * MS), FakeEvent("audit:open", 900 * MS, A, {}))
+    assert row["to"] == stalls.LASTS
+
+
+@pytest.mark.parametrize(("chosen", "count"), [(None, 1), (100 * MS, 0), (60 * MS, 1)])
+def test_what_was_watched_for_counts_unless_a_threshold_is_chosen(chosen: int | None, count: int) -> None:
+    found = StallsReport(100 * MS, chosen)
+    short = FakeEvent("stall:noticed", 150 * MS, 3, {**noticed(150 * MS, 90 * MS).fields, "lasted_ns": 50 * MS + 77}, 5)
+    rows = feed(found, short, ended(160 * MS, 90 * MS))
+    assert len(rows) == count
+    if chosen is None:
+        assert text(found).startswith("1 stall of 50.0 ms or longer\n")
 
 
 def test_the_watch_forgets_the_oldest(monkeypatch: Any) -> None:
